@@ -1,0 +1,21 @@
+"""Celler: cell-type annotation for single-cell data whose rare types matter."""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+# Loaded on first use: `celler --help` must not wait for torch and scvi-tools.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["datasets", "losses", "metrics", "model", "pl", "tokenizer"],
+    submod_attrs={"version": ["__version__"]},
+)
+
+if TYPE_CHECKING:
+    from celler import datasets as datasets
+    from celler import losses as losses
+    from celler import metrics as metrics
+    from celler import model as model
+    from celler import pl as pl
+    from celler import tokenizer as tokenizer
+    from celler.version import __version__ as __version__

@@ -1,0 +1,118 @@
+"""Sphinx configuration. Builds without a network: no inventory of another project is fetched."""
+
+import contextlib
+import inspect
+import re
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+# The notebooks live at the top of the repository; Sphinx only reads what is in its own folder.
+(HERE / "tutorials").mkdir(exist_ok=True)
+for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
+    shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+
+info = metadata("celler")
+project = "Celler"
+author = "Celler developers"
+copyright = f"2026, {author}"
+version = release = info["Version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # a tutorial is committed with its output
+nb_merge_streams = True
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "unsrt"
+bibtex_reference_style = "author_year"
+
+html_theme = "sphinx_book_theme"
+html_title = f"{project} {version}"
+html_static_path = ["_static"]
+html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+
+# Names of other projects are not links, for want of their inventories. A name of ours that leads nowhere
+# is an error.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:class", r"(?!celler\.).*"),
+    (r"py:.*", r"(anndata|lightning|matplotlib|np|numba|numpy|pandas|pd|plt|sc|scanpy|scipy)\..*"),
+    (r"py:.*", r"(scvi|sklearn|torch)\..*"),
+]
+
+PARAMETER = re.compile(r"(\w+(?:, \w+)*): (\S.*)")
+DIRECTIVE = re.compile(r"\.\. [\w-]+::")
+
+
+def spell_out_docstring(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """House docstrings are compact; reStructuredText wants blank lines and lists.
+
+    A line ``name: meaning`` whose names are parameters or fields of the object becomes an item of a list
+    with what is indented below it, and a directive is set apart from the text around it.
+    """
+    known = parameters_of(obj)
+    spelled_out: list[str] = []
+    kind = "text"
+    for line in lines:
+        previous = kind
+        indented = line.startswith(" ")
+        match = PARAMETER.fullmatch(line)
+        if not line.strip():
+            kind = previous if previous == "directive" else "blank"
+        elif match and known.issuperset(match[1].split(", ")):
+            kind, line = "item", f"- ``{match[1]}``: {match[2]}"
+        elif indented and previous in ("item", "item continued"):
+            kind, line = "item continued", f"  {line.strip()}"
+        elif indented and previous == "directive":
+            pass
+        else:
+            kind = "directive" if DIRECTIVE.match(line) else "text"
+        begins = kind.split()[0] != previous.split()[0]
+        if begins and line.strip() and spelled_out and spelled_out[-1].strip():
+            spelled_out.append("")
+        spelled_out.append(line)
+    lines[:] = [*spelled_out, ""]
+
+
+def parameters_of(obj: Any) -> set[str]:
+    """Names of an object's parameters and, for a class, of its annotated fields."""
+    names = set(getattr(obj, "__annotations__", {}))
+    with contextlib.suppress(TypeError, ValueError):  # not callable, or built in
+        names |= set(inspect.signature(obj).parameters)
+    return names
+
+
+def skip_named_tuple_fields(
+    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Their only text is "Alias for field number 0"; the class's docstring says more."""
+    return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", spell_out_docstring)
+    app.connect("autodoc-skip-member", skip_named_tuple_fields)

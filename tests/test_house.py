@@ -1,0 +1,241 @@
+"""The house rules: floors, sizes, who may import what, one version, every public name documented."""
+
+import ast
+import importlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "celler"
+FLOORS = {
+    **dict.fromkeys(["tokenizer", "network", "losses", "labels"], 1),
+    **dict.fromkeys(["genes", "metrics", "datasets", "version"], 1),
+    **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
+    **dict.fromkeys(["pp", "tl", "pl"], 2),
+    **dict.fromkeys(["model"], 3),
+    **dict.fromkeys(["benchmark", "demo"], 4),
+    **dict.fromkeys(["cli"], 5),
+}
+MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
+# Documented by scvi-tools for those who build on BaseModelClass, although their names start with "_".
+ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOM_FILES = [path for path in FILES if path != PACKAGE / "__init__.py"]
+TEST_FILES = sorted((ROOT / "tests").glob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), name_of(path))
+
+
+def imports_of(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """(module, name taken from it or "", name it is bound to) of each import, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, "", alias.asname or alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: write the whole module name"
+            for alias in node.names:
+                yield node.module or "", alias.name, alias.asname or alias.name
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    modules = (module.split(".") for module, _, _ in imports_of(parse(path)))
+    return {parts[1] for parts in modules if parts[0] == "celler" and len(parts) > 1}
+
+
+def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_the_package_has_rooms():
+    assert ROOM_FILES, f"no modules under {PACKAGE}"
+
+
+@pytest.mark.parametrize("path", ROOM_FILES, ids=name_of)
+def test_imports_only_from_a_lower_floor(path):
+    room = room_of(path)
+    assert room in FLOORS, f"{name_of(path)}: give the room {room!r} a floor"
+    for other in rooms_imported_by(path) - {room}:
+        assert other in FLOORS, f"{name_of(path)} imports celler.{other}, which has no floor"
+        assert FLOORS[other] < FLOORS[room], (
+            f"{name_of(path)} (floor {FLOORS[room]}) imports celler.{other} (floor {FLOORS[other]})"
+        )
+
+
+@pytest.mark.parametrize("path", ROOM_FILES, ids=name_of)
+def test_does_not_import_the_face(path):
+    for module, name, bound in imports_of(parse(path)):
+        # `import celler.losses` binds the name `celler`, which is the face
+        is_face = module == "celler" or (not name and bound == "celler")
+        assert not is_face, (
+            f"{name_of(path)} imports the face: write `from celler.<room> import ...`"
+        )
+
+
+@pytest.mark.parametrize("path", [*FILES, *TEST_FILES], ids=name_of)
+def test_file_size(path):
+    n_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert n_lines <= MAX_LINES, f"{name_of(path)} has {n_lines} lines: one room or two?"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_functions_fit_a_screen(path):
+    for function in functions_of(parse(path)):
+        where = f"{name_of(path)}:{function.lineno} {function.name}"
+        body = function.body
+        if ast.get_docstring(function, clean=False) is not None:
+            body = body[1:]
+        n_lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+        assert n_lines <= MAX_BODY, f"{where}: a body of {n_lines} lines"
+
+        arguments = function.args
+        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        parameters += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+        names = [parameter.arg for parameter in parameters if parameter.arg not in ("self", "cls")]
+        assert len(names) <= MAX_PARAMETERS, f"{where}: {len(names)} parameters"
+
+
+@pytest.mark.parametrize("start", ["pl", "tl"])
+def test_plots_and_tools_never_import_torch(start):
+    """Neither themselves nor through the rooms they import."""
+    rooms, waiting = set(), {start}
+    while waiting:
+        room = waiting.pop()
+        rooms.add(room)
+        for path in (path for path in ROOM_FILES if room_of(path) == room):
+            modules = {module.split(".")[0] for module, _, _ in imports_of(parse(path))}
+            heavy = modules & {"torch", "lightning", "scvi"}
+            assert not heavy, f"{start} reaches {name_of(path)}, which imports {heavy}"
+            waiting |= rooms_imported_by(path) - rooms
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in ALLOWED_PRIVATE
+
+
+def private_names_used(tree: ast.Module) -> Iterator[str]:
+    """Private names of other packages: imported, or reached through something imported from them."""
+    foreign = set()
+    for module, name, bound in imports_of(tree):
+        if module.split(".")[0] in ("celler", "__future__"):
+            continue
+        foreign.add(bound)
+        if any(map(is_private, [*module.split("."), name])):
+            yield f"{module}.{name}".removesuffix(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in foreign:
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_private_names_of_dependencies(path):
+    assert list(private_names_used(parse(path))) == []
+
+
+def test_private_names_are_found():
+    source = """
+        import numpy as np
+        import scvi.data._utils
+        from scvi.model import _multivi
+        from celler.losses import _own
+        np.core._methods.x, np._globals, np.__version__, self._own, _own._x
+        scvi.model.base.BaseModelClass._get_init_params
+    """
+    tree = ast.parse("\n".join(line.strip() for line in source.splitlines()))
+    expected = ["np._globals", "np.core._methods", "scvi.data._utils", "scvi.model._multivi"]
+    assert sorted(private_names_used(tree)) == expected
+
+
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert importlib.metadata.version("celler") == project["version"]
+    assert importlib.import_module("celler").__version__ == project["version"]
+    for path in FILES:
+        assert f'"{project["version"]}"' not in path.read_text(encoding="utf-8"), name_of(path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import celler",
+        "import celler; dir(celler); celler.__version__",
+        "import celler.cli",
+        "import celler.cli\ntry: celler.cli.main(['--help'])\nexcept SystemExit: pass",
+    ],
+    ids=["import", "dir", "cli", "help"],
+)
+def test_starting_does_not_import_what_is_heavy(statement):
+    """`celler --help` answers at once because nothing here imports torch, scvi-tools or scanpy."""
+    heavy = ["torch", "lightning", "scvi", "scanpy", "anndata", "numba", "pandas", "sklearn"]
+    code = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
+
+
+def documented_names() -> set[str]:
+    """Full names in the autosummary tables and auto directives of docs/api.md."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    names, module, in_table = set(), "", False
+    for line in map(str.strip, text.splitlines()):
+        if match := re.match(r"(?:\.\. |```\{)(?:py:)?currentmodule(?:::|\}) *([\w.]+)", line):
+            module = match[1]
+        elif match := re.match(r"(?:\.\. |```\{)auto(?!summary)\w+(?:::|\}) *([\w.]+)", line):
+            names.add(f"{module}.{match[1]}")
+        elif re.match(r"(?:\.\. |```\{)autosummary", line):
+            in_table = True
+        elif line.startswith("```"):
+            in_table = False
+        elif in_table and re.fullmatch(r"[\w.]+", line):
+            names.add(f"{module}.{line}")
+    return {name if name.startswith("celler.") else f"celler{name}" for name in names}
+
+
+def public_names() -> set[str]:
+    """What the face hands on, down to the names of each room's ``__all__``."""
+    celler = importlib.import_module("celler")
+    names = set()
+    for room_name in celler.__all__:
+        room = getattr(celler, room_name)
+        if not room_name.startswith("_"):
+            names |= {f"celler.{room_name}.{name}" for name in getattr(room, "__all__", [])}
+            assert hasattr(room, "__all__"), f"celler.{room_name} needs an __all__"
+    return names
+
+
+def test_every_public_name_is_documented():
+    assert sorted(public_names() - documented_names()) == []
+
+
+def test_every_documented_name_exists():
+    names = documented_names()
+    assert names, "docs/api.md names nothing"
+    for full_name in sorted(names):
+        module, _, name = full_name.rpartition(".")
+        found = hasattr(importlib.import_module(module), name)
+        assert found, f"docs/api.md documents {full_name}, which does not exist"
