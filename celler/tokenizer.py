@@ -1,0 +1,283 @@
+"""Tokens: CSR rows become gene ids, rank bins and log1p expression, compiled and never densified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+__all__ = ["BadValueError", "TokenBatch", "Tokenizer"]
+
+#: Library size to which every cell is scaled before ``log1p``.
+TARGET_SUM = 1e4
+
+
+class TokenBatch(NamedTuple):
+    """One minibatch of B cells as sets of at most T expressed genes, padded on the right.
+
+    gene_ids: ``(B, T)`` int32, row of the gene in the model's vocabulary; 0 where padded.
+    values: ``(B, T)`` uint8, rank bin of the value within its cell, 1…n_bins − 1; 0 where padded.
+    expression: ``(B, T)`` float32, ``log1p`` of counts per 10,000; 0 where padded.
+    padding_mask: ``(B, T)`` bool, True where there is no gene.
+    """
+
+    gene_ids: Tensor
+    values: Tensor
+    expression: Tensor
+    padding_mask: Tensor
+
+
+class BadValueError(ValueError):
+    """A negative, NaN or infinite value: ``row`` in the block that was read and the ``value``."""
+
+    def __init__(self, row: int, value: float) -> None:
+        super().__init__(
+            f"row {row} holds the value {value}; finite values >= 0 are needed "
+            "(counts, or log1p-normalised counts)."
+        )
+        self.row, self.value = row, value
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How a row of expression values becomes tokens.
+
+    Bins are those of scGPT: the edges are the quantiles of the cell's non-zero values at
+    ``linspace(0, 1, n_bins - 1)`` and the bin is the number of edges <= the value. They depend on
+    ranks alone, so counts and their logarithm give the same bins; equal values share a bin.
+
+    n_bins: number of bins with the zero bin, 3 to 256.
+    max_genes: most tokens a cell may have, ``None`` for no limit.
+    """
+
+    n_bins: int = 51
+    max_genes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.n_bins <= 256:
+            raise ValueError(f"n_bins={self.n_bins} was given; 3 to 256 are possible.")
+        if self.max_genes is not None and self.max_genes < 1:
+            raise ValueError(
+                f"max_genes={self.max_genes} was given; at least 1 is needed, or None."
+            )
+
+    def __call__(
+        self,
+        X: sparse.csr_matrix,
+        gene_map: np.ndarray,
+        *,
+        is_log: bool = False,
+        target_sum: float = TARGET_SUM,
+        token_dropout: float = 0.0,
+        seeds: np.ndarray | None = None,
+    ) -> TokenBatch:
+        """Tokenize the rows of ``X (B, n_vars)``.
+
+        gene_map: ``(n_vars,)`` int32, vocabulary row of each column, −1 to skip the column.
+        is_log: the values are natural ``log1p`` values and not proportional to counts.
+        target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``.
+        token_dropout: share of a cell's tokens left out at random, needs ``seeds``.
+        seeds: ``(B,)`` uint64, one per cell; given in training, where ``max_genes`` keeps a random
+            subset. Without them the genes of highest value are kept, ties by vocabulary order.
+
+        Raises :class:`BadValueError` for a negative, NaN or infinite value.
+        """
+        if token_dropout and seeds is None:
+            raise ValueError("token_dropout needs seeds, one per cell.")
+        data = np.ascontiguousarray(X.data, dtype=np.float32)
+        n_tokens, bad_row = _count_tokens(X.indptr, X.indices, data, gene_map)
+        if bad_row >= 0:
+            row = data[X.indptr[bad_row] : X.indptr[bad_row + 1]]
+            raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
+        n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
+        if self.max_genes is not None:
+            n_kept = np.minimum(n_kept, self.max_genes)
+        shape = (len(n_kept), max(1, int(n_kept.max(initial=0))))
+        gene_ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
+        expression = np.zeros(shape, np.float32)
+        _fill_tokens(
+            X.indptr, X.indices, data.view(np.int32), gene_map, n_tokens, n_kept,
+            self.n_bins, is_log, target_sum,
+            np.empty(0, np.uint64) if seeds is None else seeds,
+            gene_ids, values, expression,
+        )  # fmt: skip
+        return TokenBatch(*map(torch.from_numpy, (gene_ids, values, expression, values == 0)))
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_tokens(indptr, indices, data, gene_map):  # type: ignore[no-untyped-def]
+    """Mapped non-zeros per row ``(B,)``, and the first row with a value that is not allowed or −1."""
+    n_tokens = np.zeros(len(indptr) - 1, np.int64)
+    for row in range(len(n_tokens)):
+        for i in range(indptr[row], indptr[row + 1]):
+            value = data[i]
+            if not (value >= 0 and value < np.inf):
+                return n_tokens, row
+            if value > 0 and gene_map[indices[i]] >= 0:
+                n_tokens[row] += 1
+    return n_tokens, -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_random(state):  # type: ignore[no-untyped-def]
+    """One step of splitmix64: the new state and a number in [0, 1)."""
+    state += np.uint64(0x9E3779B97F4A7C15)
+    z = state
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state, ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+class _Distinct(NamedTuple):
+    """Hash table of one cell's distinct values; a slot is in use where ``stamp`` is the cell's row.
+
+    ``bits`` are those of the float32 value, ``order`` lists the slots by rising value.
+    """
+
+    stamp: np.ndarray
+    bits: np.ndarray
+    count: np.ndarray
+    order: np.ndarray
+    bin: np.ndarray
+    rank: np.ndarray
+    log: np.ndarray
+
+
+class _Mapped(NamedTuple):
+    """One cell's tokens: their gene, the slot of their value, and whether they are kept."""
+
+    gene: np.ndarray
+    slot: np.ndarray
+    is_kept: np.ndarray
+
+
+@numba.njit(cache=True, nogil=True)
+def _workspace(longest):  # type: ignore[no-untyped-def]
+    """Arrays for the work on one row of at most ``longest`` tokens, made once for all rows."""
+    size = 2
+    while size < 2 * longest:
+        size *= 2
+    distinct = _Distinct(
+        np.full(size, -1, np.int32), np.empty(size, np.int32), np.empty(size, np.int32),
+        np.empty(longest, np.int32),
+        np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
+    )  # fmt: skip
+    mapped = _Mapped(
+        np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.bool_)
+    )
+    return distinct, mapped
+
+
+@numba.njit(cache=True, nogil=True)
+def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[no-untyped-def]
+    """Fill ``mapped`` and the ``distinct`` values with their counts; returns how many there are.
+
+    A positive float32 orders as its bits do, and a cell holds few distinct values, so bins and
+    logarithms are computed once per distinct value: sorting the row would cost several times more.
+    """
+    size_mask = len(distinct.bits) - 1
+    n_distinct = n = 0
+    for i in range(len(bits)):
+        key, gene = bits[i], gene_map[indices[i]]
+        if key <= 0 or gene < 0:  # 0 and -0 are explicit zeros
+            continue
+        slot = (
+            (np.uint64(np.uint32(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
+        ) & size_mask
+        while distinct.stamp[slot] == row and distinct.bits[slot] != key:
+            slot = (slot + 1) & size_mask
+        if distinct.stamp[slot] != row:
+            distinct.stamp[slot], distinct.bits[slot], distinct.count[slot] = row, key, 0
+            distinct.order[n_distinct] = slot
+            n_distinct += 1
+        distinct.count[slot] += 1
+        mapped.gene[n], mapped.slot[n] = gene, slot
+        n += 1
+    _sort(distinct.order[:n_distinct], distinct.bits)
+    return n_distinct
+
+
+@numba.njit(cache=True, nogil=True)
+def _sort(order, keys):  # type: ignore[no-untyped-def]
+    """Sort the slots ``order`` by their ``keys``, in place."""
+    if len(order) > 64:
+        order[:] = order[np.argsort(keys[order])]
+        return
+    for i in range(1, len(order)):  # insertion sort: the usual cell has a few dozen
+        slot = order[i]
+        j = i
+        while j > 0 and keys[order[j - 1]] > keys[slot]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = slot
+
+
+@numba.njit(cache=True, nogil=True)
+def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ignore[no-untyped-def]
+    """Bin, rank and expression of each distinct value of a cell with ``n`` tokens.
+
+    Edge j of the quantiles lies at position j (n − 1) / (n_bins − 2) of the sorted row, so the
+    number of edges <= a value follows from the last position the value holds, in integers.
+    """
+    values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
+    total = 0.0
+    for slot in order:
+        total += distinct.count[slot] * (np.expm1(values[slot]) if is_log else values[slot])
+    last = -1
+    for rank, slot in enumerate(order):
+        last += distinct.count[slot]
+        distinct.bin[slot] = n_bins - 1 if n == 1 else last * (n_bins - 2) // (n - 1) + 1
+        value = np.expm1(values[slot]) if is_log else values[slot]
+        distinct.log[slot] = np.log1p(value * (target_sum / total))
+        distinct.rank[slot] = rank
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
+    """Keep exactly ``n_kept`` of n tokens, every subset equally likely (Knuth's algorithm S)."""
+    state = seed
+    for k in range(n):
+        state, u = _next_random(state)
+        is_kept[k] = u * (n - k) < n_kept
+        n_kept -= is_kept[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
+    """Keep the ``n_kept`` tokens of highest value; ties by vocabulary order, not column order."""
+    keys = np.empty(n, np.int64)
+    for k in range(n):
+        keys[k] = -rank[mapped.slot[k]] * np.int64(2**32) + mapped.gene[k]
+    mapped.is_kept[:n] = keys <= np.partition(keys, n_kept - 1)[n_kept - 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_tokens(  # type: ignore[no-untyped-def]
+    indptr, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sum, seeds,
+    gene_ids, values, expression,
+):  # fmt: skip
+    """Write the tokens of every row."""
+    distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
+    for row in range(len(n_tokens)):
+        n = n_tokens[row]
+        cell = slice(indptr[row], indptr[row + 1])
+        n_distinct = _tabulate(bits[cell], indices[cell], gene_map, row, distinct, mapped)
+        _describe(distinct, n_distinct, n, n_bins, is_log, target_sum)
+        if n_kept[row] == n:
+            mapped.is_kept[:n] = True
+        elif len(seeds):
+            _keep_random(n, n_kept[row], seeds[row], mapped.is_kept)
+        else:
+            _keep_highest(n, n_kept[row], distinct.rank, mapped)
+        t = 0
+        for k in range(n):
+            if mapped.is_kept[k]:
+                slot = mapped.slot[k]
+                gene_ids[row, t], values[row, t] = mapped.gene[k], distinct.bin[slot]
+                expression[row, t] = distinct.log[slot]
+                t += 1
