@@ -1,0 +1,267 @@
+"""The network: tokens in, logits of each expert and a cell embedding out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes and kinds of a :class:`GeneTransformer`; see :class:`celler.model.Celler` for each."""
+
+    n_genes: int
+    n_classes: int
+    n_bins: int = 51
+    encoder: Literal["latent", "transformer"] = "latent"
+    head: Literal["mlp", "vgg"] = "mlp"
+    n_layers: int = 1
+    d_model: int = 64
+    n_heads: int = 4
+    n_latents: int = 8
+    dropout_rate: float = 0.3
+    use_evidence: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "n_latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; "
+                f"take d_model={self.n_heads * max(1, round(self.d_model / self.n_heads))}."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate={self.dropout_rate} was given; 0 <= it < 1 is needed.")
+        for name, kinds in (("encoder", ENCODERS), ("head", HEADS)):
+            if getattr(self, name) not in kinds:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}."
+                )
+
+
+class NetworkOutput(NamedTuple):
+    """expert_logits: ``(E, B, C)``, one block per expert. embedding: ``(B, D)``."""
+
+    expert_logits: Tensor
+    embedding: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """``(B, C)``: the experts' mean, whose softmax is that of their mean log-probability."""
+        return self.expert_logits.mean(0)
+
+
+class GeneTransformer(nn.Module):
+    """Two experts on one set of tokens: a linear evidence table, and an attention encoder with a head.
+
+    The evidence table carries small data, the encoder what is not additive in the genes; each is
+    trained on its own loss, so neither can hide behind the other.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: nn.Module = ENCODERS[config.encoder](config)
+        self.head: nn.Module = HEADS[config.head](config)
+        self.evidence = EvidenceTable(config) if config.use_evidence else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> NetworkOutput:
+        """Arguments as in :class:`celler.tokenizer.TokenBatch`, each ``(B, T)``."""
+        gene_ids, values = gene_ids.long(), values.long()
+        embedding = self.encoder(gene_ids, values, expression, padding_mask)
+        logits = [self.head(embedding)]
+        if self.evidence is not None:
+            logits.append(self.evidence(gene_ids, expression))
+        return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float())
+
+
+def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
+    """A network with initial weights from ``seed``; the global random state is left alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GeneTransformer(config)
+
+
+class EvidenceTable(nn.Module):
+    """Expert (a): logits linear in expression, one weight per gene and class; explains the model."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.n_genes, config.n_classes))
+        self.bias = nn.Parameter(torch.zeros(config.n_classes))
+
+    def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
+        """``(B, T)`` each -> logits ``(B, C)``."""
+        return weighted_sum(self.weight, gene_ids, expression) + self.bias
+
+
+class LatentEncoder(nn.Module):
+    """Expert (b), the default: the expression-weighted sum of gene embeddings plus gated attention.
+
+    A few learned latents attend to all tokens of the cell, then to each other. Token keys and
+    values are sums of a gene's and a bin's, so they are projected once per table row and minibatch
+    instead of once per token, and with learned queries the first attention needs only a gather.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, self.n_heads = config.d_model, config.n_heads
+        self.gene = nn.Parameter(torch.randn(config.n_genes, d) / d**0.5)
+        self.value = nn.Parameter(torch.randn(config.n_bins, d) / d**0.5)
+        self.query = nn.Parameter(
+            torch.randn(config.n_heads, config.n_latents, d // config.n_heads)
+        )
+        self.key_projection, self.value_projection = nn.Linear(d, d, bias=False), nn.Linear(d, d)
+        self.latent = nn.Parameter(torch.randn(config.n_latents, d) * 0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.sum_norm, self.pool = nn.LayerNorm(d), nn.Linear(config.n_latents * d, d)
+        self.gate = nn.Parameter(torch.zeros(d))
+        self.attention_norm, self.dropout = (
+            nn.LayerNorm(config.n_latents * d),
+            nn.Dropout(config.dropout_rate),
+        )
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``."""
+        additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
+        latents = self.latent + self.attend(gene_ids, values, padding_mask)
+        for block in self.blocks:
+            latents = block(latents)
+        attended = self.pool(self.dropout(self.attention_norm(latents.flatten(1))))
+        return additive + self.gate * attended
+
+    def attend(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor) -> Tensor:
+        """What the latents see in the tokens, ``(B, n_latents, D)``; zeros for an empty cell."""
+        (n_heads, n_latents, d_head), n_cells = self.query.shape, len(gene_ids)
+        # Bin 0 is padding and nothing else: a floor in its row masks at the cost of one table row.
+        floor = (
+            F.one_hot(torch.zeros(1, dtype=torch.long, device=values.device), len(self.value)).T
+            * -1e4
+        )
+        scores = F.embedding(gene_ids, self.scores(self.gene)) + F.embedding(
+            values, self.scores(self.value) + floor
+        )
+        seen = scores.softmax(1).transpose(1, 2) @ F.embedding(
+            gene_ids, self.value_projection(self.gene)
+        )
+        # One product for all heads, of which each keeps its own columns: cheaper than splitting the tokens.
+        seen = seen.view(n_cells, n_heads, n_latents, n_heads, d_head).diagonal(dim1=1, dim2=3)
+        seen = seen.transpose(2, 3).reshape(n_cells, n_latents, -1)
+        return seen * (~padding_mask).any(1)[:, None, None]
+
+    def scores(self, table: Tensor) -> Tensor:
+        """Score of each table row under every head and latent, ``(rows, H·L)``."""
+        keys = self.key_projection(table).unflatten(-1, self.query.shape[::2])
+        return torch.einsum("rhd,hld->rhl", keys, self.query).flatten(1)
+
+
+class TransformerEncoder(nn.Module):
+    """The paper's encoder: full self-attention over all tokens and a cell token, which is returned."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.gene = nn.Parameter(torch.randn(config.n_genes, d) * 0.02)
+        self.value = nn.Parameter(torch.randn(config.n_bins, d) * 0.02)
+        self.cell_token = nn.Parameter(torch.randn(d) * 0.02)
+        self.token_norm, self.norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``; the encoder reads bins, not ``expression``."""
+        tokens = F.embedding(gene_ids, self.gene) + F.embedding(values, self.value)
+        cell = self.cell_token.expand(len(tokens), 1, -1)
+        tokens = self.token_norm(torch.cat([cell, tokens], dim=1))
+        is_token = F.pad(~padding_mask, (1, 0), value=True)[:, None, None, :]
+        for block in self.blocks:
+            tokens = block(tokens, is_token)
+        return self.norm(tokens[:, 0])
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, self.n_heads, self.dropout_rate = config.d_model, config.n_heads, config.dropout_rate
+        self.attention_norm, self.feed_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.in_projection, self.out_projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.feed = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, S, D)``, ``mask (B, 1, 1, S)`` True where attended to -> ``(B, S, D)``."""
+        n_cells, length, d = x.shape
+        heads = self.in_projection(self.attention_norm(x)).view(
+            n_cells, length, 3, self.n_heads, -1
+        )
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.dropout(
+            self.out_projection(attended.transpose(1, 2).reshape(n_cells, length, d))
+        )
+        return x + self.dropout(self.feed(self.feed_norm(x)))
+
+
+class MLPHead(nn.Sequential):
+    """Embedding ``(B, D)`` -> logits ``(B, C)``: one hidden layer."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        d = config.d_model
+        super().__init__(
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(d, 2 * d),
+            nn.GELU(),
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(2 * d, config.n_classes),
+        )
+
+
+class VGGHead(nn.Sequential):
+    """The paper's head: 3-wide convolutions along the embedding, ReLU, max-pool, then dense layers."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        n_channels = (16, 32)
+        layers: list[nn.Module] = [nn.Unflatten(1, (1, config.d_model))]
+        for n_in, n_out in zip((1, *n_channels), n_channels, strict=False):
+            layers += [nn.Conv1d(n_in, n_out, 3, padding=1), nn.ReLU()]
+            layers += [
+                nn.Conv1d(n_out, n_out, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool1d(2, ceil_mode=True),
+            ]
+        width = n_channels[-1] * -(-config.d_model // 4)
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(width, 2 * config.d_model),
+            nn.ReLU(),
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(2 * config.d_model, config.n_classes),
+        )
+
+
+def weighted_sum(table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
+    """Per cell the sum of ``table (n_genes, K)`` rows weighted by expression, ``(B, K)``, in float32."""
+    with torch.autocast(table.device.type, enabled=False):
+        return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
+
+
+ENCODERS = {"latent": LatentEncoder, "transformer": TransformerEncoder}
+HEADS = {"mlp": MLPHead, "vgg": VGGHead}
