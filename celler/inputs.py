@@ -1,0 +1,117 @@
+"""Inputs: rows of expression from any AnnData as CSR, and what the values are."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+#: ``log1p`` of a cell's largest value stays below this; counts and CP10K go far beyond.
+LARGEST_LOG = 30.0
+#: Rows looked at to tell what the values are.
+N_PROBED = 1000
+
+
+@dataclass(frozen=True)
+class ExpressionReader:
+    """Reads rows of ``adata.X`` or of a layer as CSR float32 and never changes ``adata``.
+
+    Views, files in backed mode, CSR, CSC and dense matrices all read alike, a chunk at a time.
+    """
+
+    adata: AnnData
+    layer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.layer not in self.adata.layers:
+            layers = [name for name in self.adata.layers if name is not None]
+            raise KeyError(f"layer={self.layer!r} is not in adata.layers, which has {layers}.")
+        if self.layer is None and self.adata.X is None:
+            raise ValueError(
+                "adata.X is None; pass layer= to name the layer with the expression values."
+            )
+
+    @property
+    def name(self) -> str:
+        """Where the values come from, for messages."""
+        return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
+
+    def rows(self, index: np.ndarray) -> sparse.csr_matrix:
+        """The rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
+        order = np.argsort(index, kind="stable")  # files are read in rising order only
+        rows: np.ndarray | slice = index[order]
+        if len(index) and index[order[-1]] - index[order[0]] == len(index) - 1:
+            rows = slice(
+                int(index[order[0]]), int(index[order[-1]]) + 1
+            )  # one range is read fastest
+        subset = self.adata[rows]
+        X = subset.X if self.layer is None else subset.layers[self.layer]
+        block = sparse.csr_matrix(X, dtype=np.float32)
+        return block if (order[:-1] < order[1:]).all() else block[np.argsort(order, kind="stable")]
+
+    def matrix(self) -> sparse.csr_matrix:
+        """All rows, without a copy where the values already are CSR float32 in memory."""
+        X = self.adata.X if self.layer is None else self.adata.layers[self.layer]
+        if hasattr(X, "to_memory"):
+            X = X.to_memory()
+        elif not (sparse.issparse(X) or isinstance(X, np.ndarray)):
+            X = X[:]
+        return sparse.csr_matrix(X, dtype=np.float32)
+
+    def probe(self) -> sparse.csr_matrix:
+        """Up to 1,000 rows spread evenly over the cells."""
+        subset = self.adata[:: max(1, self.adata.n_obs // N_PROBED)]
+        return sparse.csr_matrix(subset.X if self.layer is None else subset.layers[self.layer])
+
+
+def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
+    """Reads the reference's ``layer`` of a query, or ``X``, and says so, where the query lacks it."""
+    if layer is None or layer in adata.layers:
+        return ExpressionReader(adata, layer)
+    warnings.warn(
+        f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return ExpressionReader(adata)
+
+
+def is_log(reader: ExpressionReader) -> bool:
+    """Whether the values are logarithms (``log1p``) rather than proportional to counts.
+
+    Whole numbers are counts; other values up to 30 are logarithms, above that expected or scaled
+    counts, which serve as counts do. Raises ``ValueError`` where :func:`check_values` does.
+    """
+    values = check_values(reader.probe(), reader)
+    if not len(values) or (values == np.round(values)).all():
+        return False
+    return float(values.max()) <= LARGEST_LOG
+
+
+def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> np.ndarray:
+    """The stored values of ``X``; raises ``ValueError`` for negative, NaN or infinite ones."""
+    values = X.data
+    is_bad = ~(np.isfinite(values) & (values >= 0))
+    if is_bad.any():
+        raise bad_value(float(values[is_bad][0]), reader)
+    return values
+
+
+def bad_value(value: float, reader: ExpressionReader, cell: str | None = None) -> ValueError:
+    """The error for a value that is not allowed: what was found, what is needed, what to do."""
+    where = f"{reader.name} holds the value {value:g}" + (
+        f" (cell {cell!r})" if cell is not None else ""
+    )
+    if value < 0 and np.isfinite(value):
+        what = "negative values mean scaled or centred data"
+    else:
+        what = "NaN and infinite values cannot be ranked"
+    others = [f"layer={name!r}" for name in reader.adata.layers if name not in (None, reader.layer)]
+    raw = ["adata.raw.to_adata()"] if reader.adata.raw is not None else []
+    return ValueError(
+        f"{where}; {what}. Counts or log1p-normalised counts are needed: "
+        f"pass {' or '.join(others + raw) or 'the layer or object that holds them'}."
+    )

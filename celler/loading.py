@@ -1,0 +1,91 @@
+"""Cells for training: an in-memory source of CSR rows, the stratified split and minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from torch.utils.data import Dataset, Sampler
+
+
+@dataclass(frozen=True)
+class CellBlock:
+    """Some cells: ``X (B, n_vars)`` CSR, ``labels (B,)`` codes and ``index (B,)``, their row in the source."""
+
+    X: sparse.csr_matrix
+    labels: np.ndarray
+    index: np.ndarray
+
+
+class InMemorySource(Dataset[CellBlock]):
+    """Labelled cells in memory. ``source[index]`` with an integer array is a :class:`CellBlock`."""
+
+    def __init__(self, X: sparse.csr_matrix, labels: np.ndarray) -> None:
+        self.X, self.labels = X, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: np.ndarray) -> CellBlock:
+        return CellBlock(self.X[index], self.labels[index], index)
+
+
+def split(
+    labels: np.ndarray, *, train_size: float, validation_size: float | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified split of the cells with ``labels (n,)`` into sorted row indices (train, validation).
+
+    Each class gives its share of cells, rounded to the nearest; a class of three or more always
+    gives one to validation, a smaller class none, and every class keeps one for training.
+    ``validation_size=None`` takes all that ``train_size`` leaves.
+    """
+    share = 1.0 - train_size if validation_size is None else validation_size
+    if not 0 < train_size <= 1 or not 0 <= share < 1 or train_size + share > 1 + 1e-9:
+        raise ValueError(
+            f"train_size={train_size} and validation_size={validation_size} were given; "
+            "0 < train_size <= 1 and a sum of at most 1 are needed."
+        )
+    rng = np.random.default_rng(seed)
+    train, validation = [], []
+    for label in np.unique(labels):
+        cells = rng.permutation(np.flatnonzero(labels == label))
+        n = len(cells)
+        n_validation = min(max(1, round(share * n)), n - 1) if n >= 3 and share > 0 else 0
+        n_train = max(1, min(round(train_size * n), n - n_validation))
+        if train_size + share > 1 - 1e-9:
+            n_train = n - n_validation  # all cells are used, whatever the rounding
+        validation.append(cells[:n_validation])
+        train.append(cells[n_validation : n_validation + n_train])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
+
+
+class ShuffledMinibatches(Sampler[np.ndarray]):
+    """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number."""
+
+    def __init__(self, index: np.ndarray, batch_size: int, seed: int) -> None:
+        self.index, self.batch_size, self.seed, self.epoch = index, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
+        # Equal parts rather than a last minibatch of a few cells, whose gradient is mostly noise.
+        yield from np.array_split(rng.permutation(self.index), len(self))
+
+
+class OrderedMinibatches(Sampler[np.ndarray]):
+    """Row indices in minibatches, in the order given."""
+
+    def __init__(self, index: np.ndarray, batch_size: int) -> None:
+        self.index, self.batch_size = index, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.index), self.batch_size):
+            yield self.index[start : start + self.batch_size]

@@ -1,0 +1,341 @@
+"""Training: the Lightning module, the choice of weights, and fit()."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from llvmlite import binding
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
+from tqdm.auto import tqdm
+
+from celler.losses import HDM, Loss
+from celler.network import GeneTransformer
+from celler.tokenizer import TokenBatch
+
+Minibatches = Iterable[tuple[TokenBatch, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; :meth:`celler.model.Celler.train` says what each is for."""
+
+    max_epochs: int
+    batch_size: int = 128
+    loss: Loss = field(default_factory=HDM)
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    evidence_l2: float = 1.0
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    token_dropout: float = 0.3
+    early_stopping: bool = True
+    patience: int | None = None
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    show_progress: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_epochs", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} was given; at least {least} is needed."
+                )
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(
+                f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed."
+            )
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} was given; it must be above 0.")
+
+
+class TrainingPlan(LightningModule):
+    """Loss of every expert, AdamW with warm-up and decay, and macro-F1 on the validation cells.
+
+    A minibatch is ``(TokenBatch, labels (B,))``; ``curves`` gets one row of metrics per epoch.
+    """
+
+    def __init__(
+        self, network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig
+    ) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        self.class_counts: Tensor
+        self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.float32))
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.outcomes: list[tuple[Tensor, Tensor]] = []
+        self.curves: list[dict[str, float]] = []
+
+    def training_step(self, minibatch: tuple[TokenBatch, Tensor], _: int) -> Tensor:
+        """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
+        tokens, labels = minibatch
+        loss = torch.zeros((), device=self.device)
+        for logits in self.network(*tokens).expert_logits:
+            loss = loss + self.config.loss(logits, labels, self.class_counts, self.generator).mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        if self.network.evidence is not None:
+            # The strength of scikit-learn's logistic regression with C = 1 / evidence_l2.
+            strength = self.config.evidence_l2 / self.class_counts.sum()
+            loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
+        return loss
+
+    def validation_step(self, minibatch: tuple[TokenBatch, Tensor], _: int) -> None:
+        """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
+        tokens, labels = minibatch
+        self.outcomes.append((self.network(*tokens).logits, labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, macro-F1 and its standard error."""
+        logits, labels = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+        self.outcomes.clear()
+        macro_f1, standard_error = macro_f1_with_error(logits, labels)
+        self.log("validation_loss", F.cross_entropy(logits, labels))
+        self.log("validation_macro_f1", macro_f1, prog_bar=True)
+        self.log("validation_macro_f1_error", standard_error)
+
+    def on_train_epoch_end(self) -> None:
+        """Copy the epoch's metrics."""
+        self.curves.append(
+            {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on a one-cycle schedule over the steps of the whole training."""
+        config = self.config
+        # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
+        decayed = [
+            p
+            for name, p in self.network.named_parameters()
+            if p.ndim > 1 and "evidence" not in name
+        ]
+        free = [
+            p for name, p in self.network.named_parameters() if p.ndim <= 1 or "evidence" in name
+        ]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.learning_rate,
+            total_steps=max(2, int(self.trainer.estimated_stepping_batches)),
+            pct_start=config.warmup,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class FitOutcome(NamedTuple):
+    """history: curves, one value per epoch. n_epochs: epochs behind the weights that were kept."""
+
+    history: dict[str, list[float]]
+    n_epochs: int
+
+
+class BestWeights(Callback):
+    """Holds the weights of the latest epoch within one standard error of the best macro-F1 so far.
+
+    With few validation cells the highest value is mostly luck, and a lucky early epoch would cost
+    the end of the schedule; with many the error is small and this is the best epoch.
+    """
+
+    def __init__(self, network: GeneTransformer) -> None:
+        self.network, self.best, self.n_epochs = network, -1.0, 0
+        self.state: dict[str, Tensor] | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the epoch that just ended."""
+        metrics = trainer.callback_metrics
+        score, error = (
+            float(metrics["validation_macro_f1"]),
+            float(metrics["validation_macro_f1_error"]),
+        )
+        self.best = max(self.best, score)
+        if score >= self.best - error:
+            self.state = deepcopy(self.network.state_dict())
+            self.n_epochs = trainer.current_epoch + 1
+
+
+class ProgressBar(Callback):
+    """One bar over all minibatches of the training, with the epoch and the validation macro-F1."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self.bar = tqdm(
+            total=int(trainer.estimated_stepping_batches), desc="Training", unit="minibatch"
+        )
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Advance by one minibatch."""
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the epoch's metrics."""
+        figures = {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"}
+        if "validation_macro_f1" in trainer.callback_metrics:
+            figures["macro_f1"] = f"{float(trainer.callback_metrics['validation_macro_f1']):.3f}"
+        self.bar.set_postfix(figures, refresh=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar, also when training stopped early or failed."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def macro_f1_with_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Macro-F1 over the classes in ``labels (B,)``, and the standard error of their mean recall.
+
+    The error is binomial in each class, with one success and one failure added so that a class of
+    a single cell does not count as certain.
+    """
+    n_classes, present = logits.shape[1], labels.unique()
+    options: dict[str, Any] = {"num_classes": n_classes, "average": None}
+    f1 = multiclass_f1_score(logits.argmax(1), labels, **options)[present]
+    scores = multiclass_stat_scores(logits.argmax(1), labels, **options)[present]
+    hits, support = scores[:, 0] + 1.0, scores[:, 4] + 2.0
+    variance = hits / support * (1 - hits / support) / support
+    return f1.mean(), variance.sum().sqrt() / len(present)
+
+
+def fit(
+    network: GeneTransformer,
+    train: Minibatches,
+    validation: Minibatches | None,
+    class_counts: np.ndarray,
+    config: TrainingConfig,
+) -> FitOutcome:
+    """Train ``network`` in place and leave it on ``config.device``."""
+    plan = TrainingPlan(network, class_counts, config)
+    callbacks: list[Callback] = [ProgressBar()] if config.show_progress else []
+    best = BestWeights(network)
+    if validation is not None:
+        callbacks.append(best)
+        if config.early_stopping:
+            callbacks.append(
+                EarlyStopping("validation_macro_f1", mode="max", patience=_patience(config))
+            )
+    with torch.random.fork_rng(), _quiet_lightning():
+        torch.manual_seed(config.seed)
+        trainer = Trainer(
+            max_epochs=config.max_epochs,
+            accelerator=config.device.type,
+            devices=1 if config.device.index is None else [config.device.index],
+            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+            gradient_clip_val=config.gradient_clip,
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(plan, train, validation)
+    if best.state is not None:
+        network.load_state_dict(best.state)
+    network.to(config.device).eval()
+    names = sorted({name for row in plan.curves for name in row})
+    history = {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
+    return FitOutcome(history, best.n_epochs or len(plan.curves))
+
+
+@torch.inference_mode()
+def validation_logits(
+    network: GeneTransformer, minibatches: Minibatches, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``."""
+    device = network.device
+    logits, labels = [], []
+    for tokens, codes in minibatches:
+        with autocast(device, precision):
+            logits.append(network(*(part.to(device) for part in tokens)).logits.cpu())
+        labels.append(codes)
+    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which the network computes in ``precision``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """``auto`` as bfloat16 where the hardware multiplies it in matrix units, else float32.
+
+    That is a GPU that supports it, or a CPU with AMX; AVX512-bf16 alone was measured no faster
+    than float32 at these sizes.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(
+            f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'."
+        )
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    has_amx = device.type == "cpu" and binding.get_host_cpu_features().get("amx-bf16", False)
+    return "bfloat16" if has_amx else "float32"
+
+
+def choose_device(
+    accelerator: str = "auto", devices: int | str | list[int] = "auto"
+) -> torch.device:
+    """The device to train on; a ``ValueError`` says which there are when the one asked for is not."""
+    available = ["cpu"]
+    available += ["gpu"] if torch.cuda.is_available() else []
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    kind = {"cuda": "gpu", "auto": "gpu" if "gpu" in available else "cpu"}.get(
+        accelerator, accelerator
+    )
+    if kind not in available:
+        raise ValueError(
+            f"accelerator={accelerator!r} is not available here; there is {available}. "
+            "accelerator='auto' takes the best of them."
+        )
+    n_devices = torch.cuda.device_count() if kind == "gpu" else 1
+    chosen = devices if isinstance(devices, list) else [0]
+    if devices not in ("auto", 1, "1") and (
+        not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
+    ):
+        raise ValueError(
+            f"devices={devices!r} was given; training runs on one device: 'auto', 1, or [i] with i one of "
+            f"{list(range(n_devices))}."
+        )
+    return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
+
+
+def _patience(config: TrainingConfig) -> int:
+    """Epochs without progress before stopping; the schedule's end is worth waiting for."""
+    return config.patience if config.patience is not None else max(10, config.max_epochs // 2)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """No hardware banners and no advice about loaders meant for other programs."""
+    loggers = [
+        logging.getLogger(f"lightning.pytorch.{name}")
+        for name in ("utilities.rank_zero", "accelerators.cuda")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
