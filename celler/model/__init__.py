@@ -1,0 +1,5 @@
+"""The model class users meet."""
+
+from celler.model.celler import Celler
+
+__all__ = ["Celler"]

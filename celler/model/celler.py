@@ -1,0 +1,392 @@
+"""Celler, the model class: each method gathers what a room needs and calls it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.model.base import BaseModelClass
+
+from celler.checkpoint import read_checkpoint, write_checkpoint
+from celler.decision import Decision
+from celler.inputs import ExpressionReader, is_log, query_reader
+from celler.labels import LabelTree
+from celler.losses import HDM, Loss
+from celler.model.fitting import Fitted, default_epochs, fit_network, training_source
+from celler.model.forward import Genes, Outputs, forward, rows_of
+from celler.model.labelling import annotation_columns, label_cells, level_probabilities
+from celler.model.setup import LABELS_COLUMN, describe, plain_registry, register
+from celler.network import NetworkConfig, build_network
+from celler.tokenizer import Tokenizer
+from celler.training import TrainingConfig, choose_device, choose_precision
+
+
+class Celler(BaseModelClass):
+    """Cell-type annotation that keeps the rare types.
+
+    A reference registered with :meth:`setup_anndata` trains two experts, a linear evidence table
+    and an attention encoder over the cell's genes, with the GInf and Hard Data Mining losses;
+    :meth:`predict` labels any other AnnData by gene name.
+
+    adata: a registered AnnData. ``None`` is for :meth:`load`, which passes ``registry`` instead.
+    encoder: ``"latent"``, in which a few learned latents attend to the genes; or ``"transformer"``,
+        the paper's full self-attention over all genes and a cell token, slower by far.
+    head: ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
+    n_layers, d_model, n_heads, n_latents, dropout_rate: depth, width, attention heads, latents (of
+        ``encoder="latent"``) and dropout of the attention expert.
+    evidence: keep the linear expert. Without it the attention expert stands alone, as in the paper.
+    max_genes: most genes read per cell: a random subset in training, those of highest value at
+        prediction.
+    n_bins: bins a cell's values are ranked into, the zero bin included.
+    precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where the hardware is made for it.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        encoder: Literal["latent", "transformer"] = "latent",
+        head: Literal["mlp", "vgg"] = "mlp",
+        n_layers: int = 1,
+        d_model: int = 64,
+        n_heads: int = 4,
+        n_latents: int = 8,
+        dropout_rate: float = 0.3,
+        evidence: bool = True,
+        max_genes: int = 2048,
+        n_bins: int = 51,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    ) -> None:
+        super().__init__(adata, registry)
+        self.init_params_ = self._get_init_params(locals())
+        self._described = (
+            self.registry_["celler"] if adata is None else describe(adata, self._setup_args)
+        )
+        self._tree = LabelTree(tuple(self._described["classes"]), tuple(self._described["parents"]))
+        names = pd.Index(self._described["gene_names"])
+        self._genes = Genes(
+            names, np.full(len(names), 1 / len(names)), self._setup_args["gene_key"]
+        )
+        self._tokenizer = Tokenizer(n_bins=n_bins, max_genes=max_genes)
+        self._precision = choose_precision(precision, choose_device())
+        self._decision = Decision()
+        self._reported: set[str] = set()
+        self.module = build_network(
+            NetworkConfig(
+                n_genes=len(names),
+                n_classes=max(1, len(self._tree.classes)),
+                n_bins=n_bins,
+                encoder=encoder,
+                head=head,
+                n_layers=n_layers,
+                d_model=d_model,
+                n_heads=n_heads,
+                n_latents=n_latents,
+                dropout_rate=dropout_rate,
+                use_evidence=evidence,
+            ),
+            seed=0,
+        )
+        self._model_summary_string = repr(self)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        labels_key: str | None = None,
+        unlabeled_category: str = "Unknown",
+        layer: str | None = None,
+        batch_key: str | None = None,
+        *,
+        parent_labels_key: str | None = None,
+        gene_key: str | None = None,
+    ) -> None:
+        """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
+
+        labels_key: column of ``adata.obs`` with the cell types: text, categories or integers.
+        unlabeled_category: the value that means "no label"; missing values mean the same.
+        layer: entry of ``adata.layers`` with counts or log1p-normalised values; ``None`` is ``X``.
+        batch_key: column of ``adata.obs`` with the donor/assay batch. It is checked and recorded;
+            the classifier never sees it, so that cells of other batches can be labelled.
+        parent_labels_key: column of ``adata.obs`` with each cell's coarser type.
+        gene_key: column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
+
+        Raises ``KeyError`` for a column or layer that is not there, and ``ValueError`` for values,
+        labels or genes that cannot be used; ``adata`` is then unchanged.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        cls.register_manager(register(adata, setup_method_args))
+
+    @classmethod
+    def setup_annbatch(cls, *args: object, **kwargs: object) -> None:
+        """Not supported: scvi-tools' annbatch loader makes every row dense. Raises ``NotImplementedError``."""
+        raise NotImplementedError(
+            "Celler has no annbatch setup; read the cells into an AnnData and use setup_anndata."
+        )
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        batch_size: int = 128,
+        early_stopping: bool = True,
+        *,
+        loss: Loss | None = None,
+        learning_rate: float = 3e-3,
+        token_dropout: float = 0.3,
+        refit: bool | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> None:
+        """Train on the labelled cells of the registered AnnData.
+
+        max_epochs: ``None`` chooses by the number of cells: 40 for a thousand, fewer for more.
+        accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
+            ``devices=[i]``, or ``"mps"`` insist.
+        train_size, validation_size: shares of each class. Validation cells choose the weights, by
+            macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
+        batch_size: cells per minibatch.
+        early_stopping: stop when validation macro-F1 has not risen for half the epochs.
+        loss: one of :mod:`celler.losses`; ``None`` is ``HDM()``, GInf with Hard Data Mining.
+        learning_rate: peak of the one-cycle schedule.
+        token_dropout: share of a training cell's genes left out at random, anew each time.
+        refit: once validation has chosen the epochs and the temperature, train anew on all labelled
+            cells; ``None`` does where there are fewer than 5,000 of them.
+        seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
+            again continues from the present weights.
+        show_progress: a progress bar with the validation macro-F1.
+        """
+        if self.adata_manager is None:
+            raise RuntimeError(
+                "this model was loaded and can only predict. To train: "
+                "Celler.setup_anndata(adata, ...), then Celler(adata).train()."
+            )
+        reader = ExpressionReader(self.adata, self._setup_args["layer"])
+        source = training_source(reader, self.adata.obs[LABELS_COLUMN], self._tree)
+        device = choose_device(accelerator, devices)
+        self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
+        config = TrainingConfig(
+            max_epochs=default_epochs(source) if max_epochs is None else max_epochs,
+            batch_size=batch_size,
+            loss=HDM() if loss is None else loss,
+            learning_rate=learning_rate,
+            token_dropout=token_dropout,
+            early_stopping=early_stopping,
+            device=device,
+            precision=self._precision,
+            show_progress=show_progress,
+            seed=seed,
+        )
+        network = self.module if self.is_trained else build_network(self.module.config, seed)
+        fitted = fit_network(
+            network,
+            self._tokenizer,
+            source,
+            is_log=is_log(reader),
+            train_size=train_size,
+            validation_size=validation_size,
+            refit=refit,
+            config=config,
+        )
+        self.module = network
+        self._adopt(fitted)
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+        *,
+        level: str | None = None,
+        threshold: float | None = None,
+        unknown_label: str = "Unknown",
+        candidates: list[str] | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
+
+        adata: ``None`` is the AnnData of the model. Other genes, orders, batches, matrix formats,
+            views and files in backed mode are welcome; no label column is needed.
+        indices: rows to label, positions or a boolean mask; ``None`` is all.
+        soft: give probabilities instead of labels.
+        batch_size: cells per forward pass; ``None`` fills a fixed number of tokens.
+        level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
+        threshold: give ``unknown_label`` where the best probability is below it.
+        candidates: the only classes that are possible; the others get probability 0.
+
+        Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
+        sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
+
+        Raises ``RuntimeError`` before training and ``ValueError`` when under 20 % of the model's
+        genes are there.
+        """
+        adata, index = self._query(adata, indices)
+        level = "class" if level is None else level
+        outputs = self._forward(adata, index, batch_size)
+        probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
+        names = self._tree.levels[level]
+        if soft:
+            return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+        return label_cells(outputs, probabilities, names, threshold, unknown_label)
+
+    def annotate(
+        self,
+        adata: AnnData | None = None,
+        key_added: str = "celler",
+        *,
+        threshold: float | None = None,
+        unknown_label: str = "Unknown",
+    ) -> None:
+        """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
+
+        Columns: ``<key>`` (categorical), ``<key>_confidence`` (probability of the label),
+        ``<key>_margin`` (that less the second best) and, with parents, ``<key>_parent``. Arguments
+        as in :meth:`predict`; calling it again overwrites.
+        """
+        adata, index = self._query(adata, None)
+        outputs = self._forward(adata, index, None)
+        columns = annotation_columns(
+            outputs, self._decision, self._tree, key_added, threshold, unknown_label
+        )
+        for name, values in columns.items():
+            adata.obs[name] = values
+        adata.uns[key_added] = {
+            "classes": list(self._tree.classes),
+            "temperature": self._decision.temperature,
+            "threshold": "none" if threshold is None else threshold,
+            "unknown_label": unknown_label,
+        }
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Cell embedding ``(N, d_model)`` of the attention expert; arguments as in :meth:`predict`."""
+        adata, index = self._query(adata, indices)
+        return self._forward(adata, index, batch_size).embedding
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Names of the classes, sorted ``(C,)``."""
+        return np.array(self._tree.classes)
+
+    @property
+    def history(self) -> pd.DataFrame | None:
+        """Loss and validation curves, one row per epoch; ``None`` before training."""
+        if self.history_ is None:
+            return None
+        return pd.DataFrame(self.history_).rename_axis("epoch")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.module.device
+
+    def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the trained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
+
+        The file holds tensors and plain values only and opens on any supported Python. Raises
+        ``FileExistsError`` where a model is already, unless ``overwrite``.
+        """
+        self._require_trained()
+        contents = {
+            "registry": plain_registry(self.registry_, self._described),
+            "init_params": self.init_params_["non_kwargs"],
+            "fitted": self._fitted.to_plain(),
+            "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
+        }
+        write_checkpoint(dir_path, contents, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+    ) -> Celler:
+        """The model that :meth:`save` wrote, ready to predict, with or without an AnnData.
+
+        adata: becomes the default of :meth:`predict`; it is neither registered nor changed.
+        accelerator: as in :meth:`train`; where to predict.
+
+        Raises ``FileNotFoundError`` or, for a damaged, foreign or later file, ``ValueError``.
+        """
+        contents = read_checkpoint(dir_path)
+        model = cls(registry=contents["registry"], **contents["init_params"])
+        model._adata = adata
+        model._adopt(Fitted.from_plain(contents["fitted"]))
+        model.module.load_state_dict(contents["weights"])
+        model.module.to(choose_device(accelerator)).eval()
+        return model
+
+    def __repr__(self) -> str:
+        config = self.module.config
+        experts = f"{config.encoder} encoder" + (" + evidence table" if config.use_evidence else "")
+        state = (
+            "trained; predict(adata) labels cells"
+            if self.is_trained_
+            else "not trained; call train()"
+        )
+        return (
+            f"Celler: {len(self._genes.names):,} genes, {len(self._tree.classes)} classes, {experts}, "
+            f"d_model={config.d_model}\n{state}"
+        )
+
+    def _adopt(self, fitted: Fitted) -> None:
+        """Take over what training left, now or in a saved model."""
+        self._fitted, self._decision = fitted, fitted.decision
+        self._genes = Genes(self._genes.names, fitted.gene_share, self._genes.key)
+        self.train_indices_ = fitted.train_indices
+        self.validation_indices_ = fitted.validation_indices
+        self.class_counts_ = fitted.class_counts
+        self.history_ = fitted.history
+        self.is_trained_ = True
+
+    @property
+    def _setup_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = self.registry_["setup_args"]
+        return args
+
+    def _query(
+        self, adata: AnnData | None, indices: np.ndarray | list[int] | None
+    ) -> tuple[AnnData, np.ndarray]:
+        """The AnnData to label and the positions ``(N,)`` of its rows."""
+        self._require_trained()
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError("this model was loaded without an AnnData; pass the one to label.")
+        return adata, rows_of(adata, indices)
+
+    def _forward(self, adata: AnnData, index: np.ndarray, batch_size: int | None) -> Outputs:
+        alignment, share = self._genes.align(adata)
+        report = alignment.describe(share)
+        if len(alignment.missing) and report not in self._reported:
+            self._reported.add(report)
+            warnings.warn(report, UserWarning, stacklevel=3)
+        return forward(
+            self.module,
+            self._tokenizer,
+            alignment.gene_map,
+            share,
+            query_reader(adata, self._setup_args["layer"]),
+            index,
+            batch_size=batch_size,
+            precision=self._precision,
+        )
+
+    def _require_trained(self) -> None:
+        if not self.is_trained:
+            raise RuntimeError(
+                "this Celler is not trained; call train() first, or load a trained one."
+            )

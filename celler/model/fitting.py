@@ -1,0 +1,219 @@
+"""Fitting: a registered AnnData becomes minibatches of tokens, and the network is trained on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from celler.decision import Decision, fit_temperature
+from celler.inputs import ExpressionReader
+from celler.labels import LabelTree
+from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+from celler.network import GeneTransformer
+from celler.tokenizer import TokenBatch, Tokenizer
+from celler.training import Minibatches, TrainingConfig, fit, validation_logits
+
+#: Below this many labelled cells the network is trained once more on all of them: a tenth held out
+#: of a class of ten costs more there than the second training.
+REFIT_BELOW = 5000
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves beside the weights: indices are rows of the source."""
+
+    train_indices: np.ndarray
+    validation_indices: np.ndarray
+    class_counts: np.ndarray
+    gene_share: np.ndarray
+    decision: Decision
+    history: dict[str, list[float]]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        arrays = ("train_indices", "validation_indices", "class_counts", "gene_share")
+        plain: dict[str, Any] = {name: torch.from_numpy(getattr(self, name)) for name in arrays}
+        return plain | {"decision": asdict(self.decision), "history": self.history}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Fitted:
+        """What :meth:`to_plain` was made from."""
+        values: dict[str, Any] = {
+            name: value.numpy() if isinstance(value, Tensor) else value
+            for name, value in plain.items()
+        }
+        return cls(**values | {"decision": Decision(**plain["decision"])})
+
+
+def training_source(reader: ExpressionReader, labels: pd.Series, tree: LabelTree) -> InMemorySource:
+    """All cells of a registered AnnData with label codes, −1 where unlabelled.
+
+    Raises ``ValueError`` for fewer than two classes or a labelled cell without counts, and warns of
+    classes with fewer than three cells.
+    """
+    if len(tree.classes) < 2:
+        raise ValueError(
+            f"there are labelled cells of {len(tree.classes)} class {list(tree.classes)}; two classes are needed "
+            "to train. Check labels_key and unlabeled_category in setup_anndata."
+        )
+    codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
+    empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
+    if len(empty):
+        raise ValueError(
+            f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
+            "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    _warn_of_small_classes(codes, tree.classes)
+    return InMemorySource(X, codes)
+
+
+def fit_network(
+    network: GeneTransformer,
+    tokenizer: Tokenizer,
+    source: InMemorySource,
+    *,
+    is_log: bool,
+    train_size: float,
+    validation_size: float | None,
+    refit: bool | None,
+    config: TrainingConfig,
+) -> Fitted:
+    """Train ``network`` in place on the labelled cells of ``source`` (label codes >= 0)."""
+    labelled = np.flatnonzero(source.labels >= 0)
+    train, validation = (
+        labelled[part]
+        for part in split(
+            source.labels[labelled],
+            train_size=train_size,
+            validation_size=validation_size,
+            seed=config.seed,
+        )
+    )
+    initial = {name: weights.clone() for name, weights in network.state_dict().items()}
+    loaders = Loaders(source, tokenizer, is_log, config)
+    held_out = loaders.ordered(validation) if len(validation) else None
+    outcome = fit(network, loaders.shuffled(train), held_out, loaders.class_counts(train), config)
+    decision = Decision()
+    if held_out is not None:
+        logits, labels = validation_logits(network, held_out, config.precision)
+        decision = Decision(fit_temperature(logits, labels))
+        if len(labelled) < REFIT_BELOW if refit is None else refit:
+            train = labelled
+            network.load_state_dict(initial)
+            again = replace(config, max_epochs=outcome.n_epochs)
+            fit(network, loaders.shuffled(train), None, loaders.class_counts(train), again)
+    return Fitted(
+        train_indices=train,
+        validation_indices=validation,
+        class_counts=loaders.class_counts(train),
+        gene_share=gene_shares(source.X[train], is_log=is_log),
+        decision=decision,
+        history=outcome.history,
+    )
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Makes minibatches of tokens from rows of the source."""
+
+    source: InMemorySource
+    tokenizer: Tokenizer
+    is_log: bool
+    config: TrainingConfig
+
+    def shuffled(self, rows: np.ndarray) -> Minibatches:
+        """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
+        config = self.config
+        minibatches = ShuffledMinibatches(rows, config.batch_size, config.seed)
+        collate = TrainingCollate(
+            self.tokenizer, self._gene_map, self.is_log, config.token_dropout, config.seed
+        )
+        return self._loader(minibatches, collate)
+
+    def ordered(self, rows: np.ndarray) -> Minibatches:
+        """For validation: in order, whole cells."""
+        minibatches = OrderedMinibatches(rows, 4 * self.config.batch_size)
+
+        def collate(block: CellBlock) -> tuple[TokenBatch, Tensor]:
+            tokens = self.tokenizer(block.X, self._gene_map, is_log=self.is_log)
+            return tokens, torch.from_numpy(block.labels)
+
+        return self._loader(minibatches, collate)
+
+    def class_counts(self, rows: np.ndarray) -> np.ndarray:
+        """Cells of each class among ``rows``, ``(C,)``."""
+        return np.bincount(self.source.labels[rows], minlength=self.source.labels.max() + 1)
+
+    def _loader(
+        self, minibatches: Sampler[np.ndarray], collate: Callable[[Any], Any]
+    ) -> Minibatches:
+        return DataLoader(self.source, sampler=minibatches, batch_size=None, collate_fn=collate)
+
+    @property
+    def _gene_map(self) -> np.ndarray:
+        """The identity: the reference's columns are the model's genes."""
+        return np.arange(self.source.X.shape[1], dtype=np.int32)
+
+
+@dataclass
+class TrainingCollate:
+    """Tokens of a training minibatch: token dropout and the gene subset are drawn anew at each call."""
+
+    tokenizer: Tokenizer
+    gene_map: np.ndarray
+    is_log: bool
+    token_dropout: float
+    seed: int
+    n_calls: int = 0
+
+    def __call__(self, block: CellBlock) -> tuple[TokenBatch, Tensor]:
+        rng = np.random.default_rng((self.seed, self.n_calls))
+        self.n_calls += 1
+        tokens = self.tokenizer(
+            block.X,
+            self.gene_map,
+            is_log=self.is_log,
+            token_dropout=self.token_dropout,
+            seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
+        )
+        return tokens, torch.from_numpy(block.labels)
+
+
+def gene_shares(X: sparse.csr_matrix, *, is_log: bool) -> np.ndarray:
+    """Mean share of a cell's counts that each gene has ``(n_vars,)``; sums to 1."""
+    total = np.zeros(X.shape[1])
+    for start in range(0, X.shape[0], 10_000):
+        block = X[start : start + 10_000].astype(np.float64)
+        if is_log:
+            block = block.expm1()
+        library = np.asarray(block.sum(axis=1)).ravel()
+        total += block.T @ (1.0 / np.where(library > 0, library, np.inf))
+    return np.asarray(total / total.sum())
+
+
+def default_epochs(source: InMemorySource) -> int:
+    """Epochs by the number of labelled cells: 40 passes over small data, fewer over large, at least 5."""
+    n_cells = int((source.labels >= 0).sum())
+    return int(np.clip(round(40 * (1000 / max(1, n_cells)) ** 0.5), 5, 40))
+
+
+def _warn_of_small_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    small = {name: int(n) for name, n in zip(classes, counts, strict=True) if n < 3}
+    if small:
+        warnings.warn(
+            f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "
+            "can be held out for validation, so expect little of them.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,131 @@
+"""Forward passes over any AnnData: read in chunks, tokenized, in bounded memory."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from celler.genes import GeneAlignment, align_genes
+from celler.inputs import ExpressionReader, bad_value, is_log
+from celler.network import GeneTransformer
+from celler.tokenizer import TARGET_SUM, BadValueError, Tokenizer
+from celler.training import autocast
+
+#: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
+CHUNK_SIZE = 4096
+TOKENS_PER_PASS = 2**18
+
+
+@dataclass(frozen=True)
+class Genes:
+    """The model's genes: ``names`` and each one's mean share of a reference cell's counts ``(n_genes,)``."""
+
+    names: pd.Index
+    share: np.ndarray
+    key: str | None = None
+
+    def names_of(self, adata: AnnData) -> pd.Index:
+        """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
+        has_key = self.key is not None and self.key in adata.var.columns
+        return pd.Index(adata.var[self.key]) if has_key else adata.var_names
+
+    def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
+        """Alignment of a query and the share of the reference's expression its genes carry."""
+        alignment = align_genes(self.names_of(adata), self.names)
+        matched = alignment.gene_map[alignment.gene_map >= 0]
+        return alignment, float(self.share[matched].sum())
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any."""
+
+    logits: np.ndarray
+    embedding: np.ndarray
+    has_counts: np.ndarray
+
+
+@torch.inference_mode()
+def forward(
+    network: GeneTransformer,
+    tokenizer: Tokenizer,
+    gene_map: np.ndarray,
+    expression_share: float,
+    reader: ExpressionReader,
+    index: np.ndarray,
+    *,
+    batch_size: int | None,
+    precision: str,
+) -> Outputs:
+    """Network outputs for the rows ``index (N,)``, on the device the network is on.
+
+    gene_map, expression_share: from :meth:`Genes.align`; a query that lacks genes is scaled to the
+        share its genes carry in the reference, so that the others read as masked, not as zero.
+    batch_size: cells per pass, ``None`` for what a fixed number of tokens allows.
+    """
+    values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
+    config, device = network.config, network.device
+    logits = np.zeros((len(index), config.n_classes), np.float32)
+    embedding = np.zeros((len(index), config.d_model), np.float32)
+    has_counts = np.zeros(len(index), bool)
+    network.eval()
+    for start in range(0, len(index), CHUNK_SIZE):
+        chunk = index[start : start + CHUNK_SIZE]
+        X = reader.rows(chunk)
+        for rows in _passes(np.diff(X.indptr), batch_size):
+            try:
+                tokens = tokenizer(X[rows], gene_map, is_log=values_are_log, target_sum=target_sum)
+            except BadValueError as error:
+                cell = str(reader.adata.obs_names[chunk[rows[error.row]]])
+                raise bad_value(error.value, reader, cell) from None
+            with autocast(device, precision):
+                output = network(*(part.to(device) for part in tokens))
+            logits[start + rows] = output.logits.cpu().numpy()
+            embedding[start + rows] = output.embedding.cpu().numpy()
+            has_counts[start + rows] = ~tokens.padding_mask.all(1).numpy()
+    _report_empty(has_counts, index, reader.adata)
+    return Outputs(logits, embedding, has_counts)
+
+
+def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarray:
+    """Positions ``(N,)`` that ``indices`` (positions, a boolean mask, or ``None`` for all) selects."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
+    if indices is None:
+        return np.arange(adata.n_obs)
+    index = np.asarray(indices)
+    if index.dtype == bool:
+        if index.shape != (adata.n_obs,):
+            raise IndexError(f"a mask of shape {index.shape} was given for {adata.n_obs} cells.")
+        return np.flatnonzero(index)
+    index = index.astype(np.int64)
+    if len(index) and not (-adata.n_obs <= index.min() and index.max() < adata.n_obs):
+        raise IndexError(
+            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs} cells."
+        )
+    return index % max(1, adata.n_obs)
+
+
+def _passes(lengths: np.ndarray, batch_size: int | None) -> list[np.ndarray]:
+    """Rows in groups of like length, so that little of a pass is padding."""
+    order = np.argsort(lengths, kind="stable")
+    if batch_size is None:
+        batch_size = max(1, TOKENS_PER_PASS // max(1, int(lengths.max(initial=1))))
+    return np.array_split(order, -(-len(order) // batch_size))
+
+
+def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:
+    """Warn of cells that hold none of the model's genes."""
+    empty = index[~has_counts]
+    if len(empty):
+        warnings.warn(
+            f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
+            "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
+            UserWarning,
+            stacklevel=4,
+        )

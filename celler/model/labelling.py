@@ -1,0 +1,61 @@
+"""Labelling: from the network's outputs to probabilities, labels and the columns of obs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from celler.decision import Decision, choose, margin
+from celler.labels import LabelTree, indices_of
+from celler.model.forward import Outputs
+
+
+def level_probabilities(
+    outputs: Outputs, decision: Decision, tree: LabelTree, level: str, candidates: list[str] | None
+) -> np.ndarray:
+    """``(N, classes of the level)``, rows sum to 1; equal for a cell without counts."""
+    codes = None if candidates is None else indices_of(candidates, tree.classes)
+    probabilities = decision.probabilities(outputs.logits, codes)
+    is_possible = probabilities[~outputs.has_counts] > 0
+    probabilities[~outputs.has_counts] = is_possible / is_possible.sum(axis=1, keepdims=True)
+    return tree.roll_up(probabilities, level)
+
+
+def label_cells(
+    outputs: Outputs,
+    probabilities: np.ndarray,
+    names: tuple[str, ...],
+    threshold: float | None,
+    unknown_label: str,
+) -> np.ndarray:
+    """Names ``(N,)``; ``unknown_label`` below the threshold and for a cell without counts."""
+    labels = choose(probabilities, names, threshold, unknown_label).astype(object)
+    labels[~outputs.has_counts] = unknown_label
+    return labels.astype(str)
+
+
+def annotation_columns(
+    outputs: Outputs,
+    decision: Decision,
+    tree: LabelTree,
+    key: str,
+    threshold: float | None,
+    unknown_label: str,
+) -> dict[str, Any]:
+    """The obs columns of an annotation: label, confidence, margin and, with parents, the parent."""
+    probabilities = level_probabilities(outputs, decision, tree, "class", None)
+    labels = label_cells(outputs, probabilities, tree.classes, threshold, unknown_label)
+    columns = {
+        key: pd.Categorical(labels),
+        f"{key}_confidence": probabilities.max(axis=1),
+        f"{key}_margin": margin(probabilities),
+    }
+    if tree.parents:
+        parents = tree.roll_up(probabilities, "parent")
+        names = tree.levels["parent"]
+        columns[f"{key}_parent"] = pd.Categorical(
+            label_cells(outputs, parents, names, threshold, unknown_label)
+        )
+    return columns

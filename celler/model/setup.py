@@ -1,0 +1,120 @@
+"""Setup: checks an AnnData, registers it with scvi-tools, and describes it in plain values."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+
+from celler.genes import check_unique
+from celler.inputs import ExpressionReader, check_values, is_log
+from celler.labels import LabelTree, as_strings, column
+
+#: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.
+LABELS_COLUMN = "_celler_labels"
+
+
+def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManager:
+    """Check ``adata`` against the arguments of ``setup_anndata`` and register it.
+
+    Every check runs before the first write, so a failed call leaves ``adata`` as it was.
+    """
+    args = setup_method_args["setup_args"]
+    labels = _checked(adata, args)
+    adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
+    # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
+    fields = [
+        LayerField(
+            REGISTRY_KEYS.X_KEY, args["layer"], is_count_data=False, correct_data_format=False
+        ),
+        CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, LABELS_COLUMN),
+        CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]),
+    ]
+    manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+    with warnings.catch_warnings():
+        # scvi-tools counts cells per category of every column; train() says what matters of it.
+        warnings.filterwarnings(
+            "ignore", message="Category .* has fewer than", category=UserWarning
+        )
+        manager.register_fields(adata)
+    return manager
+
+
+def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
+    """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
+    tree = _read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
+    return {
+        "gene_names": _gene_names(adata, setup_args["gene_key"]).tolist(),
+        "classes": list(tree.classes),
+        "parents": list(tree.parents),
+    }
+
+
+def plain_registry(registry: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """The part of a scvi-tools registry from which a model is built without AnnData, in plain values."""
+    kept = ("model_name", "setup_method_name", "setup_args", "scvi_version")
+    return {name: registry[name] for name in kept} | {"field_registries": {}, "celler": described}
+
+
+def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+    """The labels ``(n_obs,)`` of an AnnData that can be registered; raises where it cannot."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(
+            f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed."
+        )
+    if adata.is_view:
+        raise ValueError(
+            "adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy()."
+        )
+    reader = ExpressionReader(adata, args["layer"])
+    check_unique(_gene_names(adata, args["gene_key"]), "the genes of adata")
+    is_log(reader)
+    if not adata.isbacked:  # the values of a file are checked as they are read
+        check_values(reader.matrix(), reader)
+    if args["batch_key"] is not None:
+        batches = column(adata.obs, args["batch_key"], "batch_key")
+        if batches.isna().any():
+            raise ValueError(
+                f"batch_key={args['batch_key']!r} has {int(batches.isna().sum()):,} missing values; every cell "
+                "needs a donor/assay batch, or pass batch_key=None."
+            )
+    labels = _read_labels(adata, args)
+    _read_tree(adata, labels, args)
+    return labels
+
+
+def _read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+    key, unlabeled = args["labels_key"], args["unlabeled_category"]
+    if key is None:
+        return np.full(adata.n_obs, unlabeled, dtype=object)
+    labels = as_strings(column(adata.obs, key, "labels_key"), key, unlabeled)
+    if (labels == unlabeled).all():
+        raise ValueError(
+            f"all {adata.n_obs:,} cells of adata.obs[{key!r}] are unlabelled (missing, or {unlabeled!r}); "
+            "name the column that holds cell types with labels_key."
+        )
+    return labels
+
+
+def _read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+    key, unlabeled = args["parent_labels_key"], args["unlabeled_category"]
+    if key is None:
+        return LabelTree.from_labels(labels, unlabeled)
+    parents = as_strings(column(adata.obs, key, "parent_labels_key"), key, unlabeled)
+    return LabelTree.from_labels(labels, unlabeled, parents)
+
+
+def _gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
+    if gene_key is None:
+        return adata.var_names
+    if gene_key not in adata.var.columns:
+        raise KeyError(
+            f"gene_key={gene_key!r} is not a column of adata.var. Columns: {list(map(str, adata.var.columns))}."
+        )
+    return pd.Index(adata.var[gene_key].astype(str))
