@@ -1,0 +1,196 @@
+"""Bubble chart of marker genes: how many cells of a type express a gene, and how strongly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from matplotlib import pyplot as plt
+
+from celler.pl.layout import arrange
+from celler.pl.table import (
+    find_source,
+    group_labels,
+    known_markers,
+    markers_by_label,
+    small_copy,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from scanpy.plotting import DotPlot
+
+COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
+
+
+def marker_bubble(
+    adata: AnnData,
+    markers: str | Sequence[str] | Mapping[str, str | Sequence[str]],
+    groupby: str,
+    *,
+    layer: str | None = None,
+    standard_scale: Literal["var", "group"] | None = None,
+    swap_axes: bool = False,
+    dendrogram: bool = False,
+    cmap: str | Colormap = "YlGnBu",
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> DotPlot | dict[str, Axes] | None:
+    """Draw marker genes against cell types, one dot each, on :class:`scanpy.pl.DotPlot`.
+
+    The area of a dot grows with the share of the group's cells in which the gene is above zero; its
+    colour is the mean over all cells of the group, zeros included, in the unit of the values drawn:
+    they are taken as they are, so pass log-normalised ones. Means of counts say so in the legend.
+
+    markers: genes, or genes by the label of the bracket they share. They go by ``var_names``, or by
+        a column of ``var`` where no marker is among these. Unknown genes are left out with one
+        warning; a gene that is named twice in a list is drawn once.
+    groupby: column of ``adata.obs``. Unused categories are not drawn, cells without a label are left
+        out with a warning.
+    layer: where the values are: a layer, "X" or "raw". None = ``X``, but ``adata.raw`` where X is
+        scaled or lacks markers. Scaled values (negative ones) are refused: by them no cell
+        "expresses" a gene.
+    standard_scale: "var" spreads each gene's means from 0 to 1, to compare patterns of genes of
+        different strength; "group" does so for each group.
+    swap_axes: genes down the side and groups along the bottom, for many genes and few groups.
+    dendrogram: order groups by similarity and draw their tree: the one ``scanpy.tl.dendrogram``
+        stored if it has the groups drawn; else from ``obsm["X_pca"]``, else from the markers.
+    cmap: colour map; the default reads without colour vision and in print.
+    figsize: width and height in inches; None = as large as the chart needs.
+    ax: axes of ``plt.subplots`` to draw in, all text included; where the figure has a layout engine
+        it is run once and switched off.
+    show: show the figure; None = ``scanpy.settings.autoshow``.
+    return_fig: return the :class:`scanpy.pl.DotPlot`, not yet drawn, to refine it.
+
+    Returns None when shown, else the axes by name, or the DotPlot. ``adata`` is never changed.
+    """
+    _check_options(standard_scale, ax)
+    notes: list[str] = []
+    asked = markers_by_label(markers)
+    source = find_source(adata, layer, [gene for genes in asked.values() for gene in genes])
+    known = known_markers(asked, source, notes)
+    groups = group_labels(adata, groupby, notes)
+    genes = [gene for genes in known.values() for gene in genes]
+    table = small_copy(adata, source, genes, groups, groupby)
+    values: np.ndarray = table.to_df().to_numpy()
+    is_blank = not values.any()
+    dot_plot = sc.pl.DotPlot(
+        table,
+        known if isinstance(markers, Mapping) else genes,
+        groupby,
+        title=title,
+        figsize=figsize,
+        standard_scale=standard_scale,
+        ax=ax,
+        vmin=0,
+        vmax=1 if standard_scale or is_blank else None,
+    )
+    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them once more when it
+    # draws, along the wrong axis.
+    dot_plot.standard_scale = None
+    if dendrogram:
+        _add_dendrogram(dot_plot, adata, groups, notes)
+    if swap_axes:
+        dot_plot.swap_axes()
+    dot_plot.style(cmap=cmap, dot_max=1 if is_blank else None)
+    color_title = "Mean expression" + _color_note(values, standard_scale)
+    dot_plot.legend(size_title="Share of cells (%)", colorbar_title=color_title)
+    if notes:
+        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+    if return_fig:
+        return dot_plot
+    panels = _draw(dot_plot, figsize)
+    if sc.settings.autoshow if show is None else show:
+        plt.show()
+        return None
+    return panels
+
+
+def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
+    if standard_scale not in (None, *COLOR_NOTES):
+        raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
+    if ax is not None and ax.get_subplotspec() is None:
+        raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
+
+
+def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
+    """Second line of the colour legend: what was done to the values, or that they are counts."""
+    if standard_scale is not None:
+        return COLOR_NOTES[standard_scale]
+    return "\n(counts)" if values.max(initial=0) > 1 and (values % 1 == 0).all() else ""
+
+
+def _add_dendrogram(
+    dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]
+) -> None:
+    """Add the tree of the groups; it is kept by the plot's own table, not by the user's object."""
+    table, key = dot_plot.adata, f"dendrogram_{dot_plot.groupby[0]}"
+    if len(groups.categories) < 3:
+        notes.append(f"No dendrogram: it takes 3 groups, there are {len(groups.categories)}.")
+        return
+    # scanpy logs that it keeps the order of markers whose labels are not the groups: as expected.
+    with sc.settings.verbosity.override("error"):
+        if set(adata.uns.get(key, {}).get("categories_ordered", ())) == set(groups.categories):
+            table.uns[key] = adata.uns[key]
+        else:
+            table.obsm["X_tree"] = _tree_features(table, adata, groups)
+            sc.tl.dendrogram(table, dot_plot.groupby[0], use_rep="X_tree")
+        dot_plot.add_dendrogram()
+
+
+def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np.ndarray:
+    """Features of the cells whose means by group are correlated for the tree.
+
+    The principal components, or else the group means of the markers as z-scores. Those come with
+    both signs, which makes the correlation a cosine: it holds for few markers and for groups that
+    express none of them, whose z-scores may all be equal.
+    """
+    codes = groups.codes[groups.codes >= 0]
+    if "X_pca" in adata.obsm:
+        return np.asarray(adata.obsm["X_pca"])[groups.codes >= 0]
+    means = table.to_df().groupby(codes).mean().to_numpy()
+    deviations = means - means.mean(axis=0)
+    z = deviations / np.maximum(deviations.std(axis=0), np.finfo(means.dtype).tiny)
+    if not z.any(axis=1).all():
+        raise ValueError(
+            "dendrogram=True: these markers do not tell the groups apart. Compute the principal "
+            "components with scanpy.pp.pca, or pass more markers."
+        )
+    return np.hstack([z, -z])[codes]
+
+
+def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, Axes]:
+    """Draw and arrange the panels: in the user's axes, in ``figsize``, or in the room they need."""
+    title, dot_plot.fig_title = dot_plot.fig_title, None
+    ax, frame = dot_plot.ax, None
+    if ax is not None:
+        # A layout engine places axes when it draws, and cannot place scanpy's: it runs here, once.
+        canvas = ax.figure.canvas.figure
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        frame = ax.get_window_extent().frozen()
+    panels: dict[str, Axes] = dot_plot.get_axes()
+    figure = panels["mainplot_ax"].figure
+    if ax is None:
+        frame = None if figsize is None else figure.bbox
+        for holder in set(figure.axes).difference(panels.values()):
+            holder.remove()
+    arrange(
+        panels,
+        labels=dot_plot.var_groups.labels if dot_plot.var_groups else (),
+        title=title,
+        swap_axes=dot_plot.are_axes_swapped,
+        frame=frame,
+    )
+    return panels
