@@ -1,0 +1,118 @@
+"""The command `celler`: demo, train and annotate from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+# What is heavy is imported by the command that needs it, so that --help answers at once.
+from celler.version import __version__
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 for input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (KeyError, ValueError, OSError, RuntimeError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"celler {options.name}: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="celler", description="Cell-type annotation that keeps the rare types."
+    )
+    parser.add_argument("--version", action="version", version=f"celler {__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    _add_demo(commands)
+    _add_train(commands)
+    _add_annotate(commands)
+    return parser
+
+
+def _add_demo(commands: Commands) -> None:
+    demo = commands.add_parser("demo", help="label 350 real blood cells and compare; half a minute")
+    demo.add_argument(
+        "--out", type=Path, default=Path(), help="folder for its files (default: here)"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="of split and training (default: 0)")
+    demo.set_defaults(command=_demo)
+
+
+def _add_train(commands: Commands) -> None:
+    train = commands.add_parser("train", help="train on a labelled .h5ad and save the model")
+    train.add_argument("reference", type=Path, metavar="REFERENCE.h5ad")
+    train.add_argument("--labels-key", required=True, help="column of obs with the cell types")
+    train.add_argument("--layer", help="layer with counts or log1p values (default: X)")
+    train.add_argument(
+        "--unlabeled-category", default="Unknown", help="label that means none (default: Unknown)"
+    )
+    train.add_argument("--max-epochs", type=int, help="default: by the number of cells")
+    train.add_argument("--seed", type=int, default=0, help="of split and training (default: 0)")
+    train.add_argument("--out", type=Path, required=True, metavar="MODEL", help="folder to write")
+    train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    train.set_defaults(command=_train)
+
+
+def _add_annotate(commands: Commands) -> None:
+    annotate = commands.add_parser(
+        "annotate", help="label the cells of an .h5ad with a saved model"
+    )
+    annotate.add_argument("model", type=Path, metavar="MODEL", help="folder that train wrote")
+    annotate.add_argument("query", type=Path, metavar="QUERY.h5ad")
+    annotate.add_argument("--key-added", default="celler", help="column to write (default: celler)")
+    annotate.add_argument("--threshold", type=float, help="probability below which: Unknown")
+    annotate.add_argument(
+        "--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write"
+    )
+    annotate.set_defaults(command=_annotate)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from celler.demo import run
+
+    run(options.out, options.seed)
+
+
+def _train(options: argparse.Namespace) -> None:
+    import anndata
+
+    from celler.model import Celler
+
+    adata = anndata.read_h5ad(options.reference)
+    Celler.setup_anndata(
+        adata,
+        labels_key=options.labels_key,
+        unlabeled_category=options.unlabeled_category,
+        layer=options.layer,
+    )
+    model = Celler(adata)
+    model.train(options.max_epochs, seed=options.seed)
+    model.save(options.out, overwrite=options.overwrite)
+    print(f"{model}\nwrote {options.out}")
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    import anndata
+
+    from celler.model import Celler
+
+    model = Celler.load(options.model)
+    adata = anndata.read_h5ad(options.query)
+    model.annotate(adata, options.key_added, threshold=options.threshold)
+    adata.write_h5ad(options.out)
+    print(adata.obs[options.key_added].value_counts().to_string())
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
