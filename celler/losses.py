@@ -85,7 +85,8 @@ class GInf:
 
     def inflate(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         """``z' + log N (B, C)``, the logits on which the loss is a cross-entropy."""
-        logits, log_counts = at_least_float32(logits), log_class_counts(class_counts, logits)
+        logits = at_least_float32(logits)
+        log_counts = log_class_counts(class_counts, logits)
         if self.amplitude == 0:
             return logits + log_counts
         # Drawn on the generator's own device: a seed gives the same noise wherever the logits are.
