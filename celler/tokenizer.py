@@ -136,12 +136,12 @@ def _next_random(state):  # type: ignore[no-untyped-def]
 class _Distinct(NamedTuple):
     """Hash table of one cell's distinct values; a slot is in use where ``stamp`` is the cell's row.
 
-    ``bits`` are those of the float32 value, ``order`` lists the slots by rising value.
+    ``bits`` are those of the float32 value, ``n_equal`` tokens have it, ``order`` lists the slots by rising value.
     """
 
     stamp: np.ndarray
     bits: np.ndarray
-    count: np.ndarray
+    n_equal: np.ndarray
     order: np.ndarray
     bin: np.ndarray
     rank: np.ndarray
@@ -192,10 +192,10 @@ def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[n
         while distinct.stamp[slot] == row and distinct.bits[slot] != key:
             slot = (slot + 1) & size_mask
         if distinct.stamp[slot] != row:
-            distinct.stamp[slot], distinct.bits[slot], distinct.count[slot] = row, key, 0
+            distinct.stamp[slot], distinct.bits[slot], distinct.n_equal[slot] = row, key, 0
             distinct.order[n_distinct] = slot
             n_distinct += 1
-        distinct.count[slot] += 1
+        distinct.n_equal[slot] += 1
         mapped.gene[n], mapped.slot[n] = gene, slot
         n += 1
     _sort(distinct.order[:n_distinct], distinct.bits)
@@ -227,10 +227,10 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
     values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
     total = 0.0
     for slot in order:
-        total += distinct.count[slot] * (np.expm1(values[slot]) if is_log else values[slot])
+        total += distinct.n_equal[slot] * (np.expm1(values[slot]) if is_log else values[slot])
     last = -1
     for rank, slot in enumerate(order):
-        last += distinct.count[slot]
+        last += distinct.n_equal[slot]
         distinct.bin[slot] = n_bins - 1 if n == 1 else last * (n_bins - 2) // (n - 1) + 1
         value = np.expm1(values[slot]) if is_log else values[slot]
         distinct.log[slot] = np.log1p(value * (target_sum / total))

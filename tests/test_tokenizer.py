@@ -1,0 +1,257 @@
+"""Tokens against np.quantile on exact fractions, and the laws of sets, ties and random subsets."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse, stats
+
+from celler.tokenizer import BadValueError, TokenBatch, Tokenizer
+
+QUICK = settings(max_examples=40, deadline=None)
+MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)
+COUNTS = hnp.arrays(np.int64, MATRICES, elements=st.sampled_from([0, 0, 0, 1, 1, 2, 3, 7, 4000]))
+FLOATS = hnp.arrays(
+    np.float32, MATRICES, elements=st.one_of(st.just(0.0), st.floats(0, 20, width=32))
+)
+
+
+def identity(X) -> np.ndarray:
+    return np.arange(X.shape[1], dtype=np.int32)
+
+
+def as_sets(batch: TokenBatch) -> list[dict[int, tuple[int, float]]]:
+    """Each cell as gene -> (bin, expression); checks what padding looks like on the way."""
+    ids, bins, expression, is_padding = (part.numpy() for part in batch)
+    assert ids.dtype == np.int32
+    assert bins.dtype == np.uint8
+    assert expression.dtype == np.float32
+    assert is_padding.dtype == bool
+    assert not ids[is_padding].any()
+    assert not bins[is_padding].any()
+    assert not expression[is_padding].any()
+    assert (np.diff(is_padding.astype(int), axis=1) >= 0).all(), "padding is on the right"
+    cells = []
+    for row in range(len(ids)):
+        kept = ~is_padding[row]
+        parts = (ids[row][kept], bins[row][kept], expression[row][kept])
+        cells.append({int(g): (int(b), float(e)) for g, b, e in zip(*parts, strict=True)})
+        assert len(cells[-1]) == kept.sum(), "a gene occurs once"
+    return cells
+
+
+def assert_same_tokens(batch: TokenBatch, expected: list[dict[int, tuple[int, float]]]) -> None:
+    cells = as_sets(batch)
+    assert len(cells) == len(expected)
+    for cell, other in zip(cells, expected, strict=True):
+        assert {g: b for g, (b, _) in cell.items()} == {g: b for g, (b, _) in other.items()}
+        for gene, (_, expression) in other.items():
+            assert cell[gene][1] == pytest.approx(expression, rel=2e-5)
+
+
+def random_counts(rng, n_obs=20, n_vars=150) -> np.ndarray:
+    return rng.poisson(rng.gamma(0.3, 3.0, n_vars), (n_obs, n_vars))
+
+
+# ---- bins and expression ----
+
+
+def test_the_reference_is_numpys_quantile_and_digitize(rng):
+    """34 bins: the quantiles are multiples of 1/32, where floating point is exact."""
+    for values in (rng.gamma(1.0, size=77), np.log1p(rng.poisson(1.0, 300) + 1)):
+        edges = np.quantile(values, np.linspace(0, 1, 33))
+        np.testing.assert_array_equal(reference.rank_bins(values, 34), np.digitize(values, edges))
+
+
+@QUICK
+@given(COUNTS, st.sampled_from([3, 4, 51, 256]))
+def test_counts_match_the_reference(counts, n_bins):
+    batch = Tokenizer(n_bins)(sparse.csr_matrix(counts), identity(counts))
+    assert_same_tokens(batch, [reference.tokens(row, identity(counts), n_bins) for row in counts])
+
+
+@QUICK
+@given(FLOATS, st.booleans())
+def test_floats_and_logarithms_match_the_reference(values, is_log):
+    batch = Tokenizer()(sparse.csr_matrix(values), identity(values), is_log=is_log)
+    expected = [reference.tokens(row, identity(values), 51, is_log=is_log) for row in values]
+    assert_same_tokens(batch, expected)
+
+
+def test_a_cell_of_many_distinct_values(rng):
+    """More than 64 distinct values take another sort."""
+    values = rng.gamma(1.0, size=(3, 900)).astype(np.float32)
+    batch = Tokenizer()(sparse.csr_matrix(values), identity(values))
+    assert_same_tokens(batch, [reference.tokens(row, identity(values), 51) for row in values])
+
+
+def test_a_row_worked_by_hand():
+    """Five bins: the edges of 1, 2, 3, 4 are 1, 2, 3, 4 and of 1, 1, 1, 5 they are 1, 1, 1, 5."""
+    X = sparse.csr_matrix([[1, 2, 3, 4], [1, 1, 5, 1], [7, 0, 0, 0], [2, 2, 2, 0], [0, 0, 0, 0]])
+    batch = Tokenizer(5)(X, identity(X), target_sum=10.0)
+    np.testing.assert_array_equal(
+        batch.values, [[1, 2, 3, 4], [3, 3, 4, 3], [4, 0, 0, 0], [4, 4, 4, 0], [0, 0, 0, 0]]
+    )
+    np.testing.assert_allclose(batch.expression[0], np.log1p([1.0, 2.0, 3.0, 4.0]), rtol=1e-6)
+    np.testing.assert_allclose(batch.expression[2, 0], np.log1p(10.0), rtol=1e-6)
+
+
+def test_counts_and_their_logarithm_give_the_same_tokens(rng):
+    counts = sparse.csr_matrix(random_counts(rng))
+    size = np.asarray(counts.sum(1))
+    log = sparse.csr_matrix(np.log1p(counts.toarray() / size * 1e4), dtype=np.float32)
+    raw, normalised = (
+        Tokenizer()(X, identity(counts), is_log=is_log)
+        for X, is_log in ((counts, False), (log, True))
+    )
+    assert torch.equal(raw.gene_ids, normalised.gene_ids)
+    assert torch.equal(raw.values, normalised.values)
+    np.testing.assert_allclose(raw.expression, normalised.expression, rtol=1e-5, atol=1e-6)
+
+
+# ---- shapes, storage, gene map ----
+
+
+def test_degenerate_matrices():
+    explicit = sparse.csr_matrix(([0.0, -0.0, 3.0], ([0, 0, 1], [0, 1, 1])), shape=(3, 2))
+    assert explicit.nnz == 3
+    assert [set(cell) for cell in as_sets(Tokenizer()(explicit, identity(explicit)))] == [
+        set(), {1}, set(),
+    ]  # fmt: skip
+    for shape in ((0, 5), (4, 5), (2, 0)):
+        batch = Tokenizer(max_genes=3)(
+            sparse.csr_matrix(shape), np.arange(shape[1], dtype=np.int32)
+        )
+        assert batch.gene_ids.shape == (shape[0], 1)
+        assert batch.padding_mask.all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.float64])
+def test_every_dtype_and_index_width_is_one(rng, dtype):
+    X = sparse.csr_matrix(random_counts(rng), dtype=np.float32)
+    expected = Tokenizer()(X, identity(X))
+    wide = X.astype(dtype)
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    for part, other in zip(Tokenizer()(wide, identity(X)), expected, strict=True):
+        assert torch.equal(part, other)
+
+
+def test_input_is_not_changed(rng):
+    X = sparse.csr_matrix(random_counts(rng), dtype=np.float32)
+    before = X.copy()
+    Tokenizer(max_genes=5)(X, identity(X))
+    np.testing.assert_array_equal(X.data, before.data)
+    np.testing.assert_array_equal(X.indices, before.indices)
+
+
+def test_unmapped_columns_are_as_if_absent(rng):
+    counts = random_counts(rng)
+    gene_map = rng.permutation(500)[: counts.shape[1]].astype(np.int32)
+    gene_map[::3] = -1
+    batch = Tokenizer()(sparse.csr_matrix(counts), gene_map)
+    assert_same_tokens(batch, [reference.tokens(row, gene_map, 51) for row in counts])
+
+
+@pytest.mark.parametrize("max_genes", [None, 20])
+def test_permuted_columns_are_the_same_sets(rng, max_genes):
+    counts, order = random_counts(rng), rng.permutation(150).astype(np.int32)
+    one = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts), identity(counts))
+    other = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts[:, order]), order)
+    assert as_sets(one) == as_sets(other)
+
+
+# ---- which genes are kept ----
+
+
+@QUICK
+@given(COUNTS, st.integers(1, 8))
+def test_max_genes_keeps_the_highest_values_and_ties_by_vocabulary_order(counts, max_genes):
+    gene_map = identity(counts)[::-1].copy()
+    batch = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts), gene_map)
+    assert batch.gene_ids.shape[1] <= max_genes
+    assert_same_tokens(
+        batch, [reference.tokens(row, gene_map, 51, max_genes=max_genes) for row in counts]
+    )
+
+
+def test_a_random_subset_depends_on_the_cells_seed_alone(rng):
+    counts = random_counts(rng, n_obs=2)
+    counts[1] = counts[0]
+    X, tokenizer = sparse.csr_matrix(counts), Tokenizer(max_genes=10)
+    whole = as_sets(Tokenizer()(X, identity(X)))[0]
+    first, second = as_sets(tokenizer(X, identity(X), seeds=np.array([5, 5], np.uint64)))
+    assert first == second
+    assert len(first) == 10
+    assert first.items() <= whole.items(), "what is left out changes neither bin nor expression"
+    other, first_again = as_sets(tokenizer(X, identity(X), seeds=np.array([6, 5], np.uint64)))
+    assert other != first
+    assert first_again == first
+
+
+@pytest.mark.parametrize(("options", "n_kept"), [({"max_genes": 7}, 7), ({}, 14)])
+def test_every_gene_is_equally_likely_to_be_kept(options, n_kept):
+    """4,000 cells of 20 genes; a chi-squared test that a fair choice fails once in a million."""
+    n_cells, n_genes = 4000, 20
+    X = sparse.csr_matrix(np.tile(np.arange(1.0, n_genes + 1), (n_cells, 1)))
+    batch = Tokenizer(**options)(
+        X,
+        identity(X),
+        seeds=np.arange(n_cells, dtype=np.uint64),
+        token_dropout=0.0 if options else 0.3,
+    )
+    assert (~batch.padding_mask).sum(1).eq(n_kept).all()
+    kept = np.bincount(batch.gene_ids.numpy().ravel(), minlength=n_genes)
+    # Choosing without replacement: the counts' covariance is that of a multinomial times this.
+    shrink = (n_genes - n_kept) / (n_genes - 1)
+    statistic = ((kept - kept.mean()) ** 2).sum() / kept.mean() / shrink
+    assert stats.chi2(n_genes - 1).sf(statistic) > 1e-6
+    pairs = np.corrcoef([(batch.gene_ids == gene).any(1).numpy() for gene in range(n_genes)])
+    off_diagonal = pairs[~np.eye(n_genes, dtype=bool)]
+    assert np.abs(off_diagonal + 1 / (n_genes - 1)).max() < 0.1, "pairs are chosen independently"
+
+
+@pytest.mark.parametrize(("n", "share", "n_left"), [(10, 0.3, 7), (9, 0.3, 7), (1, 0.9, 1)])
+def test_token_dropout_leaves_its_share_and_at_least_one(n, share, n_left):
+    X = sparse.csr_matrix(np.ones((5, n)))
+    seeds = np.arange(5, dtype=np.uint64)
+    batch = Tokenizer()(X, identity(X), token_dropout=share, seeds=seeds)
+    assert (~batch.padding_mask).sum(1).eq(n_left).all()
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 2])
+def test_bad_values_name_their_row(value, column):
+    X = np.ones((4, 3), np.float32)
+    X[2, column] = value
+    with pytest.raises(
+        BadValueError, match=r"row 2 holds the value .*finite values >= 0"
+    ) as caught:
+        Tokenizer()(sparse.csr_matrix(X), np.array([0, 1, -1], np.int32))
+    assert caught.value.row == 2
+    np.testing.assert_equal(caught.value.value, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_bins": 2}, "n_bins=2 was given; 3 to 256"),
+        ({"n_bins": 257}, "n_bins=257 was given; 3 to 256"),
+        ({"max_genes": 0}, "max_genes=0 was given; at least 1"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(**options)
+
+
+def test_dropout_needs_seeds():
+    with pytest.raises(ValueError, match="token_dropout needs seeds"):
+        Tokenizer()(
+            sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1
+        )
