@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,27 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass the folder that model.save() wrote.")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and plain values, so Celler did not write it: {error}"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged or cut short; save the model again. ({error})"
+            f"{path} is damaged, cut short or no Celler model; save the model again. ({error})"
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    if (
+        not isinstance(contents, dict)
+        or contents.get("format") != FORMAT
+        or not isinstance(contents.get("format_version"), int)
+    ):
         raise ValueError(f"{path} is a torch file, but not a Celler model.")
     if contents["format_version"] > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was written by Celler {contents['celler_version']} in format "
+            f"{path} was written by Celler {contents.get('celler_version')} in format "
             f"{contents['format_version']}; this version reads up to {FORMAT_VERSION}. Upgrade celler."
         )
     return contents
