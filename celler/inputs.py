@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from anndata import AnnData
@@ -29,7 +30,8 @@ class ExpressionReader:
         if self.layer is not None and self.layer not in self.adata.layers:
             layers = [name for name in self.adata.layers if name is not None]
             raise KeyError(f"layer={self.layer!r} is not in adata.layers, which has {layers}.")
-        if self.layer is None and self.adata.X is None:
+        # No rows are asked of X: those of a view would all be copied, those of a file read.
+        if self.layer is None and not self.adata.isbacked and self.adata[:0].X is None:
             raise ValueError(
                 "adata.X is None; pass layer= to name the layer with the expression values."
             )
@@ -41,16 +43,14 @@ class ExpressionReader:
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
         """The rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
-        order = np.argsort(index, kind="stable")  # files are read in rising order only
-        rows: np.ndarray | slice = index[order]
-        if len(index) and index[order[-1]] - index[order[0]] == len(index) - 1:
-            rows = slice(
-                int(index[order[0]]), int(index[order[-1]]) + 1
-            )  # one range is read fastest
-        subset = self.adata[rows]
+        # Files are read in rising order only, each row once, and fastest as one range.
+        distinct, position = np.unique(index, return_inverse=True)
+        is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
+        rows = slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct
+        subset = self._indexable[rows]
         X = subset.X if self.layer is None else subset.layers[self.layer]
         block = sparse.csr_matrix(X, dtype=np.float32)
-        return block if (order[:-1] < order[1:]).all() else block[np.argsort(order, kind="stable")]
+        return block if np.array_equal(distinct, index) else block[position]
 
     def matrix(self) -> sparse.csr_matrix:
         """All rows, without a copy where the values already are CSR float32 in memory."""
@@ -63,8 +63,17 @@ class ExpressionReader:
 
     def probe(self) -> sparse.csr_matrix:
         """Up to 1,000 rows spread evenly over the cells."""
-        subset = self.adata[:: max(1, self.adata.n_obs // N_PROBED)]
+        subset = self._indexable[:: max(1, self.adata.n_obs // N_PROBED)]
         return sparse.csr_matrix(subset.X if self.layer is None else subset.layers[self.layer])
+
+    @cached_property
+    def _indexable(self) -> AnnData:
+        """``adata``, or its copy in memory where it is a view of a file, which anndata 0.12 cannot index."""
+        try:
+            self.adata[:0]
+        except ValueError:
+            return self.adata.to_memory()
+        return self.adata
 
 
 def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:

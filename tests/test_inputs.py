@@ -1,0 +1,184 @@
+"""Inputs: every storage gives the rows that fancy indexing gives, and says what the values are."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from celler.inputs import ExpressionReader, bad_value, check_values, is_log, query_reader
+
+STORAGES = [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array]
+INDICES = {
+    "all": np.arange(12),
+    "range": np.arange(3, 9),
+    "reversed": np.arange(12)[::-1],
+    "unsorted": np.array([7, 2, 11, 0]),
+    "repeated": np.array([5, 5, 2, 5, 2]),
+    "range with a repeat": np.array([3, 4, 4, 6]),  # as long as a range, and none
+    "shuffled range": np.array([5, 3, 4, 6]),
+    "one": np.array([8]),
+    "none": np.array([], dtype=int),
+}
+
+
+@pytest.fixture
+def values(rng) -> np.ndarray:
+    return rng.poisson(1.0, (12, 7)).astype(np.float32)
+
+
+def make(values, kind=sparse.csr_matrix, **layers) -> ad.AnnData:
+    n_obs, n_vars = values.shape
+    obs = pd.DataFrame(index=[f"cell {i}" for i in range(n_obs)])
+    var = pd.DataFrame(index=[f"gene {i}" for i in range(n_vars)])
+    layers = {name: kind(layer) for name, layer in layers.items()}
+    return ad.AnnData(kind(values), obs=obs, var=var, layers=layers)
+
+
+def assert_reads(adata, values, layer=None):
+    """Rows in any order, and the whole, as float32 CSR."""
+    reader = ExpressionReader(adata, layer)
+    for name, index in INDICES.items():
+        block = reader.rows(index)
+        assert sparse.isspmatrix_csr(block)
+        assert block.dtype == np.float32
+        np.testing.assert_array_equal(block.toarray(), values[index], err_msg=name)
+    np.testing.assert_array_equal(reader.matrix().toarray(), values)
+    np.testing.assert_array_equal(reader.probe().toarray(), values)
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.float64])
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_every_storage_in_memory(values, kind, dtype, layer):
+    if layer is None:
+        adata = make(values.astype(dtype), kind)
+    else:
+        adata = make(np.zeros_like(values), kind, counts=values.astype(dtype))
+    before = adata.copy()
+    assert_reads(adata, values, layer)
+    pairs = [(adata.X, before.X)]
+    pairs += [(adata.layers[layer], before.layers[layer])] if layer else []
+    for X, expected in pairs:
+        assert type(X) is type(expected)
+        assert X.dtype == expected.dtype
+        assert (expected != X).sum() == 0
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_views(values, kind, layer):
+    big = np.vstack([values + 1, values])[:, np.r_[0, 0, 0:7]]
+    adata = make(big, kind, counts=big)[12:, 2:]
+    assert adata.is_view
+    assert_reads(adata, values, layer)
+    assert adata.is_view
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize("layer", [None, "counts"])
+@pytest.mark.parametrize("is_view", [False, True])
+def test_backed_files(values, kind, layer, is_view, tmp_path):
+    stored = np.vstack([values + 1, values]) if is_view else values
+    make(stored, kind, counts=stored).write_h5ad(tmp_path / "cells.h5ad")
+    adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    try:
+        assert_reads(adata[12:] if is_view else adata, values, layer)
+        assert adata.isbacked
+    finally:
+        adata.file.close()
+
+
+def test_no_copy_of_float32_csr_in_memory(values):
+    adata = make(values)
+    assert np.shares_memory(ExpressionReader(adata).matrix().data, adata.X.data)
+
+
+def test_the_probe_spreads_over_the_cells(rng):
+    adata = make(np.arange(1, 2501, dtype=np.float32)[:, None])
+    probed = ExpressionReader(adata).probe().toarray().ravel()
+    assert 1000 <= len(probed) <= 2000
+    assert len(np.unique(np.diff(probed))) == 1
+    assert probed[-1] > 2490
+
+
+# ---- counts or logarithms ----
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda counts: counts, False),
+        (lambda counts: np.log1p(counts), True),
+        (lambda counts: np.log1p(counts / counts.sum(1, keepdims=True) * 1e4), True),
+        (lambda counts: np.log2(1 + counts), True),
+        (lambda counts: counts / counts.sum(1, keepdims=True) * 1e4, False),
+        (lambda counts: counts * 30.5, False),
+        (lambda counts: np.minimum(counts, 1), False),
+        (lambda counts: counts * 0, False),
+    ],
+    ids=["counts", "log1p", "CP10K log1p", "log2", "CP10K", "expected counts", "binary", "empty"],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_what_the_values_are(values, change, expected, kind):
+    values[0, 0] = 5  # no cell without counts, and more than one value
+    values[:, 1] = 2
+    assert is_log(ExpressionReader(make(change(values).astype(np.float32), kind))) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-0.5, r"holds the value -0\.5; negative values mean scaled"),
+        (np.nan, r"holds the value nan; NaN and infinite values cannot be ranked"),
+        (np.inf, r"holds the value inf; NaN and infinite"),
+        (-np.inf, r"holds the value -inf; NaN and infinite"),
+    ],
+)
+def test_values_that_cannot_be_used(values, value, message):
+    values[3, 2] = value
+    reader = ExpressionReader(make(values))
+    with pytest.raises(ValueError, match=r"adata\.X " + message):
+        is_log(reader)
+    with pytest.raises(ValueError, match="the layer or object that holds them"):
+        check_values(reader.matrix(), reader)
+
+
+def test_the_error_names_what_else_there_is(values):
+    adata = make(values - 1, counts=values, norm=values)
+    adata.raw = make(values)
+    with pytest.raises(ValueError) as caught:
+        is_log(ExpressionReader(adata))
+    assert str(caught.value).endswith(
+        "pass layer='counts' or layer='norm' or adata.raw.to_adata()."
+    )
+    adata.layers["scaled"] = values - 1
+    message = r"adata\.layers\['scaled'\] holds the value -1; .*pass layer='counts' or layer='norm'"
+    with pytest.raises(ValueError, match=message):
+        is_log(ExpressionReader(adata, "scaled"))
+    assert "(cell 'cell 3')" in str(bad_value(-1.0, ExpressionReader(adata), "cell 3"))
+
+
+# ---- what is not there ----
+
+
+def test_a_missing_layer_lists_the_layers(values):
+    with pytest.raises(KeyError, match=r"layer='count' is not in adata\.layers, .*\['counts'\]"):
+        ExpressionReader(make(values, counts=values), "count")
+
+
+def test_no_values_at_all(values):
+    adata = make(values, counts=values)
+    adata.X = None
+    with pytest.raises(ValueError, match=r"adata\.X is None; pass layer="):
+        ExpressionReader(adata)
+    assert_reads(adata, values, "counts")
+
+
+def test_a_query_without_the_layer_is_read_from_X_with_a_warning(values):
+    adata = make(values, counts=values * 2)
+    assert query_reader(adata, None).layer is None
+    assert query_reader(adata, "counts").layer == "counts"
+    with pytest.warns(UserWarning, match="layer='raw_counts', which this AnnData lacks; its X"):
+        reader = query_reader(adata, "raw_counts")
+    assert_reads(reader.adata, values, reader.layer)
