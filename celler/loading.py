@@ -28,6 +28,11 @@ class InMemorySource(Dataset[CellBlock]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def n_labelled(self) -> int:
+        """Number of cells with a label."""
+        return int((self.labels >= 0).sum())
+
     def __getitem__(self, index: np.ndarray) -> CellBlock:
         return CellBlock(self.X[index], self.labels[index], index)
 

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from llvmlite import binding
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from celler.losses import HDM, Loss
 from celler.network import GeneTransformer
@@ -32,7 +31,7 @@ class TrainingConfig:
     """How to train; :meth:`celler.model.Celler.train` says what each is for."""
 
     max_epochs: int
-    batch_size: int = 128
+    batch_size: int
     loss: Loss = field(default_factory=HDM)
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
@@ -41,7 +40,6 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     token_dropout: float = 0.3
     early_stopping: bool = True
-    patience: int | None = None
     device: torch.device = torch.device("cpu")
     precision: str = "float32"
     show_progress: bool = True
@@ -111,6 +109,10 @@ class TrainingPlan(LightningModule):
             {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         )
 
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        """Clip here: Lightning refuses to beside a fused optimizer, although bfloat16 needs no scaling."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+
     def configure_optimizers(self) -> Any:
         """AdamW on a one-cycle schedule over the steps of the whole training."""
         config = self.config
@@ -151,11 +153,13 @@ class BestWeights(Callback):
     """Holds the weights of the latest epoch within one standard error of the best macro-F1 so far.
 
     With few validation cells the highest value is mostly luck, and a lucky early epoch would cost
-    the end of the schedule; with many the error is small and this is the best epoch.
+    the end of the schedule; with many the error is small and this is the best epoch. Training stops
+    after ``patience`` epochs that are further below, ``None`` for never.
     """
 
-    def __init__(self, network: GeneTransformer) -> None:
-        self.network, self.best, self.n_epochs = network, -1.0, 0
+    def __init__(self, network: GeneTransformer, patience: int | None) -> None:
+        self.network, self.patience = network, patience
+        self.best, self.n_epochs = -1.0, 0
         self.state: dict[str, Tensor] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -169,15 +173,20 @@ class BestWeights(Callback):
         if score >= self.best - error:
             self.state = deepcopy(self.network.state_dict())
             self.n_epochs = trainer.current_epoch + 1
+        n_without = trainer.current_epoch + 1 - self.n_epochs
+        trainer.should_stop = self.patience is not None and n_without >= self.patience
 
 
 class ProgressBar(Callback):
     """One bar over all minibatches of the training, with the epoch and the validation macro-F1."""
 
+    def __init__(self, title: str) -> None:
+        self.title = title
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self.bar = tqdm(
-            total=int(trainer.estimated_stepping_batches), desc="Training", unit="minibatch"
+            total=int(trainer.estimated_stepping_batches), desc=self.title, unit="minibatch"
         )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -190,6 +199,12 @@ class ProgressBar(Callback):
         if "validation_macro_f1" in trainer.callback_metrics:
             figures["macro_f1"] = f"{float(trainer.callback_metrics['validation_macro_f1']):.3f}"
         self.bar.set_postfix(figures, refresh=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar: after an error there is no teardown."""
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the bar, also when training stopped early or failed."""
@@ -218,17 +233,15 @@ def fit(
     validation: Minibatches | None,
     class_counts: np.ndarray,
     config: TrainingConfig,
+    *,
+    title: str = "Training",
 ) -> FitOutcome:
-    """Train ``network`` in place and leave it on ``config.device``."""
+    """Train ``network`` in place and leave it on ``config.device``; ``title`` names the progress bar."""
     plan = TrainingPlan(network, class_counts, config)
-    callbacks: list[Callback] = [ProgressBar()] if config.show_progress else []
-    best = BestWeights(network)
+    callbacks: list[Callback] = [ProgressBar(title)] if config.show_progress else []
+    best = BestWeights(network, max(5, config.max_epochs // 4) if config.early_stopping else None)
     if validation is not None:
         callbacks.append(best)
-        if config.early_stopping:
-            callbacks.append(
-                EarlyStopping("validation_macro_f1", mode="max", patience=_patience(config))
-            )
     with torch.random.fork_rng(), _quiet_lightning():
         torch.manual_seed(config.seed)
         trainer = Trainer(
@@ -236,7 +249,6 @@ def fit(
             accelerator=config.device.type,
             devices=1 if config.device.index is None else [config.device.index],
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
-            gradient_clip_val=config.gradient_clip,
             callbacks=callbacks,
             enable_progress_bar=False,
             logger=False,
@@ -315,11 +327,6 @@ def choose_device(
             f"{list(range(n_devices))}."
         )
     return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
-
-
-def _patience(config: TrainingConfig) -> int:
-    """Epochs without progress before stopping; the schedule's end is worth waiting for."""
-    return config.patience if config.patience is not None else max(10, config.max_epochs // 2)
 
 
 @contextmanager

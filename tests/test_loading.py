@@ -1,0 +1,135 @@
+"""Splits and minibatches: their laws over any labels, sizes and seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from celler.loading import InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+
+QUICK = settings(max_examples=100, deadline=None)
+LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
+SEEDS = st.integers(0, 1000)
+
+
+# ---- split ----
+
+
+@QUICK
+@given(LABELS, st.floats(0.05, 1.0), SEEDS)
+def test_a_split_covers_every_cell_once(labels, train_size, seed):
+    train, validation = split(labels, train_size=train_size, validation_size=None, seed=seed)
+    np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(len(labels)))
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(validation) > 0).all()
+
+
+@QUICK
+@given(LABELS, st.floats(0.05, 0.99), SEEDS)
+def test_a_class_of_three_is_validated_and_every_class_is_trained(labels, train_size, seed):
+    train, validation = split(labels, train_size=train_size, validation_size=None, seed=seed)
+    for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
+        n_validation = (labels[validation] == label).sum()
+        assert (n_validation >= 1) == (n >= 3)
+        assert (labels[train] == label).sum() >= 1
+        if n >= 3:
+            assert n_validation == np.clip(round((1 - train_size) * n), 1, n - 1)
+
+
+@QUICK
+@given(LABELS, st.floats(0.05, 0.6), st.floats(0.0, 0.4), SEEDS)
+def test_both_sizes_are_shares_of_each_class(labels, train_size, validation_size, seed):
+    train, validation = split(
+        labels, train_size=train_size, validation_size=validation_size, seed=seed
+    )
+    assert not set(train) & set(validation)
+    for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
+        n_train, n_validation = ((labels[part] == label).sum() for part in (train, validation))
+        assert n_train >= 1
+        if n >= 3 and validation_size > 0:
+            assert n_validation == max(1, round(validation_size * n))
+        else:
+            assert n_validation == 0
+        assert abs(n_train - train_size * n) <= 1
+
+
+def test_all_cells_in_training():
+    train, validation = split(np.zeros(9), train_size=1.0, validation_size=None, seed=0)
+    assert (len(train), len(validation)) == (9, 0)
+    assert validation.dtype == train.dtype == np.int64
+
+
+def test_the_seed_makes_the_split():
+    labels = np.repeat([0, 1, 2], [80, 15, 5])
+    one, same, other = (
+        split(labels, train_size=0.8, validation_size=None, seed=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one[1], same[1])
+    assert set(one[1]) != set(other[1])
+    drawn = np.concatenate(
+        [split(labels, train_size=0.8, validation_size=None, seed=s)[1] for s in range(60)]
+    )
+    assert set(drawn) == set(range(100)), "any cell may be drawn"
+
+
+@pytest.mark.parametrize(
+    ("train_size", "validation_size"),
+    [(0, None), (1.1, None), (-0.5, None), (0.9, 0.2), (0.9, -0.1), (0.5, 1.0)],
+)
+def test_impossible_sizes(train_size, validation_size):
+    message = f"train_size={train_size} and validation_size={validation_size} were given"
+    with pytest.raises(ValueError, match=message):
+        split(np.zeros(9), train_size=train_size, validation_size=validation_size, seed=0)
+
+
+# ---- source and minibatches ----
+
+
+def test_a_block_holds_the_rows_asked_for(rng):
+    X, labels = rng.poisson(1.0, (9, 4)), rng.integers(-1, 3, size=9)
+    source, index = InMemorySource(sparse.csr_matrix(X), labels), np.array([4, 0, 4])
+    block = source[index]
+    assert len(source) == 9
+    assert source.n_labelled == np.isin(labels, [0, 1, 2]).sum() < 9
+    assert sparse.isspmatrix_csr(block.X)
+    np.testing.assert_array_equal(block.X.toarray(), X[index])
+    np.testing.assert_array_equal(block.labels, labels[index])
+    np.testing.assert_array_equal(block.index, index)
+
+
+@QUICK
+@given(st.lists(st.integers(0, 9999), min_size=1, max_size=90, unique=True),
+       st.integers(1, 100), SEEDS)  # fmt: skip
+def test_an_epoch_visits_each_cell_once(cells, batch_size, seed):
+    index = np.array(cells)
+    for sampler in (
+        ShuffledMinibatches(index, batch_size, seed),
+        OrderedMinibatches(index, batch_size),
+    ):
+        for _ in range(2):
+            minibatches = list(sampler)
+            assert len(minibatches) == len(sampler) == -(-len(index) // batch_size)
+            assert max(map(len, minibatches)) <= batch_size
+            visited = np.concatenate(minibatches)
+            np.testing.assert_array_equal(np.sort(visited), np.sort(index))
+    np.testing.assert_array_equal(visited, index)  # the second sampler keeps the order
+
+
+@QUICK
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_shuffled_minibatches_are_equal_to_one_cell(n, batch_size):
+    sizes = [len(part) for part in ShuffledMinibatches(np.arange(n), batch_size, 0)]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_each_epoch_is_another_order_and_the_seed_makes_them_all():
+    def epochs(seed):
+        sampler = ShuffledMinibatches(np.arange(50), 8, seed)
+        return [np.concatenate(list(sampler)).tolist() for _ in range(3)]
+
+    first, second, third = epochs(0)
+    assert first != second != third != first
+    assert epochs(0) == [first, second, third]
+    assert first not in epochs(1)
+    assert sorted(first) == list(range(50)) != first
