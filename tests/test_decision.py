@@ -1,0 +1,98 @@
+"""Decisions: a temperature that is known, and probabilities, labels and margins against SciPy and sorting."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from celler.decision import Decision, choose, fit_temperature, margin
+
+NAMES = ("B", "NK", "T")
+
+
+def sample(rng, logits) -> np.ndarray:
+    """Labels drawn from the softmax of ``logits``."""
+    return (softmax(logits, axis=1).cumsum(1) < rng.random((len(logits), 1))).sum(1)
+
+
+# ---- temperature ----
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_a_known_temperature_is_recovered(rng, temperature):
+    calibrated = rng.normal(scale=2.0, size=(20_000, 5))
+    fitted = fit_temperature(calibrated * temperature, sample(rng, calibrated))
+    assert fitted == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_temperature_is_the_best_of_a_grid(rng):
+    logits = rng.normal(scale=3.0, size=(60, 4)).astype(np.float32)
+    labels = sample(rng, logits / 2)
+    grid = np.geomspace(0.2, 5, 2001)
+    nll = [-np.log(softmax(logits / t, axis=1)[np.arange(60), labels]).mean() for t in grid]
+    assert fit_temperature(logits, labels) == pytest.approx(grid[np.argmin(nll)], rel=2e-3)
+
+
+def test_the_temperature_stays_in_its_bounds(rng):
+    logits = rng.normal(size=(100, 3))
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(0.2, rel=1e-3)
+    assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(5.0, rel=1e-3)
+
+
+def test_few_cells_do_not_determine_a_temperature(rng):
+    logits = rng.normal(size=(50, 3))
+    assert fit_temperature(logits[:49], logits[:49].argmax(1)) == 1.0
+    assert fit_temperature(logits[:0], np.array([], int)) == 1.0
+    assert fit_temperature(logits, logits.argmax(1)) != 1.0
+
+
+# ---- probabilities ----
+
+
+def test_probabilities_are_the_softmax_of_the_scaled_logits(rng):
+    logits = (rng.normal(size=(6, 4)) * 50).astype(np.float32)
+    actual = Decision(temperature=2.0).probabilities(logits)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual, softmax(logits.astype(float) / 2, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(actual.sum(1), 1)
+
+
+def test_candidates_share_all_the_probability(rng):
+    logits, candidates = rng.normal(size=(6, 4)), np.array([0, 3])
+    before = logits.copy()
+    actual = Decision(1.5).probabilities(logits, candidates)
+    np.testing.assert_allclose(actual[:, candidates], softmax(logits[:, candidates] / 1.5, axis=1))
+    assert not actual[:, [1, 2]].any()
+    np.testing.assert_array_equal(logits, before)
+    only = Decision().probabilities(logits, np.array([2]))
+    np.testing.assert_array_equal(only, np.eye(4)[[2] * 6])
+
+
+# ---- labels ----
+
+
+def test_the_most_probable_name_or_unknown():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5], [0.1, 0.5, 0.4]])
+    assert choose(probabilities, NAMES, None, "Unknown").tolist() == ["B", "T", "NK"]
+    labels = choose(probabilities, NAMES, 0.6, "a rather long name")
+    assert labels.tolist() == ["B", "a rather long name", "a rather long name"]
+    assert labels.dtype.kind == "U"
+    assert choose(probabilities, NAMES, 0.5, "?").tolist() == ["B", "T", "NK"], "0.5 is not below"
+    assert choose(probabilities, NAMES, 0.0, "?").tolist() == ["B", "T", "NK"]
+    assert choose(probabilities, NAMES, 1.0, "?").tolist() == ["?"] * 3
+    assert choose(probabilities[:0], NAMES, 0.5, "?").tolist() == []
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ValueError, match=f"threshold={threshold} was given; a probability"):
+        choose(np.ones((1, 1)), ["a"], threshold, "?")
+
+
+def test_the_margin_is_best_less_second(rng):
+    probabilities = rng.dirichlet(np.ones(5), size=40)
+    probabilities[0] = 0.2  # all tied
+    ordered = np.sort(probabilities, axis=1)
+    np.testing.assert_allclose(margin(probabilities), ordered[:, -1] - ordered[:, -2])
+    assert margin(probabilities)[0] == 0
+    np.testing.assert_array_equal(margin(np.ones((3, 1))), [1, 1, 1])
+    assert margin(probabilities[:0]).shape == (0,)
