@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = ["BadValueError", "TokenBatch", "Tokenizer"]
 
+_INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
 #: Library size to which every cell is scaled before ``log1p``.
 TARGET_SUM = 1e4
 
@@ -90,7 +91,8 @@ class Tokenizer:
         if token_dropout and seeds is None:
             raise ValueError("token_dropout needs seeds, one per cell.")
         data = np.ascontiguousarray(X.data, dtype=np.float32)
-        n_tokens, bad_row = _count_tokens(X.indptr, X.indices, data, gene_map)
+        bits = data.view(np.int32)
+        n_tokens, bad_row = _count_tokens(X.indptr, X.indices, bits, gene_map)
         if bad_row >= 0:
             row = data[X.indptr[bad_row] : X.indptr[bad_row + 1]]
             raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
@@ -101,7 +103,7 @@ class Tokenizer:
         gene_ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
         expression = np.zeros(shape, np.float32)
         _fill_tokens(
-            X.indptr, X.indices, data.view(np.int32), gene_map, n_tokens, n_kept,
+            X.indptr, X.indices, bits, gene_map, n_tokens, n_kept,
             self.n_bins, is_log, target_sum,
             np.empty(0, np.uint64) if seeds is None else seeds,
             gene_ids, values, expression,
@@ -110,16 +112,21 @@ class Tokenizer:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_tokens(indptr, indices, data, gene_map):  # type: ignore[no-untyped-def]
-    """Mapped non-zeros per row ``(B,)``, and the first row with a value that is not allowed or −1."""
-    n_tokens = np.zeros(len(indptr) - 1, np.int64)
+def _count_tokens(indptr, indices, bits, gene_map):  # type: ignore[no-untyped-def]
+    """Mapped non-zeros per row ``(B,)``, and the first row with a value that is not allowed or −1.
+
+    The bits of a float32 tell: positive and finite is 1 to ``_INFINITE`` − 1, and zero is 0 or −0.
+    """
+    n_tokens = np.empty(len(indptr) - 1, np.int64)
     for row in range(len(n_tokens)):
+        n = n_bad = 0
         for i in range(indptr[row], indptr[row + 1]):
-            value = data[i]
-            if not (value >= 0 and value < np.inf):
-                return n_tokens, row
-            if value > 0 and gene_map[indices[i]] >= 0:
-                n_tokens[row] += 1
+            is_positive = bits[i] > 0
+            n_bad += (bits[i] >= _INFINITE) | ((bits[i] < 0) & (bits[i] != _MINUS_ZERO))
+            n += is_positive & (gene_map[indices[i]] >= 0)
+        if n_bad:
+            return n_tokens, row
+        n_tokens[row] = n
     return n_tokens, -1
 
 
