@@ -334,3 +334,19 @@ def test_devices_on_a_mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps") == torch.device("mps")
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_small_minibatches_use_one_thread_and_give_the_others_back(cells):
+    seen, before = set(), torch.get_num_threads()
+
+    def loss(*arguments):
+        seen.add(torch.get_num_threads())
+        return CrossEntropy()(*arguments)
+
+    torch.set_num_threads(2)
+    try:
+        fit(network(), *cells, config(max_epochs=1, loss=loss))
+        assert seen == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
