@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -47,9 +48,7 @@ class ExpressionReader:
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
         rows = slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct
-        subset = self._indexable[rows]
-        X = subset.X if self.layer is None else subset.layers[self.layer]
-        block = sparse.csr_matrix(X, dtype=np.float32)
+        block = _canonical(self._values(rows))
         return block if np.array_equal(distinct, index) else block[position]
 
     def matrix(self) -> sparse.csr_matrix:
@@ -59,12 +58,25 @@ class ExpressionReader:
             X = X.to_memory()
         elif not (sparse.issparse(X) or isinstance(X, np.ndarray)):
             X = X[:]
-        return sparse.csr_matrix(X, dtype=np.float32)
+        return _canonical(X)
 
     def probe(self) -> sparse.csr_matrix:
         """Up to 1,000 rows spread evenly over the cells."""
-        subset = self._indexable[:: max(1, self.adata.n_obs // N_PROBED)]
-        return sparse.csr_matrix(subset.X if self.layer is None else subset.layers[self.layer])
+        return _canonical(self._values(slice(None, None, max(1, self.adata.n_obs // N_PROBED))))
+
+    def _values(self, rows: slice | np.ndarray) -> Any:
+        if self._converted is not None:
+            return self._converted[rows]
+        subset = self._indexable[rows]
+        return subset.X if self.layer is None else subset.layers[self.layer]
+
+    @cached_property
+    def _converted(self) -> sparse.csr_matrix | None:
+        """The whole as CSR where it is CSC in memory, in which each row costs a pass over everything."""
+        subset = self._indexable[:0]
+        X = subset.X if self.layer is None else subset.layers[self.layer]
+        is_csc = sparse.issparse(X) and X.format == "csc" and not self.adata.isbacked
+        return self.matrix() if is_csc else None
 
     @cached_property
     def _indexable(self) -> AnnData:
@@ -74,6 +86,15 @@ class ExpressionReader:
         except ValueError:
             return self.adata.to_memory()
         return self.adata
+
+
+def _canonical(X: Any) -> sparse.csr_matrix:
+    """``X`` as CSR float32 with each entry once, without a copy where it is that already."""
+    block = sparse.csr_matrix(X, dtype=np.float32)
+    if not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    return block
 
 
 def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:

@@ -182,3 +182,23 @@ def test_a_query_without_the_layer_is_read_from_X_with_a_warning(values):
     with pytest.warns(UserWarning, match="layer='raw_counts', which this AnnData lacks; its X"):
         reader = query_reader(adata, "raw_counts")
     assert_reads(reader.adata, values, reader.layer)
+
+
+def test_repeated_entries_are_summed_and_the_users_matrix_is_left_alone():
+    X = sparse.csr_matrix(
+        (np.array([1, 2, 4], np.float32), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3)
+    )
+    reader = ExpressionReader(ad.AnnData(X))
+    expected = [[0, 3, 0], [4, 0, 0]]
+    assert reader.rows(np.array([0, 1])).toarray().tolist() == expected
+    assert reader.matrix().toarray().tolist() == expected
+    assert reader.matrix().nnz == 2
+    assert X.nnz == 3
+
+
+def test_csc_is_converted_once(rng):
+    X = sparse.csc_matrix(rng.poisson(1.0, (20, 5)).astype(np.float32))
+    reader = ExpressionReader(ad.AnnData(X))
+    reader.rows(np.arange(5))
+    assert reader._converted is reader._converted
+    np.testing.assert_array_equal(reader.rows(np.array([7, 3])).toarray(), X.toarray()[[7, 3]])
