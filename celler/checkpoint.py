@@ -43,6 +43,7 @@ def write_checkpoint(
             torch.save(header | contents, file)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's file is its owner's alone
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -66,9 +67,9 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
         raise ValueError(
-            f"{path} holds more than tensors and plain values, so Celler did not write it: {error}"
+            f"{path} holds more than tensors and plain values, so Celler did not write it; it was not opened."
         ) from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(
@@ -86,3 +87,10 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{contents['format_version']}; this version reads up to {FORMAT_VERSION}. Upgrade celler."
         )
     return contents
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what is refused, and that a failure leaves no trace."""
 
+import os
 import pickle
 from datetime import date
 
@@ -187,3 +188,12 @@ def test_a_later_format_asks_for_an_upgrade(model):
     store(model, contents)
     with pytest.raises(ValueError, match=r"Celler 9\.1\.0 in format 2; this version reads up to 1"):
         read_checkpoint(model)
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        path = write_checkpoint(tmp_path / "model", {"a": 1}, overwrite=False)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
