@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 # What is heavy is imported by the command that needs it, so that --help answers at once.
 from celler.version import __version__
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -17,11 +21,16 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, 2 for input that cannot be used."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-    except (KeyError, ValueError, OSError, RuntimeError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+
+    def say(message: object, *_: object, **__: object) -> None:
         print(f"celler {options.name}: {message}", file=sys.stderr)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = say
+            options.command(options)
+    except (KeyError, ValueError, OSError, RuntimeError) as error:
+        say(error.args[0] if isinstance(error, KeyError) else error)
         return 2
     return 0
 
@@ -84,11 +93,15 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    import anndata
-
+    from celler.checkpoint import FILE_NAME
     from celler.model import Celler
 
-    adata = anndata.read_h5ad(options.reference)
+    # Now, not after an hour of training.
+    if (options.out / FILE_NAME).exists() and not options.overwrite:
+        raise FileExistsError(
+            f"{options.out} holds a model; pass --overwrite to replace it, or another --out."
+        )
+    adata = _read(options.reference)
     Celler.setup_anndata(
         adata,
         labels_key=options.labels_key,
@@ -102,16 +115,29 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _annotate(options: argparse.Namespace) -> None:
-    import anndata
-
+    if options.out.resolve() == options.query.resolve():
+        raise ValueError(f"--out {options.out} is the query itself; name another file.")
     from celler.model import Celler
 
     model = Celler.load(options.model)
-    adata = anndata.read_h5ad(options.query)
+    adata = _read(options.query)
     model.annotate(adata, options.key_added, threshold=options.threshold)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(options.out)
     print(adata.obs[options.key_added].value_counts().to_string())
     print(f"wrote {options.out}")
+
+
+def _read(path: Path) -> AnnData:
+    """The AnnData in a file; says which file when there is none."""
+    import anndata
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; name an .h5ad file.")
+    try:
+        return anndata.read_h5ad(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as .h5ad: {error}") from error
 
 
 if __name__ == "__main__":

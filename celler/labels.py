@@ -71,7 +71,10 @@ class LabelTree:
             found = sorted(set(parents[labels == name]) - {unlabeled_category})
             if len(found) != 1:
                 what = f"the parents {found}" if found else "no parent"
-                raise ValueError(f"class {name!r} has {what}; each class needs exactly one.")
+                raise ValueError(
+                    f"parent_labels_key gives class {name!r} {what}; each class needs exactly one. Correct "
+                    "the column, or rename the class where it means two things."
+                )
             parent_of.append(found[0])
         return cls(classes, tuple(parent_of))
 

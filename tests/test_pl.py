@@ -17,12 +17,6 @@ from celler.pl import layout, marker_bubble
 
 mpl.use("Agg")
 
-# pandas 3 deprecates what anndata 0.13 and scanpy 1.12 call.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '(future|mode)\\..*' option is:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The inplace keyword in:DeprecationWarning"),
-]
-
 IMAGES = Path(__file__).parent / "images"
 GENES = [f"gene{i}" for i in range(6)]
 BY_TYPE = {"alpha": ["gene0", "gene1"], "beta": ["gene2", "gene3"], "gamma": "gene4"}

@@ -17,12 +17,6 @@ from celler.pl import marker_bubble, table
 
 mpl.use("Agg")
 
-# pandas 3 deprecates what anndata 0.13 and scanpy 1.12 call.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:The '(future|mode)\..*' option is:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The inplace keyword in:DeprecationWarning"),
-]
-
 GENES = [f"gene{i}" for i in range(6)]
 GROUPS = ["alpha", "beta", "gamma", "delta"]
 

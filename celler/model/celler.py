@@ -17,10 +17,15 @@ from celler.decision import Decision
 from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.labels import LabelTree
 from celler.losses import HDM, Loss
-from celler.model.fitting import Fitted, default_epochs, fit_network, training_source
+from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes, Outputs, forward, rows_of
-from celler.model.labelling import annotation_columns, label_cells, level_probabilities
-from celler.model.setup import LABELS_COLUMN, describe, plain_registry, register
+from celler.model.labelling import (
+    annotation_columns,
+    check_question,
+    label_cells,
+    level_probabilities,
+)
+from celler.model.setup import LABELS_COLUMN, describe, plain, plain_registry, register
 from celler.network import NetworkConfig, build_network
 from celler.tokenizer import Tokenizer
 from celler.training import TrainingConfig, choose_device, choose_precision
@@ -137,7 +142,7 @@ class Celler(BaseModelClass):
         devices: int | str | list[int] = "auto",
         train_size: float = 0.9,
         validation_size: float | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         early_stopping: bool = True,
         *,
         loss: Loss | None = None,
@@ -149,14 +154,15 @@ class Celler(BaseModelClass):
     ) -> None:
         """Train on the labelled cells of the registered AnnData.
 
-        max_epochs: ``None`` chooses by the number of cells: 40 for a thousand, fewer for more.
+        max_epochs: ``None`` is 20 up to 4,000 labelled cells and fewer beyond.
         accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
             ``devices=[i]``, or ``"mps"`` insist.
         train_size, validation_size: shares of each class. Validation cells choose the weights, by
             macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
-        batch_size: cells per minibatch.
-        early_stopping: stop when validation macro-F1 has not risen for half the epochs.
-        loss: one of :mod:`celler.losses`; ``None`` is ``HDM()``, GInf with Hard Data Mining.
+        batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
+        early_stopping: stop when validation macro-F1 stays more than a standard error below its best
+            for a quarter of the epochs (5 at least).
+        loss: one of ``celler.losses``; ``None`` is ``HDM()``, GInf with Hard Data Mining.
         learning_rate: peak of the one-cycle schedule.
         token_dropout: share of a training cell's genes left out at random, anew each time.
         refit: once validation has chosen the epochs and the temperature, train anew on all labelled
@@ -173,9 +179,10 @@ class Celler(BaseModelClass):
         reader = ExpressionReader(self.adata, self._setup_args["layer"])
         source = training_source(reader, self.adata.obs[LABELS_COLUMN], self._tree)
         device = choose_device(accelerator, devices)
+        max_epochs, batch_size = schedule(source, max_epochs, batch_size)
         self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
         config = TrainingConfig(
-            max_epochs=default_epochs(source) if max_epochs is None else max_epochs,
+            max_epochs=max_epochs,
             batch_size=batch_size,
             loss=HDM() if loss is None else loss,
             learning_rate=learning_rate,
@@ -231,6 +238,7 @@ class Celler(BaseModelClass):
         """
         adata, index = self._query(adata, indices)
         level = "class" if level is None else level
+        check_question(self._tree, level, threshold, candidates)
         outputs = self._forward(adata, index, batch_size)
         probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
         names = self._tree.levels[level]
@@ -253,6 +261,7 @@ class Celler(BaseModelClass):
         as in :meth:`predict`; calling it again overwrites.
         """
         adata, index = self._query(adata, None)
+        check_question(self._tree, "class", threshold, None)
         outputs = self._forward(adata, index, None)
         columns = annotation_columns(
             outputs, self._decision, self._tree, key_added, threshold, unknown_label
@@ -302,7 +311,7 @@ class Celler(BaseModelClass):
         self._require_trained()
         contents = {
             "registry": plain_registry(self.registry_, self._described),
-            "init_params": self.init_params_["non_kwargs"],
+            "init_params": plain(self.init_params_["non_kwargs"]),
             "fitted": self._fitted.to_plain(),
             "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
         }
@@ -327,17 +336,15 @@ class Celler(BaseModelClass):
         model._adata = adata
         model._adopt(Fitted.from_plain(contents["fitted"]))
         model.module.load_state_dict(contents["weights"])
-        model.module.to(choose_device(accelerator)).eval()
+        device = choose_device(accelerator)
+        model._precision = choose_precision(contents["init_params"]["precision"], device)
+        model.module.to(device).eval()
         return model
 
     def __repr__(self) -> str:
         config = self.module.config
         experts = f"{config.encoder} encoder" + (" + evidence table" if config.use_evidence else "")
-        state = (
-            "trained; predict(adata) labels cells"
-            if self.is_trained_
-            else "not trained; call train()"
-        )
+        state = "trained; call predict(adata)" if self.is_trained_ else "not trained; call train()"
         return (
             f"Celler: {len(self._genes.names):,} genes, {len(self._tree.classes)} classes, {experts}, "
             f"d_model={config.d_model}\n{state}"

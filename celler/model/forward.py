@@ -32,7 +32,7 @@ class Genes:
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
         has_key = self.key is not None and self.key in adata.var.columns
-        return pd.Index(adata.var[self.key]) if has_key else adata.var_names
+        return pd.Index(adata.var[self.key].astype(str)) if has_key else adata.var_names
 
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
@@ -68,6 +68,8 @@ def forward(
         share its genes carry in the reference, so that the others read as masked, not as zero.
     batch_size: cells per pass, ``None`` for what a fixed number of tokens allows.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
     values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
     config, device = network.config, network.device
     logits = np.zeros((len(index), config.n_classes), np.float32)
@@ -99,16 +101,23 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
     if indices is None:
         return np.arange(adata.n_obs)
     index = np.asarray(indices)
-    if index.dtype == bool:
-        if index.shape != (adata.n_obs,):
-            raise IndexError(f"a mask of shape {index.shape} was given for {adata.n_obs} cells.")
+    if index.dtype == bool and index.ndim == 1:
+        if len(index) != adata.n_obs:
+            raise IndexError(
+                f"a mask of {len(index):,} values was given for {adata.n_obs:,} cells."
+            )
         return np.flatnonzero(index)
-    index = index.astype(np.int64)
-    if len(index) and not (-adata.n_obs <= index.min() and index.max() < adata.n_obs):
-        raise IndexError(
-            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs} cells."
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices={indices!r} was given; a list or array of whole numbers or a boolean mask is needed. "
+            "For names: adata.obs_names.get_indexer(names)."
         )
-    return index % max(1, adata.n_obs)
+    if index.size and not (-adata.n_obs <= index.min() and index.max() < adata.n_obs):
+        raise IndexError(
+            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to "
+            f"{adata.n_obs - 1}."
+        )
+    return index.astype(np.int64) % max(1, adata.n_obs)
 
 
 def _passes(lengths: np.ndarray, batch_size: int | None) -> list[np.ndarray]:
@@ -127,5 +136,5 @@ def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> 
             f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
             "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,  # forward() is two frames, one of them the wrapper of inference_mode
         )

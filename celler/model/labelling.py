@@ -12,6 +12,16 @@ from celler.labels import LabelTree, indices_of
 from celler.model.forward import Outputs
 
 
+def check_question(
+    tree: LabelTree, level: str, threshold: float | None, candidates: list[str] | None
+) -> None:
+    """Raise what labelling would raise, on no cells at all: before the forward pass, not after it."""
+    shape = (0, len(tree.classes))
+    nothing = Outputs(np.zeros(shape, np.float32), np.zeros((0, 0)), np.zeros(0, bool))
+    probabilities = level_probabilities(nothing, Decision(), tree, level, candidates)
+    label_cells(nothing, probabilities, tree.levels[level], threshold, "")
+
+
 def level_probabilities(
     outputs: Outputs, decision: Decision, tree: LabelTree, level: str, candidates: list[str] | None
 ) -> np.ndarray:

@@ -26,6 +26,8 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     Every check runs before the first write, so a failed call leaves ``adata`` as it was.
     """
     args = setup_method_args["setup_args"]
+    # Labels become str, so the value that means "no label", an integer perhaps, does too.
+    args["unlabeled_category"] = str(args["unlabeled_category"])
     labels = _checked(adata, args)
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
@@ -50,7 +52,7 @@ def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
     """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
     tree = _read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
     return {
-        "gene_names": _gene_names(adata, setup_args["gene_key"]).tolist(),
+        "gene_names": [str(name) for name in _gene_names(adata, setup_args["gene_key"])],
         "classes": list(tree.classes),
         "parents": list(tree.parents),
     }
@@ -58,12 +60,26 @@ def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
 
 def plain_registry(registry: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
     """The part of a scvi-tools registry from which a model is built without AnnData, in plain values."""
-    kept = ("model_name", "setup_method_name", "setup_args", "scvi_version")
-    return {name: registry[name] for name in kept} | {"field_registries": {}, "celler": described}
+    kept = ("model_name", "setup_method_name", "scvi_version")
+    return {name: registry[name] for name in kept} | {
+        "setup_args": plain(registry["setup_args"]),
+        "field_registries": {},
+        "celler": described,
+    }
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with Python's numbers and strings for NumPy's, which a checkpoint cannot hold."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in values.items()
+    }
 
 
 def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
     """The labels ``(n_obs,)`` of an AnnData that can be registered; raises where it cannot."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
             f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed."
