@@ -73,10 +73,11 @@ class ExpressionReader:
     @cached_property
     def _converted(self) -> sparse.csr_matrix | None:
         """The whole as CSR where it is CSC in memory, in which each row costs a pass over everything."""
-        subset = self._indexable[:0]
+        if self.adata.isbacked:
+            return None
+        subset = self.adata[:0]  # of a view, this is cheaper to look at than the whole
         X = subset.X if self.layer is None else subset.layers[self.layer]
-        is_csc = sparse.issparse(X) and X.format == "csc" and not self.adata.isbacked
-        return self.matrix() if is_csc else None
+        return self.matrix() if sparse.issparse(X) and X.format == "csc" else None
 
     @cached_property
     def _indexable(self) -> AnnData:
