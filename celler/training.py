@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,13 +148,6 @@ class TrainingPlan(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class FitOutcome(NamedTuple):
-    """history: curves, one value per epoch. n_epochs: epochs behind the weights that were kept."""
-
-    history: dict[str, list[float]]
-    n_epochs: int
-
-
 class BestWeights(Callback):
     """Holds the weights of the latest epoch within one standard error of the best macro-F1 so far.
 
@@ -241,8 +234,11 @@ def fit(
     config: TrainingConfig,
     *,
     title: str = "Training",
-) -> FitOutcome:
-    """Train ``network`` in place and leave it on ``config.device``; ``title`` names the progress bar."""
+) -> dict[str, list[float]]:
+    """Train ``network`` in place and leave it on ``config.device``; returns its curves, a value per epoch.
+
+    title: of the progress bar.
+    """
     plan = TrainingPlan(network, class_counts, config)
     callbacks: list[Callback] = [ProgressBar(title)] if config.show_progress else []
     best = BestWeights(network, max(5, config.max_epochs // 4) if config.early_stopping else None)
@@ -267,8 +263,7 @@ def fit(
         network.load_state_dict(best.state)
     network.to(config.device).eval()
     names = sorted({name for row in plan.curves for name in row})
-    history = {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
-    return FitOutcome(history, best.n_epochs or len(plan.curves))
+    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
 
 
 @torch.inference_mode()

@@ -128,11 +128,10 @@ def script(monkeypatch, model, scores) -> list[dict[str, torch.Tensor]]:
 def test_fit_leaves_the_weights_of_the_best_epoch(cells, monkeypatch):
     model = network()
     seen = script(monkeypatch, model, [0.1, 0.6, 0.3, 0.2])
-    outcome = fit(model, *cells, config(max_epochs=4))
+    history = fit(model, *cells, config(max_epochs=4))
     assert_same_weights(model.state_dict(), seen[1])
     assert not torch.equal(seen[1]["encoder.gene"], seen[3]["encoder.gene"])
-    assert outcome.history["validation_macro_f1"] == pytest.approx([0.1, 0.6, 0.3, 0.2])
-    assert outcome.n_epochs == 2
+    assert history["validation_macro_f1"] == pytest.approx([0.1, 0.6, 0.3, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -146,10 +145,9 @@ def test_fit_leaves_the_weights_of_the_best_epoch(cells, monkeypatch):
 def test_early_stopping_after_epochs_without_progress(cells, monkeypatch, options, n_epochs):
     model = network()
     seen = script(monkeypatch, model, [0.5, 0.6] + [0.55] * 28)
-    outcome = fit(model, *cells, config(**options))
+    history = fit(model, *cells, config(**options))
     assert len(seen) == n_epochs
-    assert {len(curve) for curve in outcome.history.values()} == {n_epochs}
-    assert outcome.n_epochs == 2
+    assert {len(curve) for curve in history.values()} == {n_epochs}
     assert_same_weights(model.state_dict(), seen[1])
 
 
@@ -188,9 +186,7 @@ def test_a_step_is_the_sum_of_the_experts_losses_and_the_l2_term(cells, loss, mo
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_fit_learns_separable_cells(cells, precision, options):
     model = network(**options)
-    curves = fit(
-        model, *cells, config(max_epochs=12, learning_rate=0.02, precision=precision)
-    ).history
+    curves = fit(model, *cells, config(max_epochs=12, learning_rate=0.02, precision=precision))
     logits, labels = validation_logits(model, cells[1], "float32")
     assert f1_score(labels, logits.argmax(1), average="macro") > 0.85
     assert curves["train_loss"][-1] < 0.8 * curves["train_loss"][0]
@@ -207,7 +203,7 @@ def test_the_seed_makes_the_weights_and_global_states_are_left_alone(cells):
     weights, all_curves = [], []
     for seed in (1, 1, 2):
         model = network()
-        all_curves.append(fit(model, *cells, config(seed=seed)).history)
+        all_curves.append(fit(model, *cells, config(seed=seed)))
         weights.append(model.state_dict())
         torch.rand(1)  # whatever the user draws between two trainings does not matter
         states = (torch.get_rng_state(), *states[1:])
@@ -224,14 +220,14 @@ def test_the_seed_makes_the_weights_and_global_states_are_left_alone(cells):
 def test_without_validation_the_last_weights_stay(cells):
     train, _, counts = cells
     model = network()
-    outcome = fit(model, train, None, counts, config())
-    assert list(outcome.history) == ["train_loss"]
-    assert len(outcome.history["train_loss"]) == outcome.n_epochs == 3
+    history = fit(model, train, None, counts, config())
+    assert list(history) == ["train_loss"]
+    assert len(history["train_loss"]) == 3
     assert not torch.equal(model.encoder.gene, network().encoder.gene)
 
 
 def test_the_progress_bar_shows_epoch_and_macro_f1(cells, capsys):
-    curves = fit(network(), *cells, config(show_progress=True), title="Refitting").history
+    curves = fit(network(), *cells, config(show_progress=True), title="Refitting")
     shown = capsys.readouterr()
     last = shown.err.split("\r")[-1]
     assert "Refitting: 100%" in last

@@ -165,8 +165,8 @@ class Celler(BaseModelClass):
         loss: one of ``celler.losses``; ``None`` is ``HDM()``, GInf with Hard Data Mining.
         learning_rate: peak of the one-cycle schedule.
         token_dropout: share of a training cell's genes left out at random, anew each time.
-        refit: once validation has chosen the epochs and the temperature, train anew on all labelled
-            cells; ``None`` does where there are fewer than 5,000 of them.
+        refit: after validation, which sets the number of epochs and the temperature, train anew on all
+            labelled cells; ``None`` does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
             again continues from the present weights.
         show_progress: a progress bar with the validation macro-F1.

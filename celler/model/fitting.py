@@ -101,7 +101,7 @@ def fit_network(
     initial = {name: weights.clone() for name, weights in network.state_dict().items()}
     loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
-    outcome = fit(network, loaders.shuffled(train), held_out, loaders.class_counts(train), config)
+    history = fit(network, loaders.shuffled(train), held_out, loaders.class_counts(train), config)
     decision = Decision()
     if held_out is not None:
         logits, labels = validation_logits(network, held_out, config.precision)
@@ -109,7 +109,7 @@ def fit_network(
         if len(labelled) < REFIT_BELOW if refit is None else refit:
             train = labelled
             network.load_state_dict(initial)
-            again = replace(config, max_epochs=outcome.n_epochs)
+            again = replace(config, max_epochs=len(history["train_loss"]))
             counts = loaders.class_counts(train)
             fit(
                 network,
@@ -125,7 +125,7 @@ def fit_network(
         class_counts=loaders.class_counts(train),
         gene_share=gene_shares(source.X[train], is_log=is_log),
         decision=decision,
-        history=outcome.history,
+        history=history,
     )
 
 
