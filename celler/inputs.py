@@ -53,7 +53,7 @@ class ExpressionReader:
 
     def matrix(self) -> sparse.csr_matrix:
         """All rows, without a copy where the values already are CSR float32 in memory."""
-        X = self.adata.X if self.layer is None else self.adata.layers[self.layer]
+        X = self._stored(self.adata)
         if hasattr(X, "to_memory"):
             X = X.to_memory()
         elif not (sparse.issparse(X) or isinstance(X, np.ndarray)):
@@ -67,16 +67,17 @@ class ExpressionReader:
     def _values(self, rows: slice | np.ndarray) -> Any:
         if self._converted is not None:
             return self._converted[rows]
-        subset = self._indexable[rows]
-        return subset.X if self.layer is None else subset.layers[self.layer]
+        return self._stored(self._indexable[rows])
+
+    def _stored(self, adata: AnnData) -> Any:
+        return adata.X if self.layer is None else adata.layers[self.layer]
 
     @cached_property
     def _converted(self) -> sparse.csr_matrix | None:
         """The whole as CSR where it is CSC in memory, in which each row costs a pass over everything."""
         if self.adata.isbacked:
             return None
-        subset = self.adata[:0]  # of a view, this is cheaper to look at than the whole
-        X = subset.X if self.layer is None else subset.layers[self.layer]
+        X = self._stored(self.adata[:0])  # of a view, this is cheaper to look at than the whole
         return self.matrix() if sparse.issparse(X) and X.format == "csc" else None
 
     @cached_property

@@ -105,7 +105,7 @@ class TrainingPlan(LightningModule):
         self.outcomes.clear()
         macro_f1, standard_error = macro_f1_with_error(logits, labels)
         self.log("validation_loss", F.cross_entropy(logits, labels))
-        self.log("validation_macro_f1", macro_f1, prog_bar=True)
+        self.log("validation_macro_f1", macro_f1)
         self.log("validation_macro_f1_error", standard_error)
 
     def on_train_epoch_end(self) -> None:
