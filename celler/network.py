@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Cells that attend at once: fewer hold less padding, more take fewer operations. Measured on a CPU.
+GROUP_SIZE = 16
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -146,22 +149,25 @@ class LatentEncoder(nn.Module):
 
     def attend(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor) -> Tensor:
         """What the latents see in the tokens, ``(B, n_latents, D)``; zeros for an empty cell."""
-        (n_heads, n_latents, d_head), n_cells = self.query.shape, len(gene_ids)
         # Bin 0 is padding and nothing else: a floor in its row masks at the cost of one table row.
-        floor = (
-            F.one_hot(torch.zeros(1, dtype=torch.long, device=values.device), len(self.value)).T
-            * -1e4
+        is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
+        tables = (
+            self.scores(self.gene),
+            self.scores(self.value) - 1e4 * is_padding,
+            self.value_projection(self.gene),
         )
-        scores = F.embedding(gene_ids, self.scores(self.gene)) + F.embedding(
-            values, self.scores(self.value) + floor
-        )
-        seen = scores.softmax(1).transpose(1, 2) @ F.embedding(
-            gene_ids, self.value_projection(self.gene)
+        order, groups = groups_by_length(padding_mask)
+        seen = torch.cat(
+            [attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups]
         )
         # One product for all heads, of which each keeps its own columns: cheaper than splitting the tokens.
-        seen = seen.view(n_cells, n_heads, n_latents, n_heads, d_head).diagonal(dim1=1, dim2=3)
-        seen = seen.transpose(2, 3).reshape(n_cells, n_latents, -1)
-        return seen * (~padding_mask).any(1)[:, None, None]
+        seen = (
+            seen[order.argsort()]
+            .unflatten(1, self.query.shape[:2])
+            .unflatten(3, self.query.shape[::2])
+            .diagonal(dim1=1, dim2=3)
+        )
+        return seen.transpose(2, 3).flatten(2) * (~padding_mask).any(1)[:, None, None]
 
     def scores(self, table: Tensor) -> Tensor:
         """Score of each table row under every head and latent, ``(rows, H·L)``."""
@@ -261,6 +267,34 @@ def weighted_sum(table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
     """Per cell the sum of ``table (n_genes, K)`` rows weighted by expression, ``(B, K)``, in float32."""
     with torch.autocast(table.device.type, enabled=False):
         return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
+
+
+def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    """An order of the cells, and its parts with the length ``n`` to which each needs its tokens.
+
+    On a CPU cells of like length come together: one long cell would make padding of most of a
+    minibatch. A GPU prefers one part, and no wait for a length.
+    """
+    n_cells, n_most = padding_mask.shape
+    if padding_mask.device.type != "cpu":
+        order = torch.arange(n_cells, device=padding_mask.device)
+        return order, [(order, n_most)]
+    n_tokens, order = (~padding_mask).sum(1).sort()
+    longest = n_tokens[GROUP_SIZE - 1 :: GROUP_SIZE].tolist() + n_tokens[-1:].tolist()
+    return order, [
+        (rows, max(1, n)) for rows, n in zip(order.split(GROUP_SIZE), longest, strict=False)
+    ]
+
+
+def attend_rows(
+    gene_ids: Tensor, values: Tensor, gene_scores: Tensor, value_scores: Tensor, contents: Tensor
+) -> Tensor:
+    """What each of Q queries sees in tokens ``(B, T)``, ``(B, Q, D)``, from tables by gene and by bin.
+
+    gene_scores, value_scores: ``(rows, Q)``, whose sum the softmax over the tokens takes. contents: ``(rows, D)``.
+    """
+    scores = F.embedding(gene_ids, gene_scores) + F.embedding(values, value_scores)
+    return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)
 
 
 ENCODERS = {"latent": LatentEncoder, "transformer": TransformerEncoder}

@@ -24,7 +24,7 @@ class TokenBatch(NamedTuple):
     gene_ids: ``(B, T)`` int32, row of the gene in the model's vocabulary; 0 where padded.
     values: ``(B, T)`` uint8, rank bin of the value within its cell, 1…n_bins − 1; 0 where padded.
     expression: ``(B, T)`` float32, ``log1p`` of counts per 10,000; 0 where padded.
-    padding_mask: ``(B, T)`` bool, True where there is no gene.
+    padding_mask: ``(B, T)`` bool, True where there is no gene; the genes of a cell come first.
     """
 
     gene_ids: Tensor

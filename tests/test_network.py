@@ -15,6 +15,7 @@ from celler.network import (
     TransformerEncoder,
     VGGHead,
     build_network,
+    groups_by_length,
 )
 
 SMALL = {"n_genes": 40, "n_classes": 5, "n_bins": 11, "d_model": 16, "n_heads": 4, "n_latents": 3}
@@ -36,8 +37,8 @@ def network(**options) -> GeneTransformer:
 
 @pytest.fixture
 def tokens(rng):
-    """Five cells of 9, 6, 1, 0 and 12 tokens, padded to 12."""
-    n_tokens = np.array([9, 6, 1, 0, 12])
+    """Five cells of 6, 9, 1, 0 and 12 tokens, padded to 12."""
+    n_tokens = np.array([6, 9, 1, 0, 12])
     is_padding = np.arange(12) >= n_tokens[:, None]
     gene_ids = np.array([rng.permutation(40)[:12] for _ in n_tokens])
     values = rng.integers(1, 11, size=is_padding.shape)
@@ -69,8 +70,10 @@ def test_padding_changes_nothing(tokens, options):
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_the_order_of_tokens_changes_nothing(tokens, options, rng):
-    model, order = network(**options), torch.as_tensor(rng.permutation(12))
-    assert_same(model(*(part[:, order] for part in tokens)), model(*tokens))
+    """Among the genes of a cell; padding stays behind them."""
+    model, n_tokens = network(**options), (~tokens[-1]).sum(1).tolist()
+    order = torch.tensor([[*rng.permutation(n), *range(n, 12)] for n in n_tokens])
+    assert_same(model(*(part.gather(1, order) for part in tokens)), model(*tokens))
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
@@ -105,11 +108,38 @@ def test_an_empty_cell_is_finite_and_its_gradient_too(options):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("group_size", [1, 2, 5, 16])
+def test_the_companions_of_a_cell_change_nothing(tokens, group_size, monkeypatch):
+    """Neither in its minibatch nor in the group of like length with which it attends."""
+    monkeypatch.setattr("celler.network.GROUP_SIZE", group_size)
+    model = network()
+    together = model(*tokens)
+    for cell in range(5):
+        alone = model(*(part[[cell]] for part in tokens))
+        assert_same(
+            (alone.embedding[0], alone.logits[0]), (together.embedding[cell], together.logits[cell])
+        )
+
+
+def test_groups_have_each_cell_once_and_room_for_it(rng):
+    for n_cells in (1, 15, 16, 17, 32, 70):
+        n_tokens = torch.as_tensor(rng.integers(0, 30, size=n_cells))
+        order, groups = groups_by_length(torch.arange(30) >= n_tokens[:, None])
+        assert torch.equal(torch.cat([rows for rows, _ in groups]), order)
+        assert order.sort().values.tolist() == list(range(n_cells))
+        assert [n for _, n in groups] == [max(1, n_tokens[rows].max()) for rows, _ in groups]
+        longest = [n for _, n in groups]
+        assert longest == sorted(longest)
+        assert max(len(rows) for rows, _ in groups) <= 16
+
+
 # ---- attention and blocks, written out ----
 
 
-def test_latent_attention_is_attention_over_each_token(tokens):
+@pytest.mark.parametrize("group_size", [2, 16])
+def test_latent_attention_is_attention_over_each_token(tokens, group_size, monkeypatch):
     """Keys of gene + bin, values of gene, softmax over the cell's tokens, per cell, head and latent."""
+    monkeypatch.setattr("celler.network.GROUP_SIZE", group_size)
     encoder = network().encoder
     gene_ids, values, _, is_padding = tokens
     actual = encoder.attend(gene_ids.long(), values.long(), is_padding)
