@@ -7,14 +7,25 @@ import lazy_loader
 # Loaded on first use: `celler --help` must not wait for torch and scvi-tools.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["datasets", "losses", "metrics", "model", "pl", "tokenizer"],
+    submodules=[
+        "benchmark",
+        "datasets",
+        "losses",
+        "metrics",
+        "mining",
+        "model",
+        "pl",
+        "tokenizer",
+    ],
     submod_attrs={"version": ["__version__"]},
 )
 
 if TYPE_CHECKING:
+    from celler import benchmark as benchmark
     from celler import datasets as datasets
     from celler import losses as losses
     from celler import metrics as metrics
+    from celler import mining as mining
     from celler import model as model
     from celler import pl as pl
     from celler import tokenizer as tokenizer

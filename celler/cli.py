@@ -1,4 +1,4 @@
-"""The command `celler`: demo, train and annotate from the shell."""
+"""The command `celler`: demo, train, annotate and benchmark from the shell."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_annotate(commands)
+    _add_benchmark(commands)
     return parser
 
 
@@ -84,6 +85,31 @@ def _add_annotate(commands: Commands) -> None:
         "--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write"
     )
     annotate.set_defaults(command=_annotate)
+
+
+def _add_benchmark(commands: Commands) -> None:
+    benchmark = commands.add_parser("benchmark", help="compare losses on your data")
+    kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
+    ablation = kinds.add_parser(
+        "ablation", help="train the same network with each loss on a long-tailed half of your cells"
+    )
+    ablation.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more"
+    )
+    ablation.add_argument("--labels-key", required=True, help="column of obs with the cell types")
+    ablation.add_argument(
+        "--exclude-key", help="true-or-false column of obs: leave out the cells where it is true"
+    )
+    ablation.add_argument(
+        "--imbalance", type=float, default=100.0, help="largest : smallest type (default: 100)"
+    )
+    ablation.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
+    ablation.add_argument("--max-epochs", type=int, help="default: by the number of cells")
+    ablation.add_argument("--jobs", type=int, default=1, help="trainings at once (default: 1)")
+    ablation.add_argument(
+        "--out", type=Path, default=Path(), help="folder for its files (default: here)"
+    )
+    ablation.set_defaults(command=_ablation)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -126,6 +152,38 @@ def _annotate(options: argparse.Namespace) -> None:
     adata.write_h5ad(options.out)
     print(adata.obs[options.key_added].value_counts().to_string())
     print(f"wrote {options.out}")
+
+
+def _ablation(options: argparse.Namespace) -> None:
+    from celler.benchmark import ablation, ablation_figure, ablation_table, ablation_text
+
+    data = {path.stem: _without(_read(path), options.exclude_key, path) for path in options.data}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file, figure = options.out / "ablation.csv", options.out / "ablation.png"
+    rows = ablation(
+        data,
+        options.labels_key,
+        imbalance=options.imbalance,
+        seeds=range(options.seeds),
+        file=file,
+        n_jobs=options.jobs,
+        max_epochs=options.max_epochs,
+    )
+    print(f"\nPercent, mean ± sd of {options.seeds} seeds; Δ: gain over cross-entropy\n")
+    print(ablation_text(ablation_table(rows)))
+    ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
+    print(f"\nwrote {file} (a row per training and type; a rerun goes on from it) and {figure}")
+
+
+def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
+    """The cells whose ``exclude_key`` is not true; says how many were left out."""
+    if exclude_key is None or exclude_key not in adata.obs:
+        note = "" if exclude_key is None else f" (no column {exclude_key!r})"
+        print(f"{path.name}: {adata.n_obs:,} cells{note}")
+        return adata
+    is_excluded = adata.obs[exclude_key].astype(bool).to_numpy()
+    print(f"{path.name}: {(~is_excluded).sum():,} cells, {is_excluded.sum():,} left out")
+    return adata[~is_excluded].copy()
 
 
 def _read(path: Path) -> AnnData:

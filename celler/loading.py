@@ -9,6 +9,8 @@ import numpy as np
 from scipy import sparse
 from torch.utils.data import Dataset, Sampler
 
+from celler.mining import HardCells, rank_and_size
+
 
 @dataclass(frozen=True)
 class CellBlock:
@@ -67,19 +69,30 @@ def split(
 
 
 class ShuffledMinibatches(Sampler[np.ndarray]):
-    """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number."""
+    """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number.
 
-    def __init__(self, index: np.ndarray, batch_size: int, seed: int) -> None:
+    The cells that ``hard_cells`` chose are in the epoch twice, which makes its minibatches larger and
+    not more: the learning rate's schedule counts on their number. With torch.distributed all ranks
+    draw the same epoch and each takes its part of the minibatches.
+    """
+
+    def __init__(
+        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None
+    ) -> None:
         self.index, self.batch_size, self.seed, self.epoch = index, batch_size, seed, 0
+        self.hard_cells = hard_cells
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
+        replayed = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
+        cells = rng.permutation(np.concatenate([self.index, replayed]))
+        rank, n_ranks = rank_and_size()
         # Equal parts rather than a last minibatch of a few cells, whose gradient is mostly noise.
-        yield from np.array_split(rng.permutation(self.index), len(self))
+        yield from np.array_split(cells, len(self) * n_ranks)[rank::n_ranks]
 
 
 class OrderedMinibatches(Sampler[np.ndarray]):

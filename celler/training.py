@@ -8,22 +8,32 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from llvmlite import binding
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
 from tqdm import tqdm
 
-from celler.losses import HDM, Loss
+from celler.devices import autocast
+from celler.losses import DEFAULT, Loss
+from celler.mining import HardCells, Replay
 from celler.network import GeneTransformer
 from celler.tokenizer import TokenBatch
 
-Minibatches = Iterable[tuple[TokenBatch, Tensor]]
+
+class Minibatch(NamedTuple):
+    """Cells to train on or validate; ``labels (B,)``, and ``source_index (B,)``, their row in the source."""
+
+    tokens: TokenBatch
+    labels: Tensor
+    source_index: Tensor
+
+
+Minibatches = Iterable[Minibatch]
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class TrainingConfig:
 
     max_epochs: int
     batch_size: int
-    loss: Loss = field(default_factory=HDM)
+    loss: Loss = DEFAULT
+    replay: Replay | None = field(default_factory=Replay)
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     evidence_l2: float = 1.0
@@ -52,9 +63,13 @@ class TrainingConfig:
                 raise ValueError(
                     f"{name}={value!r} was given; at least 1 is needed, a whole number."
                 )
-        if not callable(self.loss):
+        if not callable(self.loss) or isinstance(self.loss, type):
             raise TypeError(
                 f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM()."
+            )
+        if not isinstance(self.replay, Replay | None):
+            raise TypeError(
+                f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay."
             )
         if not 0 <= self.token_dropout < 1:
             raise ValueError(
@@ -67,26 +82,32 @@ class TrainingConfig:
 class TrainingPlan(LightningModule):
     """Loss of every expert, AdamW with warm-up and decay, and macro-F1 on the validation cells.
 
-    A minibatch is ``(TokenBatch, labels (B,))``; ``curves`` gets one row of metrics per epoch.
+    ``curves`` gets one row of metrics per epoch, with ``hard_cells`` also what was replayed in it,
+    see :meth:`celler.mining.HardCells.report`.
     """
 
     def __init__(
-        self, network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig
+        self,
+        network: GeneTransformer,
+        class_counts: np.ndarray,
+        config: TrainingConfig,
+        hard_cells: HardCells | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.config = network, config
+        self.network, self.config, self.hard_cells = network, config, hard_cells
         self.class_counts: Tensor
         self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.float32))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.outcomes: list[tuple[Tensor, Tensor]] = []
         self.curves: list[dict[str, float]] = []
 
-    def training_step(self, minibatch: tuple[TokenBatch, Tensor], _: int) -> Tensor:
+    def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
         """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
-        tokens, labels = minibatch
-        loss = torch.zeros((), device=self.device)
-        for logits in self.network(*tokens).expert_logits:
-            loss = loss + self.config.loss(logits, labels, self.class_counts, self.generator).mean()
+        tokens, labels, index = minibatch
+        output = self.network(*tokens)
+        loss = self.expert_loss(output.expert_logits, labels).mean()
+        if self.hard_cells is not None:
+            self.hard_cells.watch(index, labels, output.logits)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
         if self.network.evidence is not None:
             # The strength of scikit-learn's logistic regression with C = 1 / evidence_l2.
@@ -94,9 +115,20 @@ class TrainingPlan(LightningModule):
             loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
         return loss
 
-    def validation_step(self, minibatch: tuple[TokenBatch, Tensor], _: int) -> None:
+    def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of ``logits (E, B, C)``: ``(B,)`` of a loss that joins the experts, else their sum."""
+        loss, n_experts = self.config.loss, len(logits)
+        if getattr(loss, "joins_experts", False):
+            return loss(logits, labels, self.class_counts, self.generator)
+        # One call for all experts: with a few dozen cells a loss costs what its operations are to start.
+        each = loss(
+            logits.flatten(0, 1), labels.repeat(n_experts), self.class_counts, self.generator
+        )
+        return each.view(n_experts, -1).sum(0)
+
+    def validation_step(self, minibatch: Minibatch, _: int) -> None:
         """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
-        tokens, labels = minibatch
+        tokens, labels, _index = minibatch
         self.outcomes.append((self.network(*tokens).logits, labels))
 
     def on_validation_epoch_end(self) -> None:
@@ -109,10 +141,12 @@ class TrainingPlan(LightningModule):
         self.log("validation_macro_f1_error", standard_error)
 
     def on_train_epoch_end(self) -> None:
-        """Copy the epoch's metrics."""
-        self.curves.append(
-            {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        )
+        """Copy the epoch's metrics, and choose the cells that the next epoch trains again."""
+        row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.hard_cells is not None:
+            row |= self.hard_cells.report()
+            self.hard_cells.choose()
+        self.curves.append(row)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip here: Lightning refuses to beside a fused optimizer, although bfloat16 needs no scaling."""
@@ -233,13 +267,15 @@ def fit(
     class_counts: np.ndarray,
     config: TrainingConfig,
     *,
+    hard_cells: HardCells | None = None,
     title: str = "Training",
 ) -> dict[str, list[float]]:
     """Train ``network`` in place and leave it on ``config.device``; returns its curves, a value per epoch.
 
+    hard_cells: chooses what is trained again; the sampler of ``train`` must be the one that reads it.
     title: of the progress bar.
     """
-    plan = TrainingPlan(network, class_counts, config)
+    plan = TrainingPlan(network, class_counts, config, hard_cells)
     callbacks: list[Callback] = [ProgressBar(title)] if config.show_progress else []
     best = BestWeights(network, max(5, config.max_epochs // 4) if config.early_stopping else None)
     if validation is not None:
@@ -257,6 +293,7 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
         )
         trainer.fit(plan, train, validation)
     if best.state is not None:
@@ -273,61 +310,11 @@ def validation_logits(
     """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``."""
     device = network.device
     logits, labels = [], []
-    for tokens, codes in minibatches:
+    for tokens, codes, _ in minibatches:
         with autocast(device, precision):
             logits.append(network(*(part.to(device) for part in tokens)).logits.cpu())
         labels.append(codes)
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which the network computes in ``precision``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto`` as bfloat16 where the hardware multiplies it in matrix units, else float32.
-
-    That is a GPU that supports it, or a CPU with AMX; AVX512-bf16 alone was measured no faster
-    than float32 at these sizes.
-    """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(
-            f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'."
-        )
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    has_amx = device.type == "cpu" and binding.get_host_cpu_features().get("amx-bf16", False)
-    return "bfloat16" if has_amx else "float32"
-
-
-def choose_device(
-    accelerator: str = "auto", devices: int | str | list[int] = "auto"
-) -> torch.device:
-    """The device to train on; a ``ValueError`` says which there are when the one asked for is not."""
-    available = ["cpu"]
-    available += ["gpu"] if torch.cuda.is_available() else []
-    available += ["mps"] if torch.backends.mps.is_available() else []
-    kind = {"cuda": "gpu", "auto": "gpu" if "gpu" in available else "cpu"}.get(
-        accelerator, accelerator
-    )
-    if kind not in available:
-        raise ValueError(
-            f"accelerator={accelerator!r} is not available here; there is {available}. "
-            "accelerator='auto' takes the best of them."
-        )
-    n_devices = torch.cuda.device_count() if kind == "gpu" else 1
-    chosen = devices if isinstance(devices, list) else [0]
-    if devices not in ("auto", 1, "1") and (
-        not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
-    ):
-        raise ValueError(
-            f"devices={devices!r} was given; training runs on one device: 'auto', 1, or [i] with i one of "
-            f"{list(range(n_devices))}."
-        )
-    return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
 
 
 @contextmanager

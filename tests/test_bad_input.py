@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 from toy import QUICK, SMALL, assert_unchanged, celler_warning, cells, fit, snapshot, trained
 
+from celler.losses import HDM, RIDE
 from celler.model import Celler
 
 
@@ -190,7 +191,6 @@ TRAINING = {
     "negative epochs": (no_change, {"max_epochs": -2}, ["max_epochs=-2 was given"]),
     "batch_size": (no_change, {"batch_size": 0}, ["batch_size=0 was given", "at least 1"]),
     "learning_rate": (no_change, {"learning_rate": 0.0}, ["learning_rate=0.0", "above 0"]),
-    "token_dropout": (no_change, {"token_dropout": 1.0}, ["token_dropout=1.0", "< 1"]),
     "train_size": (no_change, {"train_size": 1.2}, ["train_size=1.2", "train_size <= 1"]),
     "sizes": (
         no_change, {"train_size": 0.9, "validation_size": 0.2},
@@ -213,6 +213,37 @@ def test_training(case):
         model.train(**QUICK | arguments)
     assert_says(error, words)
     assert_unchanged(adata, before)
+    assert not model.is_trained
+
+
+#: arguments of train: what the message says
+WRONG_KIND = {
+    "replay": (5, ["replay=5 was given", "pass a celler.mining.Replay, or None"]),
+    "loss": ("hdm", ["loss='hdm' was given", "pass one of celler.losses, such as HDM()"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KIND)
+def test_training_with_an_argument_of_the_wrong_kind(name):
+    value, words = WRONG_KIND[name]
+    adata = cells(60)
+    Celler.setup_anndata(adata, "cell_type")
+    before, model = snapshot(adata), Celler(adata, **SMALL)
+    with pytest.raises(TypeError) as error:
+        model.train(**QUICK | {name: value})
+    assert_says(error, words)
+    assert_unchanged(adata, before)
+    assert not model.is_trained
+
+
+@pytest.mark.parametrize("loss", [RIDE(), HDM(base=RIDE())], ids=str)
+def test_ride_of_one_expert(loss):
+    adata = cells(60)
+    Celler.setup_anndata(adata, "cell_type")
+    model = Celler(adata, **SMALL, evidence=False)
+    with pytest.raises(ValueError) as error:
+        model.train(**QUICK | {"loss": loss})
+    assert_says(error, ["logits of shape (1, ", "RIDE compares experts", "two of them or more"])
     assert not model.is_trained
 
 

@@ -15,11 +15,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
-    **dict.fromkeys(["tokenizer", "network", "losses", "labels"], 1),
-    **dict.fromkeys(["genes", "metrics", "datasets", "version"], 1),
+    **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices"], 1),
+    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "version"], 1),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
-    **dict.fromkeys(["pp", "tl", "pl"], 2),
-    **dict.fromkeys(["model"], 3),
+    **dict.fromkeys(["pp", "tl"], 2),
+    **dict.fromkeys(["pl", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),
     **dict.fromkeys(["cli"], 5),
 }

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from celler import loading
 from celler.loading import InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+from celler.mining import HardCells, Replay
 
 QUICK = settings(max_examples=100, deadline=None)
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
@@ -133,3 +135,65 @@ def test_each_epoch_is_another_order_and_the_seed_makes_them_all():
     assert epochs(0) == [first, second, third]
     assert first not in epochs(1)
     assert sorted(first) == list(range(50)) != first
+
+
+# ---- replayed cells and ranks ----
+
+
+def replaying(cells) -> HardCells:
+    """Hard cells that an epoch left behind."""
+    hard = HardCells(Replay(), np.array([90]))
+    hard.replayed = np.array(cells, dtype=np.int64)
+    return hard
+
+
+@QUICK
+@given(st.integers(1, 90), st.integers(1, 100), st.data())
+def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
+    replayed = data.draw(st.sets(st.integers(0, n - 1)).map(sorted))
+    index, hard = 7 * np.arange(n), replaying([])
+    sampler = ShuffledMinibatches(index, batch_size, 0, hard)
+    n_minibatches = len(sampler)
+    plain, other = list(sampler), ShuffledMinibatches(index, batch_size, 0)
+    assert [part.tolist() for part in plain] == [part.tolist() for part in other]
+    hard.replayed = index[replayed]  # chosen at the end of the epoch, read at the start of the next
+    minibatches = list(sampler)
+    assert len(minibatches) == len(sampler) == n_minibatches == len(plain)
+    sizes = [len(part) for part in minibatches]
+    assert max(sizes) - min(sizes) <= 1
+    cells, counts = np.unique(np.concatenate(minibatches), return_counts=True)
+    np.testing.assert_array_equal(cells, index)
+    np.testing.assert_array_equal(counts, 1 + np.isin(np.arange(n), replayed))
+
+
+def test_the_passes_of_a_replayed_cell_are_shuffled_apart():
+    sampler = ShuffledMinibatches(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
+    together = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
+    assert 0 < together < 20, "about one of 90 in each of five epochs"
+
+
+@QUICK
+@given(st.integers(1, 5), st.integers(2, 20), st.data(), SEEDS)
+def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, data, seed):
+    n = data.draw(st.integers(2 * n_ranks, 90))
+    replayed = data.draw(st.sets(st.integers(0, n - 1)).map(sorted))
+    parts = []
+    for rank in range(n_ranks):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading, "rank_and_size", lambda rank=rank: (rank, n_ranks))
+            sampler = ShuffledMinibatches(np.arange(n), batch_size, seed, replaying(replayed))
+            parts.append(list(sampler))
+            assert len(parts[-1]) == len(sampler) == -(-n // (batch_size * n_ranks))
+    sizes = [len(minibatch) for part in parts for minibatch in part]
+    assert max(sizes) - min(sizes) <= 1 <= min(sizes)
+    visited = np.concatenate([minibatch for part in parts for minibatch in part])
+    np.testing.assert_array_equal(np.sort(visited), np.sort(np.r_[np.arange(n), replayed]))
+    # One process cuts the same epoch into as many minibatches, whatever the number of ranks.
+    alone = np.array_split(
+        np.concatenate(
+            list(ShuffledMinibatches(np.arange(n), batch_size, seed, replaying(replayed)))
+        ),
+        len(sizes),
+    )
+    dealt = [parts[i % n_ranks][i // n_ranks].tolist() for i in range(len(sizes))]
+    assert dealt == [minibatch.tolist() for minibatch in alone]

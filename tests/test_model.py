@@ -10,9 +10,9 @@ from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, assert_equal_frames, cells, fit, trained, truth
 
 from celler.loading import InMemorySource
-from celler.losses import HDM, CrossEntropy, GInf
+from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
-from celler.model.fitting import schedule
+from celler.model.fitting import as_minibatch, schedule
 
 
 def log_values(adata) -> np.ndarray:
@@ -88,26 +88,30 @@ def test_history_is_none_before_training():
 
 
 def test_without_validation_cells_there_are_no_validation_curves():
-    model = fit(cells(), train_size=1.0)
+    model = fit(cells(), train_size=1.0, replay=None)
     assert list(model.history.columns) == ["train_loss"]
     assert len(model.validation_indices) == 0
     assert len(model.train_indices) == 300
 
 
+ASTRAY = {
+    "max_epochs": 40, "learning_rate": 3.0, "batch_size": 1000, "loss": HDM(), "replay": None
+}  # fmt: skip
+
+
 def test_early_stopping_ends_a_training_that_goes_astray():
     """After a quarter of the epochs that were more than a standard error below the best."""
-    astray = {"max_epochs": 40, "learning_rate": 3.0, "batch_size": 1000}
-    model = fit(cells(), **astray)
+    model = fit(cells(), **ASTRAY)
     score = model.history["validation_macro_f1"]
     is_good = score >= score.cummax() - model.history["validation_macro_f1_error"]
     assert len(score) < 40
     assert len(score) - 1 - np.flatnonzero(is_good)[-1] == 10
-    assert len(fit(cells(), **astray, early_stopping=False).history) == 40
+    assert len(fit(cells(), **ASTRAY, early_stopping=False).history) == 40
 
 
 def test_the_weights_are_those_of_the_last_good_epoch():
     adata = cells()
-    model = fit(adata, max_epochs=40, learning_rate=3.0, batch_size=1000)
+    model = fit(adata, **ASTRAY)
     score = model.history["validation_macro_f1"]
     is_good = score >= score.cummax() - model.history["validation_macro_f1_error"]
     held_out = adata[model.validation_indices]
@@ -167,42 +171,6 @@ def test_the_number_of_epochs_falls_with_the_number_of_labelled_cells():
     assert len(history) == epochs(60)
 
 
-# ---- unlabelled cells ----
-
-
-@pytest.mark.parametrize("missing", ["Unknown", np.nan, None, "not yet"])
-def test_unlabelled_cells_are_predicted_but_not_trained_on(missing):
-    adata = cells()
-    labels = adata.obs["cell_type"].astype(object)
-    labels.iloc[::5] = missing
-    adata.obs["cell_type"] = labels
-    category = "not yet" if missing == "not yet" else "Unknown"
-    model = fit(adata, {"unlabeled_category": category}, max_epochs=8)
-    used = np.r_[model.train_indices, model.validation_indices]
-    np.testing.assert_array_equal(np.sort(used), np.flatnonzero(np.arange(300) % 5))
-    np.testing.assert_array_equal(model.classes_, ["type 0", "type 1", "type 2", "type 3"])
-    unlabelled = adata[::5]
-    assert f1_score(truth(cells())[::5], model.predict(unlabelled), average="micro") > 0.7
-
-
-def test_unlabelled_cells_change_nothing_that_is_learned():
-    """The model is that of the labelled cells alone, to the bit."""
-    adata = cells()
-    labels = adata.obs["cell_type"].astype(object)
-    labels.iloc[200:] = np.nan
-    adata.obs["cell_type"] = labels
-    alone, query = cells()[:200].copy(), cells(seed=1)
-    assert_equal_frames(fit(adata).predict(query, soft=True), fit(alone).predict(query, soft=True))
-
-
-def test_unlabelled_cells_may_be_empty():
-    adata = cells()
-    adata.X = sparse.diags_array(np.arange(adata.n_obs) > 0, dtype=np.float32).tocsr() @ adata.X
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
-    adata.obs.iloc[0, 0] = np.nan
-    fit(adata, max_epochs=1)
-
-
 # ---- no dead options ----
 
 
@@ -219,7 +187,7 @@ NETWORK_OPTIONS = {
 }  # fmt: skip
 TRAIN_OPTIONS = {
     "max_epochs": 3, "train_size": 0.7, "validation_size": 0.05, "batch_size": 50,
-    "loss": CrossEntropy(), "learning_rate": 1e-3, "token_dropout": 0.0, "refit": True, "seed": 1,
+    "loss": CrossEntropy(), "learning_rate": 1e-3, "replay": None, "refit": True, "seed": 1,
 }  # fmt: skip
 
 
@@ -261,13 +229,50 @@ def test_progress_is_shown_unless_told_not_to(capsys):
     assert "macro_f1" in shown
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(), GInf(), HDM(n_hard=3)])
+LOSSES = [
+    CrossEntropy(), Focal(), BalancedSoftmax(), GInf(), RIDE(), HDM(n_hard=3), HDM(base=RIDE()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_every_loss_gives_another_model(loss, plain):
     assert not fit(cells(), loss=loss).predict(cells(seed=1), soft=True).equals(plain)
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_every_loss_learns(loss):
+    reference, query = cells(depth=0.6), cells(depth=0.6, seed=1)
+    assert macro_f1(query, fit(reference, loss=loss, max_epochs=10).predict(query)) > 0.9
+
+
 def test_the_default_loss_is_hdm(plain):
-    assert_equal_frames(fit(cells(), loss=HDM()).predict(cells(seed=1), soft=True), plain)
+    assert_equal_frames(fit(cells(), loss=DEFAULT).predict(cells(seed=1), soft=True), plain)
+
+
+def test_a_callable_may_be_the_loss():
+    def loss(logits, labels, class_counts, generator):
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    own, ours = (fit(cells(), loss=each).predict(soft=True) for each in (loss, CrossEntropy()))
+    assert_equal_frames(own, ours)
+
+
+def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
+    """In training; validation reads whole cells."""
+    n_read, n_there = [], []
+
+    def counting(tokens, block):
+        n_read.append((~tokens.padding_mask).sum().item())
+        n_there.append(block.X.nnz)
+        return as_minibatch(tokens, block)
+
+    monkeypatch.setattr("celler.model.fitting.as_minibatch", counting)
+    for rate in (0.0, 0.6):
+        n_read.clear(), n_there.clear()
+        fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)
+        (train, *validation), (all_genes, *held_out) = n_read, n_there
+        assert train / all_genes == pytest.approx(1 - rate, abs=0.05)
+        assert validation == held_out
 
 
 def test_cpu_can_be_asked_for(plain):
@@ -322,45 +327,7 @@ def test_a_failed_training_leaves_a_trained_model_as_it_was():
     assert_equal_frames(model.predict(cells(seed=1), soft=True), before)
 
 
-# ---- labels of every kind ----
-
-
-@pytest.mark.parametrize(
-    "names",
-    [[0, 1, 2, 10], ["T cell/NK", "β cells", "a  b", "{x} %s\n"], pd.array([3, 1, 2, 7], "Int64")],
-    ids=["integers", "text", "Int64"],
-)
-def test_any_kind_of_label(names):
-    adata = cells()
-    codes = adata.obs["cell_type"].cat.codes.to_numpy()
-    adata.obs["k"] = pd.array(names)[codes] if isinstance(names, list) else names[codes]
-    model = fit(adata, {"labels_key": "k"}, max_epochs=10)
-    np.testing.assert_array_equal(model.classes_, sorted(map(str, names)))
-    expected = np.array(list(map(str, names)))[codes]
-    assert (model.predict() == expected).mean() > 0.8
-    assert list(model.predict(soft=True).columns) == sorted(map(str, names))
-
-
-def test_boolean_labels():
-    adata = cells()
-    adata.obs["is_first"] = adata.obs["cell_type"] == "type 0"
-    model = fit(adata, {"labels_key": "is_first"})
-    np.testing.assert_array_equal(model.classes_, ["False", "True"])
-
-
-def test_unused_categories_are_not_classes():
-    adata = cells()
-    adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["a ghost", "type 9"])
-    assert list(fit(adata, max_epochs=1).predict(soft=True).columns) == [
-        f"type {j}" for j in range(4)
-    ]
-
-
-def test_an_integer_may_mean_unlabelled():
-    adata = cells()
-    adata.obs["k"] = np.where(np.arange(300) % 4 == 0, -1, adata.obs["cell_type"].cat.codes)
-    model = fit(adata, {"labels_key": "k", "unlabeled_category": -1}, max_epochs=1)
-    np.testing.assert_array_equal(model.classes_, ["0", "1", "2", "3"])
+# ---- what it is not told, and what it says ----
 
 
 def test_the_classifier_does_not_see_the_batch():

@@ -6,24 +6,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reference
 import torch
+from loss_cases import EVERY, NOISY, Problem, expected
 from sklearn.metrics import f1_score, recall_score
 from torch import nn
 from torch.utils.data import DataLoader
 
 from celler import training
 from celler.datasets import toy_long_tail
-from celler.losses import HDM, CrossEntropy, GInf
+from celler.losses import HDM, RIDE, CrossEntropy
+from celler.mining import HardCells, Replay
 from celler.network import NetworkConfig, build_network
 from celler.tokenizer import Tokenizer
 from celler.training import (
     BestWeights,
+    Minibatch,
     TrainingConfig,
     TrainingPlan,
-    autocast,
-    choose_device,
-    choose_precision,
     fit,
     macro_f1_with_error,
     validation_logits,
@@ -40,7 +39,8 @@ def cells():
     minibatches = []
     for start in range(0, 400, 80):
         tokens = Tokenizer()(adata.X[start : start + 80], np.arange(N_GENES, dtype=np.int32))
-        minibatches.append((tokens, torch.as_tensor(labels[start : start + 80])))
+        index = torch.arange(start, start + 80)
+        minibatches.append(Minibatch(tokens, torch.as_tensor(labels)[index], index))
     return loader(minibatches[:3]), loader(minibatches[3:]), np.bincount(labels[:240])
 
 
@@ -154,29 +154,72 @@ def test_early_stopping_after_epochs_without_progress(cells, monkeypatch, option
 # ---- the step ----
 
 
-@pytest.mark.parametrize("loss", [HDM(n_hard=2), GInf(0.5), CrossEntropy()], ids=str)
-def test_a_step_is_the_sum_of_the_experts_losses_and_the_l2_term(cells, loss, monkeypatch):
-    train, _, counts = cells
-    tokens, labels = minibatch = next(iter(train))
+def plan_of(loss, cells, monkeypatch, hard_cells=None, **options) -> TrainingPlan:
+    """A plan for a network whose two experts differ, out of the hands of a trainer."""
     model = network().eval()
     nn.init.normal_(model.evidence.weight, generator=torch.Generator().manual_seed(1))
-    plan = TrainingPlan(model, counts, config(loss=loss, evidence_l2=3.0, seed=7))
+    plan = TrainingPlan(model, cells[2], config(loss=loss, seed=7, **options), hard_cells)
     monkeypatch.setattr(plan, "log", lambda *_, **__: None)
-    generator, expected = torch.Generator().manual_seed(7), 0.0
-    for logits in model(*tokens).expert_logits.detach().numpy():
-        arguments = logits.astype(float), labels.numpy()
-        if isinstance(loss, CrossEntropy):
-            expected += reference.cross_entropy(*arguments).mean()
-            continue
-        noise = torch.randn(logits.shape, generator=generator).numpy()
-        if isinstance(loss, HDM):
-            losses = reference.hdm(*arguments, counts, noise, loss.base.amplitude, 2)
-        else:
-            losses = reference.ginf(*arguments, counts, noise, loss.amplitude)
-        expected += losses.mean()
-    table = model.evidence.weight.detach().numpy().astype(float)
-    expected += 3.0 * (table**2).sum() / (2 * counts.sum())
-    assert plan.training_step(minibatch, 0).item() == pytest.approx(expected, rel=1e-5)
+    return plan
+
+
+@pytest.mark.parametrize("loss", EVERY, ids=str)
+def test_a_step_is_the_sum_of_the_experts_losses_and_the_l2_term(cells, loss, monkeypatch):
+    """Noise is drawn for all experts at once, so that each has its own."""
+    minibatch = next(iter(cells[0]))
+    plan = plan_of(loss, cells, monkeypatch, evidence_l2=3.0)
+    logits = plan.network(*minibatch.tokens).expert_logits.detach().double().numpy()
+    labels, n_experts = minibatch.labels.numpy(), len(logits)
+    noise = torch.randn(n_experts * 80, 4, generator=torch.Generator().manual_seed(7)).numpy()
+    if loss.joins_experts:
+        wanted = expected(loss, Problem(logits, labels, cells[2]))
+    else:
+        wanted = sum(
+            expected(loss, Problem(logits[[e]], labels, cells[2]), noise[80 * e : 80 * (e + 1)])
+            for e in range(n_experts)
+        )
+    table = plan.network.evidence.weight.detach().numpy().astype(float)
+    penalty = 3.0 * (table**2).sum() / (2 * cells[2].sum())
+    actual = plan.training_step(minibatch, 0).item()
+    assert actual == pytest.approx(wanted.mean() + penalty, rel=1e-5)
+    again = plan.training_step(minibatch, 0).item()
+    assert (again == actual) == (loss not in NOISY), "each step draws anew"
+
+
+def test_a_callable_is_a_loss_too(cells, monkeypatch):
+    """It is called once, with the logits of one expert after the other."""
+    shapes = []
+
+    def loss(logits, labels, class_counts, generator):
+        shapes.append((*logits.shape, *labels.shape, *class_counts.shape))
+        return CrossEntropy()(logits, labels, class_counts)
+
+    minibatch = next(iter(cells[0]))
+    values = [
+        plan_of(each, cells, monkeypatch).training_step(minibatch, 0)
+        for each in (loss, CrossEntropy())
+    ]
+    assert torch.equal(*values)
+    assert shapes == [(160, 4, 160, 4)]
+
+
+def test_a_step_shows_the_cells_to_the_replay(cells, monkeypatch):
+    """The index in the source, the labels and the logits that the network predicts with."""
+    minibatch = list(cells[0])[1]
+    hard = HardCells(Replay(n_per_class=100, max_share=1.0), cells[2])
+    plan = plan_of(CrossEntropy(), cells, monkeypatch, hard)
+    plan.training_step(minibatch, 0)
+    hard.choose()
+    logits = plan.network(*minibatch.tokens).logits
+    prediction, labels = logits.argmax(1).numpy(), minibatch.labels.numpy()
+    is_wrong = prediction != labels
+    assert 0 < is_wrong.sum() < 80
+    found = np.sort(hard.found, order="index")
+    np.testing.assert_array_equal(found["index"], 80 + np.flatnonzero(is_wrong))
+    np.testing.assert_array_equal(found["label"], labels[is_wrong])
+    np.testing.assert_array_equal(found["prediction"], prediction[is_wrong])
+    confidence = logits.softmax(1).amax(1).detach().numpy()[is_wrong]
+    np.testing.assert_allclose(np.exp(found["log_probability"]), confidence, rtol=1e-5)
 
 
 # ---- fit ----
@@ -240,8 +283,8 @@ def test_the_progress_bar_shows_epoch_and_macro_f1(cells, capsys):
 
 
 def test_the_progress_bar_is_closed_when_training_fails(cells, capsys):
-    tokens, labels = next(iter(cells[0]))
-    broken = loader([(tokens, labels + 100)])
+    minibatch = next(iter(cells[0]))
+    broken = loader([minibatch._replace(labels=minibatch.labels + 100)])
     with pytest.raises((IndexError, RuntimeError)):
         fit(network(), broken, None, cells[2], config(show_progress=True))
     assert capsys.readouterr().err.endswith("\n")
@@ -250,13 +293,39 @@ def test_the_progress_bar_is_closed_when_training_fails(cells, capsys):
 def test_validation_logits_are_those_of_each_minibatch(cells):
     model = network().eval()
     logits, labels = validation_logits(model, cells[1], "float32")
-    expected = [model(*tokens).logits.detach().numpy() for tokens, _ in cells[1]]
-    np.testing.assert_array_equal(logits, np.concatenate(expected))
-    np.testing.assert_array_equal(labels, torch.cat([codes for _, codes in cells[1]]))
+    wanted = [model(*part.tokens).logits.detach().numpy() for part in cells[1]]
+    np.testing.assert_array_equal(logits, np.concatenate(wanted))
+    np.testing.assert_array_equal(labels, torch.cat([part.labels for part in cells[1]]))
     coarse, _ = validation_logits(model, cells[1], "bfloat16")
     assert coarse.dtype == np.float32
     np.testing.assert_allclose(coarse, logits, atol=0.1)
     assert not np.array_equal(coarse, logits)
+
+
+def test_curves_of_the_replay_are_those_of_the_epoch_in_which_it_happened(cells, monkeypatch):
+    """The first epoch replays nothing, each later one what was chosen at the end of the one before."""
+    hard, chosen = HardCells(Replay(n_per_class=5, max_share=0.1), cells[2]), []
+    choose = HardCells.choose
+
+    def noting(self):
+        choose(self)
+        chosen.append(len(self.replayed))
+
+    monkeypatch.setattr(HardCells, "choose", noting)
+    curves = fit(network(), *cells, config(), hard_cells=hard)
+    shares = [0, *(n / 240 for n in chosen[:-1])]
+    assert curves["replayed_share"] == pytest.approx(shares)
+    assert max(shares) > 0
+    by_class = np.array([curves[f"replayed_{j}"] for j in range(N_CLASSES)])
+    np.testing.assert_allclose(by_class.sum(axis=0) / 240, shares)
+    assert not any("replayed" in name for name in fit(network(), *cells, config()))
+
+
+@pytest.mark.parametrize("loss", [RIDE(), HDM(base=RIDE())], ids=str)
+def test_ride_needs_two_experts(cells, loss):
+    fit(network(), *cells, config(max_epochs=1, loss=loss))
+    with pytest.raises(ValueError, match=r"logits of shape \(1, 80, 4\) were given; RIDE compares"):
+        fit(network(use_evidence=False), *cells, config(loss=loss))
 
 
 @pytest.mark.parametrize(
@@ -274,62 +343,24 @@ def test_settings_out_of_range(options, message):
         config(**options)
 
 
-# ---- device and precision ----
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"replay": 5},
+            r"replay=5 was given; pass a celler\.mining\.Replay, or None for no replay",
+        ),
+        ({"replay": Replay}, r"replay=<class .* pass a celler\.mining\.Replay"),
+        ({"loss": "hdm"}, r"loss='hdm' was given; pass one of celler\.losses, such as HDM\(\)"),
+        ({"loss": 3}, "loss=3 was given"),
+    ],
+)
+def test_settings_of_the_wrong_kind(options, message):
+    with pytest.raises(TypeError, match=message):
+        config(**options)
 
 
-def test_precision_by_hardware(monkeypatch):
-    cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
-    for has_it, expected in ((True, "bfloat16"), (False, "float32")):
-        features = {"amx-bf16": has_it, "avx512bf16": True}
-        monkeypatch.setattr(training.binding, "get_host_cpu_features", lambda f=features: f)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it: has_it)
-        assert choose_precision("auto", cpu) == expected
-        assert choose_precision("auto", cuda) == expected
-        assert choose_precision("auto", mps) == "float32"
-        for given in ("float32", "bfloat16"):
-            assert choose_precision(given, cpu) == given
-    with pytest.raises(ValueError, match="precision='16' was given; choose 'auto', 'float32' or"):
-        choose_precision("16", cpu)
-    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        with autocast(cpu, precision):
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
-
-
-def test_devices_on_a_machine_without_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for devices in ("auto", 1, "1", [0]):
-        assert (
-            choose_device("auto", devices) == choose_device("cpu", devices) == torch.device("cpu")
-        )
-    for accelerator in ("gpu", "cuda", "mps", "tpu"):
-        message = rf"accelerator='{accelerator}' is not available here; there is \['cpu'\]\."
-        with pytest.raises(ValueError, match=message):
-            choose_device(accelerator)
-    for devices in (2, "4", 0, -1, [1], [0, 0], [], [-1]):
-        with pytest.raises(ValueError, match=r"devices=.* one device: 'auto', 1, or \[i\]"):
-            choose_device("cpu", devices)
-
-
-def test_devices_on_a_machine_with_two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device() == choose_device("gpu", 1) == torch.device("cuda", 0)
-    assert choose_device("cuda", [1]) == torch.device("cuda", 1)
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"devices=\[2\] was given; .* one of \[0, 1\]"):
-        choose_device("gpu", [2])
-    with pytest.raises(ValueError, match=r"'mps' is not available here; there is \['cpu', 'gpu'\]"):
-        choose_device("mps")
-
-
-def test_devices_on_a_mac(monkeypatch):
-    """Only on request: 'auto' means a CUDA GPU or the processor."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert choose_device("mps") == torch.device("mps")
-    assert choose_device("auto") == torch.device("cpu")
+# ---- threads ----
 
 
 def test_small_minibatches_use_one_thread_and_give_the_others_back(cells):

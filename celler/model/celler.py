@@ -14,21 +14,24 @@ from scvi.model.base import BaseModelClass
 
 from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
+from celler.devices import choose_device, choose_precision
 from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.labels import LabelTree
-from celler.losses import HDM, Loss
+from celler.losses import DEFAULT, Loss
+from celler.mining import Replay
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes, Outputs, forward, rows_of
 from celler.model.labelling import (
     annotation_columns,
+    annotation_record,
     check_question,
     label_cells,
     level_probabilities,
 )
-from celler.model.setup import LABELS_COLUMN, describe, plain, plain_registry, register
-from celler.network import NetworkConfig, build_network
+from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
+from celler.network import build_network
 from celler.tokenizer import Tokenizer
-from celler.training import TrainingConfig, choose_device, choose_precision
+from celler.training import TrainingConfig
 
 
 class Celler(BaseModelClass):
@@ -42,8 +45,10 @@ class Celler(BaseModelClass):
     encoder: ``"latent"``, in which a few learned latents attend to the genes; or ``"transformer"``,
         the paper's full self-attention over all genes and a cell token, slower by far.
     head: ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
-    n_layers, d_model, n_heads, n_latents, dropout_rate: depth, width, attention heads, latents (of
-        ``encoder="latent"``) and dropout of the attention expert.
+    n_layers, d_model, n_heads, n_latents: depth, width, attention heads and latents (of
+        ``encoder="latent"``) of the attention expert.
+    dropout_rate: in training, share of a cell's genes and of the attention expert's hidden units left
+        out at random.
     evidence: keep the linear expert. Without it the attention expert stands alone, as in the paper.
     max_genes: most genes read per cell: a random subset in training, those of highest value at
         prediction.
@@ -83,20 +88,7 @@ class Celler(BaseModelClass):
         self._decision = Decision()
         self._reported: set[str] = set()
         self.module = build_network(
-            NetworkConfig(
-                n_genes=len(names),
-                n_classes=max(1, len(self._tree.classes)),
-                n_bins=n_bins,
-                encoder=encoder,
-                head=head,
-                n_layers=n_layers,
-                d_model=d_model,
-                n_heads=n_heads,
-                n_latents=n_latents,
-                dropout_rate=dropout_rate,
-                use_evidence=evidence,
-            ),
-            seed=0,
+            network_config(self.init_params_, len(names), max(1, len(self._tree.classes))), seed=0
         )
         self._model_summary_string = repr(self)
 
@@ -146,8 +138,8 @@ class Celler(BaseModelClass):
         early_stopping: bool = True,
         *,
         loss: Loss | None = None,
+        replay: Replay | None = Replay(),
         learning_rate: float = 3e-3,
-        token_dropout: float = 0.3,
         refit: bool | None = None,
         seed: int = 0,
         show_progress: bool = True,
@@ -162,9 +154,10 @@ class Celler(BaseModelClass):
         batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
         early_stopping: stop when validation macro-F1 stays more than a standard error below its best
             for a quarter of the epochs (5 at least).
-        loss: one of ``celler.losses``; ``None`` is ``HDM()``, GInf with Hard Data Mining.
+        loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
+        replay: which misclassified cells of an epoch the next one trains again, see
+            :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
         learning_rate: peak of the one-cycle schedule.
-        token_dropout: share of a training cell's genes left out at random, anew each time.
         refit: after validation, which sets the number of epochs and the temperature, train anew on all
             labelled cells; ``None`` does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
@@ -184,9 +177,10 @@ class Celler(BaseModelClass):
         config = TrainingConfig(
             max_epochs=max_epochs,
             batch_size=batch_size,
-            loss=HDM() if loss is None else loss,
+            loss=DEFAULT if loss is None else loss,
+            replay=replay,
             learning_rate=learning_rate,
-            token_dropout=token_dropout,
+            token_dropout=self.module.config.dropout_rate,
             early_stopping=early_stopping,
             device=device,
             precision=self._precision,
@@ -198,6 +192,8 @@ class Celler(BaseModelClass):
             network,
             self._tokenizer,
             source,
+            cell_names=self.adata.obs_names,
+            classes=self._tree.classes,
             is_log=is_log(reader),
             train_size=train_size,
             validation_size=validation_size,
@@ -268,12 +264,8 @@ class Celler(BaseModelClass):
         )
         for name, values in columns.items():
             adata.obs[name] = values
-        adata.uns[key_added] = {
-            "classes": list(self._tree.classes),
-            "temperature": self._decision.temperature,
-            "threshold": "none" if threshold is None else threshold,
-            "unknown_label": unknown_label,
-        }
+        record = annotation_record(self._decision, self._tree, threshold, unknown_label)
+        adata.uns[key_added] = record
 
     def get_latent_representation(
         self,
@@ -298,6 +290,17 @@ class Celler(BaseModelClass):
         return pd.DataFrame(self.history_).rename_axis("epoch")
 
     @property
+    def hard_cells_(self) -> pd.DataFrame:
+        """Training cells misclassified with the highest confidence at the end: likely label errors.
+
+        Up to ``n_per_class`` for each predicted class, surest first; empty after ``replay=None``.
+        Columns ``cell`` (obs_name), ``label`` (the one given), ``prediction``, ``confidence`` (its
+        probability in training) and ``n_failed`` (epochs in a row it was wrong after a replay).
+        """
+        self._require_trained()
+        return pd.DataFrame(self._fitted.hard_cells)
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.module.device
@@ -309,9 +312,7 @@ class Celler(BaseModelClass):
         ``FileExistsError`` where a model is already, unless ``overwrite``.
         """
         self._require_trained()
-        contents = {
-            "registry": plain_registry(self.registry_, self._described),
-            "init_params": plain(self.init_params_["non_kwargs"]),
+        contents = plain_setup(self.registry_, self._described, self.init_params_) | {
             "fitted": self._fitted.to_plain(),
             "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
         }

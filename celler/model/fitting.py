@@ -18,13 +18,15 @@ from celler.decision import Decision, fit_temperature
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+from celler.mining import HardCells
 from celler.network import GeneTransformer
 from celler.tokenizer import TokenBatch, Tokenizer
-from celler.training import Minibatches, TrainingConfig, fit, validation_logits
+from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
 
 #: Below this many labelled cells the network is trained once more on all of them: a tenth held out
 #: of a class of ten costs more there than the second training.
 REFIT_BELOW = 5000
+HARD_CELL_COLUMNS = ("cell", "label", "prediction", "confidence", "n_failed")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,17 @@ class Fitted:
     gene_share: np.ndarray
     decision: Decision
     history: dict[str, list[float]]
+    hard_cells: dict[str, list[Any]]
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
         arrays = ("train_indices", "validation_indices", "class_counts", "gene_share")
         plain: dict[str, Any] = {name: torch.from_numpy(getattr(self, name)) for name in arrays}
-        return plain | {"decision": asdict(self.decision), "history": self.history}
+        return plain | {
+            "decision": asdict(self.decision),
+            "history": self.history,
+            "hard_cells": self.hard_cells,
+        }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Fitted:
@@ -81,6 +88,8 @@ def fit_network(
     tokenizer: Tokenizer,
     source: InMemorySource,
     *,
+    cell_names: pd.Index,
+    classes: tuple[str, ...],
     is_log: bool,
     train_size: float,
     validation_size: float | None,
@@ -101,7 +110,7 @@ def fit_network(
     initial = {name: weights.clone() for name, weights in network.state_dict().items()}
     loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
-    history = fit(network, loaders.shuffled(train), held_out, loaders.class_counts(train), config)
+    history, hard_cells = run(network, loaders, train, held_out, config)
     decision = Decision()
     if held_out is not None:
         logits, labels = validation_logits(network, held_out, config.precision)
@@ -110,23 +119,63 @@ def fit_network(
             train = labelled
             network.load_state_dict(initial)
             again = replace(config, max_epochs=len(history["train_loss"]))
-            counts = loaders.class_counts(train)
-            fit(
-                network,
-                loaders.shuffled(train),
-                None,
-                counts,
-                again,
-                title="Refitting on all cells",
-            )
+            _, hard_cells = run(network, loaders, train, None, again, "Refitting on all cells")
     return Fitted(
         train_indices=train,
         validation_indices=validation,
         class_counts=loaders.class_counts(train),
         gene_share=gene_shares(source.X[train], is_log=is_log),
         decision=decision,
-        history=history,
+        history=name_classes(history, classes),
+        hard_cells=hard_cell_table(hard_cells, cell_names, classes),
     )
+
+
+def run(
+    network: GeneTransformer,
+    loaders: Loaders,
+    rows: np.ndarray,
+    held_out: Minibatches | None,
+    config: TrainingConfig,
+    title: str = "Training",
+) -> tuple[dict[str, list[float]], HardCells | None]:
+    """One training on ``rows`` of the source: its curves, and the hard cells it ended with."""
+    counts = loaders.class_counts(rows)
+    hard_cells = None if config.replay is None else HardCells(config.replay, counts)
+    train = loaders.shuffled(rows, hard_cells)
+    curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
+    return curves, hard_cells
+
+
+def name_classes(
+    curves: dict[str, list[float]], classes: tuple[str, ...]
+) -> dict[str, list[float]]:
+    """``replayed_<code>`` becomes ``replayed <class>``; classes that were never replayed are left out."""
+    by_class = {f"replayed_{code}": name for code, name in enumerate(classes)}
+    named = {name: values for name, values in curves.items() if name not in by_class}
+    for code, name in by_class.items():
+        if any(curves.get(code, [])):
+            named[f"replayed {name}"] = curves[code]
+    return named
+
+
+def hard_cell_table(
+    hard_cells: HardCells | None, cell_names: pd.Index, classes: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell, surest first."""
+    if hard_cells is None:
+        return {name: [] for name in HARD_CELL_COLUMNS}
+    found = hard_cells.found[np.argsort(-hard_cells.found["log_probability"], kind="stable")]
+    _, first = np.unique(found["index"], return_index=True)  # of two classes the surer
+    found = found[np.sort(first)]
+    columns = (
+        [str(name) for name in cell_names[found["index"]]],
+        [classes[code] for code in found["label"]],
+        [classes[code] for code in found["prediction"]],
+        np.exp(found["log_probability"].astype(np.float64)).tolist(),
+        hard_cells.n_failed(found["index"]).tolist(),
+    )
+    return dict(zip(HARD_CELL_COLUMNS, columns, strict=True))
 
 
 @dataclass(frozen=True)
@@ -138,10 +187,10 @@ class Loaders:
     is_log: bool
     config: TrainingConfig
 
-    def shuffled(self, rows: np.ndarray) -> Minibatches:
+    def shuffled(self, rows: np.ndarray, hard_cells: HardCells | None) -> Minibatches:
         """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
         config = self.config
-        minibatches = ShuffledMinibatches(rows, config.batch_size, config.seed)
+        minibatches = ShuffledMinibatches(rows, config.batch_size, config.seed, hard_cells)
         collate = TrainingCollate(
             self.tokenizer, self._gene_map, self.is_log, config.token_dropout, config.seed
         )
@@ -151,9 +200,8 @@ class Loaders:
         """For validation: in order, whole cells."""
         minibatches = OrderedMinibatches(rows, 4 * self.config.batch_size)
 
-        def collate(block: CellBlock) -> tuple[TokenBatch, Tensor]:
-            tokens = self.tokenizer(block.X, self._gene_map, is_log=self.is_log)
-            return tokens, torch.from_numpy(block.labels)
+        def collate(block: CellBlock) -> Minibatch:
+            return as_minibatch(self.tokenizer(block.X, self._gene_map, is_log=self.is_log), block)
 
         return self._loader(minibatches, collate)
 
@@ -190,7 +238,7 @@ class TrainingCollate:
     seed: int
     n_calls: int = 0
 
-    def __call__(self, block: CellBlock) -> tuple[TokenBatch, Tensor]:
+    def __call__(self, block: CellBlock) -> Minibatch:
         rng = np.random.default_rng((self.seed, self.n_calls))
         self.n_calls += 1
         tokens = self.tokenizer(
@@ -200,7 +248,12 @@ class TrainingCollate:
             token_dropout=self.token_dropout,
             seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
         )
-        return tokens, torch.from_numpy(block.labels)
+        return as_minibatch(tokens, block)
+
+
+def as_minibatch(tokens: TokenBatch, block: CellBlock) -> Minibatch:
+    """The tokens of a block with its labels and index."""
+    return Minibatch(tokens, torch.from_numpy(block.labels), torch.from_numpy(block.index))
 
 
 def gene_shares(X: sparse.csr_matrix, *, is_log: bool) -> np.ndarray:

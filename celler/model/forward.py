@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from celler.devices import autocast
 from celler.genes import GeneAlignment, align_genes
 from celler.inputs import ExpressionReader, bad_value, is_log
 from celler.network import GeneTransformer
 from celler.tokenizer import TARGET_SUM, BadValueError, Tokenizer
-from celler.training import autocast
 
 #: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
 CHUNK_SIZE = 4096

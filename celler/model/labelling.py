@@ -69,3 +69,15 @@ def annotation_columns(
             label_cells(outputs, parents, names, threshold, unknown_label)
         )
     return columns
+
+
+def annotation_record(
+    decision: Decision, tree: LabelTree, threshold: float | None, unknown_label: str
+) -> dict[str, Any]:
+    """The uns entry of an annotation: how its labels came about."""
+    return {
+        "classes": list(tree.classes),
+        "temperature": decision.temperature,
+        "threshold": "none" if threshold is None else threshold,
+        "unknown_label": unknown_label,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from celler.genes import check_unique
 from celler.inputs import ExpressionReader, check_values, is_log
 from celler.labels import LabelTree, as_strings, column
+from celler.network import NetworkConfig
 
 #: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.
 LABELS_COLUMN = "_celler_labels"
@@ -31,14 +33,14 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     labels = _checked(adata, args)
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
-    fields = [
+    data_fields = [
         LayerField(
             REGISTRY_KEYS.X_KEY, args["layer"], is_count_data=False, correct_data_format=False
         ),
         CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, LABELS_COLUMN),
         CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]),
     ]
-    manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+    manager = AnnDataManager(fields=data_fields, setup_method_args=setup_method_args)
     with warnings.catch_warnings():
         # scvi-tools counts cells per category of every column; train() says what matters of it.
         warnings.filterwarnings(
@@ -58,18 +60,21 @@ def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plain_registry(registry: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """The part of a scvi-tools registry from which a model is built without AnnData, in plain values."""
+def plain_setup(
+    registry: dict[str, Any], described: dict[str, Any], init_params: dict[str, Any]
+) -> dict[str, Any]:
+    """What a model is built from without AnnData, in values that a checkpoint can hold."""
     kept = ("model_name", "setup_method_name", "scvi_version")
-    return {name: registry[name] for name in kept} | {
-        "setup_args": plain(registry["setup_args"]),
+    plain_registry = {name: registry[name] for name in kept} | {
+        "setup_args": _plain(registry["setup_args"]),
         "field_registries": {},
         "celler": described,
     }
+    return {"registry": plain_registry, "init_params": _plain(init_params["non_kwargs"])}
 
 
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with Python's numbers and strings for NumPy's, which a checkpoint cannot hold."""
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with Python's numbers and strings for NumPy's."""
     return {
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in values.items()
@@ -134,3 +139,10 @@ def _gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
             f"gene_key={gene_key!r} is not a column of adata.var. Columns: {list(map(str, adata.var.columns))}."
         )
     return pd.Index(adata.var[gene_key].astype(str))
+
+
+def network_config(init_params: dict[str, Any], n_genes: int, n_classes: int) -> NetworkConfig:
+    """The sizes among the arguments of :class:`celler.model.Celler`, with those of the data."""
+    arguments = init_params["non_kwargs"] | {"n_genes": n_genes, "n_classes": n_classes}
+    arguments["use_evidence"] = arguments.pop("evidence")
+    return NetworkConfig(**{field.name: arguments[field.name] for field in fields(NetworkConfig)})

@@ -1,0 +1,77 @@
+"""How many planted label errors `model.hard_cells_` finds.
+
+    python docs/benchmarks/label_errors.py FILE.h5ad [...] --labels-key KEY [--share 0.03] [--seeds 3]
+
+A share of the cells, drawn at random, gets the label of another type, drawn at random too. Celler is
+trained on all cells with its defaults; its table of hard cells is compared with what was planted.
+Original labels are taken as true, which they are not all: the precision is a lower bound.
+"""
+
+import argparse
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from celler.mining import Replay
+from celler.model import Celler
+
+
+def plant(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Labels with a ``share`` of the cells moved to another type."""
+    wrong, names = labels.copy(), np.unique(labels)
+    for cell in rng.choice(len(labels), round(share * len(labels)), replace=False):
+        wrong[cell] = rng.choice(names[names != labels[cell]])
+    return wrong
+
+
+def score(adata: ad.AnnData, labels_key: str, share: float, seed: int) -> dict[str, float]:
+    """Precision and recall of the table, of its 50 surest cells, and of those that left the replay."""
+    labels = adata.obs[labels_key].astype(str).to_numpy()
+    adata = adata.copy()
+    adata.obs["given"] = plant(labels, share, np.random.default_rng(seed))
+    is_wrong = pd.Series(adata.obs["given"].to_numpy() != labels, index=adata.obs_names)
+    Celler.setup_anndata(adata, labels_key="given")
+    model = Celler(adata)
+    model.train(seed=seed, show_progress=False)
+    hard = model.hard_cells_
+    found = is_wrong[hard["cell"]].to_numpy()
+    left = hard["n_failed"].to_numpy() >= Replay().patience
+    return {
+        "cells": adata.n_obs,
+        "planted": is_wrong.sum(),
+        "listed": len(hard),
+        "precision": found.mean(),
+        "recall": found.sum() / is_wrong.sum(),
+        "precision of the 50 surest": found[:50].mean(),
+        "left the replay": left.sum(),
+        "precision of those": found[left].mean(),
+        "right type named": (
+            hard["prediction"] == labels[adata.obs_names.get_indexer(hard["cell"])]
+        )[found].mean(),
+    }
+
+
+def main() -> None:
+    """Print means over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+")
+    parser.add_argument("--labels-key", default="cell_type")
+    parser.add_argument("--share", type=float, default=0.03)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)
+    rows = {
+        (file.split("/")[-1], seed): score(
+            ad.read_h5ad(file), options.labels_key, options.share, seed
+        )
+        for file in options.files
+        for seed in range(options.seeds)
+    }
+    table = pd.DataFrame(rows).T.rename_axis(["file", "seed"])
+    print(table.groupby("file").mean().round(3).T.to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Devices and precision on machines of every kind, each simulated."""
+
+import pytest
+import torch
+
+from celler import devices
+from celler.devices import autocast, choose_device, choose_precision
+
+
+def test_precision_by_hardware(monkeypatch):
+    cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
+    for has_it, expected in ((True, "bfloat16"), (False, "float32")):
+        features = {"amx-bf16": has_it, "avx512bf16": True}
+        monkeypatch.setattr(devices.binding, "get_host_cpu_features", lambda f=features: f)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it: has_it)
+        assert choose_precision("auto", cpu) == expected
+        assert choose_precision("auto", cuda) == expected
+        assert choose_precision("auto", mps) == "float32"
+        for given in ("float32", "bfloat16"):
+            assert choose_precision(given, cpu) == given
+    with pytest.raises(ValueError, match="precision='16' was given; choose 'auto', 'float32' or"):
+        choose_precision("16", cpu)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(cpu, precision):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_devices_on_a_machine_without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for given in ("auto", 1, "1", [0]):
+        assert choose_device("auto", given) == choose_device("cpu", given) == torch.device("cpu")
+    for accelerator in ("gpu", "cuda", "mps", "tpu"):
+        message = rf"accelerator='{accelerator}' is not available here; there is \['cpu'\]\."
+        with pytest.raises(ValueError, match=message):
+            choose_device(accelerator)
+    for given in (2, "4", 0, -1, [1], [0, 0], [], [-1]):
+        with pytest.raises(ValueError, match=r"devices=.* one device: 'auto', 1, or \[i\]"):
+            choose_device("cpu", given)
+
+
+def test_devices_on_a_machine_with_two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device() == choose_device("gpu", 1) == torch.device("cuda", 0)
+    assert choose_device("cuda", [1]) == torch.device("cuda", 1)
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"devices=\[2\] was given; .* one of \[0, 1\]"):
+        choose_device("gpu", [2])
+    with pytest.raises(ValueError, match=r"'mps' is not available here; there is \['cpu', 'gpu'\]"):
+        choose_device("mps")
+
+
+def test_devices_on_a_mac(monkeypatch):
+    """Only on request: 'auto' means a CUDA GPU or the processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+    assert choose_device("auto") == torch.device("cpu")

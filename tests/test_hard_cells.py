@@ -1,0 +1,240 @@
+"""Replay and hard_cells_ in a training: planted label errors surface, nothing is trained more often than said."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from toy import cells, fit, trained, truth
+
+from celler.mining import HardCells, Replay
+from celler.model import Celler
+from celler.model.fitting import HARD_CELL_COLUMNS, hard_cell_table
+
+N_PLANTED = 20
+TRAIN = {"max_epochs": 12, "batch_size": 32, "train_size": 1.0}
+#: 400 cells are few: a fiftieth of them would be 8.
+REPLAY = Replay(max_share=0.1)
+
+
+def with_planted_errors() -> tuple[ad.AnnData, np.ndarray]:
+    """400 cells of well separated types, and the rows of the twentieth of them with a wrong label."""
+    adata = cells(400, depth=1.0)
+    rows = np.sort(np.random.default_rng(0).choice(400, N_PLANTED, replace=False))
+    adata.obs["given"] = adata.obs["cell_type"]
+    codes = adata.obs["given"].cat.codes.to_numpy()
+    adata.obs.iloc[rows, adata.obs.columns.get_loc("given")] = [
+        f"type {(codes[row] + 2) % 4}" for row in rows
+    ]
+    return adata, rows
+
+
+@pytest.fixture(scope="module")
+def planted() -> tuple[Celler, np.ndarray]:
+    """A model of them and the names of the wrongly labelled cells."""
+    adata, rows = with_planted_errors()
+    return fit(adata, {"labels_key": "given"}, replay=REPLAY, **TRAIN), adata.obs_names[rows]
+
+
+class Watched(HardCells):
+    """Hard cells that remember each epoch's passes and what was replayed in it."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.epochs, self.passes = [], []
+
+    def watch(self, index, labels, logits) -> None:
+        self.passes.append(index.numpy())
+        super().watch(index, labels, logits)
+
+    def choose(self) -> None:
+        self.epochs.append((self.passes, self.replayed))
+        self.passes = []
+        super().choose()
+
+
+@pytest.fixture
+def watched(monkeypatch) -> list[Watched]:
+    """One for each training, in turn."""
+    made = []
+
+    def make(*arguments) -> Watched:
+        made.append(Watched(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("celler.model.fitting.HardCells", make)
+    return made
+
+
+# ---- planted errors ----
+
+
+def test_planted_errors_are_most_of_the_list_and_its_top(planted):
+    model, names = planted
+    is_planted = model.hard_cells_["cell"].isin(names)
+    assert is_planted.sum() > 0.7 * N_PLANTED
+    assert is_planted[: N_PLANTED // 2].mean() > 0.8
+    assert is_planted[:N_PLANTED].mean() > 0.6
+    assert len(is_planted) < 3 * N_PLANTED
+
+
+def test_a_row_holds_the_label_given_and_the_type_it_should_be(planted):
+    model, names = planted
+    adata = model.adata
+    table = model.hard_cells_
+    assert tuple(table.columns) == HARD_CELL_COLUMNS
+    assert table["cell"].is_unique
+    np.testing.assert_array_equal(table["label"], adata.obs["given"][table["cell"]])
+    assert (table["label"] != table["prediction"]).all()
+    errors = table[table["cell"].isin(names)]
+    assert (errors["prediction"] == adata.obs["cell_type"][errors["cell"]].to_numpy()).mean() > 0.9
+    assert table["confidence"].is_monotonic_decreasing
+    assert table["confidence"].between(1 / 4, 1).all()
+    assert table.groupby("prediction").size().max() <= REPLAY.n_per_class
+
+
+def test_planted_errors_leave_the_replay_and_few_others_do(planted):
+    model, names = planted
+    table = model.hard_cells_
+    has_left = table["n_failed"] >= REPLAY.patience
+    is_planted = table["cell"].isin(names)
+    assert has_left[is_planted].mean() > 0.6
+    assert has_left[~is_planted].mean() < 0.3
+    assert table["n_failed"].max() <= TRAIN["max_epochs"] - 1, "none can be replayed in the first"
+
+
+def test_history_says_what_was_replayed(planted):
+    history = planted[0].history
+    by_class = history[[f"replayed type {j}" for j in range(4)]]
+    np.testing.assert_allclose(by_class.sum(axis=1) / 400, history["replayed_share"])
+    assert history["replayed_share"][0] == 0
+    assert history["replayed_share"].between(0, REPLAY.max_share).all()
+    assert history["replayed_share"].max() == REPLAY.max_share
+    # The planted cells alone would fill half of it, if they did not leave.
+    assert history["replayed_share"].iloc[-4:].mean() < 0.07
+
+
+def test_the_table_is_the_callers_own(planted):
+    model, _ = planted
+    before = model.hard_cells_
+    before["cell"] = "mine"
+    assert "mine" not in set(model.hard_cells_["cell"])
+
+
+def test_a_table_worked_by_hand():
+    """Cell 7 was taken for either of the other types: it has one row. In the second epoch all are replayed."""
+    hard, names = (
+        HardCells(REPLAY, np.array([30, 30, 30])),
+        pd.Index([f"cell {i}" for i in range(9)]),
+    )
+    probabilities = [[0.3, 0.6, 0.1], [0.1, 0.1, 0.8], [0.1, 0.7, 0.2], [0.1, 0.8, 0.1]]
+    for _ in range(2):
+        hard.watch(
+            torch.tensor([7, 7, 4, 2]),
+            torch.tensor([0, 0, 2, 1]),
+            torch.tensor(probabilities).log(),
+        )
+        hard.choose()
+    table = pd.DataFrame(hard_cell_table(hard, names, ("a", "b", "c")))
+    assert list(table.itertuples(index=False, name=None)) == [
+        ("cell 7", "a", "c", pytest.approx(0.8), 1),
+        ("cell 4", "c", "b", pytest.approx(0.7), 1),
+    ]
+
+
+# ---- what is trained on, and what is listed ----
+
+
+def test_replayed_cells_come_twice_in_epochs_of_as_many_minibatches(watched):
+    model = fit(cells(), max_epochs=4)
+    (hard,) = watched
+    n_minibatches = {len(minibatches) for minibatches, _ in hard.epochs}
+    assert n_minibatches == {-(-len(model.train_indices) // 64)}
+    assert [len(replayed) > 0 for _, replayed in hard.epochs] == [False, True, True, True]
+    for minibatches, replayed in hard.epochs:
+        passes = np.sort(np.concatenate(minibatches))
+        np.testing.assert_array_equal(passes, np.sort(np.r_[model.train_indices, replayed]))
+        assert len(set(replayed)) == len(replayed)
+    np.testing.assert_allclose(
+        model.history["replayed_share"],
+        [len(replayed) / len(model.train_indices) for _, replayed in hard.epochs],
+    )
+
+
+def test_a_training_without_replay_leaves_no_trace_of_it(watched):
+    model = fit(cells(), max_epochs=2, replay=None)
+    assert watched == []
+    assert not any("replayed" in name for name in model.history.columns)
+    assert len(model.hard_cells_) == 0
+    assert tuple(model.hard_cells_.columns) == HARD_CELL_COLUMNS
+
+
+def test_the_list_is_that_of_the_refit_and_the_history_of_the_training(watched):
+    adata = cells()
+    model = fit(adata, refit=True, max_epochs=4)
+    first, refit = watched
+    assert first.class_counts.sum() < refit.class_counts.sum() == 300
+    assert len(refit.epochs) == len(first.epochs) == len(model.history)
+    assert set(model.hard_cells_["cell"]) == set(adata.obs_names[refit.found["index"]])
+    assert set(model.hard_cells_["cell"]) != set(adata.obs_names[first.found["index"]])
+    n_replayed = [len(replayed) for _, replayed in first.epochs]
+    np.testing.assert_allclose(
+        model.history["replayed_share"] * first.class_counts.sum(), n_replayed
+    )
+
+
+def test_unlabelled_cells_are_never_listed():
+    """The index of a cell is its row, although the labelled ones alone are trained on."""
+    adata = cells()
+    adata.obs["given"] = adata.obs["cell_type"].astype(object)
+    adata.obs.iloc[::3, adata.obs.columns.get_loc("given")] = np.nan
+    table = fit(adata, {"labels_key": "given"}, max_epochs=3).hard_cells_
+    assert len(table) > 5
+    np.testing.assert_array_equal(table["label"], adata.obs["given"][table["cell"]])
+
+
+def test_the_seed_makes_the_list():
+    one, same, other = (fit(cells(), max_epochs=3, seed=seed).hard_cells_ for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, same, check_exact=True)
+    assert not one.equals(other)
+
+
+def test_before_training_there_is_no_list():
+    adata = cells(60)
+    Celler.setup_anndata(adata, "cell_type")
+    with pytest.raises(RuntimeError, match=r"not trained; call train\(\) first"):
+        _ = Celler(adata).hard_cells_
+    assert len(trained().hard_cells_) > 0
+
+
+# ---- options of the replay ----
+
+
+def test_every_option_of_replay_does_what_it_says():
+    adata, _ = with_planted_errors()
+
+    def model(**options) -> Celler:
+        replay = replace(REPLAY, **options)
+        return fit(adata.copy(), {"labels_key": "given"}, replay=replay, **TRAIN)
+
+    few = model(n_per_class=1)
+    assert few.hard_cells_["prediction"].is_unique
+    assert 0 < few.history["replayed_share"].max() <= 4 / 400
+    small = model(max_share=0.02).history["replayed_share"]
+    assert small.max() == 0.02
+    impatient, patient = (model(patience=n).history["replayed_share"].sum() for n in (1, 12))
+    assert impatient < 0.8 * patient
+
+
+def test_only_classes_that_were_replayed_have_a_column():
+    """The first epoch replays no cell of any class; the names are those of the labels."""
+    adata = cells(200, depth=1.0)
+    adata.obs["given"] = np.where(truth(adata) == "type 3", "odd {x}/3", "rest")
+    columns = [
+        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns
+        for n in (1, 4)
+    ]
+    assert list(columns[0]) == ["replayed_share"]
+    assert sorted(columns[1]) == ["replayed odd {x}/3", "replayed rest", "replayed_share"]
