@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-__all__ = ["expected_calibration_error", "frequency_groups", "per_class", "summary"]
+__all__ = [
+    "calibration_bins",
+    "expected_calibration_error",
+    "frequency_groups",
+    "per_class",
+    "summary",
+]
 
 
 def per_class(
@@ -50,21 +56,30 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def summary(
-    truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    reference_counts: Mapping[str, int],
+    classes: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """``accuracy``, ``macro_f1``, and mean ``f1_*`` and ``recall_*`` of head, medium and tail classes.
+    """Accuracy, means over classes, and means of head, medium and tail classes.
 
-    Macro-F1 is scikit-learn's, over the classes in the truth or the prediction. A group without a
-    class is NaN.
+    ``accuracy``; ``macro_*`` and ``weighted_*`` of ``f1``, ``precision`` and ``recall``; mean ``f1_*``
+    and ``recall_*`` of the head, medium and tail classes of the truth. A group without a class is NaN.
+
+    classes: those that macro and weighted means go over; None = those in the truth or the prediction,
+        which is scikit-learn's default.
     """
+    result = {"accuracy": float(accuracy_score(truth, prediction))}
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            truth, prediction, labels=classes, average=average, zero_division=0
+        )
+        scores = {"f1": f1, "precision": precision, "recall": recall}
+        result |= {f"{average}_{name}": float(score) for name, score in scores.items()}
     table = per_class(truth, prediction, reference_counts)
-    result = {
-        "accuracy": float(accuracy_score(truth, prediction)),
-        "macro_f1": float(f1_score(truth, prediction, average="macro", zero_division=0)),
-    }
     for group in ("head", "medium", "tail"):
         rows = table[table["frequency"] == group]
-        result[f"f1_{group}"], result[f"recall_{group}"] = rows["f1"].mean(), rows["recall"].mean()
+        result |= {f"{name}_{group}": float(rows[name].mean()) for name in ("f1", "recall")}
     return result
 
 
@@ -72,8 +87,19 @@ def expected_calibration_error(
     confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
 ) -> float:
     """Mean distance between confidence and accuracy over equal-width bins, weighted by their cells."""
-    bins = np.clip((np.asarray(confidence) * n_bins).astype(int), 0, n_bins - 1)
-    gap = np.bincount(
-        bins, weights=np.asarray(confidence) - np.asarray(is_correct), minlength=n_bins
-    )
-    return float(np.abs(gap).sum() / len(bins))
+    bins = calibration_bins(confidence, is_correct, n_bins)
+    gap = (bins["confidence"] - bins["accuracy"]).abs()
+    return float((gap * bins["n_cells"]).sum() / bins["n_cells"].sum())
+
+
+def calibration_bins(
+    confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
+) -> pd.DataFrame:
+    """Mean ``confidence``, ``accuracy`` and ``n_cells`` of each of ``n_bins`` equal-width bins with cells.
+
+    The index is the number of the bin, from 0; a confidence of 1 is in the last.
+    """
+    cells = pd.DataFrame({"confidence": confidence, "accuracy": is_correct}, dtype=float)
+    number = np.clip((cells["confidence"] * n_bins).astype(int), 0, n_bins - 1)
+    by_bin = cells.groupby(number.rename("bin"))
+    return by_bin.mean().assign(n_cells=by_bin.size())

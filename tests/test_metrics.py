@@ -5,7 +5,13 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from celler.metrics import expected_calibration_error, frequency_groups, per_class, summary
+from celler.metrics import (
+    calibration_bins,
+    expected_calibration_error,
+    frequency_groups,
+    per_class,
+    summary,
+)
 
 COUNTS = {"head": 800, "middle": 60, "rare": 21, "absent": 5}
 
@@ -39,6 +45,15 @@ def test_summary_is_sklearns(labels):
     assert figures["macro_f1"] == pytest.approx(
         f1_score(truth, prediction, average="macro", zero_division=0)
     )
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        for average in ("macro", "weighted"):
+            expected = score(truth, prediction, average=average, zero_division=0)
+            assert figures[f"{average}_{name}"] == pytest.approx(expected)
+            some = score(
+                truth, prediction, labels=["head", "rare"], average=average, zero_division=0
+            )
+            chosen = summary(truth, prediction, COUNTS, classes=["head", "rare"])
+            assert chosen[f"{average}_{name}"] == pytest.approx(some)
     table = per_class(truth, prediction, COUNTS)
     assert figures["recall_head"] == table.loc["head", "recall"]
     assert figures["f1_medium"] == pytest.approx(table.loc[["middle", "rare"], "f1"].mean())
@@ -86,3 +101,18 @@ def test_calibration_error_is_sklearns_curve_weighted(rng):
     assert expected_calibration_error(confidence, is_correct) == pytest.approx(
         (weight * np.abs(accuracy - mean_confidence)).sum()
     )
+
+
+def test_calibration_bins_are_sklearns_curve_with_the_number_of_cells(rng):
+    confidence = rng.random(400)
+    is_correct = rng.random(400) < confidence
+    confidence[:2], is_correct[:2] = [0.0, 1.0], [False, True]
+    bins = calibration_bins(confidence, is_correct, n_bins=10)
+    accuracy, mean_confidence = calibration_curve(is_correct, confidence, n_bins=10)
+    np.testing.assert_allclose(bins["accuracy"], accuracy)
+    np.testing.assert_allclose(bins["confidence"], mean_confidence)
+    np.testing.assert_array_equal(
+        bins["n_cells"], np.histogram(confidence, np.linspace(0, 1, 11))[0]
+    )
+    few = calibration_bins(np.array([0.05, 0.95]), np.array([True, False]), n_bins=10)
+    assert few.index.tolist() == [0, 9], "bins without cells are left out"

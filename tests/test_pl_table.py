@@ -11,9 +11,14 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib import pyplot as plt
+from pl_cases import assert_same
 from scipy import sparse
 
-from celler.pl import marker_bubble, table
+from celler.datasets import toy_long_tail
+from celler.pl import marker_bubble
+from celler.pl.table import automatic_markers
+from celler.tl import rank_markers
+from celler.tl import values as values_module
 
 mpl.use("Agg")
 
@@ -44,32 +49,16 @@ def adata():
     return ad.AnnData(np.log1p(counts), obs=obs, var=var, layers={"counts": counts})
 
 
-def assert_drawn(adata, genes, groupby, values, **options):
+def assert_drawn(adata, genes, groupby, values, genes_drawn=None, **options):
     """The dots are the share above zero and the mean by group of ``values``, cells by genes."""
     dot_plot = marker_bubble(adata, genes, groupby, return_fig=True, **options)
-    frame = pd.DataFrame(np.asarray(values, dtype=float), columns=genes)
+    frame = pd.DataFrame(np.asarray(values, dtype=float), columns=genes_drawn or genes)
     by_group = frame.groupby(adata.obs[groupby].astype(str).to_numpy())
     share, mean = by_group.agg(lambda column: (column > 0).mean()), by_group.mean()
     order = dot_plot.dot_size_df.index
     assert set(order) == set(share.index)
     np.testing.assert_allclose(dot_plot.dot_size_df, share.loc[order], rtol=1e-6)
     np.testing.assert_allclose(dot_plot.dot_color_df, mean.loc[order], rtol=1e-5, atol=1e-7)
-
-
-def assert_same(one, other):
-    """Two AnnData hold the same: tables with their dtypes, matrices, uns."""
-    for name in ("obs", "var"):
-        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
-    assert list(one.uns) == list(other.uns)
-    np.testing.assert_equal(dict(one.uns), dict(other.uns))
-    for name in ("layers", "obsm", "varm", "obsp"):
-        assert list(getattr(one, name).keys()) == list(getattr(other, name).keys())
-    pairs = [(one.X, other.X), *((one.obsm[key], other.obsm[key]) for key in one.obsm)]
-    if one.raw is not None:
-        pairs.append((one.raw.X, other.raw.X))
-    for matrix, expected in pairs:
-        assert type(matrix) is type(expected)
-        assert (matrix != expected).sum() == 0
 
 
 def drawn(adata, markers, groupby="type", **options):
@@ -128,6 +117,45 @@ def test_names_in_a_column_of_var(adata):
     assert_drawn(adata, ["S4", "S5"], "type", adata.X[:, 4:])
     with pytest.raises(ValueError, match=r"S0, S1: the name of more than one gene.*Make names"):
         marker_bubble(adata, ["S0", "S1", "S4"], "type")
+
+
+def test_automatic_markers_are_the_best_of_each_group(pbmc):
+    found = rank_markers(pbmc, "bulk_labels", n_genes=3)
+    genes, groups = drawn(pbmc, None, "bulk_labels")
+    assert genes == found["gene"].tolist()
+    assert groups == list(pbmc.obs["bulk_labels"].cat.categories)
+    panels = marker_bubble(pbmc, groupby="bulk_labels", show=False)
+    brackets = [text.get_text() for text in panels["gene_group_ax"].texts]
+    assert brackets == found["group"].unique().tolist()
+    assert drawn(pbmc, found, "bulk_labels")[0] == genes
+    values = pbmc.raw.to_adata()[:, genes].X.toarray()
+    assert_drawn(pbmc, None, "bulk_labels", values, genes_drawn=genes)
+    annotated = pbmc.copy()
+    annotated.obs["celler"] = pbmc.obs["bulk_labels"]
+    panels = marker_bubble(annotated, show=False)
+    labels = [label.get_text() for label in panels["mainplot_ax"].get_xticklabels()]
+    assert labels == genes, "the default are the labels of Celler.annotate"
+
+
+@pytest.mark.parametrize(("n_groups", "n_genes"), [(12, 3), (13, 2), (30, 2), (31, 1)])
+def test_automatic_markers_are_fewer_of_many_groups(n_groups, n_genes):
+    cells = toy_long_tail(20 * n_groups, 10 * n_groups, n_classes=n_groups, imbalance=2)
+    found = automatic_markers(cells, "cell_type", None, [])
+    assert (found["group"].value_counts() == n_genes).all()
+    assert found["group"].nunique() == n_groups
+
+
+def test_no_automatic_markers(adata):
+    equal = ad.concat([adata, adata[adata.obs["type"] == "beta"]], index_unique="-")
+    equal.obs["type"] = [*adata.obs["type"], *["copy"] * 30]
+    with pytest.warns(UserWarning, match="No gene leads in beta, copy, .*: without markers"):
+        genes, groups = drawn(equal, None, "type")
+    assert "copy" in groups
+    adata.X[:] = 1
+    with pytest.raises(ValueError, match="No gene tells the groups of 'type' apart; pass markers"):
+        marker_bubble(adata, groupby="type")
+    with pytest.raises(KeyError, match="groupby='celler' is not a column of adata.obs"):
+        marker_bubble(adata)
 
 
 # ---- groups ----
@@ -236,7 +264,7 @@ def test_source_that_is_not_there(adata):
 @pytest.mark.parametrize("layer", ["X", "raw"])
 @pytest.mark.parametrize("is_backed", [False, True])
 def test_every_storage(adata, tmp_path, monkeypatch, kind, is_view, layer, is_backed):
-    monkeypatch.setattr(table, "ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(values_module, "ROWS_AT_ONCE", 50)
     values = adata.X
     adata.X = kind(values)
     adata.raw = adata

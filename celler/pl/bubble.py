@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import scanpy as sc
 from matplotlib import pyplot as plt
 
 from celler.pl.layout import arrange
-from celler.pl.table import (
-    find_source,
-    group_labels,
-    known_markers,
-    markers_by_label,
-    small_copy,
-)
+from celler.pl.table import automatic_markers, known_markers, markers_by_label, small_copy
+from celler.tl.columns import label_column, labelled
+from celler.tl.values import find_source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from scanpy.plotting import DotPlot
+
+    from celler.tl.values import Source
 
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
 def marker_bubble(
     adata: AnnData,
-    markers: str | Sequence[str] | Mapping[str, str | Sequence[str]],
-    groupby: str,
+    markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,
+    groupby: str = "celler",
     *,
     layer: str | None = None,
     standard_scale: Literal["var", "group"] | None = None,
@@ -55,7 +52,9 @@ def marker_bubble(
 
     markers: genes, or genes by the label of the bracket they share. They go by ``var_names``, or by
         a column of ``var`` where no marker is among these. Unknown genes are left out with one
-        warning; a gene that is named twice in a list is drawn once.
+        warning; a gene that is named twice in a list is drawn once. A table of
+        :func:`celler.tl.rank_markers` serves too. None = its best three of each group, two of each
+        where there are more than 12 groups and one beyond 30.
     groupby: column of ``adata.obs``. Unused categories are not drawn, cells without a label are left
         out with a warning.
     layer: where the values are: a layer, "X" or "raw". None = ``X``, but ``adata.raw`` where X is
@@ -77,17 +76,16 @@ def marker_bubble(
     """
     _check_options(standard_scale, ax)
     notes: list[str] = []
-    asked = markers_by_label(markers)
-    source = find_source(adata, layer, [gene for genes in asked.values() for gene in genes])
-    known = known_markers(asked, source, notes)
-    groups = group_labels(adata, groupby, notes)
+    groups = label_column(adata, groupby, "groupby")
+    labelled(groups, groupby, notes)
+    known, source = _find_markers(adata, markers, groupby, layer, notes)
     genes = [gene for genes in known.values() for gene in genes]
     table = small_copy(adata, source, genes, groups, groupby)
     values: np.ndarray = table.to_df().to_numpy()
     is_blank = not values.any()
     dot_plot = sc.pl.DotPlot(
         table,
-        known if isinstance(markers, Mapping) else genes,
+        genes if list(known) == [""] else known,
         groupby,
         title=title,
         figsize=figsize,
@@ -122,6 +120,21 @@ def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
         raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
     if ax is not None and ax.get_subplotspec() is None:
         raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
+
+
+def _find_markers(
+    adata: AnnData,
+    markers: Any,
+    groupby: str,
+    layer: str | None,
+    notes: list[str],
+) -> tuple[dict[str, list[str]], Source]:
+    """The markers to draw, by label, and where their values are."""
+    if markers is None:
+        markers = automatic_markers(adata, groupby, layer, notes)
+    asked = markers_by_label(markers)
+    source = find_source(adata, layer, [gene for genes in asked.values() for gene in genes])
+    return known_markers(asked, source, notes), source
 
 
 def _color_note(values: np.ndarray, standard_scale: str | None) -> str:

@@ -80,10 +80,10 @@ def arrange(
     corner = (PAD + margins.left, frame.height / dpi - PAD - heading - margins.top)
     boxes = _boxes(corner, (size[0], size[1]), margins, swap_axes=swap_axes)
     for name, panel in panels.items():
-        panel.set_position(_fractions(boxes[name], frame, figure.bbox, dpi))
+        panel.set_position(fractions(boxes[name], frame, figure.bbox, dpi))
     if title:
         line = Box(corner[0], corner[1] + margins.top + 0.1, size[0], 0)
-        _write_title(figure, title, _fractions(line, frame, figure.bbox, dpi))
+        _write_title(figure, title, fractions(line, frame, figure.bbox, dpi))
 
 
 def _write_labels(panels: Mapping[str, Axes], labels: Sequence[str], *, swap_axes: bool) -> None:
@@ -178,7 +178,7 @@ def _boxes(
     }
 
 
-def _fractions(box: Box, frame: BboxBase, canvas: BboxBase, dpi: float) -> Box:
+def fractions(box: Box, frame: BboxBase, canvas: BboxBase, dpi: float) -> Box:
     """Turn inches in ``frame`` into fractions of the figure's canvas."""
     left, bottom, width, height = (length * dpi for length in box)
     return Box(

@@ -1,0 +1,109 @@
+"""Evaluation: how well predicted labels agree with given ones, class by class and in sum."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celler.metrics import expected_calibration_error, per_class, summary
+from celler.tl.columns import share_column, table_of
+from celler.tl.pairs import Pair, read_pair, read_parents
+
+
+class Evaluation(NamedTuple):
+    """How well predictions agree with the truth.
+
+    summary: one number per metric, see :func:`celler.metrics.summary`. With rejected cells
+        ``rejected_share`` too, with a confidence ``ece``, with parents ``parent_*`` metrics.
+    per_class: one row per class of the truth, see :func:`celler.metrics.per_class`.
+    per_parent: the same for the parents; None without.
+    """
+
+    summary: dict[str, float]
+    per_class: pd.DataFrame
+    per_parent: pd.DataFrame | None = None
+
+
+def evaluate(
+    adata: AnnData | pd.DataFrame,
+    truth: str,
+    prediction: str,
+    *,
+    reference_counts: Mapping[str, int] | pd.Series | None = None,
+    parents: Mapping[str, str] | str | None = None,
+    confidence: str | None = None,
+    unknown_label: str = "Unknown",
+) -> Evaluation:
+    """Compare predicted labels with the truth; where scikit-learn has the metric it is the one used.
+
+    Cells without a truth or a prediction are left out with a warning. Those predicted as
+    ``unknown_label`` were rejected: they count as missed, but "Unknown" is not one more class with an
+    F1 of zero, unless it is in the truth.
+
+    adata: the cells, or a table with the columns named here, such as ``adata.obs``.
+    reference_counts: cells of each class that were learned from, by which classes are head, medium or
+        tail: ``reference.obs["cell_type"].value_counts()``. None = counts of the truth.
+    parents: parent by class, or a column of obs that holds the parent of each cell's true class. A
+        predicted class without a parent is its own. None = no parent level.
+    confidence: column with the probability of the predicted label, for the calibration error; None =
+        ``<prediction>_confidence`` if there is one. Missing ones do not count.
+    """
+    notes: list[str] = []
+    cells = read_pair(adata, truth, prediction, notes, arguments=("truth", "prediction"))
+    if notes:
+        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+    counts = pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts
+    counts = {str(name): int(count) for name, count in dict(counts).items()}
+    is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))
+    scores, table = _compare(cells.truth, cells.prediction, counts, is_rejected)
+    if is_rejected.any():
+        scores["rejected_share"] = float(is_rejected.mean())
+    scores |= _calibration(adata, prediction, confidence, cells, ~is_rejected)
+    if parents is None:
+        return Evaluation(scores, table)
+    parent_of = read_parents(adata, parents, cells)
+    parent_counts: dict[str, int] = {}
+    for name, count in counts.items():
+        parent = parent_of.get(name, name)
+        parent_counts[parent] = parent_counts.get(parent, 0) + count
+    truth_parents, predicted_parents = (
+        np.array([parent_of.get(name, name) for name in labels])
+        for labels in (cells.truth, cells.prediction)
+    )
+    parent_scores, parent_table = _compare(
+        truth_parents, predicted_parents, parent_counts, is_rejected
+    )
+    scores |= {f"parent_{name}": score for name, score in parent_scores.items()}
+    return Evaluation(scores, table, parent_table)
+
+
+def _compare(
+    truth: np.ndarray, prediction: np.ndarray, counts: Mapping[str, int], is_rejected: np.ndarray
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """The metrics of one level; what rejected cells are called is no class."""
+    classes = sorted({*truth, *prediction[~is_rejected]})
+    return summary(truth, prediction, counts, classes), per_class(truth, prediction, counts)
+
+
+def _calibration(
+    data: AnnData | pd.DataFrame,
+    prediction: str,
+    confidence: str | None,
+    cells: Pair,
+    is_labelled: np.ndarray,
+) -> dict[str, float]:
+    """The calibration error of the cells with a label and a confidence, if there are any."""
+    key = f"{prediction}_confidence" if confidence is None else confidence
+    if confidence is None and key not in table_of(data)[0].columns:
+        return {}
+    shares = share_column(data, key, "confidence")[cells.rows]
+    counted = is_labelled & ~np.isnan(shares)
+    if not counted.any():
+        return {}
+    is_correct = (cells.truth == cells.prediction)[counted]
+    return {"ece": expected_calibration_error(shares[counted], is_correct)}

@@ -1,0 +1,68 @@
+"""Every chart looks as it did: stored pictures, all but the text, which releases of matplotlib draw differently.
+
+After a wanted change draw them anew, and look at each: ``python tests/test_pl_pictures.py``.
+"""
+
+from pathlib import Path
+from unittest.mock import patch
+
+import matplotlib as mpl
+import pytest
+import scanpy as sc
+from matplotlib import pyplot as plt
+from matplotlib.testing.compare import compare_images
+from pl_cases import CHARTS, annotated
+
+from celler.pl import layout, legends, marker_bubble, panels
+
+mpl.use("Agg")
+IMAGES = Path(__file__).parent / "images"
+BLOOD = {
+    "T cells": ["CD3D", "CD3E", "IL32"],
+    "B": ["CD79A", "CD79B", "MS4A1"],
+    "NK": ["NKG7", "GNLY"],
+    "Monocytes": ["LYZ", "CST3", "S100A8"],
+    "Dendritic": "FCER1A",
+}
+
+
+def blood(adata, **tail):
+    pbmc = sc.datasets.pbmc68k_reduced()
+    panels = marker_bubble(pbmc, BLOOD, "bulk_labels", dendrogram=True, show=False, **tail)
+    return panels["mainplot_ax"].figure
+
+
+PICTURES = {"marker_bubble": blood} | CHARTS
+SIZES = {"marker_bubble": (8, 5), "confidence": (7, 3.2), "history": (9, 3)}
+
+
+def draw(name, path):
+    """Write the picture, with panels of the same size whatever the size of the text around them."""
+    margins = layout.Margins(1.2, 0.6, 0.2, 0.4)
+    beside = margins if name in ("confidence", "history") else margins._replace(right=1.7)
+    returned = {} if name == "marker_bubble" else {"return_fig": True}
+    with (
+        plt.style.context("default"),
+        patch.object(layout, "_margins", lambda *_, **__: layout.Margins(2.1, 0.6, 0.6, 0.7)),
+        patch.object(panels, "margins_of", lambda _: beside),
+        patch.object(legends, "margins_of", lambda _: margins),
+    ):
+        size = SIZES.get(name, (5, 3.2))
+        figure = PICTURES[name](annotated(), title="Blood", figsize=size, **returned)
+        for text in figure.findobj(mpl.text.Text):
+            text.set_alpha(0)
+        figure.savefig(path, dpi=80)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", list(PICTURES))
+def test_picture(name, tmp_path):
+    """One dot of a third of its size makes 0.5, another colour map 17."""
+    draw(name, tmp_path / f"{name}.png")
+    stored = IMAGES / f"{name}.png"
+    assert compare_images(stored, tmp_path / f"{name}.png", tol=0.3) is None
+
+
+if __name__ == "__main__":
+    for name in PICTURES:
+        draw(name, IMAGES / f"{name}.png")

@@ -1,0 +1,271 @@
+"""Evaluation against scikit-learn, and majority votes against pandas and by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from pl_cases import annotated, assert_same, parents
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    f1_score,
+    precision_score,
+    recall_score,
+)
+
+from celler.datasets import toy_long_tail
+from celler.metrics import expected_calibration_error
+from celler.tl import Evaluation, evaluate, majority_vote
+
+
+@pytest.fixture
+def adata():
+    """Six classes; nothing is rejected."""
+    adata = annotated()
+    adata.obs["celler"] = adata.obs["celler"].where(adata.obs["celler"] != "Unknown", "B cell")
+    return adata
+
+
+def columns(adata, *keys):
+    return [adata.obs[key].to_numpy().astype(str) for key in keys]
+
+
+# ---- evaluate ----
+
+
+def test_every_metric_is_sklearns(adata):
+    truth, prediction = columns(adata, "cell_type", "celler")
+    before = adata.copy()
+    result = evaluate(adata, "cell_type", "celler")
+    assert_same(adata, before)
+    assert isinstance(result, Evaluation)
+    assert result.per_parent is None
+    assert result.summary["accuracy"] == accuracy_score(truth, prediction)
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        for average in ("macro", "weighted"):
+            expected = score(truth, prediction, average=average, zero_division=0)
+            assert result.summary[f"{average}_{name}"] == pytest.approx(expected)
+    report = classification_report(truth, prediction, output_dict=True, zero_division=0)
+    for name, row in result.per_class.iterrows():
+        expected = report[name]
+        assert row["f1"] == pytest.approx(expected["f1-score"])
+        assert row[["precision", "recall"]].tolist() == pytest.approx(
+            [expected["precision"], expected["recall"]]
+        )
+        assert row["query_cells"] == expected["support"] == row["reference_cells"]
+    pd.testing.assert_frame_equal(
+        evaluate(adata.obs, "cell_type", "celler").per_class, result.per_class
+    )
+
+
+@pytest.mark.parametrize("kind", [dict, pd.Series])
+def test_frequency_is_that_of_the_training(adata, kind):
+    names = list(adata.obs["cell_type"].cat.categories)
+    counts = kind(dict(zip(names, [5, 1000, 50, 15, 2000, 300], strict=True)))
+    result = evaluate(adata, "cell_type", "celler", reference_counts=counts)
+    assert result.per_class["reference_cells"].to_dict() == dict(counts)
+    groups = result.per_class["frequency"]
+    assert set(groups[groups == "tail"].index) == {names[0], names[2], names[3]}
+    tail = result.per_class.loc[groups == "tail"]
+    assert result.summary["f1_tail"] == pytest.approx(tail["f1"].mean())
+    assert result.summary["recall_tail"] == pytest.approx(tail["recall"].mean())
+    assert result.summary["f1_head"] == pytest.approx(
+        result.per_class.loc[groups == "head", "f1"].mean()
+    )
+
+
+def test_confidence_gives_the_calibration_error(adata):
+    truth, prediction = columns(adata, "cell_type", "celler")
+    confidence = adata.obs["celler_confidence"].to_numpy()
+    expected = expected_calibration_error(confidence, truth == prediction)
+    assert evaluate(adata, "cell_type", "celler").summary["ece"] == pytest.approx(expected)
+    adata.obs["sure"] = adata.obs["celler_confidence"].where(adata.obs["donor"] == "donor 1")
+    known = (adata.obs["donor"] == "donor 1").to_numpy()
+    result = evaluate(adata, "cell_type", "celler", confidence="sure").summary
+    expected = expected_calibration_error(confidence[known], (truth == prediction)[known])
+    assert result["ece"] == pytest.approx(expected)
+    without = adata.obs.drop(columns=["celler_confidence", "sure"])
+    assert "ece" not in evaluate(without, "cell_type", "celler").summary
+    without["celler_confidence"] = np.nan
+    assert "ece" not in evaluate(without, "cell_type", "celler").summary
+    with pytest.raises(KeyError, match="confidence='sur' is not a column .*Closest: 'sure'"):
+        evaluate(adata, "cell_type", "celler", confidence="sur")
+
+
+def test_parents_from_a_mapping_or_a_column(adata):
+    names = list(adata.obs["cell_type"].cat.categories)
+    parent_of = parents(names)
+    truth, prediction = (
+        np.vectorize(parent_of.get)(part) for part in columns(adata, "cell_type", "celler")
+    )
+    adata.obs["lineage"] = truth
+    for given in (parent_of, "lineage"):
+        result = evaluate(adata, "cell_type", "celler", parents=given)
+        assert result.summary["parent_accuracy"] == accuracy_score(truth, prediction)
+        expected = f1_score(truth, prediction, average="macro")
+        assert result.summary["parent_macro_f1"] == pytest.approx(expected)
+        assert (
+            result.per_parent["query_cells"].to_dict() == pd.Series(truth).value_counts().to_dict()
+        )
+        assert result.per_parent["reference_cells"].sum() == 600
+        recall = recall_score(truth, prediction, labels=["myeloid"], average=None)[0]
+        assert result.per_parent.loc["myeloid", "recall"] == pytest.approx(recall)
+    assert result.summary["accuracy"] < result.summary["parent_accuracy"]
+
+
+def test_parents_that_are_missing_or_two(adata):
+    names = list(adata.obs["cell_type"].cat.categories)
+    with pytest.raises(ValueError, match="parents has no parent for platelet; name one"):
+        evaluate(adata, "cell_type", "celler", parents=parents(names[:-1]))
+    with pytest.raises(
+        ValueError, match="gives class 'B cell' donor 0, donor 1, donor 2 as parents"
+    ):
+        evaluate(adata, "cell_type", "celler", parents="donor")
+    with pytest.raises(KeyError, match="parents='linage' is not a column"):
+        evaluate(adata, "cell_type", "celler", parents="linage")
+    # a parent that only some cells of the class are given is enough; none at all is not
+    lineage = adata.obs["cell_type"].map(parents(names)).astype(object)
+    adata.obs["lineage"] = lineage.where(adata.obs["donor"] != "donor 0")
+    result = evaluate(adata, "cell_type", "celler", parents="lineage")
+    adata.obs["lineage"] = lineage
+    expected = evaluate(adata, "cell_type", "celler", parents="lineage")
+    assert result.summary == pytest.approx(expected.summary, nan_ok=True)
+    adata.obs["lineage"] = lineage.where(adata.obs["cell_type"] != "platelet")
+    with pytest.raises(ValueError, match="gives class 'platelet' none as parents"):
+        evaluate(adata, "cell_type", "celler", parents="lineage")
+
+
+def test_classes_that_are_not_in_the_truth():
+    """By hand: two of four right; "new" is a class of its own, with an F1 of 0."""
+    cells = pd.DataFrame({"given": [*"aabb"], "found": ["a", "new", "b", "a"]})
+    result = evaluate(cells, "given", "found", parents={"a": "x", "b": "x"})
+    assert result.summary["accuracy"] == 0.5
+    assert result.summary["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+    assert list(result.per_class.index) == ["a", "b"]
+    assert result.summary["parent_accuracy"] == 0.75
+    rolled = evaluate(cells, "given", "found", parents={"a": "x", "b": "x", "new": "x"})
+    assert rolled.summary["parent_accuracy"] == 1
+
+
+def test_rejected_cells_are_missed_but_no_class():
+    cells = pd.DataFrame(
+        {"given": [*"aabb"], "found": ["a", "Unknown", "b", "a"], "sure": [1, 0.1, 1, 0]}
+    )
+    result = evaluate(cells, "given", "found", parents={"a": "x", "b": "y"}, confidence="sure")
+    assert result.summary["accuracy"] == 0.5
+    labels = {"labels": ["a", "b"], "average": "macro"}
+    assert result.summary["macro_f1"] == f1_score(cells["given"], cells["found"], **labels)
+    assert result.summary["rejected_share"] == 0.25
+    assert result.summary["parent_macro_f1"] == result.summary["macro_f1"]
+    assert result.summary["ece"] == 0
+    assert list(result.per_class.index) == ["a", "b"]
+    other = evaluate(cells, "given", "found", unknown_label="none")
+    assert "rejected_share" not in other.summary
+    assert other.summary["macro_f1"] == f1_score(cells["given"], cells["found"], average="macro")
+    # where the truth knows it, it is a class
+    cells["given"] = ["a", "Unknown", "b", "b"]
+    result = evaluate(cells, "given", "found")
+    assert "rejected_share" not in result.summary
+    assert result.per_class.loc["Unknown", "f1"] == 1
+
+
+def test_cells_without_a_label_are_left_out(adata):
+    truth, prediction = columns(adata, "cell_type", "celler")
+    adata.obs["cell_type"] = adata.obs["cell_type"].where(adata.obs["donor"] != "donor 0")
+    adata.obs["celler"] = (
+        adata.obs["celler"].astype(object).where(adata.obs["donor"] != "donor 1", None)
+    )
+    with pytest.warns(UserWarning, match="no label in 'cell_type' or 'celler'") as caught:
+        result = evaluate(adata, "cell_type", "celler")
+    assert caught[0].filename == __file__
+    is_kept = (adata.obs["donor"] == "donor 2").to_numpy()
+    assert result.summary["accuracy"] == accuracy_score(truth[is_kept], prediction[is_kept])
+    assert result.per_class["query_cells"].sum() == is_kept.sum()
+    adata.obs["celler"] = adata.obs["celler"].where(adata.obs["donor"] == "donor 0")
+    with pytest.raises(ValueError, match="No cell has a label in both 'cell_type' and 'celler'"):
+        evaluate(adata, "cell_type", "celler")
+
+
+def test_one_class_and_numbers_as_labels():
+    cells = pd.DataFrame({"given": ["a", "a"], "found": ["a", "a"], "cluster": [0, 0]})
+    result = evaluate(cells, "given", "found")
+    assert result.summary["macro_f1"] == result.summary["accuracy"] == 1
+    assert evaluate(cells, "cluster", "cluster").per_class.index.tolist() == ["0"]
+
+
+def test_unknown_columns(adata):
+    with pytest.raises(
+        KeyError, match="truth='celltype' is not a column of adata.obs. Closest: 'cell_type'"
+    ):
+        evaluate(adata, "celltype", "celler")
+    with pytest.raises(
+        KeyError, match="prediction='CELLER' is not a column of the table. Closest: 'celler'"
+    ):
+        evaluate(adata.obs, "cell_type", "CELLER")
+
+
+# ---- majority_vote ----
+
+
+def test_the_majority_is_pandas_mode():
+    adata = toy_long_tail(400, seed=1)
+    rng = np.random.default_rng(0)
+    adata.obs["cluster"] = pd.Categorical(rng.integers(30, size=400).astype(str))
+    before = adata.copy()
+    assert majority_vote(adata, "cell_type", "cluster") is None
+    by_cluster = before.obs.groupby("cluster", observed=True)["cell_type"]
+    counts = by_cluster.value_counts(normalize=True).unstack()
+    # equal counts: the first category, which is what idxmax gives
+    expected = counts[before.obs["cell_type"].cat.categories].idxmax(axis=1)
+    assert (
+        adata.obs["cell_type_majority"].astype(str)
+        == adata.obs["cluster"].map(expected).astype(str)
+    ).all()
+    np.testing.assert_allclose(
+        adata.obs["cell_type_majority_share"],
+        adata.obs["cluster"].map(counts.max(axis=1)).astype(float),
+    )
+    assert isinstance(adata.obs["cell_type_majority"].dtype, pd.CategoricalDtype)
+    added = ["cell_type_majority", "cell_type_majority_share"]
+    adata.obs = adata.obs.drop(columns=added)
+    assert_same(adata, before)
+
+
+def vote(labels, clusters, **options):
+    adata = toy_long_tail(60)[: len(labels)].copy()
+    adata.obs["label"], adata.obs["cluster"] = labels, clusters
+    majority_vote(adata, "label", "cluster", key_added="vote", **options)
+    winners = adata.obs["vote"].astype(object)
+    return [None if pd.isna(name) else name for name in winners], adata.obs["vote_share"].tolist()
+
+
+def test_votes_by_hand():
+    labels, clusters = ["b", "a", "b", "c", "a", "b"], [1, 1, 1, 2, 2, 2]
+    winners, share = vote(labels, clusters)
+    assert winners == ["b", "b", "b", "a", "a", "a"], (
+        "of three labels with a cell each the first wins"
+    )
+    assert share == pytest.approx([2 / 3] * 3 + [1 / 3] * 3)
+    assert vote(labels, clusters, min_share=0.5)[0] == ["b"] * 3 + ["Unknown"] * 3
+    assert vote(labels, clusters, min_share=0.5, unknown_label="mixed")[0][-1] == "mixed"
+    assert vote(["a", "b", "a", "c"], [1] * 4, min_share=0.5)[0] == ["a"] * 4, "half is enough"
+
+
+def test_cells_without_a_label_or_a_cluster():
+    labels, clusters = ["b", None, None, None, "a", "b"], ["x", "x", "x", "y", None, "x"]
+    winners, share = vote(labels, clusters)
+    assert winners == ["b", "b", "b", None, None, "b"], "y has no vote, the fifth cell no cluster"
+    np.testing.assert_array_equal(share, [1, 1, 1, np.nan, np.nan, 1])
+
+
+def test_votes_that_are_refused():
+    adata = toy_long_tail(50, 100)
+    with pytest.raises(KeyError, match="cluster_key='leiden' is not a column"):
+        majority_vote(adata, "cell_type", "leiden")
+    with pytest.raises(KeyError, match="key='Cell_type' .*Closest: 'cell_type'"):
+        majority_vote(adata, "Cell_type", "donor")
+    with pytest.raises(ValueError, match="min_share=2 was given; a share between 0 and 1"):
+        majority_vote(adata, "cell_type", "donor", min_share=2)
+    for key_added in ("cell_type", "donor"):
+        with pytest.raises(ValueError, match="would overwrite its own input"):
+            majority_vote(adata, "cell_type", "donor", key_added=key_added)
+    assert list(adata.obs) == ["cell_type", "parent_type", "donor"]

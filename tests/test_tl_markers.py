@@ -1,0 +1,184 @@
+"""Markers against the equation on dense float64, and against what biologists know cells by."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from pl_cases import assert_same
+from scipy import sparse
+
+from celler.datasets import pbmc68k, toy_long_tail
+from celler.tl import rank_markers, values
+
+
+@pytest.fixture
+def counts():
+    return toy_long_tail(300, 80, n_classes=4, imbalance=20)
+
+
+def log_cp10k(matrix):
+    dense = np.asarray(matrix.todense() if sparse.issparse(matrix) else matrix, dtype=np.float64)
+    return np.log1p(1e4 * dense / dense.sum(axis=1, keepdims=True))
+
+
+def by_the_equation(logs, groups, n_genes):
+    """A double loop over groups and genes."""
+    names = sorted(set(groups))
+    prior_mean, prior_share = logs.mean(axis=0), (logs > 0).mean(axis=0)
+    mean, share = {}, {}
+    for name in names:
+        cells = logs[groups == name]
+        mean[name] = (cells.sum(axis=0) + 5 * prior_mean) / (len(cells) + 5)
+        share[name] = ((cells > 0).sum(axis=0) + 5 * prior_share) / (len(cells) + 5)
+    rows = []
+    for name in names:
+        others = [other for other in names if other != name]
+        found = []
+        for gene in range(logs.shape[1]):
+            stronger = mean[name][gene] - np.mean([mean[other][gene] for other in others])
+            frequent = share[name][gene] - np.mean([share[other][gene] for other in others])
+            rival = max(others, key=lambda other: mean[other][gene])
+            lead = 1 - mean[rival][gene] / max(mean[name][gene], 1e-300)
+            if min(stronger, frequent, lead) > 0:
+                found.append((name, f"gene {gene}", stronger * frequent * lead, rival))
+        rows += sorted(found, key=lambda row: -row[2])[:n_genes]
+    return pd.DataFrame(rows, columns=["group", "gene", "score", "next_group"])
+
+
+def test_the_score_is_the_equation(counts):
+    found = rank_markers(counts, "cell_type", n_genes=12)
+    logs, groups = log_cp10k(counts.X), counts.obs["cell_type"].to_numpy().astype(str)
+    expected = by_the_equation(logs, groups, 12)
+    for column in ("group", "gene", "next_group"):
+        assert found[column].tolist() == expected[column].tolist()
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
+    for row in found.itertuples():
+        gene = counts.var_names.get_loc(row.gene)
+        cells, rivals = logs[groups == row.group, gene], logs[groups == row.next_group, gene]
+        np.testing.assert_allclose(
+            [row.mean, row.next_mean], [cells.mean(), rivals.mean()], rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            [row.share, row.next_share], [(cells > 0).mean(), (rivals > 0).mean()]
+        )
+
+
+def test_the_markers_of_the_toy_are_found(counts):
+    """Ten genes of each type are raised; the rarest type has five cells."""
+    found = rank_markers(counts, "cell_type", n_genes=5)
+    for j in range(4):
+        genes = found.loc[found["group"] == f"type {j}", "gene"]
+        assert len(genes) == 5
+        assert set(genes) <= {f"gene {i}" for i in range(10 * j, 10 * j + 10)}
+
+
+def test_blood_cells_have_the_markers_biologists_know():
+    found = rank_markers(pbmc68k(), "cell_type", n_genes=5)
+    best = found.groupby("group")["gene"].agg(set)
+    assert {"CD79A", "MS4A1", "CD79B"} <= best["CD19+ B"]
+    assert {"GNLY", "GZMB"} <= best["CD56+ NK"]
+    assert {"FCER1A", "CLEC10A"} <= best["Dendritic"]
+    assert {"CD3D", "CD3E"} <= best["CD4+/CD25 T Reg"]
+    assert {"CD8A", "CD8B"} <= best["CD8+/CD45RA+ Naive Cytotoxic"]
+    assert {"CCL5", "GZMK"} <= best["CD8+ Cytotoxic T"]
+    assert "FCN1" in best["CD14+ Monocyte"]
+    assert "PRSS57" in best["CD34+"]
+
+
+def test_counts_and_logarithms_give_the_same(counts):
+    before = counts.copy()
+    logs = counts.copy()
+    sc.pp.normalize_total(logs, target_sum=1e4)
+    sc.pp.log1p(logs)
+    found = rank_markers(counts, "cell_type")
+    pd.testing.assert_frame_equal(found, rank_markers(logs, "cell_type"), rtol=1e-4)
+    logs.layers["counts"] = counts.X
+    pd.testing.assert_frame_equal(found, rank_markers(logs, "cell_type", layer="counts"))
+    half = counts.copy()
+    half.X = half.X * 20.5  # expected counts are no whole numbers
+    pd.testing.assert_frame_equal(found, rank_markers(half, "cell_type"), rtol=1e-4)
+    assert_same(counts, before)
+
+
+def test_scaled_values_are_left_for_raw(counts):
+    counts.raw = counts
+    found = rank_markers(counts, "cell_type")
+    scaled = counts.copy()
+    scaled.X = scaled.X.toarray() - 1
+    pd.testing.assert_frame_equal(found, rank_markers(scaled, "cell_type"))
+    with pytest.raises(ValueError, match=r"adata\.X holds -1\.00: scaled values"):
+        rank_markers(scaled, "cell_type", layer="X")
+    scaled.X[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        rank_markers(scaled, "cell_type", layer="X")
+    with pytest.raises(KeyError, match="layer='count' is not in adata.layers"):
+        rank_markers(scaled, "cell_type", layer="count")
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]
+)
+@pytest.mark.parametrize("is_backed", [False, True])
+def test_every_storage(counts, tmp_path, monkeypatch, kind, is_backed):
+    found = rank_markers(counts, "cell_type")
+    monkeypatch.setattr(values, "ROWS_AT_ONCE", 70)
+    counts.X = kind(counts.X.toarray())
+    if is_backed:
+        counts.write_h5ad(tmp_path / "cells.h5ad")
+        counts = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    pd.testing.assert_frame_equal(found, rank_markers(counts, "cell_type"), rtol=1e-5)
+    view = counts[: counts.n_obs // 2]
+    pd.testing.assert_frame_equal(
+        rank_markers(view, "cell_type"), rank_markers(view.to_memory(), "cell_type"), rtol=1e-5
+    )
+
+
+def test_repeated_entries_are_one(counts):
+    found = rank_markers(counts, "cell_type")
+    X = counts.X
+    twice = sparse.csr_matrix(
+        (np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), 2 * X.indptr), shape=X.shape
+    )
+    counts.X = twice
+    pd.testing.assert_frame_equal(found, rank_markers(counts, "cell_type"), rtol=1e-4)
+    assert counts.X.nnz == 2 * X.nnz
+
+
+def test_cells_without_a_group_count_nowhere(counts):
+    labels = counts.obs["cell_type"].astype(object)
+    counts.obs["label"] = labels.where(counts.obs["donor"] != "donor 0", None)
+    found = rank_markers(counts, "label")
+    rest = counts[counts.obs["donor"] != "donor 0"]
+    pd.testing.assert_frame_equal(found, rank_markers(rest, "cell_type"), rtol=1e-5)
+
+
+def test_one_group_and_groups_that_do_not_differ(counts):
+    counts.obs["all"] = "all"
+    found = rank_markers(counts, "all", n_genes=3)
+    logs = log_cp10k(counts.X)
+    best = np.argsort(-logs.mean(axis=0) * (logs > 0).mean(axis=0))[:3]
+    assert found["gene"].tolist() == counts.var_names[best].tolist()
+    counts.X = np.ones(counts.shape, dtype=np.float32)
+    none = rank_markers(counts, "cell_type")
+    assert len(none) == 0
+    assert list(none) == list(found)
+
+
+def test_a_cell_without_counts_and_bad_options(counts):
+    counts.X = counts.X.toarray()
+    counts.X[0] = 0
+    assert np.isfinite(rank_markers(counts, "cell_type")["score"]).all()
+    with pytest.raises(ValueError, match="n_genes=0 was given; at least 1"):
+        rank_markers(counts, "cell_type", n_genes=0)
+    with pytest.raises(KeyError, match="groupby='celltype' .*Closest: 'cell_type'"):
+        rank_markers(counts, "celltype")
+
+
+def test_no_torch():
+    code = "import sys, celler.tl; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
