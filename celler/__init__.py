@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "mining",
         "model",
         "pl",
+        "pp",
         "tl",
         "tokenizer",
     ],
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from celler import mining as mining
     from celler import model as model
     from celler import pl as pl
+    from celler import pp as pp
     from celler import tl as tl
     from celler import tokenizer as tokenizer
     from celler.version import __version__ as __version__

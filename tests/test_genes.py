@@ -4,7 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.genes import align_genes, check_unique
+from celler.genes import (
+    align_genes,
+    check_unique,
+    gene_names,
+    kinds_of,
+    without_suffix,
+    without_version,
+)
 
 
 def names(numbers) -> pd.Index:
@@ -27,7 +34,12 @@ def test_the_report_adds_up():
     message = alignment.describe(0.876)
     assert "1,500 of the model's 2,000 genes" in message
     assert "88% of the reference's expression" in message
-    assert "500 are missing (masked, not taken for zero) and 1,000 extra ones" in message
+    assert (
+        "500 are missing with the other 12% (masked, not taken for zero) and 1,000 extra" in message
+    )
+    unknown = str(alignment)
+    assert "500 are missing (masked" in unknown
+    assert "%" not in unknown
 
 
 def test_the_same_genes_in_the_same_order():
@@ -49,7 +61,175 @@ def test_too_few_genes_show_both_kinds_of_name():
 def test_repeated_names_are_refused():
     repeated = pd.Index(["a", "b", "a", "b", "c", "a"])
     with pytest.raises(ValueError, match=r"query's genes hold 2 names more than once .*'a', 'b'\]"):
-        align_genes(repeated, pd.Index(["a", "b", "c"]))
+        check_unique(repeated, "the query's genes")
     with pytest.raises(ValueError, match="var_names_make_unique"):
         check_unique(repeated, "adata.var_names")
     check_unique(pd.Index(["a", "b"]), "adata.var_names")
+
+
+# ---- names that differ but mean the same gene ----
+
+
+def mapped(query: list[str], reference: list[str]) -> dict[str, str]:
+    """Query name -> reference name of what was matched, with genes that make the overlap large."""
+    filler = [f"filler {i}" for i in range(3 * len(reference))]
+    alignment = align_genes(pd.Index([*query, *filler]), pd.Index([*reference, *filler]))
+    names = [*reference, *filler]
+    rows = alignment.gene_map[: len(query)]
+    return {name: names[row] for name, row in zip(query, rows, strict=True) if row >= 0}
+
+
+#: name: (query, reference, query name -> reference name)
+NAMES = {
+    "versions of the query": (
+        ["ENSG00000156738.17", "ENSMUSG00000024673.9"],
+        ["ENSMUSG00000024673", "ENSG00000156738"],
+        {"ENSG00000156738.17": "ENSG00000156738", "ENSMUSG00000024673.9": "ENSMUSG00000024673"},
+    ),
+    "versions of the reference": (
+        ["ENSG00000156738"], ["ENSG00000156738.17"], {"ENSG00000156738": "ENSG00000156738.17"},
+    ),
+    "two versions": (
+        ["ENSG00000156738.16"], ["ENSG00000156738.17"], {"ENSG00000156738.16": "ENSG00000156738.17"},
+    ),
+    "the exact version wins": (
+        ["ENSG1.2", "ENSG1.3"], ["ENSG1.3", "ENSG1.9"], {"ENSG1.3": "ENSG1.3", "ENSG1.2": "ENSG1.9"},
+    ),
+    "two of one id": (["ENSG1.2", "ENSG1.3"], ["ENSG1"], {}),
+    "the copy on Y is another gene": (["ENSG00000182378.14_PAR_Y"], ["ENSG00000182378"], {}),
+    "dots that are no versions": (["RP11-34P13.7", "AC5.1"], ["RP11-34P13", "AC5"], {}),
+    "made unique": (["TBCE-1"], ["TBCE"], {"TBCE-1": "TBCE"}),
+    "made unique, the first is there": (["TBCE", "TBCE-1"], ["TBCE"], {"TBCE": "TBCE"}),
+    "made unique, two copies": (["TBCE-1", "TBCE-2"], ["TBCE"], {}),
+    "ends in -1 in truth": (
+        ["NKX2-1", "HLA-DRB1", "MIR9-1"], ["NKX2-1", "HLA-DRB1", "MIR9", "MIR9-1"],
+        {"NKX2-1": "NKX2-1", "HLA-DRB1": "HLA-DRB1", "MIR9-1": "MIR9-1"},
+    ),
+    "ends in -1 in truth, without a base": (["NKX2-1", "HLA-A"], ["NKX2-5", "HLA"], {}),
+    "case": (["Ms4a1", "C1ORF127"], ["MS4A1", "C1orf127"], {"Ms4a1": "MS4A1", "C1ORF127": "C1orf127"}),
+    "the exact case wins": (["Ms4a1", "MS4A1"], ["MS4A1"], {"MS4A1": "MS4A1"}),
+    "case of two query genes": (["Ms4a1", "ms4a1"], ["MS4A1"], {}),
+    "case of two reference genes": (["ms4a1"], ["MS4A1", "Ms4a1"], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_that_mean_the_same_gene(case):
+    query, reference, expected = NAMES[case]
+    assert mapped(query, reference) == expected
+
+
+def test_the_report_says_how_names_were_matched():
+    query = pd.Index(["ENSG1.4", "TBCE-1", "cd19", "CD3E"])
+    alignment = align_genes(query, pd.Index(["ENSG1", "TBCE", "CD19", "CD3E"]))
+    assert alignment.gene_map.tolist() == [0, 1, 2, 3]
+    assert list(alignment.n_inexact.values()) == [1, 1, 1]
+    assert not alignment.is_exact
+    message = str(alignment)
+    assert "1 without the version of Ensembl ids, 1 without the suffix" in message
+    assert "1 in another case" in message
+    assert "species" not in message
+    mouse = align_genes(names(range(9)).str.title(), names(range(9)).str.upper())
+    assert "9 in another case. Most names differ in case: check that both are of one" in str(mouse)
+    assert align_genes(query, query[::-1]).is_exact
+
+
+def test_several_of_one_gene_are_left_out_and_counted():
+    query = pd.Index(["a", "b", "b", "c", "B"])
+    alignment = align_genes(query, pd.Index(["a", "b", "c", "x"]))
+    assert alignment.gene_map.tolist() == [0, -1, -1, 2, -1]
+    assert alignment.repeated.tolist() == [-1, 1, 1, -1, -1]
+    assert (list(alignment.missing), alignment.n_repeated) == (["b", "x"], 1)
+    assert "1 are claimed by several genes of the query and left out; cl.pp" in str(alignment)
+
+
+# ---- names in another column ----
+
+
+ENSEMBL = [f"ENSG{i:011d}" for i in range(40)]
+
+
+def var_of(query: pd.Index, **columns) -> pd.DataFrame:
+    return pd.DataFrame(columns, index=query)
+
+
+@pytest.mark.parametrize("kind", [list, pd.Categorical, lambda ids: [f"{i}.3" for i in ids]])
+def test_a_column_that_matches_is_used_and_named(kind):
+    query = names(range(40))
+    var = var_of(query, other="x", n=1.5, gene_ids=kind(ENSEMBL), few=[*ENSEMBL[:30], *"x" * 10])
+    alignment = align_genes(query, pd.Index(ENSEMBL[::-1]), var)
+    assert alignment.gene_map.tolist() == list(range(40))[::-1]
+    assert alignment.column == "gene_ids"
+    assert not alignment.is_exact
+    assert "those of adata.var['gene_ids'], because var_names do not match" in str(alignment)
+
+
+def test_a_column_is_not_used_where_var_names_match():
+    query = names(range(40))
+    reference = pd.Index([*query[:20], *ENSEMBL[:20]])
+    assert align_genes(query, reference, var_of(query, gene_ids=ENSEMBL)).column is None
+    reference = pd.Index([*query[:9], *ENSEMBL[:19]])  # more than twice as many
+    assert align_genes(query, reference, var_of(query, gene_ids=ENSEMBL)).column == "gene_ids"
+
+
+def test_missing_names_of_a_column_match_nothing():
+    var = pd.DataFrame({"s": pd.Categorical(["A", None, "B"]), "t": ["A", np.nan, None]})
+    assert gene_names(var, "s").tolist() == ["A", "", "B"]
+    assert gene_names(var, "t").tolist() == ["A", "", ""]
+    alignment = align_genes(gene_names(var, "t"), pd.Index(["A", "B"]))
+    assert alignment.gene_map.tolist() == [0, -1, -1]
+    with pytest.raises(KeyError, match=r"gene_key='sym' is not .*Closest: 'symbol'.*\['symbol'\]"):
+        gene_names(pd.DataFrame({"symbol": ["A"]}), "sym")
+
+
+# ---- names of another kind ----
+
+
+MOUSE = [f"ENSMUSG{i:011d}" for i in range(40)]
+SYMBOLS = ["MS4A1", "CD3E", "HLA-DRA", "RP11-34P13.7", *(f"ABC{i}" for i in range(36))]
+#: name: (query, reference, what the message says)
+KINDS = {
+    "symbols, Ensembl": (
+        SYMBOLS, ENSEMBL,
+        ["the model has human Ensembl ids", "the query symbols", "gene_key=", "mapping=", "['note']"],
+    ),
+    "Ensembl, symbols": (
+        ENSEMBL, SYMBOLS, ["the model has symbols", "from human Ensembl ids to symbols"],
+    ),
+    "two species": (MOUSE, ENSEMBL, ["human Ensembl ids", "mouse Ensembl ids", "mapping="]),
+    "other genes": (SYMBOLS, list(names(range(40))), ["look alike", "species", "orthologs"]),
+    "row numbers": (list(map(str, range(40))), SYMBOLS, ["the query numbers such as ['0', '1'"]),
+    "mixed": (
+        [*SYMBOLS[:20], *ENSEMBL[:20]], MOUSE, ["symbols (50%) and human Ensembl ids (50%)"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_names_of_another_kind(case):
+    query, reference, words = KINDS[case]
+    query = pd.Index(query)
+    with pytest.raises(ValueError) as error:
+        align_genes(query, pd.Index(reference), var_of(query, note="x"))
+    for word in ["only 0 of the model's 40 genes", *words]:
+        assert word.lower() in str(error.value).lower(), f"{word!r} not in {error.value}"
+
+
+def test_a_query_of_mixed_kinds_is_told():
+    query = pd.Index([*SYMBOLS[:20], *ENSEMBL[20:]])
+    message = str(align_genes(query, pd.Index(SYMBOLS)))
+    assert "symbols (50%) and human Ensembl ids (50%), the model's symbols." in message
+    assert "the model's symbols" not in str(align_genes(query, query[:30]))
+
+
+def test_kinds_are_shares():
+    kinds = kinds_of(pd.Index([*ENSEMBL[:6], *SYMBOLS[:3], "7157"]))
+    assert kinds.to_dict() == {"human Ensembl ids": 0.6, "symbols": 0.3, "numbers": 0.1}
+
+
+def test_names_without_version_and_suffix():
+    index = pd.Index(["ENSG1.2", "ENST3.4", "A-1", "A-B", "-1", "RP11-34P13.7", "", "HLA-A-12"])
+    stripped = ["ENSG1", "ENST3", "A-1", "A-B", "-1", "RP11-34P13.7", "", "HLA-A-12"]
+    assert without_version(index).tolist() == stripped
+    suffixes = ["ENSG1.2", "ENST3.4", "A", "A-B", "-1", "RP11-34P13.7", "", "HLA-A"]
+    assert without_suffix(index).tolist() == suffixes

@@ -18,8 +18,8 @@ FLOORS = {
     **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "version"], 1),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
-    **dict.fromkeys(["pp", "tl"], 2),
-    **dict.fromkeys(["pl", "model"], 3),
+    **dict.fromkeys(["tl"], 2),
+    **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),
     **dict.fromkeys(["cli"], 5),
 }

@@ -6,7 +6,15 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from celler.inputs import ExpressionReader, bad_value, check_values, is_log, query_reader
+from celler.inputs import (
+    ExpressionReader,
+    bad_value,
+    check_values,
+    detect,
+    elsewhere,
+    is_log,
+    query_reader,
+)
 
 STORAGES = [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array]
 INDICES = {
@@ -145,25 +153,160 @@ def test_values_that_cannot_be_used(values, value, message):
 
 
 def test_the_error_names_what_else_there_is(values):
-    adata = make(values - 1, counts=values, norm=values)
-    adata.raw = make(values)
+    adata = make(values - 1, norm=np.log1p(values), counts=values, zscore=values - 2)
+    adata.raw = make(np.log1p(values))
     with pytest.raises(ValueError) as caught:
         is_log(ExpressionReader(adata))
-    assert str(caught.value).endswith(
-        "pass layer='counts' or layer='norm' or adata.raw.to_adata()."
-    )
+    others = "layer='counts' (counts) or layer='norm' (log1p) or adata.raw.to_adata() (log1p)"
+    assert f"Here, pass {others}; predict has no layer argument" in str(caught.value)
     adata.layers["scaled"] = values - 1
-    message = r"adata\.layers\['scaled'\] holds the value -1; .*pass layer='counts' or layer='norm'"
+    message = r"adata\.layers\['scaled'\] holds the value -1; .*pass layer='counts' \(counts\) or layer='norm'"
     with pytest.raises(ValueError, match=message):
         is_log(ExpressionReader(adata, "scaled"))
+    adata.X = values
+    with pytest.raises(ValueError, match=r"adata\.X \(layer=None\) \(counts\)"):
+        is_log(ExpressionReader(adata, "scaled"))
     assert "(cell 'cell 3')" in str(bad_value(-1.0, ExpressionReader(adata), "cell 3"))
+
+
+# ---- which kind, exactly ----
+
+
+def per_10k(counts, total=1e4):
+    return counts / counts.sum(axis=1, keepdims=True) * total
+
+
+def full_length(rng, n_obs, n_vars):
+    """Smart-seq counts: lognormal, up to 1e5 and beyond."""
+    return np.floor(rng.lognormal(3, 3, (n_obs, n_vars)) * (rng.random((n_obs, n_vars)) < 0.4))
+
+
+def rsem(rng, n_obs, n_vars):
+    """Expected counts: most whole, some shared among genes in fractions of a read."""
+    counts = full_length(rng, n_obs, n_vars)
+    return counts + (rng.random(counts.shape) < 0.3) * rng.random(counts.shape).round(2)
+
+
+def bins(counts, n_bins=51):
+    """scGPT's binning, by its own words: quantiles of the non-zeros, then digitize."""
+    binned = np.zeros_like(counts)
+    for row, out in zip(counts, binned, strict=True):
+        edges = np.quantile(row[row > 0], np.linspace(0, 1, n_bins - 1))
+        out[row > 0] = np.digitize(row[row > 0], edges)
+    return binned
+
+
+#: name: (kind, made of counts (60, 300) and an rng)
+KINDS = {
+    "counts": ("counts", lambda c, rng: c),
+    "shallow counts": ("counts", lambda c, rng: rng.binomial(c.astype(int), 0.05)),
+    "binary": ("counts", lambda c, rng: np.minimum(c, 1)),
+    "all zero": ("counts", lambda c, rng: c * 0),
+    "Smart-seq": ("counts", lambda c, rng: full_length(rng, *c.shape)),
+    "RSEM": ("expected counts", lambda c, rng: rsem(rng, *c.shape)),
+    "RSEM, small": ("expected counts", lambda c, rng: np.minimum(rsem(rng, *c.shape), 25.5)),
+    "CP10K": ("normalised", lambda c, rng: per_10k(c)),
+    "CP10K, some genes": ("normalised", lambda c, rng: per_10k(c)[:, :40]),
+    "proportions": ("normalised", lambda c, rng: per_10k(c, 1)),
+    "to the median": ("normalised", lambda c, rng: per_10k(c, np.median(c.sum(axis=1)))),
+    "to a small sum": ("normalised", lambda c, rng: per_10k(c, 50)),
+    "log1p of counts": ("log1p", lambda c, rng: np.log1p(c)),
+    "log1p of shallow counts": (
+        "log1p", lambda c, rng: np.log1p(rng.binomial(c.astype(int), 0.1)),
+    ),
+    "log1p of CP10K": ("log1p", lambda c, rng: np.log1p(per_10k(c))),
+    "log1p of CPM": ("log1p", lambda c, rng: np.log1p(per_10k(c, 1e6))),
+    "log1p of CP10K, some genes": ("log1p", lambda c, rng: np.log1p(per_10k(c))[:, :40]),
+    "log1p, three decimals": ("log1p", lambda c, rng: np.log1p(per_10k(c)).round(3)),
+    "log1p of full-length CP10K": (
+        "log1p", lambda c, rng: np.log1p(per_10k(rsem(rng, *c.shape))),
+    ),
+    "log1p, of no trace": ("log1p", lambda c, rng: c * rng.random(c.shape)),
+    "log2 of counts": ("log2", lambda c, rng: np.log2(1 + c)),
+    "log2 of CP10K": ("log2", lambda c, rng: np.log2(1 + per_10k(c))),
+    "log2 of CP10K, some genes": ("log2", lambda c, rng: np.log2(1 + per_10k(c))[:, :40]),
+    "log2 of full-length TPM": (
+        "log2", lambda c, rng: np.log2(1 + per_10k(rsem(rng, *c.shape), 1e6)),
+    ),
+    "log2 of TPM, some genes": (
+        "log2", lambda c, rng: np.log2(1 + per_10k(rsem(rng, *c.shape), 1e6))[:, :150],
+    ),
+    "bins": ("binned", lambda c, rng: bins(c)),
+    "scaled": ("scaled", lambda c, rng: (c - c.mean(axis=0)) / (c.std(axis=0) + 1)),
+    "centred logarithms": ("scaled", lambda c, rng: np.log1p(c) - np.log1p(c).mean(axis=0)),
+    "NaN": ("not finite", lambda c, rng: np.where(c == c.max(), np.nan, c)),
+    "infinite": ("not finite", lambda c, rng: np.where(c == c.max(), np.inf, c)),
+}  # fmt: skip
+
+
+def umi_counts(rng, n_obs=60, n_vars=300) -> np.ndarray:
+    rates = rng.gamma(0.4, 3.0, n_vars) * rng.lognormal(0, 0.4, (n_obs, 1))
+    return rng.poisson(rates).astype(float)
+
+
+@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_kind_of_values(case, dtype, rng):
+    kind, change = KINDS[case]
+    X = change(umi_counts(rng), rng).astype(dtype)
+    state = detect(sparse.csr_matrix(X))
+    assert state.kind == kind, state.evidence
+    assert state.is_log == (kind in ("log1p", "log2"))
+    assert state.is_usable == (kind not in ("scaled", "not finite"))
+
+
+@pytest.mark.parametrize("case", ["counts", "CP10K", "log1p of CP10K", "log2 of CP10K"])
+def test_the_kind_of_one_cell(case, rng):
+    kind, change = KINDS[case]
+    X = sparse.csr_matrix(change(umi_counts(rng), rng).astype(np.float32))
+    assert detect(X[:1]).kind == kind
+
+
+def test_counts_that_happen_to_share_a_maximum_are_not_bins(rng):
+    counts = np.minimum(umi_counts(rng), 5)
+    counts[:5] = np.minimum(counts[:5], 4)
+    assert detect(sparse.csr_matrix(counts)).kind == "counts"
+
+
+def test_log2_is_read_as_the_natural_logarithm(rng):
+    counts = per_10k(umi_counts(rng))
+    adata = make(np.log2(1 + counts).astype(np.float32), counts=np.log1p(counts))
+    before = adata.X.copy()
+    for reader in (ExpressionReader(adata), ExpressionReader(adata, "counts")):
+        assert is_log(reader)
+        read = reader.rows(np.array([5, 2, 2])).toarray()
+        np.testing.assert_allclose(read, np.log1p(counts)[[5, 2, 2]], rtol=1e-5)
+        np.testing.assert_allclose(reader.matrix().toarray(), np.log1p(counts), rtol=1e-5)
+    assert (before != adata.X).nnz == 0
+    adata.X = sparse.csc_matrix(adata.X)
+    read = ExpressionReader(adata).rows(np.array([7, 1])).toarray()
+    np.testing.assert_allclose(read, np.log1p(counts)[[7, 1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_a_file_is_probed_and_not_read_whole(rng, kind, tmp_path, monkeypatch):
+    X = rng.poisson(1.0, (5000, 4)).astype(np.float32)
+    adata = make(X, kind, counts=X)
+    adata.raw = adata.copy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    sizes = []
+    monkeypatch.setattr("celler.inputs.detect", lambda X: sizes.append(X.shape[0]) or detect(X))
+    try:
+        reader = ExpressionReader(backed)
+        assert reader.state.kind == "counts"
+        assert set(elsewhere(reader)) == {"layer='counts'", "adata.raw.to_adata()"}
+        assert sizes == [1000] * 3
+    finally:
+        backed.file.close()
 
 
 # ---- what is not there ----
 
 
 def test_a_missing_layer_lists_the_layers(values):
-    with pytest.raises(KeyError, match=r"layer='count' is not in adata\.layers, .*\['counts'\]"):
+    message = r"layer='count' is not in adata\.layers, .*\['counts'\]\. Closest: 'counts'"
+    with pytest.raises(KeyError, match=message):
         ExpressionReader(make(values, counts=values), "count")
 
 

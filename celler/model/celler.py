@@ -379,7 +379,7 @@ class Celler(BaseModelClass):
     def _forward(self, adata: AnnData, index: np.ndarray, batch_size: int | None) -> Outputs:
         alignment, share = self._genes.align(adata)
         report = alignment.describe(share)
-        if len(alignment.missing) and report not in self._reported:
+        if not alignment.is_exact and report not in self._reported:
             self._reported.add(report)
             warnings.warn(report, UserWarning, stacklevel=3)
         return forward(

@@ -11,8 +11,8 @@ import torch
 from anndata import AnnData
 
 from celler.devices import autocast
-from celler.genes import GeneAlignment, align_genes
-from celler.inputs import ExpressionReader, bad_value, is_log
+from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
+from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
 from celler.tokenizer import TARGET_SUM, BadValueError, Tokenizer
 
@@ -31,12 +31,14 @@ class Genes:
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
-        has_key = self.key is not None and self.key in adata.var.columns
-        return pd.Index(adata.var[self.key].astype(str)) if has_key else adata.var_names
+        if self.key is not None and self.key in adata.var.columns:
+            return gene_names(adata.var, self.key)
+        check_unique(adata.var_names, "the query's genes")
+        return adata.var_names
 
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
-        alignment = align_genes(self.names_of(adata), self.names)
+        alignment = align_genes(self.names_of(adata), self.names, adata.var)
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
 
@@ -71,6 +73,7 @@ def forward(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
     values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
+    warn_of_binned(reader, stacklevel=5)  # forward() is two frames, see _report_empty
     config, device = network.config, network.device
     logits = np.zeros((len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model), np.float32)

@@ -13,8 +13,8 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
-from celler.genes import check_unique
-from celler.inputs import ExpressionReader, check_values, is_log
+from celler.genes import check_unique, gene_names
+from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.labels import LabelTree, as_strings, column
 from celler.network import NetworkConfig
 
@@ -54,7 +54,7 @@ def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
     """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
     tree = _read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
     return {
-        "gene_names": [str(name) for name in _gene_names(adata, setup_args["gene_key"])],
+        "gene_names": [str(name) for name in gene_names(adata.var, setup_args["gene_key"])],
         "classes": list(tree.classes),
         "parents": list(tree.parents),
     }
@@ -94,7 +94,13 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
             "adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy()."
         )
     reader = ExpressionReader(adata, args["layer"])
-    check_unique(_gene_names(adata, args["gene_key"]), "the genes of adata")
+    genes = gene_names(adata.var, args["gene_key"])
+    if (genes == "").any():
+        raise ValueError(
+            f"gene_key={args['gene_key']!r} has no name for {int((genes == '').sum()):,} genes; fill them, for "
+            "example with adata.var_names, or leave those genes out."
+        )
+    check_unique(genes, "the genes of adata")
     is_log(reader)
     if not adata.isbacked:  # the values of a file are checked as they are read
         check_values(reader.matrix(), reader)
@@ -107,6 +113,7 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
             )
     labels = _read_labels(adata, args)
     _read_tree(adata, labels, args)
+    warn_of_binned(reader, stacklevel=4)
     return labels
 
 
@@ -129,16 +136,6 @@ def _read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> Labe
         return LabelTree.from_labels(labels, unlabeled)
     parents = as_strings(column(adata.obs, key, "parent_labels_key"), key, unlabeled)
     return LabelTree.from_labels(labels, unlabeled, parents)
-
-
-def _gene_names(adata: AnnData, gene_key: str | None) -> pd.Index:
-    if gene_key is None:
-        return adata.var_names
-    if gene_key not in adata.var.columns:
-        raise KeyError(
-            f"gene_key={gene_key!r} is not a column of adata.var. Columns: {list(map(str, adata.var.columns))}."
-        )
-    return pd.Index(adata.var[gene_key].astype(str))
 
 
 def network_config(init_params: dict[str, Any], n_genes: int, n_classes: int) -> NetworkConfig:

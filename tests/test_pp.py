@@ -1,0 +1,264 @@
+"""Preprocessing: check_input's report, and align_genes against predictions and a pandas group-by."""
+
+import re
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from toy import (
+    assert_close,
+    assert_equal_frames,
+    assert_unchanged,
+    celler_warning,
+    cells,
+    fit,
+    snapshot,
+    soft,
+    trained,
+)
+
+import celler as cl
+from celler.inputs import ExpressionReader
+
+ENSEMBL = [f"ENSG{i:011d}" for i in range(80)]
+
+
+@pytest.fixture
+def query() -> ad.AnnData:
+    adata = cells(60, seed=1)
+    adata.layers["counts"] = adata.X.copy()
+    return adata
+
+
+# ---- check_input ----
+
+
+def test_the_report_names_source_kind_and_what_follows(query):
+    report = cl.pp.check_input(query)
+    assert (report.source, report.kind, report.is_usable) == ("adata.X", "counts", True)
+    assert report.elsewhere == {"layer='counts'": "counts"}
+    assert "adata.X holds counts: whole numbers" in str(report)
+    query.X = query.X.log1p() / np.log(2)
+    assert "adata.X holds log2 values: 2^x - 1" in str(cl.pp.check_input(query))
+    assert "are multiplied by ln 2" in str(cl.pp.check_input(query))
+    assert cl.pp.check_input(query, "counts").elsewhere == {"adata.X (layer=None)": "log2"}
+    with pytest.raises(AttributeError):
+        report.kind = "log1p"
+
+
+def test_scaled_values_are_reported_and_what_to_use_instead(query):
+    query.raw = query.copy()
+    query.X = query.X.toarray() - 0.5
+    before = snapshot(query)
+    report = cl.pp.check_input(query)
+    assert (report.kind, report.is_usable) == ("scaled", False)
+    assert report.elsewhere == {"layer='counts'": "counts", "adata.raw.to_adata()": "counts"}
+    assert "cannot be used" in str(report)
+    assert "There are also layer='counts' (counts), adata.raw" in str(report)
+    assert_unchanged(query, before)
+    for advice in (query.raw.to_adata(), ad.AnnData(query.layers["counts"], query.obs, query.var)):
+        assert len(trained().predict(advice)) == 60
+
+
+def test_check_input_of_a_view_with_raw_and_of_what_is_no_anndata(query):
+    query.raw = query.copy()
+    view = query[5:25, 10:]
+    assert cl.pp.check_input(view).elsewhere["adata.raw.to_adata()"] == "counts"
+    assert view.is_view
+    with pytest.raises(KeyError, match="Closest: 'counts'"):
+        cl.pp.check_input(query, "count")
+    with pytest.raises(TypeError, match="a str was given"):
+        cl.pp.check_input("query.h5ad")
+
+
+# ---- align_genes ----
+
+
+def as_ensembl(adata, version=".7"):
+    adata.var["symbol"] = adata.var_names.to_numpy()
+    adata.var_names = [name + version for name in ENSEMBL]
+    return adata
+
+
+@pytest.mark.parametrize("mapping", ["dict", "series", "gene_key", "automatic", "names"])
+def test_an_aligned_query_gets_the_labels_of_the_query(query, rng, mapping):
+    expected, symbols = soft(query), query.var_names
+    other = as_ensembl(query.copy())[:, rng.permutation(80)].copy()
+    table = dict(zip(ENSEMBL, symbols, strict=True))
+    options = {
+        "dict": {"mapping": table},
+        "series": {"mapping": pd.Series(table).astype("category")},
+        "gene_key": {"gene_key": "symbol"},
+    }.get(mapping, {})
+    before = snapshot(other)
+    reference = symbols if mapping == "names" else trained()
+    aligned, report = cl.pp.align_genes(other, reference, **options)
+    assert_unchanged(other, before)
+    assert list(aligned.var_names) == list(symbols)
+    assert set(aligned.var["original_name"]) == set(other.var_names)
+    assert_close(soft(aligned), expected)
+    assert (report.n_matched, report.n_extra, len(report.missing)) == (80, 0, 0)
+    assert ("adata.var['symbol']" in str(report)) == (mapping in ("automatic", "names"))
+    assert ("carry 100%" in str(report)) == (mapping != "names")
+
+
+def test_genes_that_do_not_match_are_dropped_and_missing_ones_not_added(query, rng):
+    extra = ad.AnnData(
+        sparse.csr_matrix(rng.poisson(5.0, (60, 9)).astype(np.float32)),
+        obs=query.obs,
+        var=pd.DataFrame(index=[f"other {i}" for i in range(9)]),
+    )
+    fewer = query[:, :50].copy()
+    both = ad.concat([extra, fewer], axis=1, merge="same")
+    both.obsm["X_pca"] = np.ones((60, 2))
+    model = fit(cells())
+    aligned, report = cl.pp.align_genes(both, model)
+    assert list(aligned.var_names) == list(fewer.var_names)
+    assert (report.n_extra, len(report.missing)) == (9, 30)
+    assert report.expression_share == pytest.approx(model._genes.share[:50].sum())
+    assert "X_pca" in aligned.obsm
+    with pytest.warns(UserWarning, match="50 of the model's 80 genes") as caught:
+        actual = model.predict(aligned, soft=True)
+    assert celler_warning(caught).filename == __file__
+    assert_close(actual, model.predict(fewer, soft=True))
+
+
+def test_a_reference_may_be_an_anndata(query):
+    reference = cells()[:, ::-1]
+    aligned, report = cl.pp.align_genes(query, reference)
+    assert list(aligned.var_names) == list(reference.var_names)
+    assert report.is_exact
+
+
+def test_a_model_with_a_gene_key(query):
+    reference = as_ensembl(cells(), "")
+    model = fit(reference, {"gene_key": "symbol"})
+    expected = model.predict(query, soft=True)
+    other = as_ensembl(query.copy())
+    other.var["symbol"] = other.var["symbol"].str.upper()
+    aligned, report = cl.pp.align_genes(other, model)
+    assert report.n_inexact == {"in another case": 80}
+    assert list(aligned.var["symbol"]) == list(aligned.var_names) == list(query.var_names)
+    assert_close(model.predict(aligned, soft=True), expected)
+
+
+def test_views_and_files(query, tmp_path):
+    expected, part = soft(query), query[10:30, ::-1]
+    aligned, _ = cl.pp.align_genes(part, trained())
+    assert not aligned.is_view
+    assert part.is_view
+    assert_close(soft(aligned), expected.iloc[10:30])
+    query.write_h5ad(tmp_path / "query.h5ad")
+    backed = ad.read_h5ad(tmp_path / "query.h5ad", backed="r")
+    aligned, _ = cl.pp.align_genes(backed, trained())
+    assert not aligned.isbacked
+    assert_close(soft(aligned), expected)
+    backed.file.close()
+
+
+# ---- several genes of one name ----
+
+
+def with_repeats(query):
+    """Genes 0, 1 and 2 measured twice, under one symbol each."""
+    again = query[:, :3].copy()
+    again.var_names = ["id 0", "id 1", "id 2"]
+    twice = ad.concat([query, again], axis=1, merge="same")
+    twice.var["symbol"] = [*query.var_names, *query.var_names[:3]]
+    twice.var_names = [f"id {i}" for i in range(83)]
+    return twice
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, lambda X: X.toarray()])
+def test_repeats_are_summed_only_if_asked(query, kind):
+    twice = with_repeats(query)
+    twice.X = kind(twice.X)
+    before = snapshot(twice)
+    message = r"3 genes of the reference .*'gene 0', by columns \[0, 80\].*duplicates='sum'.*'drop'"
+    with pytest.raises(ValueError, match=message):
+        cl.pp.align_genes(twice, trained(), gene_key="symbol")
+    summed, report = cl.pp.align_genes(twice, trained(), gene_key="symbol", duplicates="sum")
+    assert_unchanged(twice, before)
+    dense = pd.DataFrame(ExpressionReader(twice).matrix().toarray())
+    expected = dense.T.groupby(twice.var["symbol"].to_numpy()).sum().T[list(summed.var_names)]
+    for layer in (None, "counts"):
+        actual = ExpressionReader(summed, layer).matrix().toarray()
+        np.testing.assert_array_equal(actual, expected)
+    assert (report.n_matched, report.n_repeated, len(report.missing)) == (80, 0, 0)
+    assert report.expression_share == pytest.approx(1.0)
+
+
+def test_repeats_that_are_dropped_are_missing_as_in_predict(query):
+    twice, model = with_repeats(query), fit(cells())
+    dropped, report = cl.pp.align_genes(twice, model, gene_key="symbol", duplicates="drop")
+    assert list(dropped.var_names) == list(query.var_names[3:])
+    assert (report.n_repeated, list(report.missing)) == (3, list(query.var_names[:3]))
+    with pytest.warns(UserWarning, match="3 are claimed by several genes of the query and left"):
+        actual = model.predict(twice, soft=True)
+    with pytest.warns(UserWarning, match="77 of the model's 80"):
+        assert_close(model.predict(dropped, soft=True), actual)
+
+
+def test_logarithms_are_not_summed(query):
+    twice = with_repeats(query)
+    twice.layers["counts"] = twice.layers["counts"].log1p()
+    with pytest.raises(ValueError, match=r"layers\['counts'\] holds log1p values, .*added up"):
+        cl.pp.align_genes(twice, trained(), gene_key="symbol", duplicates="sum")
+
+
+# ---- errors ----
+
+#: arguments of align_genes after the query: error, what the message says
+ERRORS = {
+    "no such column": (
+        {"gene_key": "symbols"}, KeyError, ["gene_key='symbols'", "Closest: 'symbol'"],
+    ),
+    "useless mapping": (
+        {"mapping": {"a": "gene 1"}}, ValueError, ["renames none of the 80 genes", "['a']", "'gene 0'"],
+    ),
+    "mapping of old names twice": (
+        {"mapping": pd.Series(["gene 1", "gene 2"], index=["x", "x"])}, ValueError,
+        ["old names of mapping", "'x'"],
+    ),
+    "mapping to other genes": (
+        {"mapping": dict.fromkeys(ENSEMBL, "BRCA1")}, ValueError, ["only 0 of the model's 80 genes"],
+    ),
+    "duplicates": ({"duplicates": "first"}, ValueError, ["duplicates='first'", "'sum'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_align_genes_says_what_is_wrong(query, case):
+    options, kind, words = ERRORS[case]
+    other = as_ensembl(query)
+    with pytest.raises(kind) as error:
+        cl.pp.align_genes(other, trained(), **options)
+    for word in words:
+        assert word in str(error.value), f"{word!r} not in {error.value}"
+
+
+@pytest.mark.parametrize(
+    ("adata", "reference", "words"),
+    [("query.h5ad", ["a"], "a str was given"), (None, "gene 0", "'gene 0' is one string")],
+)
+def test_arguments_of_the_wrong_kind(query, adata, reference, words):
+    with pytest.raises(TypeError, match=words):
+        cl.pp.align_genes(query if adata is None else adata, reference)
+
+
+def test_a_reference_with_repeated_names(query):
+    with pytest.raises(ValueError, match="reference's genes hold 1 names more than once"):
+        cl.pp.align_genes(query, ["a", "a"])
+
+
+def test_a_column_is_used_by_predict_and_said_once(query):
+    expected, model = soft(query), fit(cells(), {"parent_labels_key": "parent_type"})
+    other = as_ensembl(query.copy())
+    message = re.escape("names are those of adata.var['symbol'], because var_names do not match")
+    with pytest.warns(UserWarning, match=message) as caught:
+        actual = model.predict(other, soft=True)
+    assert celler_warning(caught).filename == __file__
+    assert_close(actual, expected)
+    assert_equal_frames(model.predict(other, soft=True), actual)  # again would be an error
