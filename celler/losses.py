@@ -248,8 +248,10 @@ class GInf:
         # Drawn on the generator's own device: a seed gives the same noise wherever the logits are.
         device = generator.device if generator is not None else logits.device
         noise = torch.randn(logits.shape, generator=generator, device=device, dtype=logits.dtype)
-        inflation = self.mean + self.std * noise.to(logits.device)
-        return logits + self.amplitude * (log_counts.max() - log_counts) * inflation + log_counts
+        scale = self.amplitude * (log_counts.max() - log_counts)
+        # A row of C numbers first: with a few dozen cells a step on (B, C) costs what it takes to start.
+        shifted = logits + torch.add(log_counts, scale, alpha=self.mean)
+        return torch.addcmul(shifted, scale, noise.to(logits.device), value=self.std)
 
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
         return F.cross_entropy(shifted, labels, reduction="none")
@@ -294,9 +296,9 @@ class HDM:
         """Indices ``(B, n + 1)`` of the set: the true class first, then the n hardest others."""
         n_classes = logits.shape[1]
         n_hard = self.n_hard or min(20, max(1, round(0.3 * n_classes)))
-        others = logits.detach().scatter(1, labels[:, None], float("-inf"))
-        hardest = others.topk(min(n_hard, n_classes - 1), dim=1).indices
-        return torch.cat([labels[:, None], hardest], dim=1)
+        # The true class above all others: one search finds it and them.
+        raised = logits.detach().scatter(1, labels[:, None], float("inf"))
+        return raised.topk(1 + min(n_hard, n_classes - 1), dim=1).indices
 
     def __call__(
         self,
@@ -328,8 +330,8 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 def check_counts(class_counts: Tensor) -> None:
     """A class without training cells has no prior: a ``ValueError`` names it."""
-    empty = (class_counts <= 0).nonzero().flatten().tolist()
-    if empty:
+    if class_counts.min() <= 0:
+        empty = (class_counts <= 0).nonzero().flatten().tolist()
         raise ValueError(
             f"class_counts is 0 or less for class {empty}; each class needs a training cell."
         )

@@ -15,6 +15,8 @@ __all__ = ["HardCells", "Replay"]
 N_WAITING = 200
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
 
+LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -46,16 +48,19 @@ class HardCells:
     alone, so a source may stream; with torch.distributed the ranks' findings are merged, and each
     rank holds the same choice.
 
-    replayed: index of the cells chosen at the end of the last epoch, as :func:`within` orders them.
-    found: the last epoch's surest wrong passes, up to ``n_per_class`` for each predicted class and
-        whether replayed or not; an array of ``index, label, prediction, log_probability``.
+    ``replayed`` is the index of the cells chosen at the end of the last epoch, every class's surest
+    first. ``found`` holds that epoch's surest wrong passes, up to ``n_per_class`` for each predicted
+    class and whether replayed or not: an array of ``index, label, prediction, log_probability``.
+    ``listed`` sums ``found`` over the epochs so far, with ``n_epochs``, in how many it was there: at
+    the end a network knows most wrong labels by heart, and it is the early epochs that give them away.
+
     class_counts: training cells of each class ``(C,)``.
     """
 
     def __init__(self, replay: Replay, class_counts: np.ndarray) -> None:
         self.replay, self.class_counts = replay, class_counts
         self.replayed, self.found = np.empty(0, np.int64), np.empty(0, PASS)
-        self._replayed_labels = np.empty(0, np.int64)
+        self.listed, self._replayed_labels = np.empty(0, LISTED), np.empty(0, np.int64)
         self._n_failed: dict[int, int] = {}
         self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._wrong: list[np.ndarray] = []
@@ -69,13 +74,14 @@ class HardCells:
             self._look_through()
 
     def choose(self) -> None:
-        """At the end of an epoch: set ``found``, and ``replayed`` for the next one."""
+        """At the end of an epoch: set ``found``, ``listed``, and ``replayed`` for the next one."""
         self._look_through()
         wrong = np.concatenate([*self._wrong, np.empty(0, PASS)])
         self._wrong.clear()
         self._count_failures(wrong["index"])
         n = self.replay.n_per_class
         self.found = surest(merged(surest(wrong, n)), n)
+        self.listed = tallied(self.listed, self.found)
         eligible = wrong[~np.isin(wrong["index"], self._gone)]
         chosen = surest(merged(surest(eligible, n)), n)
         chosen = within(chosen, int(self.replay.max_share * self.class_counts.sum()))
@@ -125,6 +131,26 @@ def surest(passes: np.ndarray, n_per_class: int) -> np.ndarray:
     _, first = np.unique(passes[["prediction", "index"]], return_index=True)
     passes = passes[np.sort(first)]
     return passes[rank_in_class(passes) < n_per_class]
+
+
+def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """``listed`` with one more epoch for what was ``found``, and the higher of the probabilities.
+
+    By predicted class and index, each pair once.
+    """
+    new = np.empty(len(found), LISTED)
+    for name in PASS.names or ():
+        new[name] = found[name]
+    new["n_epochs"] = 1
+    both = np.concatenate([listed, new])
+    both = both[np.lexsort((both["index"], both["prediction"]))]
+    if not len(both):
+        return both
+    _, first = np.unique(both[["prediction", "index"]], return_index=True)
+    total = both[first]
+    total["n_epochs"] = np.add.reduceat(both["n_epochs"], first)
+    total["log_probability"] = np.maximum.reduceat(both["log_probability"], first)
+    return total
 
 
 def rank_in_class(passes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from celler import cli
 from celler.benchmark import (
-    VARIANTS,
     Variant,
     ablation,
     ablation_figure,
@@ -23,6 +22,7 @@ from celler.benchmark import (
     thin,
 )
 from celler.benchmark import recipes as module
+from celler.benchmark.recipes import VARIANTS
 from celler.losses import DEFAULT, HDM, CrossEntropy, GInf
 from celler.mining import Replay
 from celler.model import Celler

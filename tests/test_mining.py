@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mining_cases import CHILD, Slow, outcomes
 
-from celler.mining import N_WAITING, HardCells, Replay
+from celler.mining import LISTED, N_WAITING, PASS, HardCells, Replay, tallied
 
 
 def logits_of(passes, n_classes: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def watch(hard: HardCells, *minibatches) -> None:
 
 
 def hard_cells(counts=(10, 6, 4), **options) -> HardCells:
-    return HardCells(Replay(**options), np.array(counts))
+    return HardCells(Replay(**{"max_share": 0.1} | options), np.array(counts))
 
 
 def cells_found(hard: HardCells) -> list[tuple[int, int, int]]:
@@ -207,7 +207,7 @@ def test_random_epochs_are_those_of_the_slow_reference(problem):
     labels = rng.integers(n_classes, size=n_cells)
     difficulty = rng.choice([0.05, 0.5, 0.95], size=n_cells)
     counts = np.bincount(labels, minlength=n_classes)
-    hard, slow = HardCells(Replay(**options), counts), Slow(labels, **options)
+    hard, slow = HardCells(Replay(**{"max_share": 0.1} | options), counts), Slow(labels, **options)
     for size in sizes:
         passes = []
         for cell in rng.permutation([*range(n_cells), *hard.replayed]):
@@ -283,7 +283,7 @@ def test_the_probability_is_that_of_the_softmax(rng):
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        Replay(**options)
+        Replay(**{"max_share": 0.1} | options)
 
 
 # ---- two processes ----
@@ -321,3 +321,20 @@ def test_two_ranks_share_an_epoch_and_agree_with_one_process(tmp_path):
         n_replayed.append(len(alone.replayed))
     assert min(n_replayed) > 0
     assert alone.n_failed(np.arange(n_cells)).max() >= 2
+
+
+def test_the_list_counts_epochs_and_keeps_the_surest():
+    """Two epochs by hand: a cell twice in the list of one class, once in that of another."""
+
+    def found(*passes) -> np.ndarray:
+        return np.array(list(passes), PASS)
+
+    listed = tallied(np.empty(0, LISTED), found((7, 0, 1, -0.5), (4, 0, 1, -0.1), (7, 0, 2, -0.3)))
+    assert listed["n_epochs"].tolist() == [1, 1, 1]
+    listed = tallied(listed, found((7, 0, 1, -0.2), (9, 1, 2, -0.4)))
+    rows = [(7, 1, 2), (4, 1, 1), (7, 2, 1), (9, 2, 1)]
+    columns = ["index", "prediction", "n_epochs"]
+    assert sorted(listed[columns].tolist()) == sorted(rows)
+    of_seven = listed[(listed["index"] == 7) & (listed["prediction"] == 1)]
+    assert of_seven["log_probability"] == np.float32(-0.2)
+    assert len(tallied(np.empty(0, LISTED), found())) == 0

@@ -1,7 +1,6 @@
 """Benchmarks: methods and recipes compared on the same cells."""
 
 from celler.benchmark.recipes import (
-    VARIANTS,
     Variant,
     ablation,
     ablation_figure,
@@ -11,7 +10,6 @@ from celler.benchmark.recipes import (
 from celler.benchmark.tasks import long_tail_split, thin
 
 __all__ = [
-    "VARIANTS",
     "Variant",
     "ablation",
     "ablation_figure",

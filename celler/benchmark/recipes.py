@@ -22,7 +22,7 @@ from celler.metrics import per_class
 from celler.mining import Replay
 from celler.model import Celler
 
-__all__ = ["VARIANTS", "Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"]
+__all__ = ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"]
 
 #: One training is known by these; a row per class of it.
 RUN = ["dataset", "seed", "variant", "recipe"]
@@ -73,6 +73,8 @@ def ablation(
 ) -> pd.DataFrame:
     """Train every variant on every data set and seed, and score it class by class.
 
+    variants: name -> :class:`celler.benchmark.Variant`; the default is the rows of the paper's table 4,
+        balanced softmax, and Celler's default.
     data: name -> AnnData, each split and thinned by :func:`celler.benchmark.long_tail_split` anew for
         every seed; all variants of a seed see the same cells and the same initial weights.
     file: CSV to which each finished training is added. What it holds already, of the same recipe,
@@ -133,7 +135,7 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
 
 
 def ablation_text(table: pd.DataFrame) -> str:
-    """An :func:`ablation_table` to read: mean ± sd of each score, then the gains."""
+    """An :func:`celler.benchmark.ablation_table` to read: mean ± sd of each score, then the gains."""
     text = {
         f"{title}{score}": [
             f"{mean:{sign}.1f} ± {sd:.1f}" if mean == mean else "–"  # no class of that size

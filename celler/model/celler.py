@@ -291,11 +291,11 @@ class Celler(BaseModelClass):
 
     @property
     def hard_cells_(self) -> pd.DataFrame:
-        """Training cells misclassified with the highest confidence at the end: likely label errors.
+        """Training cells that were confidently misclassified in the most epochs: likely label errors.
 
-        Up to ``n_per_class`` for each predicted class, surest first; empty after ``replay=None``.
-        Columns ``cell`` (obs_name), ``label`` (the one given), ``prediction``, ``confidence`` (its
-        probability in training) and ``n_failed`` (epochs in a row it was wrong after a replay).
+        Up to ``n_per_class`` for each predicted class; empty after ``replay=None``. Columns ``cell``
+        (obs_name), ``label`` (the one given), ``prediction``, ``confidence`` (its highest probability
+        in training), ``n_epochs``, and ``n_failed`` (epochs in a row it was wrong after a replay).
         """
         self._require_trained()
         return pd.DataFrame(self._fitted.hard_cells)

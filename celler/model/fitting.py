@@ -18,7 +18,7 @@ from celler.decision import Decision, fit_temperature
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
-from celler.mining import HardCells
+from celler.mining import HardCells, rank_in_class
 from celler.network import GeneTransformer
 from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
@@ -26,7 +26,7 @@ from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validat
 #: Below this many labelled cells the network is trained once more on all of them: a tenth held out
 #: of a class of ten costs more there than the second training.
 REFIT_BELOW = 5000
-HARD_CELL_COLUMNS = ("cell", "label", "prediction", "confidence", "n_failed")
+HARD_CELL_COLUMNS = ("cell", "label", "prediction", "confidence", "n_epochs", "n_failed")
 
 
 @dataclass(frozen=True)
@@ -162,18 +162,23 @@ def name_classes(
 def hard_cell_table(
     hard_cells: HardCells | None, cell_names: pd.Index, classes: tuple[str, ...]
 ) -> dict[str, list[Any]]:
-    """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell, surest first."""
+    """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell."""
     if hard_cells is None:
         return {name: [] for name in HARD_CELL_COLUMNS}
-    found = hard_cells.found[np.argsort(-hard_cells.found["log_probability"], kind="stable")]
-    _, first = np.unique(found["index"], return_index=True)  # of two classes the surer
-    found = found[np.sort(first)]
+    listed = hard_cells.listed
+    order = (listed["index"], -listed["log_probability"], -listed["n_epochs"])
+    listed = listed[np.lexsort((*order, listed["prediction"]))]
+    listed = listed[rank_in_class(listed) < hard_cells.replay.n_per_class]
+    listed = listed[np.lexsort((listed["index"], -listed["log_probability"], -listed["n_epochs"]))]
+    _, first = np.unique(listed["index"], return_index=True)  # of two predictions the more frequent
+    listed = listed[np.sort(first)]
     columns = (
-        [str(name) for name in cell_names[found["index"]]],
-        [classes[code] for code in found["label"]],
-        [classes[code] for code in found["prediction"]],
-        np.exp(found["log_probability"].astype(np.float64)).tolist(),
-        hard_cells.n_failed(found["index"]).tolist(),
+        [str(name) for name in cell_names[listed["index"]]],
+        [classes[code] for code in listed["label"]],
+        [classes[code] for code in listed["prediction"]],
+        np.exp(listed["log_probability"].astype(np.float64)).tolist(),
+        listed["n_epochs"].tolist(),
+        hard_cells.n_failed(listed["index"]).tolist(),
     )
     return dict(zip(HARD_CELL_COLUMNS, columns, strict=True))
 

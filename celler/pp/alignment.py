@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,21 +16,9 @@ from celler.genes import align_genes as align_names
 from celler.inputs import ExpressionReader
 
 
-class _Genes(Protocol):
-    names: pd.Index
-    share: np.ndarray
-    key: str | None
-
-
-class _Model(Protocol):
-    """A Celler, whose room this one does not know."""
-
-    _genes: _Genes
-
-
 def align_genes(
     adata: AnnData,
-    reference: _Model | AnnData | Sequence[str] | pd.Index,
+    reference: Any,
     *,
     gene_key: str | None = None,
     mapping: Mapping[str, str] | pd.Series | None = None,
@@ -84,15 +72,15 @@ def align_genes(
 
 
 def _reference(
-    reference: _Model | AnnData | Sequence[str] | pd.Index,
+    reference: Any,
 ) -> tuple[pd.Index, np.ndarray | None, str | None]:
     """Names of a reference, each gene's share of its expression, and the var column of the names."""
-    genes: _Genes | None = getattr(reference, "_genes", None)
+    genes = getattr(reference, "_genes", None)  # of a Celler, whose room this one does not know
     if genes is not None:
         return genes.names, genes.share, genes.key
     if isinstance(reference, str):
         raise TypeError(f"reference={reference!r} is one string; pass a model or a list of names.")
-    names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)  # type: ignore[arg-type]
+    names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)
     names = names.astype(str)
     check_unique(names, "the reference's genes")
     return names, None, None

@@ -29,6 +29,7 @@ VARIANTS = {
     "replay, share 0.1, patience 6": Variant(HDM(), Replay(max_share=0.1, patience=6)),
     "replay, share 0.3, 50 a class": Variant(HDM(), Replay(n_per_class=50, max_share=0.3)),
     "mean -2, replay, share 0.02": Variant(DEFAULT, Replay()),
+    "mean -2, replay, share 0.005": Variant(DEFAULT, Replay(max_share=0.005)),
 }
 
 
