@@ -146,7 +146,7 @@ def test_a_stored_model_of_another_python_opens():
     np.testing.assert_array_equal(model.predict(query)[is_clear], expected.idxmax(axis=1)[is_clear])
     assert set(model.predict(query, level="parent")) == {"lineage 0", "lineage 1"}
     assert set(model.hard_cells_["label"]) <= set(model.classes_)
-    assert model.hard_cells_["confidence"].is_monotonic_decreasing
+    assert model.hard_cells_["n_epochs"].is_monotonic_decreasing
     assert len(model.hard_cells_) > 0
 
 
