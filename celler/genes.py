@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+
+from celler.names import column
 
 #: Share of the model's genes a query must hold.
 MIN_OVERLAP = 0.2
@@ -227,15 +228,7 @@ def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
     """
     if gene_key is None:
         return var.index
-    if gene_key not in var.columns:
-        close = difflib.get_close_matches(
-            str(gene_key), [str(name) for name in var.columns], n=1, cutoff=0.4
-        )
-        hint = f" Closest: {close[0]!r}." if close else ""
-        raise KeyError(
-            f"gene_key={gene_key!r} is not a column of adata.var.{hint} Columns: {list(map(str, var.columns))}."
-        )
-    names = var[gene_key].astype(object)
+    names = column(var, gene_key, "gene_key", "adata.var").astype(object)
     return pd.Index(names.where(names.notna(), "").astype(str))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
+
+from celler.names import closest
 
 #: ``log1p`` of a cell's largest value stays below this; counts and CP10K go far beyond.
 LARGEST_LOG = 30.0
@@ -63,10 +64,9 @@ class ExpressionReader:
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer not in self.adata.layers:
             layers = [name for name in self.adata.layers if name is not None]
-            close = difflib.get_close_matches(str(self.layer), layers, n=1, cutoff=0.4)
-            hint = f" Closest: {close[0]!r}." if close else ""
             raise KeyError(
-                f"layer={self.layer!r} is not in adata.layers, which has {layers}.{hint}"
+                f"layer={self.layer!r} is not in adata.layers, which has {layers}."
+                f"{closest(self.layer, layers)}"
             )
         # No rows are asked of X: those of a view would all be copied, those of a file read.
         if self.layer is None and not self.adata.isbacked and self.adata[:0].X is None:

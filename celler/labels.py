@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-
-def column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
-    """``obs[key]``, or a KeyError that suggests the closest column to the one named by ``argument``."""
-    if key in obs.columns:
-        return obs[key]
-    close = difflib.get_close_matches(
-        str(key), [str(name) for name in obs.columns], n=1, cutoff=0.4
-    )
-    hint = f" Closest: {close[0]!r}." if close else ""
-    raise KeyError(
-        f"{argument}={key!r} is not a column of adata.obs.{hint} Columns: {list(map(str, obs.columns))}."
-    )
+from celler.names import closest
 
 
 def as_strings(values: pd.Series, key: str, unlabeled_category: str) -> np.ndarray:
@@ -109,9 +97,9 @@ def indices_of(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         raise TypeError(f"candidates={names!r} is one string; pass a list of class names.")
     for name in names:
         if name not in classes:
-            close = difflib.get_close_matches(str(name), classes, n=1, cutoff=0.4)
-            hint = f" Closest: {close[0]!r}." if close else ""
-            raise ValueError(f"candidates names {name!r}, which the model has not learned.{hint}")
+            raise ValueError(
+                f"candidates names {name!r}, which the model has not learned.{closest(name, classes)}"
+            )
     if not len(names):
         raise ValueError("candidates is empty; name at least one class, or pass None for all.")
     return np.array(sorted({list(classes).index(name) for name in names}))

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
+    **dict.fromkeys(["names"], 0),
     **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "version"], 1),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),

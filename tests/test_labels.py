@@ -4,21 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.labels import LabelTree, as_strings, column, indices_of
+from celler.labels import LabelTree, as_strings, indices_of
 
 UNKNOWN = "Unknown"
 
 # ---- columns ----
-
-
-def test_a_missing_column_suggests_the_closest():
-    obs = pd.DataFrame({"cell_type": ["a"], "donor": ["b"], 3: ["c"]})
-    assert column(obs, "donor", "batch_key") is not None
-    message = r"labels_key='celltype' is not a column of adata\.obs\. Closest: 'cell_type'\. "
-    with pytest.raises(KeyError, match=message + r"Columns: \['cell_type', 'donor', '3'\]"):
-        column(obs, "celltype", "labels_key")
-    with pytest.raises(KeyError, match=r"batch_key='zzz' is not a column of adata\.obs\. Columns"):
-        column(obs, "zzz", "batch_key")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
-from celler.labels import as_strings, column
+from celler.labels import as_strings
+from celler.names import column
 
 __all__ = ["long_tail_split", "thin"]
 

@@ -15,7 +15,8 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler.genes import check_unique, gene_names
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.labels import LabelTree, as_strings, column
+from celler.labels import LabelTree, as_strings
+from celler.names import column
 from celler.network import NetworkConfig
 
 #: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.

@@ -1,0 +1,24 @@
+"""Names: a column by its name, and what comes closest to a name that is not there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import pandas as pd
+
+
+def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:
+    """``table[key]``, or a KeyError that suggests the closest column to the one named by ``argument``."""
+    if key in table.columns:
+        return table[key]
+    columns = list(map(str, table.columns))
+    raise KeyError(
+        f"{argument}={key!r} is not a column of {place}.{closest(key, columns)} Columns: {columns}."
+    )
+
+
+def closest(name: object, names: Iterable[str]) -> str:
+    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+    return f" Closest: {close[0]!r}." if close else ""
