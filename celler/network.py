@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class NetworkConfig:
     n_genes: int
     n_classes: int
     n_bins: int = 51
-    encoder: Literal["latent", "transformer"] = "latent"
+    encoder: Literal["additive", "latent", "transformer"] = "additive"
     head: Literal["mlp", "vgg"] = "mlp"
     n_layers: int = 1
     d_model: int = 64
@@ -33,7 +33,7 @@ class NetworkConfig:
         for name in ("n_layers", "d_model", "n_heads", "n_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
-        if self.d_model % self.n_heads:
+        if self.encoder != "additive" and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; "
                 f"take d_model={self.n_heads * max(1, round(self.d_model / self.n_heads))}."
@@ -60,9 +60,9 @@ class NetworkOutput(NamedTuple):
 
 
 class GeneTransformer(nn.Module):
-    """Two experts on one set of tokens: a linear evidence table, and an attention encoder with a head.
+    """Two experts on one set of tokens: a linear evidence table, and an encoder with a head.
 
-    The evidence table carries small data, the encoder what is not additive in the genes; each is
+    The evidence table carries small data, the encoder what is not linear in the genes; each is
     trained on its own loss, so neither can hide behind the other.
     """
 
@@ -110,8 +110,24 @@ class EvidenceTable(nn.Module):
         return weighted_sum(self.weight, gene_ids, expression) + self.bias
 
 
+class AdditiveEncoder(nn.Module):
+    """Expert (b), the default: the sum of gene embeddings, each weighted by the gene's expression."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.gene = nn.Parameter(torch.randn(config.n_genes, config.d_model) / config.d_model**0.5)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``; the sum reads ``expression``, not bins."""
+        embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
+        return embedding
+
+
 class LatentEncoder(nn.Module):
-    """Expert (b), the default: the expression-weighted sum of gene embeddings plus gated attention.
+    """The expression-weighted sum of gene embeddings plus gated attention of a few latents.
 
     A few learned latents attend to all tokens of the cell, then to each other. Token keys and
     values are sums of a gene's and a bin's, so they are projected once per table row and minibatch
@@ -266,7 +282,30 @@ class VGGHead(nn.Sequential):
 def weighted_sum(table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
     """Per cell the sum of ``table (n_genes, K)`` rows weighted by expression, ``(B, K)``, in float32."""
     with torch.autocast(table.device.type, enabled=False):
+        total: Tensor = _WeightedSum.apply(table, gene_ids, expression)
+        return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """An embedding bag whose backward pass is a matrix product: three to ten times faster on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
+        """``(B, K)``."""
+        ctx.save_for_backward(table, gene_ids, expression)
         return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:  # type: ignore[override]
+        """Gradients of the table and, where asked for, of the expression ``(B, T)``."""
+        table, gene_ids, expression = ctx.saved_tensors
+        # Adds, since padding repeats gene 0.
+        by_gene = expression.new_zeros(len(gene_ids), len(table))
+        by_gene.scatter_add_(1, gene_ids, expression)
+        of_expression = None
+        if ctx.needs_input_grad[2]:
+            of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2)
+        return by_gene.T @ grad, None, of_expression
 
 
 def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
@@ -297,5 +336,9 @@ def attend_rows(
     return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)
 
 
-ENCODERS = {"latent": LatentEncoder, "transformer": TransformerEncoder}
+ENCODERS = {
+    "additive": AdditiveEncoder,
+    "latent": LatentEncoder,
+    "transformer": TransformerEncoder,
+}
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}

@@ -274,10 +274,11 @@ def test_a_batch_size_larger_than_the_data_is_one_minibatch():
 
 #: arguments of Celler: what the message says
 NETWORK = {
-    "encoder": ("cnn", ["encoder='cnn'", "'latent'", "'transformer'"]),
+    "encoder": ("cnn", ["encoder='cnn'", "'additive'", "'latent'", "'transformer'"]),
     "head": ("linear", ["head='linear'", "'mlp'", "'vgg'"]),
     "n_layers": (0, ["n_layers=0", "at least 1"]),
-    "d_model": (18, ["d_model=18", "n_heads=4", "take d_model=16"]),
+    "d_model": (0, ["d_model=0", "at least 1"]),
+    "n_heads": (5, ["d_model=64", "n_heads=5", "take d_model=65"]),
     "dropout_rate": (1.0, ["dropout_rate=1.0", "< 1"]),
     "max_genes": (0, ["max_genes=0", "at least 1"]),
     "n_bins": (2, ["n_bins=2", "3 to 256"]),
@@ -293,6 +294,16 @@ def test_network(name):
     with pytest.raises(ValueError) as error:
         Celler(adata, **{name: value})
     assert_says(error, words)
+
+
+def test_sizes_of_attention_ask_for_attention():
+    adata = cells(200)
+    Celler.setup_anndata(adata, "cell_type")
+    for size in ({"n_layers": 2}, {"n_heads": 2}, {"n_latents": 4}, {"n_bins": 10}):
+        assert Celler(adata, **size).module.config.encoder == "latent"
+        with pytest.raises(ValueError) as error:
+            Celler(adata, encoder="additive", **size)
+        assert_says(error, [next(iter(size)), "'additive'", "no attention", "'latent'"])
 
 
 # ---- prediction ----

@@ -16,12 +16,13 @@ from celler.network import (
     VGGHead,
     build_network,
     groups_by_length,
+    weighted_sum,
 )
 
 SMALL = {"n_genes": 40, "n_classes": 5, "n_bins": 11, "d_model": 16, "n_heads": 4, "n_latents": 3}
 KINDS = [
     {"encoder": encoder, "head": head}
-    for encoder, head in itertools.product(("latent", "transformer"), ("mlp", "vgg"))
+    for encoder, head in itertools.product(("additive", "latent", "transformer"), ("mlp", "vgg"))
 ]
 
 
@@ -85,15 +86,19 @@ def test_the_gene_of_a_padded_place_changes_nothing(tokens, options):
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_gene_and_bin_of_a_real_token_matter(tokens, options):
+def test_gene_and_value_of_a_real_token_matter(tokens, options):
     gene_ids, values, expression, is_padding = tokens
     model = network(**options)
     embedding = model(*tokens).embedding
     genes, bins = gene_ids.clone(), values.clone()
     genes[0, 0] = (genes[0, 0] + 1) % 40
     bins[0, 0] = bins[0, 0] % 10 + 1
-    for changed in ((genes, values), (gene_ids, bins)):
-        other = model(*changed, expression, is_padding).embedding
+    more = expression.clone()
+    more[0, 0] += 1
+    is_additive = options["encoder"] == "additive"  # which reads the expression and not its bin
+    by_value = (gene_ids, values, more) if is_additive else (gene_ids, bins, expression)
+    for changed in ((genes, values, expression), by_value):
+        other = model(*changed, is_padding).embedding
         assert (other[0] - embedding[0]).abs().max() > 1e-3
         torch.testing.assert_close(other[1:], embedding[1:])
 
@@ -140,7 +145,7 @@ def test_groups_have_each_cell_once_and_room_for_it(rng):
 def test_latent_attention_is_attention_over_each_token(tokens, group_size, monkeypatch):
     """Keys of gene + bin, values of gene, softmax over the cell's tokens, per cell, head and latent."""
     monkeypatch.setattr("celler.network.GROUP_SIZE", group_size)
-    encoder = network().encoder
+    encoder = network(encoder="latent").encoder
     gene_ids, values, _, is_padding = tokens
     actual = encoder.attend(gene_ids.long(), values.long(), is_padding)
     expected = torch.zeros(5, 3, 16)
@@ -251,7 +256,7 @@ def test_the_gradient_reaches_every_parameter(tokens, options):
 
 def test_a_shut_gate_opens(tokens):
     """The attention stream starts silent, but its gate gets a gradient from the first step on."""
-    model = build_network(NetworkConfig(**SMALL), seed=0).train()
+    model = build_network(NetworkConfig(**SMALL, encoder="latent"), seed=0).train()
     model(*tokens).expert_logits[0].softmax(-1)[:, 0].sum().backward()
     assert model.encoder.gate.grad.any()
     assert not model.encoder.query.grad.any()
@@ -302,13 +307,33 @@ def test_the_loss_of_a_new_network_is_that_of_a_guess(tokens):
         ({"d_model": 0}, "d_model=0 was given; at least 1"),
         ({"n_heads": 0}, "n_heads=0 was given; at least 1"),
         ({"n_latents": 0}, "n_latents=0 was given; at least 1"),
-        ({"d_model": 30, "n_heads": 4}, "d_model=30 is not a multiple of n_heads=4; take d_model=32"),
+        ({"encoder": "latent", "d_model": 30}, "d_model=30 is not a multiple of n_heads=4; take d_model=32"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 was given"),
         ({"dropout_rate": -0.1}, "dropout_rate=-0.1 was given"),
-        ({"encoder": "lstm"}, r"encoder='lstm' was given; choose from \['latent', 'transformer'\]"),
+        ({"encoder": "lstm"}, r"encoder='lstm' was given; choose from \['additive', 'latent', 'transformer'\]"),
         ({"head": "linear"}, r"head='linear' was given; choose from \['mlp', 'vgg'\]"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**SMALL | options)
+
+
+def test_the_additive_encoder_is_the_normalised_sum(tokens):
+    encoder = network(encoder="additive").encoder
+    gene_ids, values, expression, is_padding = tokens
+    summed = (encoder.gene[gene_ids.long()] * expression[:, :, None]).sum(1)
+    expected = nn.functional.layer_norm(summed, (16,), encoder.norm.weight, encoder.norm.bias)
+    actual = encoder(gene_ids.long(), values.long(), expression, is_padding)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_the_weighted_sum_is_that_of_torch():
+    """Padding repeats gene 0, and a gene may be the only one of its cell."""
+    generator = torch.Generator().manual_seed(0)
+    gene_ids = torch.tensor([[3, 1, 0, 0], [2, 5, 6, 1]])
+    table = torch.randn(7, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    expression = torch.rand(2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t, x: weighted_sum(t, gene_ids, x), (table, expression))
+    summed = (table[gene_ids] * expression[:, :, None]).sum(1)
+    torch.testing.assert_close(weighted_sum(table, gene_ids, expression), summed)

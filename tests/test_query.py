@@ -77,7 +77,7 @@ def test_below_the_threshold_a_cell_is_unknown(query):
 
 
 def test_latent_representation_tells_the_types_apart():
-    model, query = fit(cells(300), max_epochs=12), cells(300, seed=1)
+    model, query = fit(cells(300), max_epochs=20), cells(300, seed=1)
     embedding = model.get_latent_representation(query)
     assert embedding.shape == (300, 16)
     assert embedding.dtype == np.float32

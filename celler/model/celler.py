@@ -37,22 +37,23 @@ from celler.training import TrainingConfig
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 
-    A reference registered with :meth:`setup_anndata` trains two experts, a linear evidence table
-    and an attention encoder over the cell's genes, with the GInf and Hard Data Mining losses;
-    :meth:`predict` labels any other AnnData by gene name.
+    A registered reference trains two experts, a linear evidence table and an encoder of the cell's
+    genes, with the GInf and Hard Data Mining losses; :meth:`predict` labels any AnnData by gene name.
 
     adata: a registered AnnData. ``None`` is for :meth:`load`, which passes ``registry`` instead.
-    encoder: ``"latent"``, in which a few learned latents attend to the genes; or ``"transformer"``,
-        the paper's full self-attention over all genes and a cell token, slower by far.
+    encoder: ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds
+        the attention of a few learned latents; or ``"transformer"``, the paper's full self-attention
+        over all genes and a cell token, slower by far. ``None`` is additive, or latent where a size
+        of the attention is given.
     head: ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
-    n_layers, d_model, n_heads, n_latents: depth, width, attention heads and latents (of
-        ``encoder="latent"``) of the attention expert.
-    dropout_rate: in training, share of a cell's genes and of the attention expert's hidden units left
-        out at random.
-    evidence: keep the linear expert. Without it the attention expert stands alone, as in the paper.
+    d_model: width of the encoder and of the cell embedding.
+    n_layers, n_heads, n_latents, n_bins: of an encoder with attention, its blocks, heads, latents, and
+        bins that a cell's values are ranked into, the zero bin included; ``None`` is 1, 4, 8 and 51.
+    dropout_rate: in training, share of a cell's genes and of the encoder's hidden units left out at
+        random.
+    evidence: keep the linear expert. Without it the encoder stands alone, as in the paper.
     max_genes: most genes read per cell: a random subset in training, those of highest value at
         prediction.
-    n_bins: bins a cell's values are ranked into, the zero bin included.
     precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where the hardware is made for it.
     """
 
@@ -61,16 +62,16 @@ class Celler(BaseModelClass):
         adata: AnnData | None = None,
         registry: dict[str, Any] | None = None,
         *,
-        encoder: Literal["latent", "transformer"] = "latent",
+        encoder: Literal["additive", "latent", "transformer"] | None = None,
         head: Literal["mlp", "vgg"] = "mlp",
-        n_layers: int = 1,
+        n_layers: int | None = None,
         d_model: int = 64,
-        n_heads: int = 4,
-        n_latents: int = 8,
+        n_heads: int | None = None,
+        n_latents: int | None = None,
         dropout_rate: float = 0.3,
         evidence: bool = True,
         max_genes: int = 2048,
-        n_bins: int = 51,
+        n_bins: int | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         super().__init__(adata, registry)
@@ -83,13 +84,12 @@ class Celler(BaseModelClass):
         self._genes = Genes(
             names, np.full(len(names), 1 / len(names)), self._setup_args["gene_key"]
         )
-        self._tokenizer = Tokenizer(n_bins=n_bins, max_genes=max_genes)
+        config = network_config(self.init_params_, len(names), max(1, len(self._tree.classes)))
+        self._tokenizer = Tokenizer(n_bins=config.n_bins, max_genes=max_genes)
         self._precision = choose_precision(precision, choose_device())
         self._decision = Decision()
         self._reported: set[str] = set()
-        self.module = build_network(
-            network_config(self.init_params_, len(names), max(1, len(self._tree.classes))), seed=0
-        )
+        self.module = build_network(config, seed=0)
         self._model_summary_string = repr(self)
 
     @classmethod
@@ -146,14 +146,14 @@ class Celler(BaseModelClass):
     ) -> None:
         """Train on the labelled cells of the registered AnnData.
 
-        max_epochs: ``None`` is 20 up to 4,000 labelled cells and fewer beyond.
+        max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
         accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
             ``devices=[i]``, or ``"mps"`` insist.
         train_size, validation_size: shares of each class. Validation cells choose the weights, by
             macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
         batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
         early_stopping: stop when validation macro-F1 stays more than a standard error below its best
-            for a quarter of the epochs (5 at least).
+            for half of the epochs (10 at least).
         loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
         replay: which misclassified cells of an epoch the next one trains again, see
             :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
@@ -273,7 +273,7 @@ class Celler(BaseModelClass):
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
     ) -> np.ndarray:
-        """Cell embedding ``(N, d_model)`` of the attention expert; arguments as in :meth:`predict`."""
+        """Cell embedding ``(N, d_model)`` of the encoder; arguments as in :meth:`predict`."""
         adata, index = self._query(adata, indices)
         return self._forward(adata, index, batch_size).embedding
 

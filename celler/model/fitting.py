@@ -278,16 +278,16 @@ def schedule(
 ) -> tuple[int, int]:
     """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
 
-    Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 20 epochs up to 4,000
-    cells, then fewer as the root of their number, and at least 200 steps.
+    Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
+    cells, then fewer as the root of their number, and at least 600 steps in at most 200 epochs.
     """
     n_cells = source.n_labelled
     if batch_size is None:
         batch_size = 32 if n_cells <= 10_000 else 128
     if max_epochs is None:
-        n_epochs = round(20 * min(1.0, (4000 / n_cells) ** 0.5))
+        n_epochs = round(12 * min(1.0, (4000 / n_cells) ** 0.5))
         n_steps = -(-n_cells // max(1, batch_size))
-        max_epochs = max(3, n_epochs, min(100, -(-200 // n_steps)))
+        max_epochs = max(3, n_epochs, min(200, -(-600 // n_steps)))
     return max_epochs, batch_size
 
 

@@ -140,7 +140,23 @@ def _read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> Labe
 
 
 def network_config(init_params: dict[str, Any], n_genes: int, n_classes: int) -> NetworkConfig:
-    """The sizes among the arguments of :class:`celler.model.Celler`, with those of the data."""
+    """The sizes among the arguments of :class:`celler.model.Celler`, with those of the data.
+
+    Arguments that are ``None`` take the defaults; sizes of attention without an ``encoder`` ask for latents.
+    """
     arguments = init_params["non_kwargs"] | {"n_genes": n_genes, "n_classes": n_classes}
     arguments["use_evidence"] = arguments.pop("evidence")
-    return NetworkConfig(**{field.name: arguments[field.name] for field in fields(NetworkConfig)})
+    attention = [
+        name
+        for name in ("n_layers", "n_heads", "n_latents", "n_bins")
+        if arguments[name] is not None
+    ]
+    if attention and arguments["encoder"] is None:
+        arguments["encoder"] = "latent"
+    if attention and arguments["encoder"] == "additive":
+        raise ValueError(
+            f"{attention[0]}={arguments[attention[0]]} was given with encoder='additive', which has no attention; "
+            "pass encoder='latent' or 'transformer', or leave it out."
+        )
+    names = [field.name for field in fields(NetworkConfig)]
+    return NetworkConfig(**{name: arguments[name] for name in names if arguments[name] is not None})
