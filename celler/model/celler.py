@@ -15,12 +15,12 @@ from scvi.model.base import BaseModelClass
 from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
-from celler.inputs import ExpressionReader, is_log, query_reader
+from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
-from celler.model.forward import Genes, Outputs, forward, rows_of
+from celler.model.forward import Forward, Genes, Outputs, rows_of
 from celler.model.labelling import (
     annotation_columns,
     annotation_record,
@@ -158,8 +158,8 @@ class Celler(BaseModelClass):
         replay: which misclassified cells of an epoch the next one trains again, see
             :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
         learning_rate: peak of the one-cycle schedule.
-        refit: after validation, which sets the number of epochs and the temperature, train anew on all
-            labelled cells; ``None`` does where there are fewer than 5,000 of them.
+        refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
+            does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
             again continues from the present weights.
         show_progress: a progress bar with the validation macro-F1.
@@ -214,6 +214,7 @@ class Celler(BaseModelClass):
         threshold: float | None = None,
         unknown_label: str = "Unknown",
         candidates: list[str] | None = None,
+        correct_shift: bool = True,
     ) -> np.ndarray | pd.DataFrame:
         """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
 
@@ -225,6 +226,8 @@ class Celler(BaseModelClass):
         level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
         threshold: give ``unknown_label`` where the best probability is below it.
         candidates: the only classes that are possible; the others get probability 0.
+        correct_shift: undo what differs from the reference in all classes alike, as after another
+            chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
 
         Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
         sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
@@ -235,7 +238,7 @@ class Celler(BaseModelClass):
         adata, index = self._query(adata, indices)
         level = "class" if level is None else level
         check_question(self._tree, level, threshold, candidates)
-        outputs = self._forward(adata, index, batch_size)
+        outputs = self._forward(adata, index, batch_size, correct_shift)
         probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
         names = self._tree.levels[level]
         if soft:
@@ -249,6 +252,7 @@ class Celler(BaseModelClass):
         *,
         threshold: float | None = None,
         unknown_label: str = "Unknown",
+        correct_shift: bool = True,
     ) -> None:
         """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
@@ -258,24 +262,24 @@ class Celler(BaseModelClass):
         """
         adata, index = self._query(adata, None)
         check_question(self._tree, "class", threshold, None)
-        outputs = self._forward(adata, index, None)
-        columns = annotation_columns(
-            outputs, self._decision, self._tree, key_added, threshold, unknown_label
-        )
+        outputs = self._forward(adata, index, None, correct_shift)
+        how = (threshold, unknown_label)
+        columns = annotation_columns(outputs, self._decision, self._tree, key_added, *how)
         for name, values in columns.items():
             adata.obs[name] = values
-        record = annotation_record(self._decision, self._tree, threshold, unknown_label)
-        adata.uns[key_added] = record
+        adata.uns[key_added] = annotation_record(outputs, self._decision, self._tree, *how)
 
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
+        *,
+        correct_shift: bool = True,
     ) -> np.ndarray:
         """Cell embedding ``(N, d_model)`` of the encoder; arguments as in :meth:`predict`."""
         adata, index = self._query(adata, indices)
-        return self._forward(adata, index, batch_size).embedding
+        return self._forward(adata, index, batch_size, correct_shift).embedding
 
     @property
     def classes_(self) -> np.ndarray:
@@ -355,10 +359,8 @@ class Celler(BaseModelClass):
         """Take over what training left, now or in a saved model."""
         self._fitted, self._decision = fitted, fitted.decision
         self._genes = Genes(self._genes.names, fitted.gene_share, self._genes.key)
-        self.train_indices_ = fitted.train_indices
-        self.validation_indices_ = fitted.validation_indices
-        self.class_counts_ = fitted.class_counts
-        self.history_ = fitted.history
+        for name in ("train_indices", "validation_indices", "class_counts", "history"):
+            setattr(self, f"{name}_", getattr(fitted, name))
         self.is_trained_ = True
 
     @property
@@ -376,21 +378,18 @@ class Celler(BaseModelClass):
             raise ValueError("this model was loaded without an AnnData; pass the one to label.")
         return adata, rows_of(adata, indices)
 
-    def _forward(self, adata: AnnData, index: np.ndarray, batch_size: int | None) -> Outputs:
+    def _forward(
+        self, adata: AnnData, index: np.ndarray, batch_size: int | None, correct_shift: bool
+    ) -> Outputs:
         alignment, share = self._genes.align(adata)
         report = alignment.describe(share)
         if not alignment.is_exact and report not in self._reported:
             self._reported.add(report)
             warnings.warn(report, UserWarning, stacklevel=3)
-        return forward(
-            self.module,
-            self._tokenizer,
-            alignment.gene_map,
-            share,
-            query_reader(adata, self._setup_args["layer"]),
-            index,
-            batch_size=batch_size,
-            precision=self._precision,
+        layer = self._setup_args["layer"]
+        trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
+        return Forward(*trained, layer, self._precision)(
+            adata, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
         )
 
     def _require_trained(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
 from celler.mining import HardCells, rank_in_class
 from celler.network import GeneTransformer
+from celler.shift import Profile, profile
 from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
 
@@ -40,6 +41,7 @@ class Fitted:
     decision: Decision
     history: dict[str, list[float]]
     hard_cells: dict[str, list[Any]]
+    profile: Profile | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -49,6 +51,8 @@ class Fitted:
             "decision": asdict(self.decision),
             "history": self.history,
             "hard_cells": self.hard_cells,
+            "profile": self.profile
+            and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
         }
 
     @classmethod
@@ -58,6 +62,9 @@ class Fitted:
             name: value.numpy() if isinstance(value, Tensor) else value
             for name, value in plain.items()
         }
+        if values.get("profile") is not None:
+            arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
+            values["profile"] = Profile(**arrays)
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
@@ -118,8 +125,7 @@ def fit_network(
         if len(labelled) < REFIT_BELOW if refit is None else refit:
             train = labelled
             network.load_state_dict(initial)
-            again = replace(config, max_epochs=len(history["train_loss"]))
-            _, hard_cells = run(network, loaders, train, None, again, "Refitting on all cells")
+            _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
     return Fitted(
         train_indices=train,
         validation_indices=validation,
@@ -128,6 +134,7 @@ def fit_network(
         decision=decision,
         history=name_classes(history, classes),
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
+        profile=class_profile(source, train, len(classes), is_log=is_log),
     )
 
 
@@ -259,6 +266,21 @@ class TrainingCollate:
 def as_minibatch(tokens: TokenBatch, block: CellBlock) -> Minibatch:
     """The tokens of a block with its labels and index."""
     return Minibatch(tokens, torch.from_numpy(block.labels), torch.from_numpy(block.index))
+
+
+def class_profile(
+    source: InMemorySource, rows: np.ndarray, n_classes: int, *, is_log: bool
+) -> Profile:
+    """Expression of each class among ``rows`` of the source, in float32."""
+    exact = profile(
+        lambda block: source.X[rows[block]],
+        lambda block: np.eye(n_classes)[source.labels[rows[block]]],
+        len(rows),
+        is_log=is_log,
+    )
+    return Profile(
+        *(value.astype(np.float32) for value in (exact.mean, exact.n_cells, exact.dispersion))
+    )
 
 
 def gene_shares(X: sparse.csr_matrix, *, is_log: bool) -> np.ndarray:

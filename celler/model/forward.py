@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
 
+from celler.decision import Decision
 from celler.devices import autocast
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
-from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
+from celler.inputs import ExpressionReader, bad_value, is_log, query_reader, warn_of_binned
 from celler.network import GeneTransformer
-from celler.tokenizer import TARGET_SUM, BadValueError, Tokenizer
+from celler.shift import Profile, profile, shift_factors
+from celler.tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
 
+#: Cells from which a query's shift is estimated.
+SHIFT_CELLS = 5000
 #: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
 CHUNK_SIZE = 4096
 TOKENS_PER_PASS = 2**18
@@ -45,11 +52,80 @@ class Genes:
 
 @dataclass(frozen=True)
 class Outputs:
-    """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any."""
+    """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
+
+    shift: standard deviation over genes of the log2 factors that were applied, 0 where there were none.
+    """
 
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
+    shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A trained model's way from an AnnData to :class:`Outputs`; ``layer`` is that of the reference."""
+
+    network: GeneTransformer
+    tokenizer: Tokenizer
+    genes: Genes
+    decision: Decision
+    profile: Profile | None
+    layer: str | None
+    precision: str
+
+    def __call__(
+        self,
+        adata: AnnData,
+        index: np.ndarray,
+        alignment: GeneAlignment,
+        expression_share: float,
+        *,
+        batch_size: int | None,
+        correct_shift: bool,
+    ) -> Outputs:
+        """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
+        reader = query_reader(adata, self.layer)
+        options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
+        target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
+        factors = None
+        if correct_shift and self.profile is not None and len(index):
+            rows = np.arange(adata.n_obs)
+            if len(rows) > SHIFT_CELLS:
+                rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
+            with (
+                warnings.catch_warnings()
+            ):  # said by the pass below, for the cells that were asked for
+                warnings.simplefilter("ignore", UserWarning)
+                plain = forward(*target, rows, **options)
+            factors = self._factors(plain, reader, rows, alignment.gene_map)
+        return forward(*target, index, factors=factors, **options)
+
+    def _factors(
+        self, plain: Outputs, reader: ExpressionReader, rows: np.ndarray, gene_map: np.ndarray
+    ) -> np.ndarray | None:
+        """Factors of the model's genes ``(n_genes,)``, ``None`` where there is no shift."""
+        reference, n_genes = self.profile, len(self.genes.names)
+        assert reference is not None
+        columns = np.flatnonzero(gene_map >= 0)
+        is_shared = np.zeros(n_genes, bool)
+        is_shared[gene_map[columns]] = True
+        position = np.cumsum(is_shared) - 1
+        to_shared = sparse.csr_matrix(
+            (np.ones(len(columns), np.float32), (columns, position[gene_map[columns]])),
+            shape=(len(gene_map), int(is_shared.sum())),
+        )
+        weights = self.decision.probabilities(plain.logits) * plain.has_counts[:, None]
+        query = profile(
+            lambda block: reader.rows(rows[block]) @ to_shared,
+            lambda block: weights[block],
+            len(rows),
+            is_log=is_log(reader),
+        )
+        factors = np.ones(n_genes)
+        factors[is_shared] = shift_factors(reference.restricted(is_shared), query)
+        return None if (factors == 1).all() else factors
 
 
 @torch.inference_mode()
@@ -63,18 +139,21 @@ def forward(
     *,
     batch_size: int | None,
     precision: str,
+    factors: np.ndarray | None = None,
 ) -> Outputs:
     """Network outputs for the rows ``index (N,)``, on the device the network is on.
 
     gene_map, expression_share: from :meth:`Genes.align`; a query that lacks genes is scaled to the
         share its genes carry in the reference, so that the others read as masked, not as zero.
     batch_size: cells per pass, ``None`` for what a fixed number of tokens allows.
+    factors: ``(n_genes,)``, by which the expression of each gene is multiplied.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
     values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
-    warn_of_binned(reader, stacklevel=5)  # forward() is two frames, see _report_empty
+    warn_of_binned(reader, stacklevel=6)  # forward() is two frames, see _report_empty
     config, device = network.config, network.device
+    by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     logits = np.zeros((len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model), np.float32)
     has_counts = np.zeros(len(index), bool)
@@ -88,13 +167,24 @@ def forward(
             except BadValueError as error:
                 cell = str(reader.adata.obs_names[chunk[rows[error.row]]])
                 raise bad_value(error.value, reader, cell) from None
+            if by_gene is not None:
+                tokens = rescaled(tokens, by_gene)
             with autocast(device, precision):
                 output = network(*(part.to(device) for part in tokens))
             logits[start + rows] = output.logits.cpu().numpy()
             embedding[start + rows] = output.embedding.cpu().numpy()
             has_counts[start + rows] = ~tokens.padding_mask.all(1).numpy()
     _report_empty(has_counts, index, reader.adata)
-    return Outputs(logits, embedding, has_counts)
+    shift = 0.0 if factors is None else float(np.log2(factors).std())
+    return Outputs(logits, embedding, has_counts, shift)
+
+
+def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
+    """Expression times ``factors (n_genes,)``, the sum of a cell's linear values as before; bins stay."""
+    linear = tokens.expression.expm1()
+    changed = linear * factors[tokens.gene_ids.long()]
+    changed *= linear.sum(1, keepdim=True) / changed.sum(1, keepdim=True).clamp(min=1e-9)
+    return tokens._replace(expression=changed.log1p())
 
 
 def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarray:
@@ -139,5 +229,5 @@ def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> 
             f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
             "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
             UserWarning,
-            stacklevel=6,  # forward() is two frames, one of them the wrapper of inference_mode
+            stacklevel=7,  # forward() is two frames, one of them the wrapper of inference_mode
         )

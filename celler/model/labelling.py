@@ -72,7 +72,11 @@ def annotation_columns(
 
 
 def annotation_record(
-    decision: Decision, tree: LabelTree, threshold: float | None, unknown_label: str
+    outputs: Outputs,
+    decision: Decision,
+    tree: LabelTree,
+    threshold: float | None,
+    unknown_label: str,
 ) -> dict[str, Any]:
     """The uns entry of an annotation: how its labels came about."""
     return {
@@ -80,4 +84,5 @@ def annotation_record(
         "temperature": decision.temperature,
         "threshold": "none" if threshold is None else threshold,
         "unknown_label": unknown_label,
+        "shift": outputs.shift,
     }
