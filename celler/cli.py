@@ -181,7 +181,13 @@ def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
         print(f"{path.name}: {adata.n_obs:,} cells{note}")
         return adata
-    is_excluded = adata.obs[exclude_key].astype(bool).to_numpy()
+    values = adata.obs[exclude_key]
+    if not set(values.unique()) <= {True, False}:  # 0 and 1 are equal to these, "False" is not
+        raise ValueError(
+            f"--exclude-key {exclude_key}: the column of {path.name} holds {values.unique()[:3].tolist()}; "
+            "true or false, or 1 or 0, is needed for every cell."
+        )
+    is_excluded = values.astype(bool).to_numpy()
     print(f"{path.name}: {(~is_excluded).sum():,} cells, {is_excluded.sum():,} left out")
     return adata[~is_excluded].copy()
 
