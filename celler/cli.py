@@ -88,8 +88,35 @@ def _add_annotate(commands: Commands) -> None:
 
 
 def _add_benchmark(commands: Commands) -> None:
-    benchmark = commands.add_parser("benchmark", help="compare losses on your data")
+    benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
     kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
+    _add_compare(kinds)
+    _add_ablation(kinds)
+
+
+def _add_compare(kinds: Commands) -> None:
+    compare = kinds.add_parser(
+        "compare", help="train methods on a reference and compare the labels they give to a query"
+    )
+    compare.add_argument("reference", type=Path, metavar="REFERENCE.h5ad")
+    compare.add_argument(
+        "query", type=Path, metavar="QUERY.h5ad", help="with labels to compare with"
+    )
+    compare.add_argument("--labels-key", required=True, help="column of obs with the cell types")
+    compare.add_argument("--query-labels-key", help="that of the query (default: --labels-key)")
+    compare.add_argument("--layer", help="layer with the counts, in both (default: X)")
+    compare.add_argument("--methods", help="names, with commas between them (default: all)")
+    compare.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmark"),
+        help="folder for its files (default: benchmark)",
+    )
+    compare.set_defaults(command=_compare)
+
+
+def _add_ablation(kinds: Commands) -> None:
     ablation = kinds.add_parser(
         "ablation", help="train the same network with each loss on a long-tailed half of your cells"
     )
@@ -152,6 +179,38 @@ def _annotate(options: argparse.Namespace) -> None:
     adata.write_h5ad(options.out)
     print(adata.obs[options.key_added].value_counts().to_string())
     print(f"wrote {options.out}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from celler.benchmark import (
+        class_figure,
+        class_scores,
+        run,
+        score_figure,
+        summary,
+        summary_text,
+    )
+    from celler.benchmark.methods import METHODS
+
+    rows = run(
+        _read(options.reference),
+        _read(options.query),
+        options.labels_key,
+        options.methods.split(",") if options.methods else list(METHODS),
+        options.seeds,
+        query_labels_key=options.query_labels_key,
+        layer=options.layer,
+        folder=options.out,
+    )
+    if rows["error"].notna().all():
+        raise RuntimeError("no method gave a result; the lines above say why.")
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{summary_text(summary(rows))}")
+    scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
+    score_figure(rows).savefig(scores, dpi=150)
+    class_figure(class_scores(rows, options.out)).savefig(classes, dpi=150)
+    print(
+        f"\nwrote {options.out} (runs.csv, classes.csv; a rerun goes on from them), {scores}, {classes}"
+    )
 
 
 def _ablation(options: argparse.Namespace) -> None:
