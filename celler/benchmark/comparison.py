@@ -135,11 +135,12 @@ def summary_text(table: pd.DataFrame) -> str:
     for score, decimals in DECIMALS.items():
         parts = table[score].itertuples(index=False)
         if table[score, "mean"].notna().any():
-            shown[score] = [_mean_and_sd(mean, sd, decimals) for mean, sd in parts]
+            shown[score] = [mean_and_sd(mean, sd, decimals) for mean, sd in parts]
     return shown.to_string()
 
 
-def _mean_and_sd(mean: float, sd: float, decimals: int) -> str:
+def mean_and_sd(mean: float, sd: float, decimals: int) -> str:
+    """``0.912 ± 0.003``; a dash where there is no mean, no spread where there is one seed."""
     if np.isnan(mean):
         return "–"
     spread = "" if np.isnan(sd) else f" ± {sd:,.{decimals}f}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from celler.benchmark.methods import METHODS
 from celler.pl.colors import color_classes
+from celler.pl.panels import count_axis
 
 __all__ = ["class_figure", "score_figure"]
 
@@ -71,7 +72,8 @@ def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any])
             mean = of_class[["reference_cells", "f1"]].mean().sort_values("reference_cells")
             style = {"color": colors[line], "marker": marker, "ms": 4, "lw": 1.2, "zorder": -order}
             panel.plot(mean["reference_cells"], mean["f1"], label=line, **style)
-        panel.set(xscale="log", xlabel="cells of the class in the reference")
+        count_axis(panel, *np.array([0.8, 1.25]) * of_panel["reference_cells"].agg(["min", "max"]))
+        panel.set_xlabel("cells of the class in the reference")
     for panel in figure.axes[::N_COLUMNS]:
         panel.set_ylabel("F1")
     figure.legend(*panel.get_legend_handles_labels(), loc="outside right center", frameon=False)

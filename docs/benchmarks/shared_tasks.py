@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from celler import benchmark
+from celler.benchmark.comparison import mean_and_sd
 from celler.benchmark.methods import METHODS
 
 Task = Iterator[tuple[ad.AnnData, ad.AnnData, list[int]]]
@@ -80,8 +81,8 @@ TASKS: dict[str, Callable[[Path, list[int]], Task]] = {
 
 def markdown(table: pd.DataFrame, score: str) -> str:
     """One score of a summary: methods by tasks, mean ± sd over seeds, best in the mean over tasks first."""
-    decimals = SCORES[score]
-    means, spreads = (table[score, part].unstack("task", sort=False) for part in ("mean", "sd"))
+    tasks = table.index.unique("task")
+    means, spreads = (table[score, part].unstack("task")[tasks] for part in ("mean", "sd"))
     overall = means.mean(axis=1).sort_values(ascending=score in LESS_IS_BETTER)
     lines = [
         f"| {score} | {' | '.join(means)} | mean |",
@@ -89,11 +90,11 @@ def markdown(table: pd.DataFrame, score: str) -> str:
     ]
     for method, mean_over_tasks in overall.items():
         cells = [
-            "–" if np.isnan(mean) else f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}"
-            for mean, sd in zip(means.loc[method], spreads.loc[method], strict=True)
+            *zip(means.loc[method], spreads.loc[method], strict=True),
+            (mean_over_tasks, np.nan),
         ]
-        title = METHODS[method].title
-        lines.append(f"| {title} | {' | '.join(cells)} | {mean_over_tasks:,.{decimals}f} |")
+        shown = [mean_and_sd(mean, sd, SCORES[score]) for mean, sd in cells]
+        lines.append(f"| {METHODS[method].title} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
