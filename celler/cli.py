@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 # What is heavy is imported by the command that needs it, so that --help answers at once.
 from celler.version import __version__
@@ -91,6 +91,7 @@ def _add_benchmark(commands: Commands) -> None:
     benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
     kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
     _add_compare(kinds)
+    _add_paper(kinds)
     _add_ablation(kinds)
 
 
@@ -114,6 +115,28 @@ def _add_compare(kinds: Commands) -> None:
         help="folder for its files (default: benchmark)",
     )
     compare.set_defaults(command=_compare)
+
+
+def _add_paper(kinds: Commands) -> None:
+    paper = kinds.add_parser("paper", help="compute the paper's tables from the files you have")
+    files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.h5ad"}
+    paper.add_argument(
+        "--dataset",
+        choices=["hpancreas", "ms", "organs"],
+        required=True,
+        help="table 3: hpancreas (TOSICA's demo_train, demo_test) or ms (scGPT's c_data, "
+        "filtered_ms_adata); table 2: organs, a reference and a query of each, at both levels",
+    )
+    paper.add_argument("--reference", **files, help="one; of organs one or more")
+    paper.add_argument("--query", **files, help="as many, in the same order")
+    paper.add_argument("--labels-key", help="organs: column of obs with the subclasses")
+    paper.add_argument("--parent-labels-key", help="organs: column of obs with their parents")
+    paper.add_argument("--methods", help="names, with commas between them (default: all)")
+    paper.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
+    paper.add_argument(
+        "--out", type=Path, default=Path("paper"), help="folder for its files (default: paper)"
+    )
+    paper.set_defaults(command=_paper)
 
 
 def _add_ablation(kinds: Commands) -> None:
@@ -211,6 +234,40 @@ def _compare(options: argparse.Namespace) -> None:
     print(
         f"\nwrote {options.out} (runs.csv, classes.csv; a rerun goes on from them), {scores}, {classes}"
     )
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from celler.benchmark import level_scores, level_table, paper_cells, paper_table, run
+    from celler.benchmark.methods import METHODS
+
+    if len(options.reference) != len(options.query):
+        raise ValueError(
+            f"{len(options.reference)} references and {len(options.query)} queries were given; each "
+            "reference needs its query."
+        )
+    pairs = [
+        (_read(reference), _read(query))
+        for reference, query in zip(options.reference, options.query, strict=True)
+    ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.dataset == "organs":
+        keys = options.labels_key, options.parent_labels_key
+        if None in keys:
+            raise ValueError("--dataset organs needs --labels-key and --parent-labels-key.")
+        organs = {path.stem: pair for path, pair in zip(options.reference, pairs, strict=True)}
+        table = level_table(level_scores(organs, *keys, seeds=options.seeds))
+    else:
+        rows = run(
+            *paper_cells(options.dataset, *pairs[0]),
+            "cell_type",
+            options.methods.split(",") if options.methods else list(METHODS),
+            options.seeds,
+            folder=options.out / options.dataset,
+        )
+        table = paper_table(options.dataset, rows)
+    file = options.out / f"{options.dataset}.csv"
+    table.to_csv(file)
+    print(f"\n{table.to_string()}\n\nwrote {file}")
 
 
 def _ablation(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "comparison": ["class_scores", "run", "summary", "summary_text"],
         "figures": ["class_figure", "score_figure"],
         "methods": ["Fit", "Method"],
+        "paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
         "recipes": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
         "tasks": ["long_tail_split", "thin"],
     },
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from celler.benchmark.figures import score_figure as score_figure
     from celler.benchmark.methods import Fit as Fit
     from celler.benchmark.methods import Method as Method
+    from celler.benchmark.paper import level_scores as level_scores
+    from celler.benchmark.paper import level_table as level_table
+    from celler.benchmark.paper import paper_cells as paper_cells
+    from celler.benchmark.paper import paper_table as paper_table
     from celler.benchmark.recipes import Variant as Variant
     from celler.benchmark.recipes import ablation as ablation
     from celler.benchmark.recipes import ablation_figure as ablation_figure
