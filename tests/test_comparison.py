@@ -150,6 +150,25 @@ def certain(query, wrong: int = 0) -> pd.DataFrame:
     return pd.DataFrame(scores, query.obs_names, names)
 
 
+def test_types_and_keys_that_look_like_something_else(reference, query, tmp_path, monkeypatch):
+    reference, query = reference.copy(), query.copy()
+    names = {"type 0": "NA", "type 1": "1", "type 2": "1e3", "type 3": "None"}
+    for adata in (reference, query):
+        adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map(names)
+    asked = []
+    monkeypatch.setattr(comparison, "_key", lambda *_: "12e4")
+    monkeypatch.setattr(
+        comparison,
+        "run_alone",
+        lambda *_: asked.append(0) or Measured(certain(query), 1.0, 1.0, 5.0),
+    )
+    for _ in range(2):
+        rows = run(reference, query, "cell_type", ["knn"], seeds=1, folder=tmp_path)
+    assert len(asked) == 1
+    assert rows["accuracy"][0] == 1
+    assert set(class_scores(rows, tmp_path)["class"]) == set(names.values())
+
+
 # ---- types that the reference lacks ----
 
 

@@ -7,6 +7,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,7 +110,7 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
     file = Path(folder) / CLASSES
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist; pass the folder that run() was given.")
-    classes = pd.read_csv(file).drop_duplicates([*KEY, "class"], keep="last")
+    classes = _stored(file).drop_duplicates([*KEY, "class"], keep="last")
     return rows[KEY].merge(classes).drop(columns="key")
 
 
@@ -161,24 +162,23 @@ def _check_names(methods: Iterable[str]) -> None:
 def _usable(methods: Iterable[str], cells: Cells) -> dict[str, str]:
     """Versions of the packages of each method that can run; warns of those that cannot."""
     usable = {}
+    other = cells.kinds - {"counts", "expected counts"}
+    warn = partial(warnings.warn, category=UserWarning, stacklevel=3)
     for name in methods:
-        method, python = METHODS[name], platform.python_version()
-        other = cells.kinds - {"counts", "expected counts"}
+        method = METHODS[name]
+        if method.needs_counts and other:
+            warn(
+                f"{method.title} needs counts and is skipped: the cells hold {min(other)} values. Pass "
+                "the layer with the counts, if there is one."
+            )
+            continue
         try:
-            if method.needs_counts and other:
-                note = (
-                    f"{method.title} needs counts and is skipped: the cells hold {min(other)} values. "
-                    "Pass the layer with the counts, if there is one."
-                )
-            else:
-                usable[name] = f"{method.versions()}, Python {python}"
-                continue
+            usable[name] = f"{method.versions()}, Python {platform.python_version()}"
         except PackageNotFoundError as error:
-            note = (
+            warn(
                 f"{error.name} is not installed, {method.title} is skipped: "
                 "pip install 'celler[benchmark]'"
             )
-        warnings.warn(note, UserWarning, stacklevel=3)
     return usable
 
 
@@ -194,7 +194,11 @@ def _key(cells: Cells, method: str, versions: str) -> str:
 
 
 def _stored(file: Path) -> pd.DataFrame:
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+    """What :func:`_append` wrote; a type called NA is no missing value, a key of digits no number."""
+    if not file.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    text = dict.fromkeys(["key", "class"], str)
+    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def _append(file: Path, table: pd.DataFrame) -> None:
