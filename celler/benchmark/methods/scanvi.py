@@ -7,6 +7,8 @@ cells of each type.
 
 from __future__ import annotations
 
+from functools import partial
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -25,9 +27,7 @@ def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predi
     parts = {"reference": reference, "query": query}
     both = anndata.concat(parts, label="part", index_unique="-")
     if both.n_vars > 2000:
-        sc.pp.highly_variable_genes(
-            both, flavor="seurat_v3", n_top_genes=2000, batch_key="part", subset=True
-        )
+        both = both[:, _variable(both)].copy()
     scvi.model.SCVI.setup_anndata(both, batch_key="part")
     base = scvi.model.SCVI(both, n_layers=2, n_latent=30, gene_likelihood="nb")
     base.train(enable_progress_bar=False)
@@ -39,3 +39,15 @@ def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predi
         return model.predict(indices=rows, soft=True).set_axis(query.obs_names)
 
     return predict
+
+
+def _variable(both: AnnData) -> np.ndarray:
+    """Whether each gene is among the 2,000 most variable in the counts of both parts."""
+    choose = partial(
+        sc.pp.highly_variable_genes, both, flavor="seurat_v3", n_top_genes=2000, inplace=False
+    )
+    try:
+        found = choose(batch_key="part")
+    except ValueError:  # its smoothing can fail on a part of a few hundred cells
+        found = choose()
+    return found["highly_variable"].to_numpy()
