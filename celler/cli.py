@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 # What is heavy is imported by the command that needs it, so that --help answers at once.
 from celler.version import __version__
@@ -88,8 +88,58 @@ def _add_annotate(commands: Commands) -> None:
 
 
 def _add_benchmark(commands: Commands) -> None:
-    benchmark = commands.add_parser("benchmark", help="compare losses on your data")
+    benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
     kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
+    _add_compare(kinds)
+    _add_paper(kinds)
+    _add_ablation(kinds)
+
+
+def _add_compare(kinds: Commands) -> None:
+    compare = kinds.add_parser(
+        "compare", help="train methods on a reference and compare the labels they give to a query"
+    )
+    compare.add_argument("reference", type=Path, metavar="REFERENCE.h5ad")
+    compare.add_argument(
+        "query", type=Path, metavar="QUERY.h5ad", help="with labels to compare with"
+    )
+    compare.add_argument("--labels-key", required=True, help="column of obs with the cell types")
+    compare.add_argument("--query-labels-key", help="that of the query (default: --labels-key)")
+    compare.add_argument("--layer", help="layer with the counts, in both (default: X)")
+    compare.add_argument("--methods", help="names, with commas between them (default: all)")
+    compare.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmark"),
+        help="folder for its files (default: benchmark)",
+    )
+    compare.set_defaults(command=_compare)
+
+
+def _add_paper(kinds: Commands) -> None:
+    paper = kinds.add_parser("paper", help="compute the paper's tables from the files you have")
+    files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.h5ad"}
+    paper.add_argument(
+        "--dataset",
+        choices=["hpancreas", "ms", "organs"],
+        required=True,
+        help="table 3: hpancreas (TOSICA's demo_train, demo_test) or ms (scGPT's c_data, "
+        "filtered_ms_adata); table 2: organs, a reference and a query of each, at both levels",
+    )
+    paper.add_argument("--reference", **files, help="one; of organs one or more")
+    paper.add_argument("--query", **files, help="as many, in the same order")
+    paper.add_argument("--labels-key", help="organs: column of obs with the subclasses")
+    paper.add_argument("--parent-labels-key", help="organs: column of obs with their parents")
+    paper.add_argument("--methods", help="names, with commas between them (default: all)")
+    paper.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
+    paper.add_argument(
+        "--out", type=Path, default=Path("paper"), help="folder for its files (default: paper)"
+    )
+    paper.set_defaults(command=_paper)
+
+
+def _add_ablation(kinds: Commands) -> None:
     ablation = kinds.add_parser(
         "ablation", help="train the same network with each loss on a long-tailed half of your cells"
     )
@@ -154,6 +204,72 @@ def _annotate(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from celler.benchmark import (
+        class_figure,
+        class_scores,
+        run,
+        score_figure,
+        summary,
+        summary_text,
+    )
+    from celler.benchmark.methods import METHODS
+
+    rows = run(
+        _read(options.reference),
+        _read(options.query),
+        options.labels_key,
+        options.methods.split(",") if options.methods else list(METHODS),
+        options.seeds,
+        query_labels_key=options.query_labels_key,
+        layer=options.layer,
+        folder=options.out,
+    )
+    if rows["error"].notna().all():
+        raise RuntimeError("no method gave a result; the lines above say why.")
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{summary_text(summary(rows))}")
+    scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
+    score_figure(rows).savefig(scores, dpi=150)
+    class_figure(class_scores(rows, options.out)).savefig(classes, dpi=150)
+    print(
+        f"\nwrote {options.out} (runs.csv, classes.csv; a rerun goes on from them), {scores}, {classes}"
+    )
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from celler.benchmark import level_scores, level_table, paper_cells, paper_table, run
+    from celler.benchmark.methods import METHODS
+
+    if len(options.reference) != len(options.query):
+        raise ValueError(
+            f"{len(options.reference)} references and {len(options.query)} queries were given; each "
+            "reference needs its query."
+        )
+    pairs = [
+        (_read(reference), _read(query))
+        for reference, query in zip(options.reference, options.query, strict=True)
+    ]
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.dataset == "organs":
+        keys = options.labels_key, options.parent_labels_key
+        if None in keys:
+            raise ValueError("--dataset organs needs --labels-key and --parent-labels-key.")
+        organs = {path.stem: pair for path, pair in zip(options.reference, pairs, strict=True)}
+        table = level_table(level_scores(organs, *keys, seeds=options.seeds))
+    else:
+        rows = run(
+            *paper_cells(options.dataset, *pairs[0]),
+            "cell_type",
+            options.methods.split(",") if options.methods else list(METHODS),
+            options.seeds,
+            folder=options.out / options.dataset,
+        )
+        table = paper_table(options.dataset, rows)
+    file = options.out / f"{options.dataset}.csv"
+    table.to_csv(file)
+    print(f"\n{table.to_string()}\n\nwrote {file}")
+
+
 def _ablation(options: argparse.Namespace) -> None:
     from celler.benchmark import ablation, ablation_figure, ablation_table, ablation_text
 
@@ -181,7 +297,13 @@ def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
         print(f"{path.name}: {adata.n_obs:,} cells{note}")
         return adata
-    is_excluded = adata.obs[exclude_key].astype(bool).to_numpy()
+    values = adata.obs[exclude_key]
+    if not set(values.unique()) <= {True, False}:  # 0 and 1 are equal to these, "False" is not
+        raise ValueError(
+            f"--exclude-key {exclude_key}: the column of {path.name} holds {values.unique()[:3].tolist()}; "
+            "true or false, or 1 or 0, is needed for every cell."
+        )
+    is_excluded = values.astype(bool).to_numpy()
     print(f"{path.name}: {(~is_excluded).sum():,} cells, {is_excluded.sum():,} left out")
     return adata[~is_excluded].copy()
 

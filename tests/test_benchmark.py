@@ -223,7 +223,7 @@ def test_the_figure_shows_mean_f1_against_size(made_up):
         means = ours.groupby("class")["f1"].mean()
         np.testing.assert_allclose(lines["ours"].get_ydata(), means[["z", "y", "x"]])
         assert figure.axes[0].get_xscale() == "log"
-        legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
         assert legend == list(TWO)
     finally:
         plt.close(figure)

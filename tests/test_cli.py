@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from toy import cells
 
 import celler
+from celler import cli
 from celler.cli import main
 from celler.model import Celler
 
@@ -182,3 +184,22 @@ def test_a_shell_gets_the_exit_status(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "celler annotate: --out q.h5ad is the query itself; name another file.\n"
+
+
+@pytest.mark.parametrize("dtype", [bool, int, float, "category"])
+def test_cells_to_leave_out_are_marked_true(dtype, capsys):
+    adata = cells(20)
+    adata.obs["is_poor"] = np.resize([True, False, False, False], 20)
+    adata.obs["is_poor"] = adata.obs["is_poor"].astype(dtype)
+    kept = cli._without(adata, "is_poor", Path("cells.h5ad"))
+    np.testing.assert_array_equal(kept.obs_names, np.delete(adata.obs_names, np.arange(0, 20, 4)))
+    assert "15 cells, 5 left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [["True", "False"], [0, 2], [True, None]])
+def test_other_marks_are_refused(values):
+    adata = cells(20)
+    adata.obs["is_poor"] = np.resize(np.array(values, dtype=object), 20)
+    message = r"--exclude-key is_poor: the column of cells\.h5ad holds \[.*true or false, or 1 or 0"
+    with pytest.raises(ValueError, match=message):
+        cli._without(adata, "is_poor", Path("cells.h5ad"))

@@ -1,20 +1,39 @@
 """Benchmarks: methods and recipes compared on the same cells."""
 
-from celler.benchmark.recipes import (
-    Variant,
-    ablation,
-    ablation_figure,
-    ablation_table,
-    ablation_text,
-)
-from celler.benchmark.tasks import long_tail_split, thin
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Variant",
-    "ablation",
-    "ablation_figure",
-    "ablation_table",
-    "ablation_text",
-    "long_tail_split",
-    "thin",
-]
+import lazy_loader
+
+# Loaded on first use: a method's own process must not wait for, nor hold, what others need.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "comparison": ["class_scores", "run", "summary", "summary_text"],
+        "figures": ["class_figure", "score_figure"],
+        "methods": ["Fit", "Method"],
+        "paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
+        "recipes": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
+        "tasks": ["long_tail_split", "thin"],
+    },
+)
+
+if TYPE_CHECKING:
+    from celler.benchmark.comparison import class_scores as class_scores
+    from celler.benchmark.comparison import run as run
+    from celler.benchmark.comparison import summary as summary
+    from celler.benchmark.comparison import summary_text as summary_text
+    from celler.benchmark.figures import class_figure as class_figure
+    from celler.benchmark.figures import score_figure as score_figure
+    from celler.benchmark.methods import Fit as Fit
+    from celler.benchmark.methods import Method as Method
+    from celler.benchmark.paper import level_scores as level_scores
+    from celler.benchmark.paper import level_table as level_table
+    from celler.benchmark.paper import paper_cells as paper_cells
+    from celler.benchmark.paper import paper_table as paper_table
+    from celler.benchmark.recipes import Variant as Variant
+    from celler.benchmark.recipes import ablation as ablation
+    from celler.benchmark.recipes import ablation_figure as ablation_figure
+    from celler.benchmark.recipes import ablation_table as ablation_table
+    from celler.benchmark.recipes import ablation_text as ablation_text
+    from celler.benchmark.tasks import long_tail_split as long_tail_split
+    from celler.benchmark.tasks import thin as thin

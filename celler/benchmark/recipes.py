@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 from joblib import Parallel, delayed
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
+from celler.benchmark.figures import lines_by_size
 from celler.benchmark.tasks import long_tail_split
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
 from celler.metrics import per_class
@@ -151,22 +151,8 @@ def ablation_text(table: pd.DataFrame) -> str:
 
 def ablation_figure(rows: pd.DataFrame) -> Figure:
     """F1 of each class against its number of reference cells, a panel per data set and a line per variant."""
-    names = list(rows["dataset"].unique())
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(1.5 + 3.6 * len(names), 3.6), sharey=True, squeeze=False
-    )
-    variants = list(rows["variant"].unique())
-    for ax, name in zip(axes.flat, names, strict=True):
-        of_data = rows[rows["dataset"] == name]
-        for variant, color in zip(variants, cycle(COLORS), strict=False):
-            mean = of_data[of_data["variant"] == variant].groupby("class")
-            mean = mean[["reference_cells", "f1"]].mean().sort_values("reference_cells")
-            ax.plot(mean["reference_cells"], mean["f1"], "o-", ms=3, lw=1.2, c=color, label=variant)
-        ax.set(xscale="log", title=name, xlabel="cells of the class in the reference")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("F1")
-    axes[0, -1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))
+    return lines_by_size(rows.assign(line=rows["variant"]), "dataset", colors)
 
 
 def _finished(jobs: Iterator[Any], n_jobs: int, n_total: int) -> Iterator[pd.DataFrame]:

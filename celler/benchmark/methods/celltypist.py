@@ -1,0 +1,63 @@
+"""CellTypist, trained with its defaults on log1p(CP10K) of all genes (Domínguez Conde et al. 2022)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+
+from celler.benchmark.methods import Predict
+from celler.benchmark.methods.shared import log_values
+
+# Its import makes a folder for models to download, by default in the user's home, where none is needed;
+# and it silences warnings for good, which is undone here.
+os.environ.setdefault("CELLTYPIST_FOLDER", os.path.join(tempfile.gettempdir(), "celltypist"))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import celltypist
+
+
+class OneAgainstRest(LogisticRegression):
+    """scikit-learn's logistic regression with the ``multi_class="ovr"`` that 1.8 took away."""
+
+    def __init__(self, multi_class: str = "ovr", n_jobs: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.options = options
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> OneAgainstRest:
+        each = OneVsRestClassifier(LogisticRegression(**self.options)).fit(X, y)
+        self.classes_ = each.classes_
+        self.coef_ = np.vstack([model.coef_ for model in each.estimators_])
+        self.intercept_ = np.concatenate([model.intercept_ for model in each.estimators_])
+        return self
+
+
+def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
+    """See :class:`celler.benchmark.methods.Fit`."""
+    module = sys.modules["celltypist.train"]  # the package's name is taken by its function
+    # CellTypist 1.7 asks for multi_class; one against rest with the same solver is the same model.
+    with mock.patch.object(module, "LogisticRegression", OneAgainstRest):
+        model = celltypist.train(
+            _log_cells(reference),
+            reference.obs[labels_key].to_numpy(),
+            check_expression=False,  # logarithms of another scale are taken as they are
+            random_state=seed,
+        )
+
+    def predict(query: AnnData) -> pd.DataFrame:
+        return celltypist.annotate(_log_cells(query), model=model).probability_matrix
+
+    return predict
+
+
+def _log_cells(adata: AnnData) -> AnnData:
+    return AnnData(log_values(adata), obs=adata.obs[[]], var=adata.var[[]])

@@ -1,0 +1,53 @@
+"""scANVI by scvi-tools' tutorial of label transfer: SCVI, then SCANVI from it, with the query unlabelled.
+
+https://docs.scvi-tools.org/en/stable/tutorials/notebooks/scrna/tabula_muris.html: counts of 2,000
+variable genes, two layers, 30 latent dimensions, SCVI's default epochs, 20 epochs of SCANVI with 100
+cells of each type.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from anndata import AnnData
+
+from celler.benchmark.methods import Predict
+
+
+def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
+    """See :class:`celler.benchmark.methods.Fit`."""
+    scvi.settings.seed = seed
+    query = query.copy()
+    query.obs[labels_key] = "Unknown"
+    parts = {"reference": reference, "query": query}
+    both = anndata.concat(parts, label="part", index_unique="-")
+    if both.n_vars > 2000:
+        both = both[:, _variable(both)].copy()
+    scvi.model.SCVI.setup_anndata(both, batch_key="part")
+    base = scvi.model.SCVI(both, n_layers=2, n_latent=30, gene_likelihood="nb")
+    base.train(enable_progress_bar=False)
+    model = scvi.model.SCANVI.from_scvi_model(base, "Unknown", labels_key)
+    model.train(max_epochs=20, n_samples_per_label=100, enable_progress_bar=False)
+    rows = np.flatnonzero(both.obs["part"] == "query")
+
+    def predict(query: AnnData) -> pd.DataFrame:
+        return model.predict(indices=rows, soft=True).set_axis(query.obs_names)
+
+    return predict
+
+
+def _variable(both: AnnData) -> np.ndarray:
+    """Whether each gene is among the 2,000 most variable in the counts of both parts."""
+    choose = partial(
+        sc.pp.highly_variable_genes, both, flavor="seurat_v3", n_top_genes=2000, inplace=False
+    )
+    try:
+        found = choose(batch_key="part")
+    except ValueError:  # its smoothing can fail on a part of a few hundred cells
+        found = choose()
+    return found["highly_variable"].to_numpy()

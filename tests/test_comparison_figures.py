@@ -1,0 +1,83 @@
+"""Summaries of comparisons against pandas by hand, and what their figures show."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from celler.benchmark import class_figure, comparison, score_figure, summary, summary_text
+
+
+@pytest.fixture
+def made_up(rng):
+    """Two tasks, three seeds and two methods, the second better by 0.1."""
+    rows = [
+        {"task": task, "method": method, "seed": seed, "macro_f1": rng.random() / 2 + gain}
+        for task in ("a", "b")
+        for method, gain in (("logreg", 0.0), ("celler", 0.5))
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows).reindex(columns=["task", *comparison.COLUMNS])
+
+
+def test_the_summary_worked_by_hand(made_up):
+    table = summary(made_up)
+    for (task, method), part in made_up.groupby(["task", "method"]):
+        row = table.loc[(task, method), "macro_f1"]
+        assert row["mean"] == pytest.approx(part["macro_f1"].mean())
+        assert row["sd"] == pytest.approx(part["macro_f1"].std(ddof=1))
+    assert list(table.index) == [
+        ("a", "celler"), ("a", "logreg"), ("b", "celler"), ("b", "logreg"),
+    ]  # fmt: skip
+    best = table.loc[("a", "celler"), "macro_f1"]
+    text = summary_text(table)
+    assert f"{best['mean']:.3f} ± {best['sd']:.3f}" in text
+    assert "ece" not in text, "there is none"
+    once = made_up[(made_up["seed"] == 0) & (made_up["task"] == "a")]
+    alone = summary_text(summary(once.drop(columns="task")))
+    assert "±" not in alone
+
+
+def test_the_figure_of_scores(made_up):
+    figure = score_figure(made_up)
+    try:
+        first, second = figure.axes
+        assert [first.get_title(), second.get_title()] == ["a", "b"]
+        names = [label.get_text() for label in first.get_yticklabels()]
+        assert names == ["logistic regression", "Celler"], "the best on top"
+        ticks = first.get_lines()[0]
+        of_logreg = made_up[(made_up["task"] == "a") & (made_up["method"] == "logreg")]
+        np.testing.assert_allclose(ticks.get_xdata(), of_logreg["macro_f1"])
+        mean, _, (bar,) = first.containers[0]
+        assert mean.get_xdata()[0] == pytest.approx(of_logreg["macro_f1"].mean())
+        (low, _), (high, _) = bar.get_segments()[0]
+        assert (high - low) / 2 == pytest.approx(of_logreg["macro_f1"].std(ddof=1))
+        assert mean.get_color() != first.containers[1][0].get_color()
+    finally:
+        plt.close(figure)
+
+
+def test_the_figure_of_types(rng):
+    classes = pd.DataFrame(
+        [
+            (method, seed, name, n_cells, rng.random())
+            for method in ("logreg", "linear_svm")
+            for seed in range(2)
+            for name, n_cells in (("a", 90), ("b", 10), ("c", 30), ("unseen", 0))
+        ],
+        columns=["method", "seed", "class", "reference_cells", "f1"],
+    )
+    figure = class_figure(classes)
+    try:
+        (panel,) = figure.axes
+        assert panel.get_xscale() == "log"
+        lines = {line.get_label(): line for line in panel.get_lines()}
+        assert list(lines) == ["linear SVM", "logistic regression"]
+        np.testing.assert_array_equal(lines["linear SVM"].get_xdata(), [10, 30, 90])
+        means = classes[classes["method"] == "logreg"].groupby("class")["f1"].mean()
+        np.testing.assert_allclose(lines["logistic regression"].get_ydata(), means[["b", "c", "a"]])
+        assert len({line.get_color() for line in lines.values()}) == 2
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert legend == list(lines)
+    finally:
+        plt.close(figure)
