@@ -202,7 +202,7 @@ def test_scanvi_learns_from_both_and_answers_for_the_query(cells, monkeypatch):
 
 def few_epochs(train, max_epochs):
     def patched(self, **options):
-        train(self, max_epochs=max_epochs, **options)
+        train(self, **options | {"max_epochs": max_epochs})
 
     return patched
 

@@ -15,7 +15,7 @@ from scvi.model.base import BaseModelClass
 from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
-from celler.inputs import ExpressionReader, is_log
+from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
@@ -386,10 +386,10 @@ class Celler(BaseModelClass):
         if not alignment.is_exact and report not in self._reported:
             self._reported.add(report)
             warnings.warn(report, UserWarning, stacklevel=3)
-        layer = self._setup_args["layer"]
+        reader = query_reader(adata, self._setup_args["layer"])
         trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
-        return Forward(*trained, layer, self._precision)(
-            adata, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
+        return Forward(*trained, self._precision)(
+            reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
         )
 
     def _require_trained(self) -> None:

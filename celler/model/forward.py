@@ -16,7 +16,7 @@ from torch import Tensor
 from celler.decision import Decision
 from celler.devices import autocast
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
-from celler.inputs import ExpressionReader, bad_value, is_log, query_reader, warn_of_binned
+from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
 from celler.shift import Profile, profile, shift_factors
 from celler.tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
@@ -65,19 +65,18 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Forward:
-    """A trained model's way from an AnnData to :class:`Outputs`; ``layer`` is that of the reference."""
+    """A trained model's way from the cells of a reader to :class:`Outputs`."""
 
     network: GeneTransformer
     tokenizer: Tokenizer
     genes: Genes
     decision: Decision
     profile: Profile | None
-    layer: str | None
     precision: str
 
     def __call__(
         self,
-        adata: AnnData,
+        reader: ExpressionReader,
         index: np.ndarray,
         alignment: GeneAlignment,
         expression_share: float,
@@ -86,12 +85,11 @@ class Forward:
         correct_shift: bool,
     ) -> Outputs:
         """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
-        reader = query_reader(adata, self.layer)
         options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
         factors = None
         if correct_shift and self.profile is not None and len(index):
-            rows = np.arange(adata.n_obs)
+            rows = np.arange(reader.adata.n_obs)
             if len(rows) > SHIFT_CELLS:
                 rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
             with (
@@ -122,6 +120,7 @@ class Forward:
             lambda block: weights[block],
             len(rows),
             is_log=is_log(reader),
+            block_size=CHUNK_SIZE,
         )
         factors = np.ones(n_genes)
         factors[is_shared] = shift_factors(reference.restricted(is_shared), query)
