@@ -57,6 +57,21 @@ def test_the_figure_of_scores(made_up):
         plt.close(figure)
 
 
+def test_a_method_without_a_task_or_a_spread_leaves_the_figure_in_shape(made_up):
+    is_left_out = (made_up["task"] == "b") & (made_up["method"] == "celler")
+    is_one_seed = (made_up["seed"] == 0) | (made_up["method"] == "celler")
+    figure = score_figure(made_up[~is_left_out & is_one_seed])
+    try:
+        first, second = figure.axes
+        assert len(first.containers) == 2
+        assert len(second.containers) == 1
+        drawn = figure.get_tightbbox()
+        assert drawn.width <= figure.get_figwidth() * 1.05
+        assert first.get_position().width > 0.25
+    finally:
+        plt.close(figure)
+
+
 def test_the_figure_of_types(rng):
     classes = pd.DataFrame(
         [

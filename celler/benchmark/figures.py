@@ -38,9 +38,12 @@ def score_figure(rows: pd.DataFrame) -> Figure:
         of_task = rows[rows["task"] == task]
         for height, method in enumerate(methods):
             scores = of_task.loc[of_task["method"] == method, "macro_f1"].dropna()
+            if scores.empty:
+                continue
             style = {"color": colors[method], "clip_on": False}
             panel.plot(scores, np.full(len(scores), height), "|", ms=9, mew=1.2, **style)
-            panel.errorbar(scores.mean(), height, xerr=scores.std(), fmt="o", ms=6, **style)
+            spread = scores.std() if len(scores) > 1 else 0.0
+            panel.errorbar(scores.mean(), height, xerr=spread, fmt="o", ms=6, **style)
         panel.grid(axis="x", color="0.9")
         panel.set(axisbelow=True, xlabel="macro-F1", ylim=(-0.6, len(methods) - 0.4))
         panel.set_yticks(range(len(methods)), [_title(method) for method in methods])
