@@ -213,13 +213,12 @@ def _compare(options: argparse.Namespace) -> None:
         summary,
         summary_text,
     )
-    from celler.benchmark.methods import METHODS
 
     rows = run(
         _read(options.reference),
         _read(options.query),
         options.labels_key,
-        options.methods.split(",") if options.methods else list(METHODS),
+        _methods(options),
         options.seeds,
         query_labels_key=options.query_labels_key,
         layer=options.layer,
@@ -236,9 +235,14 @@ def _compare(options: argparse.Namespace) -> None:
     )
 
 
+def _methods(options: argparse.Namespace) -> list[str]:
+    from celler.benchmark.methods import METHODS
+
+    return options.methods.split(",") if options.methods else list(METHODS)
+
+
 def _paper(options: argparse.Namespace) -> None:
     from celler.benchmark import level_scores, level_table, paper_cells, paper_table, run
-    from celler.benchmark.methods import METHODS
 
     if len(options.reference) != len(options.query):
         raise ValueError(
@@ -260,7 +264,7 @@ def _paper(options: argparse.Namespace) -> None:
         rows = run(
             *paper_cells(options.dataset, *pairs[0]),
             "cell_type",
-            options.methods.split(",") if options.methods else list(METHODS),
+            _methods(options),
             options.seeds,
             folder=options.out / options.dataset,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,12 @@ class Profile:
     n_cells: np.ndarray
     dispersion: np.ndarray
 
+    @property
+    def share(self) -> np.ndarray:
+        """Mean share of a cell's counts that each gene has ``(G,)``; sums to 1."""
+        total = self.n_cells @ self.mean
+        return np.asarray(total / total.sum())
+
     def restricted(self, is_shared: np.ndarray) -> Profile:
         """The genes ``is_shared (G,)`` alone, those of each class scaled to 10,000 counts."""
         mean = self.mean[:, is_shared]
@@ -53,25 +59,21 @@ def profile(
     rows: gives counts or, with ``is_log``, ``log1p`` values ``(n, G)`` of a block.
     weights: ``(n, C)``, how much of each cell of a block is of each class; rows sum to 1 or are 0.
     """
-    blocks = np.split(np.arange(n_cells), range(block_size, n_cells, block_size))
-    return _profile((weights(block), linear(rows(block), is_log=is_log)) for block in blocks)
-
-
-def _profile(parts: Iterable[tuple[np.ndarray, sparse.csr_matrix]]) -> Profile:
     total: np.ndarray | float = 0.0
     squares: np.ndarray | float = 0.0
-    n_cells: np.ndarray | float = 0.0
-    for weights, X in parts:
-        total = total + (X.T @ weights).T
-        squares = squares + X.multiply(X).T @ weights.sum(axis=1)
-        n_cells = n_cells + weights.sum(axis=0)
-    total, n_cells = np.asarray(total), np.asarray(n_cells)
-    mean = total / np.maximum(n_cells, 1e-9)[:, None]
+    in_class: np.ndarray | float = 0.0
+    for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
+        X, parts = linear(rows(block), is_log=is_log), weights(block)
+        total = total + (X.T @ parts).T
+        squares = squares + X.multiply(X).T @ parts.sum(axis=1)
+        in_class = in_class + parts.sum(axis=0)
+    total, in_class = np.asarray(total), np.asarray(in_class)
+    mean = total / np.maximum(in_class, 1e-9)[:, None]
     within = np.maximum(np.asarray(squares) - (total * mean).sum(axis=0), 0)
     of_gene = total.sum(axis=0)
     dispersion = np.divide(within, of_gene, out=np.zeros_like(within), where=of_gene > 0)
     typical = np.median(dispersion[dispersion > 0]) if (dispersion > 0).any() else 1.0
-    return Profile(mean, n_cells, np.where(dispersion > 0, dispersion, typical))
+    return Profile(mean, in_class, np.where(dispersion > 0, dispersion, typical))
 
 
 def linear(X: sparse.csr_matrix, *, is_log: bool) -> sparse.csr_matrix:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -126,15 +125,16 @@ def fit_network(
             train = labelled
             network.load_state_dict(initial)
             _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
+    expression = class_profile(source, train, len(classes), is_log=is_log)
     return Fitted(
         train_indices=train,
         validation_indices=validation,
         class_counts=loaders.class_counts(train),
-        gene_share=gene_shares(source.X[train], is_log=is_log),
+        gene_share=expression.share,
         decision=decision,
         history=name_classes(history, classes),
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
-        profile=class_profile(source, train, len(classes), is_log=is_log),
+        profile=Profile(*(values.astype(np.float32) for values in vars(expression).values())),
     )
 
 
@@ -271,28 +271,13 @@ def as_minibatch(tokens: TokenBatch, block: CellBlock) -> Minibatch:
 def class_profile(
     source: InMemorySource, rows: np.ndarray, n_classes: int, *, is_log: bool
 ) -> Profile:
-    """Expression of each class among ``rows`` of the source, in float32."""
-    exact = profile(
+    """Expression of each class among ``rows`` of the source."""
+    return profile(
         lambda block: source.X[rows[block]],
         lambda block: np.eye(n_classes)[source.labels[rows[block]]],
         len(rows),
         is_log=is_log,
     )
-    return Profile(
-        *(value.astype(np.float32) for value in (exact.mean, exact.n_cells, exact.dispersion))
-    )
-
-
-def gene_shares(X: sparse.csr_matrix, *, is_log: bool) -> np.ndarray:
-    """Mean share of a cell's counts that each gene has ``(n_vars,)``; sums to 1."""
-    total = np.zeros(X.shape[1])
-    for start in range(0, X.shape[0], 10_000):
-        block = X[start : start + 10_000].astype(np.float64)
-        if is_log:
-            block = block.expm1()
-        library = np.asarray(block.sum(axis=1)).ravel()
-        total += block.T @ (1.0 / np.where(library > 0, library, np.inf))
-    return np.asarray(total / total.sum())
 
 
 def schedule(

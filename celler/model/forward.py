@@ -87,18 +87,21 @@ class Forward:
         """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
         options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
-        factors = None
+        warn_of_binned(reader, stacklevel=4)
+        outputs, factors, n_cells = None, None, reader.adata.n_obs
         if correct_shift and self.profile is not None and len(index):
-            rows = np.arange(reader.adata.n_obs)
-            if len(rows) > SHIFT_CELLS:
+            rows = np.arange(n_cells)
+            if n_cells > SHIFT_CELLS:
                 rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
-            with (
-                warnings.catch_warnings()
-            ):  # said by the pass below, for the cells that were asked for
-                warnings.simplefilter("ignore", UserWarning)
-                plain = forward(*target, rows, **options)
+            plain = forward(*target, rows, **options)
             factors = self._factors(plain, reader, rows, alignment.gene_map)
-        return forward(*target, index, factors=factors, **options)
+            if factors is None and len(rows) == n_cells:  # then these are the outputs already
+                parts = (plain.logits, plain.embedding, plain.has_counts)
+                outputs = Outputs(*(part[index] for part in parts))
+        if outputs is None:
+            outputs = forward(*target, index, factors=factors, **options)
+        _report_empty(outputs.has_counts, index, reader.adata)
+        return outputs
 
     def _factors(
         self, plain: Outputs, reader: ExpressionReader, rows: np.ndarray, gene_map: np.ndarray
@@ -150,7 +153,6 @@ def forward(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
     values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
-    warn_of_binned(reader, stacklevel=6)  # forward() is two frames, see _report_empty
     config, device = network.config, network.device
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     logits = np.zeros((len(index), config.n_classes), np.float32)
@@ -173,7 +175,6 @@ def forward(
             logits[start + rows] = output.logits.cpu().numpy()
             embedding[start + rows] = output.embedding.cpu().numpy()
             has_counts[start + rows] = ~tokens.padding_mask.all(1).numpy()
-    _report_empty(has_counts, index, reader.adata)
     shift = 0.0 if factors is None else float(np.log2(factors).std())
     return Outputs(logits, embedding, has_counts, shift)
 
@@ -228,5 +229,5 @@ def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> 
             f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
             "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
             UserWarning,
-            stacklevel=7,  # forward() is two frames, one of them the wrapper of inference_mode
+            stacklevel=5,
         )

@@ -33,7 +33,7 @@ def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predi
         both = both[:, _variable(both)].copy()
     scvi.model.SCVI.setup_anndata(both, batch_key="part")
     base = scvi.model.SCVI(both, n_layers=2, n_latent=30, gene_likelihood="nb")
-    n_epochs = min(400, round(N_STEPS / (0.9 * both.n_obs / 128)), round(8e6 / both.n_obs))
+    n_epochs = min(400, round(N_STEPS / (0.9 * both.n_obs / 128)))
     base.train(max_epochs=max(1, n_epochs), enable_progress_bar=False)
     model = scvi.model.SCANVI.from_scvi_model(base, "Unknown", labels_key)
     model.train(max_epochs=10, n_samples_per_label=100, enable_progress_bar=False)
