@@ -1,0 +1,131 @@
+"""Methods of :class:`celler.model.Celler` that take any AnnData and label or embed its cells."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from celler.inputs import query_reader
+from celler.model.forward import Forward, Outputs, rows_of
+from celler.model.labelling import (
+    annotation_columns,
+    annotation_record,
+    check_question,
+    label_cells,
+    level_probabilities,
+)
+
+if TYPE_CHECKING:
+    from celler.model.celler import Celler
+
+
+def predict(
+    self: Celler,
+    adata: AnnData | None = None,
+    indices: np.ndarray | list[int] | None = None,
+    soft: bool = False,
+    batch_size: int | None = None,
+    *,
+    level: str | None = None,
+    threshold: float | None = None,
+    unknown_label: str = "Unknown",
+    candidates: list[str] | None = None,
+    correct_shift: bool = True,
+) -> np.ndarray | pd.DataFrame:
+    """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
+
+    adata: ``None`` is the AnnData of the model. Other genes, orders, batches, matrix formats,
+        views and files in backed mode are welcome; no label column is needed.
+    indices: rows to label, positions or a boolean mask; ``None`` is all.
+    soft: give probabilities instead of labels.
+    batch_size: cells per forward pass; ``None`` fills a fixed number of tokens.
+    level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
+    threshold: give ``unknown_label`` where the best probability is below it.
+    candidates: the only classes that are possible; the others get probability 0.
+    correct_shift: undo what differs from the reference in all classes alike, as after another
+        chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
+
+    Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
+    sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
+
+    Raises ``RuntimeError`` before training and ``ValueError`` when under 20 % of the model's
+    genes are there.
+    """
+    adata, index = query_cells(self, adata, indices)
+    level = "class" if level is None else level
+    check_question(self._tree, level, threshold, candidates)
+    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
+    names = self._tree.levels[level]
+    if soft:
+        return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+    return label_cells(outputs, probabilities, names, threshold, unknown_label)
+
+
+def annotate(
+    self: Celler,
+    adata: AnnData | None = None,
+    key_added: str = "celler",
+    *,
+    threshold: float | None = None,
+    unknown_label: str = "Unknown",
+    correct_shift: bool = True,
+) -> None:
+    """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
+
+    Columns: ``<key>`` (categorical), ``<key>_confidence`` (probability of the label),
+    ``<key>_margin`` (that less the second best) and, with parents, ``<key>_parent``. Arguments
+    as in :meth:`predict`; calling it again overwrites.
+    """
+    adata, index = query_cells(self, adata, None)
+    check_question(self._tree, "class", threshold, None)
+    outputs = forward_cells(self, adata, index, None, correct_shift)
+    how = (threshold, unknown_label)
+    columns = annotation_columns(outputs, self._decision, self._tree, key_added, *how)
+    for name, values in columns.items():
+        adata.obs[name] = values
+    adata.uns[key_added] = annotation_record(outputs, self._decision, self._tree, *how)
+
+
+def get_latent_representation(
+    self: Celler,
+    adata: AnnData | None = None,
+    indices: np.ndarray | list[int] | None = None,
+    batch_size: int | None = None,
+    *,
+    correct_shift: bool = True,
+) -> np.ndarray:
+    """Cell embedding ``(N, d_model)`` of the encoder; arguments as in :meth:`predict`."""
+    adata, index = query_cells(self, adata, indices)
+    return forward_cells(self, adata, index, batch_size, correct_shift).embedding
+
+
+def query_cells(
+    self: Celler, adata: AnnData | None, indices: np.ndarray | list[int] | None
+) -> tuple[AnnData, np.ndarray]:
+    """The AnnData to label and the positions ``(N,)`` of its rows."""
+    self._require_trained()
+    adata = self.adata if adata is None else adata
+    if adata is None:
+        raise ValueError("this model was loaded without an AnnData; pass the one to label.")
+    return adata, rows_of(adata, indices)
+
+
+def forward_cells(
+    self: Celler, adata: AnnData, index: np.ndarray, batch_size: int | None, correct_shift: bool
+) -> Outputs:
+    """Outputs for the rows ``index (N,)``; what the query's genes are is said once."""
+    alignment, share = self._genes.align(adata)
+    report = alignment.describe(share)
+    if not alignment.is_exact and report not in self._reported:
+        self._reported.add(report)
+        warnings.warn(report, UserWarning, stacklevel=3)
+    reader = query_reader(adata, self._setup_args["layer"])
+    trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
+    return Forward(*trained, self._precision)(
+        reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
+    )
