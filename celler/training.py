@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
@@ -291,7 +291,9 @@ def fit(
     title: of the progress bar.
     """
     plan = TrainingPlan(network, class_counts, config, hard_cells)
-    callbacks: list[Callback] = [ProgressBar(title)] if config.show_progress else []
+    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
+    is_shown = config.show_progress and logging.getLogger("scvi").level <= logging.INFO
+    callbacks: list[Callback] = [ProgressBar(title)] if is_shown else []
     best = BestWeights(network, max(10, config.max_epochs // 2) if config.early_stopping else None)
     if validation is not None:
         callbacks.append(best)
