@@ -19,6 +19,7 @@ from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
+from celler.model.explaining import get_gene_importance
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes
 from celler.model.querying import annotate, get_latent_representation, predict
@@ -204,6 +205,7 @@ class Celler(BaseModelClass):
     predict = predict
     annotate = annotate
     get_latent_representation = get_latent_representation
+    get_gene_importance = get_gene_importance
     __repr__ = summary
 
     @property
