@@ -62,6 +62,12 @@ def choose(
     return labels.astype(str)
 
 
+def second_best(probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Second most probable name per cell ``(N,)``; the first of equals is the best, the next the second."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return np.asarray(names, dtype=object)[order[:, min(1, len(names) - 1)]].astype(str)
+
+
 def margin(probabilities: np.ndarray) -> np.ndarray:
     """Probability of the best class less that of the second ``(N,)``; 1 where there is one class."""
     if probabilities.shape[1] == 1:

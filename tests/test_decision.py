@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from celler.decision import Decision, choose, fit_temperature, margin
+from celler.decision import Decision, choose, fit_temperature, margin, second_best
 
 NAMES = ("B", "NK", "T")
 
@@ -96,3 +96,10 @@ def test_the_margin_is_best_less_second(rng):
     assert margin(probabilities)[0] == 0
     np.testing.assert_array_equal(margin(np.ones((3, 1))), [1, 1, 1])
     assert margin(probabilities[:0]).shape == (0,)
+
+
+def test_the_second_best_is_that_of_sorting(rng):
+    probabilities = softmax(rng.normal(size=(30, 3)), axis=1)
+    expected = [NAMES[np.argsort(row)[-2]] for row in probabilities]
+    np.testing.assert_array_equal(second_best(probabilities, NAMES), expected)
+    np.testing.assert_array_equal(second_best(np.full((1, 3), 1 / 3), NAMES), ["NK"])

@@ -20,7 +20,12 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes
-from celler.model.querying import annotate, get_latent_representation, predict
+from celler.model.querying import (
+    annotate,
+    get_latent_representation,
+    get_novelty,
+    predict,
+)
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.network import build_network
 from celler.tokenizer import Tokenizer
@@ -200,6 +205,7 @@ class Celler(BaseModelClass):
     predict = predict
     annotate = annotate
     get_latent_representation = get_latent_representation
+    get_novelty = get_novelty
 
     @property
     def classes_(self) -> np.ndarray:

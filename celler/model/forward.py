@@ -54,13 +54,28 @@ class Genes:
 class Outputs:
     """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
 
-    shift: standard deviation over genes of the log2 factors that were applied, 0 where there were none.
+    factors: ``(n_genes,)``, by which each gene's expression was multiplied, ``None`` where there were none.
+    novelty: ``(N,)``, where it was asked for. novelty_threshold: cells above it are unknown, ``None`` for none.
     """
 
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
-    shift: float = 0.0
+    factors: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+    novelty_threshold: float | None = None
+
+    @property
+    def is_unknown(self) -> np.ndarray:
+        """Cells ``(N,)`` that get no label whatever their probabilities: without counts, or too novel."""
+        if self.novelty is None or self.novelty_threshold is None:
+            return ~self.has_counts
+        return ~self.has_counts | (self.novelty > self.novelty_threshold)
+
+    @property
+    def shift(self) -> float:
+        """Standard deviation over genes of the log2 factors that were applied, 0 where there were none."""
+        return 0.0 if self.factors is None else float(np.log2(self.factors).std())
 
 
 @dataclass(frozen=True)
@@ -175,8 +190,7 @@ def forward(
             logits[start + rows] = output.logits.cpu().numpy()
             embedding[start + rows] = output.embedding.cpu().numpy()
             has_counts[start + rows] = ~tokens.padding_mask.all(1).numpy()
-    shift = 0.0 if factors is None else float(np.log2(factors).std())
-    return Outputs(logits, embedding, has_counts, shift)
+    return Outputs(logits, embedding, has_counts, factors)
 
 
 def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
