@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from celler.decision import Decision, fit_temperature
+from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
@@ -124,7 +124,7 @@ def fit_network(
     loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
     history, hard_cells = run(network, loaders, train, held_out, config)
-    decision = Decision()
+    decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
         logits, labels = validation_logits(network, held_out, config.precision)
         decision = Decision(fit_temperature(logits, labels))
