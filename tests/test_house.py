@@ -18,7 +18,9 @@ FLOORS = {
     **dict.fromkeys(["names"], 0),
     **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version"], 1),
-    **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
+    **dict.fromkeys(
+        ["inputs", "loading", "atlas", "training", "decision", "checkpoint", "rehearsal"], 2
+    ),
     **dict.fromkeys(["tl"], 2),
     **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),
