@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
     **dict.fromkeys(["names"], 0),
-    **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices"], 1),
-    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version"], 1),
+    **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices", "door", "running"], 1),
+    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(
         ["inputs", "loading", "atlas", "training", "decision", "checkpoint", "rehearsal"], 2
     ),

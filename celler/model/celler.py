@@ -14,6 +14,7 @@ from scvi.model.base import BaseModelClass
 from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
+from celler.door import suggest_keywords_of_methods
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
@@ -25,11 +26,13 @@ from celler.model.forward import Genes
 from celler.model.knowledge import Knowledge, training_cells
 from celler.model.querying import annotate, get_latent_representation, predict
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
+from celler.model.summary import summary
 from celler.network import build_network
 from celler.tokenizer import Tokenizer
 from celler.training import TrainingConfig
 
 
+@suggest_keywords_of_methods
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 
@@ -165,7 +168,8 @@ class Celler(BaseModelClass):
             does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
             again continues from the present weights.
-        show_progress: a progress bar with the validation macro-F1.
+        show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
+            ``logging.INFO`` hides the bars of all models.
         """
         if self.adata_manager is None:
             raise RuntimeError(
@@ -215,6 +219,7 @@ class Celler(BaseModelClass):
     get_gene_importance = get_gene_importance
     load_query_data = classmethod(load_query_data)
     prepare_query_anndata = staticmethod(prepare_query_anndata)
+    __repr__ = summary
 
     @property
     def classes_(self) -> np.ndarray:
@@ -280,15 +285,6 @@ class Celler(BaseModelClass):
         model._precision = choose_precision(contents["init_params"]["precision"], device)
         model.module.to(device).eval()
         return model
-
-    def __repr__(self) -> str:
-        config = self.module.config
-        experts = f"{config.encoder} encoder" + (" + evidence table" if config.use_evidence else "")
-        state = "trained; call predict(adata)" if self.is_trained_ else "not trained; call train()"
-        return (
-            f"Celler: {len(self._genes.names):,} genes, {len(self._tree.classes)} classes, {experts}, "
-            f"d_model={config.d_model}\n{state}"
-        )
 
     def _adopt(self, fitted: Fitted) -> None:
         """Take over what training left, now or in a saved model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celler.door import warn
 from celler.genes import GeneAlignment, gene_names
 from celler.labels import LabelTree
 from celler.model.knowledge import Knowledge
@@ -85,7 +85,7 @@ def load_query_data(
     teacher = Teacher(deepcopy(model.module), places)
     model._knowledge = Knowledge(reference._fitted, genes.gene_map, n_genes, teacher)
     if len(genes.added) or len(genes.alignment.missing):
-        warnings.warn(genes.report(), UserWarning, stacklevel=2)
+        warn(genes.report())
     return model
 
 
@@ -133,7 +133,7 @@ def prepare_query_anndata(
     query = AnnData(X, obs=whole.obs.copy(), var=var, layers=layers, **parts)
     if not alignment.is_exact:
         total = float(reference._genes.share.sum())
-        warnings.warn(alignment.describe(share / total), UserWarning, stacklevel=2)
+        warn(alignment.describe(share / total))
     return query
 
 

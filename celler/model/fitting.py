@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from celler.decision import Decision, fit_temperature
+from celler.door import warn
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
@@ -41,6 +41,7 @@ class Fitted:
     history: dict[str, list[float]]
     hard_cells: dict[str, list[Any]]
     profile: Profile | None = None
+    seed: int | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -50,6 +51,7 @@ class Fitted:
             "decision": asdict(self.decision),
             "history": self.history,
             "hard_cells": self.hard_cells,
+            "seed": self.seed,
             "profile": self.profile
             and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
         }
@@ -149,6 +151,7 @@ def fit_network(
         history=name_classes(history, classes),
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
         profile=Profile(*(values.astype(np.float32) for values in vars(expression).values())),
+        seed=config.seed,
     )
 
 
@@ -323,9 +326,7 @@ def _warn_of_small_classes(
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     small = {classes[k]: int(n) for k, n in enumerate(counts) if n < 3 and k not in known}
     if small:
-        warnings.warn(
+        warn(
             f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "
-            "can be held out for validation, so expect little of them.",
-            UserWarning,
-            stacklevel=4,
+            "can be held out for validation, so expect little of them."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from celler.decision import Decision
 from celler.devices import autocast
+from celler.door import warn
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
 from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
@@ -93,7 +93,7 @@ class Forward:
         """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
         options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
-        warn_of_binned(reader, stacklevel=4)
+        warn_of_binned(reader)
         outputs, factors, n_cells = None, None, reader.adata.n_obs
         if correct_shift and self.profile is not None and len(index):
             rows = np.arange(n_cells)
@@ -250,9 +250,7 @@ def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> 
     """Warn of cells that hold none of the model's genes."""
     empty = index[~has_counts]
     if len(empty):
-        warnings.warn(
+        warn(
             f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
-            "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
-            UserWarning,
-            stacklevel=5,
+            "nothing can be said of them: they are labelled as unknown, with equal probabilities."
         )

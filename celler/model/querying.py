@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler.door import warn
 from celler.inputs import query_reader
 from celler.model.forward import Forward, Outputs, rows_of
 from celler.model.labelling import (
@@ -123,7 +123,7 @@ def forward_cells(
     report = alignment.describe(share / float(self._genes.share.sum()))
     if not alignment.is_exact and report not in self._reported:
         self._reported.add(report)
-        warnings.warn(report, UserWarning, stacklevel=3)
+        warn(report)
     reader = query_reader(adata, self._setup_args["layer"])
     trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
     return Forward(*trained, self._precision)(
