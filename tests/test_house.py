@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices", "door", "running"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
-    **dict.fromkeys(["pretraining", "novelty"], 2),
+    **dict.fromkeys(["pretraining", "novelty", "rehearsal"], 2),
     **dict.fromkeys(["tl"], 2),
     **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),

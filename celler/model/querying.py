@@ -160,7 +160,7 @@ def forward_cells(
 ) -> Outputs:
     """Outputs for the rows ``index (N,)``; what the query's genes are is said once."""
     alignment, share = self._genes.align(adata)
-    report = alignment.describe(share)
+    report = alignment.describe(share / float(self._genes.share.sum()))
     if not alignment.is_exact and report not in self._reported:
         self._reported.add(report)
         warn(report)

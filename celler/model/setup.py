@@ -53,7 +53,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
 
 def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
     """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
-    tree = _read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
+    tree = read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
     return {
         "gene_names": [str(name) for name in gene_names(adata.var, setup_args["gene_key"])],
         "classes": list(tree.classes),
@@ -112,13 +112,14 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
                 f"batch_key={args['batch_key']!r} has {int(batches.isna().sum()):,} missing values; every cell "
                 "needs a donor/assay batch, or pass batch_key=None."
             )
-    labels = _read_labels(adata, args)
-    _read_tree(adata, labels, args)
+    labels = read_labels(adata, args)
+    read_tree(adata, labels, args)
     warn_of_binned(reader)
     return labels
 
 
-def _read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+def read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+    """Labels of all cells as str ``(n_obs,)``, those without one as ``unlabeled_category``."""
     key, unlabeled = args["labels_key"], args["unlabeled_category"]
     if key is None:
         return np.full(adata.n_obs, unlabeled, dtype=object)
@@ -131,7 +132,8 @@ def _read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
     return labels
 
 
-def _read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+    """Classes among the labels and, with ``parent_labels_key``, their parents."""
     key, unlabeled = args["parent_labels_key"], args["unlabeled_category"]
     if key is None:
         return LabelTree.from_labels(labels, unlabeled)
