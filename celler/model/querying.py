@@ -10,12 +10,20 @@ import pandas as pd
 from anndata import AnnData
 
 from celler.inputs import query_reader
+from celler.model.annotation import (
+    check_target,
+    gene_record,
+    majority_columns,
+    write_annotation,
+)
 from celler.model.forward import Forward, Outputs, rows_of
 from celler.model.labelling import (
+    BACKOFF_THRESHOLD,
     annotation_columns,
     annotation_record,
     check_question,
     label_cells,
+    label_levels,
     level_probabilities,
 )
 
@@ -34,6 +42,7 @@ def predict(
     threshold: float | None = None,
     unknown_label: str = "Unknown",
     candidates: list[str] | None = None,
+    backoff: bool = False,
     correct_shift: bool = True,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
@@ -46,6 +55,8 @@ def predict(
     level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
     threshold: give ``unknown_label`` where the best probability is below it.
     candidates: the only classes that are possible; the others get probability 0.
+    backoff: where the class is below the threshold and the parent is not, give the parent's name. The
+        threshold is then 0.7 unless given, the same for both levels.
     correct_shift: undo what differs from the reference in all classes alike, as after another
         chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
 
@@ -57,12 +68,17 @@ def predict(
     """
     adata, index = query_cells(self, adata, indices)
     level = "class" if level is None else level
-    check_question(self._tree, level, threshold, candidates)
+    check_question(self._tree, level, threshold, candidates, backoff=backoff)
+    if soft and backoff:
+        raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
     probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
     names = self._tree.levels[level]
     if soft:
         return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+    if backoff:
+        how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
+        return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
     return label_cells(outputs, probabilities, names, threshold, unknown_label)
 
 
@@ -71,24 +87,43 @@ def annotate(
     adata: AnnData | None = None,
     key_added: str = "celler",
     *,
+    cluster_key: str | None = None,
     threshold: float | None = None,
     unknown_label: str = "Unknown",
+    backoff: bool = False,
     correct_shift: bool = True,
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
-    Columns: ``<key>`` (categorical), ``<key>_confidence`` (probability of the label),
-    ``<key>_margin`` (that less the second best) and, with parents, ``<key>_parent``. Arguments
-    as in :meth:`predict`; calling it again overwrites.
+    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the class) and
+    ``<key>_margin`` (best less second-best probability); with parents ``<key>_parent``, which never
+    contradicts the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says
+    whether the label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are none.
+
+    cluster_key: clusters in ``adata.obs``, which are read and never computed: ``<key>_majority`` is the
+        most frequent label of each cell's cluster and ``<key>_majority_share`` its share; a cell
+        without a cluster keeps its label.
+
+    Other arguments as in :meth:`predict`. Calling it again overwrites, and removes columns of the last
+    call that this one does not write. A view becomes a copy of its own, as with every write to one;
+    the AnnData behind it stays as it is. Of a file in backed mode only what is in memory is written.
     """
     adata, index = query_cells(self, adata, None)
-    check_question(self._tree, "class", threshold, None)
+    check_question(self._tree, "class", threshold, None, backoff=backoff)
+    clusters = check_target(adata, key_added, cluster_key)
     outputs = forward_cells(self, adata, index, None, correct_shift)
+    if backoff and threshold is None:
+        threshold = BACKOFF_THRESHOLD
     how = (threshold, unknown_label)
-    columns = annotation_columns(outputs, self._decision, self._tree, key_added, *how)
-    for name, values in columns.items():
-        adata.obs[name] = values
-    adata.uns[key_added] = annotation_record(outputs, self._decision, self._tree, *how)
+    columns = annotation_columns(
+        outputs, self._decision, self._tree, key_added, *how, backoff=backoff
+    )
+    if clusters is not None:
+        columns |= majority_columns(columns[key_added], clusters, key_added)
+    record = annotation_record(outputs, self._decision, self._tree, *how, backoff=backoff)
+    record |= {"cluster_key": cluster_key or "none", "correct_shift": correct_shift}
+    record |= {"genes": gene_record(*self._genes.align(adata))}
+    write_annotation(adata, key_added, columns, record)
 
 
 def get_latent_representation(
