@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -116,6 +117,7 @@ class Celler(BaseModelClass):
         batch_key: str | None = None,
         *,
         parent_labels_key: str | None = None,
+        parents: Mapping[str, str] | pd.Series | LabelTree | None = None,
         gene_key: str | None = None,
     ) -> None:
         """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
@@ -126,6 +128,8 @@ class Celler(BaseModelClass):
         batch_key: column of ``adata.obs`` with the donor/assay batch. It is checked and recorded;
             the classifier never sees it, so that cells of other batches can be labelled.
         parent_labels_key: column of ``adata.obs`` with each cell's coarser type.
+        parents: in its place, the coarser type of each class: a dict, a Series or a
+            :class:`celler.labels.LabelTree`, which reads ontologies.
         gene_key: column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
 
         Raises ``KeyError`` for a column or layer that is not there, and ``ValueError`` for values,
@@ -235,6 +239,11 @@ class Celler(BaseModelClass):
     def classes_(self) -> np.ndarray:
         """Names of the classes, sorted ``(C,)``."""
         return np.array(self._tree.classes)
+
+    @property
+    def parents_(self) -> dict[str, str]:
+        """Parent of each class; empty where none were given."""
+        return self._tree.parent_of
 
     @property
     def history(self) -> pd.DataFrame | None:

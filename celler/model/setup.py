@@ -15,7 +15,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler.genes import check_unique, gene_names
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.labels import LabelTree, as_strings
+from celler.labels import LabelTree, as_strings, parent_mapping
 from celler.names import column
 from celler.network import NetworkConfig
 
@@ -31,6 +31,8 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     args = setup_method_args["setup_args"]
     # Labels become str, so the value that means "no label", an integer perhaps, does too.
     args["unlabeled_category"] = str(args["unlabeled_category"])
+    if args["parents"] is not None:
+        args["parents"] = parent_mapping(args["parents"])
     labels = _checked(adata, args)
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
@@ -133,10 +135,16 @@ def read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
 
 
 def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
-    """Classes among the labels and, with ``parent_labels_key``, their parents."""
+    """Classes among the labels and, with ``parent_labels_key`` or ``parents``, their parents."""
     key, unlabeled = args["parent_labels_key"], args["unlabeled_category"]
+    mapping = args.get("parents")  # a model saved by an earlier version has none
+    if key is not None and mapping is not None:
+        raise ValueError(
+            f"both parent_labels_key={key!r} and parents were given; the parents can come from one of them."
+        )
     if key is None:
-        return LabelTree.from_labels(labels, unlabeled)
+        tree = LabelTree.from_labels(labels, unlabeled)
+        return tree if mapping is None else tree.with_parents(mapping)
     parents = as_strings(column(adata.obs, key, "parent_labels_key"), key, unlabeled)
     return LabelTree.from_labels(labels, unlabeled, parents)
 
