@@ -18,7 +18,10 @@ def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs
     )
 
 
-def closest(name: object, names: Iterable[str]) -> str:
-    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+def closest(name: object, names: Iterable[str], cutoff: float = 0.4) -> str:
+    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is.
+
+    cutoff: how alike they must be, from 0 to 1.
+    """
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f" Closest: {close[0]!r}." if close else ""

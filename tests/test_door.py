@@ -54,6 +54,13 @@ def test_what_a_wrapped_function_says_of_itself_stays():
     assert wrapped(1, amount=2) == 3
 
 
+def test_an_option_of_another_package_is_told_no_closest_one():
+    with pytest.raises(TypeError) as caught:
+        trained().train(check_val_every_n_epoch=1)
+    assert "Closest" not in str(caught.value)
+    assert "Arguments: max_epochs, accelerator" in str(caught.value)
+
+
 def test_other_type_errors_are_not_touched():
     wrapped = suggest_keywords(add)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'left'"):
