@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
     **dict.fromkeys(["names"], 0),
-    **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices", "door"], 1),
-    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version"], 1),
-    **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
+    **dict.fromkeys(["tokenizer", "network", "losses", "labels", "devices", "door", "running"], 1),
+    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
+    **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint", "pretraining"], 2),
     **dict.fromkeys(["tl"], 2),
     **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),

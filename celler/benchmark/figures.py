@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from celler.benchmark.methods import METHODS
-from celler.pl.colors import color_classes
+from celler.colors import color_classes
 from celler.pl.panels import count_axis
 
 __all__ = ["class_figure", "score_figure"]

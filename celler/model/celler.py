@@ -19,8 +19,11 @@ from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
+from celler.model.explaining import get_gene_importance
+from celler.model.expression import impute, predict_expression
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes
+from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
 from celler.model.querying import annotate, get_latent_representation, predict
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.model.summary import summary
@@ -85,6 +88,7 @@ class Celler(BaseModelClass):
         self._precision = choose_precision(precision, choose_device())
         self._decision = Decision()
         self._reported: set[str] = set()
+        self._pretrained: Pretrained | None = None
         self.module = build_network(config, seed=0)
         self._model_summary_string = repr(self)
 
@@ -185,6 +189,8 @@ class Celler(BaseModelClass):
             seed=seed,
         )
         network = self.module if self.is_trained else build_network(self.module.config, seed)
+        if self._pretrained is not None and not self.is_trained:
+            network.encoder.load_state_dict(self.module.encoder.state_dict())
         fitted = fit_network(
             network,
             self._tokenizer,
@@ -203,7 +209,11 @@ class Celler(BaseModelClass):
     # Methods that take any AnnData are functions of their own files, one for each thing they do.
     predict = predict
     annotate = annotate
+    impute = impute
+    predict_expression = predict_expression
+    pretrain = pretrain
     get_latent_representation = get_latent_representation
+    get_gene_importance = get_gene_importance
     __repr__ = summary
 
     @property
@@ -217,6 +227,13 @@ class Celler(BaseModelClass):
         if self.history_ is None:
             return None
         return pd.DataFrame(self.history_).rename_axis("epoch")
+
+    @property
+    def pretraining_history(self) -> pd.DataFrame | None:
+        """Loss and correlation of hidden bins, one row per epoch; ``None`` before :meth:`pretrain`."""
+        if self._pretrained is None:
+            return None
+        return pd.DataFrame(self._pretrained.history).rename_axis("epoch")
 
     @property
     def hard_cells_(self) -> pd.DataFrame:
@@ -235,14 +252,16 @@ class Celler(BaseModelClass):
         return self.module.device
 
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the trained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
+        """Write the trained or pretrained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
 
         The file holds tensors and plain values only and opens on any supported Python. Raises
         ``FileExistsError`` where a model is already, unless ``overwrite``.
         """
-        self._require_trained()
+        if self._pretrained is None:
+            self._require_trained()
         contents = plain_setup(self.registry_, self._described, self.init_params_) | {
-            "fitted": self._fitted.to_plain(),
+            "fitted": self._fitted.to_plain() if self.is_trained else None,
+            "pretrained": self._pretrained and self._pretrained.to_plain(),
             "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
         }
         write_checkpoint(dir_path, contents, overwrite=overwrite)
@@ -264,7 +283,10 @@ class Celler(BaseModelClass):
         contents = read_checkpoint(dir_path)
         model = cls(registry=contents["registry"], **contents["init_params"])
         model._adata = adata
-        model._adopt(Fitted.from_plain(contents["fitted"]))
+        if contents.get("pretrained") is not None:
+            adopt_pretrained(model, Pretrained.from_plain(contents["pretrained"], model))
+        if contents["fitted"] is not None:
+            model._adopt(Fitted.from_plain(contents["fitted"]))
         model.module.load_state_dict(contents["weights"])
         device = choose_device(accelerator)
         model._precision = choose_precision(contents["init_params"]["precision"], device)

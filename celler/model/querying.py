@@ -99,16 +99,20 @@ def get_latent_representation(
     *,
     correct_shift: bool = True,
 ) -> np.ndarray:
-    """Cell embedding ``(N, d_model)`` of the encoder; arguments as in :meth:`predict`."""
-    adata, index = query_cells(self, adata, indices)
+    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`."""
+    adata, index = query_cells(self, adata, indices, needs_classes=self._pretrained is None)
     return forward_cells(self, adata, index, batch_size, correct_shift).embedding
 
 
 def query_cells(
-    self: Celler, adata: AnnData | None, indices: np.ndarray | list[int] | None
+    self: Celler,
+    adata: AnnData | None,
+    indices: np.ndarray | list[int] | None,
+    needs_classes: bool = True,
 ) -> tuple[AnnData, np.ndarray]:
     """The AnnData to label and the positions ``(N,)`` of its rows."""
-    self._require_trained()
+    if needs_classes:
+        self._require_trained()
     adata = self.adata if adata is None else adata
     if adata is None:
         raise ValueError("this model was loaded without an AnnData; pass the one to label.")
@@ -125,7 +129,8 @@ def forward_cells(
         self._reported.add(report)
         warn(report)
     reader = query_reader(adata, self._setup_args["layer"])
-    trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
+    profile = self._fitted.profile if self.is_trained else None
+    trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
     return Forward(*trained, self._precision)(
         reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
     )

@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import Normalize
 
+from celler.colors import stored_colors
 from celler.door import suggest_keywords, warn
 from celler.metrics import calibration_bins, expected_calibration_error
-from celler.pl.colors import stored_colors
 from celler.pl.legends import BESIDE, color_bar
 from celler.pl.panels import ROW, name_rows, open_chart, strip
 from celler.tl.columns import closest, label_column, share_column

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
+from celler.colors import color_classes, contrast, stored_colors
 from celler.door import suggest_keywords, warn
-from celler.pl.colors import color_classes, contrast, stored_colors
 from celler.pl.crosstab import cross
 from celler.pl.legends import name_legend
 from celler.pl.panels import ROW, apart, name_rows, open_chart, strip

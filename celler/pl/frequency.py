@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
+from celler.colors import color_classes, stored_colors
 from celler.door import suggest_keywords, warn
 from celler.metrics import frequency_groups
-from celler.pl.colors import color_classes, stored_colors
 from celler.pl.legends import name_legend
 from celler.pl.panels import NO_CELLS, ROW, apart, count_axis, name_rows, open_chart, strip
 from celler.tl.columns import closest, label_column, labelled

@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
+from celler.colors import contrast
 from celler.door import suggest_keywords, warn
-from celler.pl.colors import contrast
 from celler.pl.crosstab import Crosstab, cross
 from celler.pl.legends import SIZE_LEGEND, color_bar, room_beside, size_legend
 from celler.pl.panels import ROW, name_rows, open_chart
