@@ -24,7 +24,12 @@ from celler.model.expression import impute, predict_expression
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes
 from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
-from celler.model.querying import annotate, get_latent_representation, predict
+from celler.model.querying import (
+    annotate,
+    get_latent_representation,
+    get_novelty,
+    predict,
+)
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.model.summary import summary
 from celler.network import build_network
@@ -214,6 +219,7 @@ class Celler(BaseModelClass):
     pretrain = pretrain
     get_latent_representation = get_latent_representation
     get_gene_importance = get_gene_importance
+    get_novelty = get_novelty
     __repr__ = summary
 
     @property

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from celler.decision import Decision, fit_temperature
+from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.door import warn
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
 from celler.mining import HardCells, rank_in_class
 from celler.network import GeneTransformer
+from celler.novelty import Novelty, fit_novelty
 from celler.shift import Profile, profile
 from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
@@ -42,6 +43,7 @@ class Fitted:
     hard_cells: dict[str, list[Any]]
     profile: Profile | None = None
     seed: int | None = None
+    novelty: Novelty | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -54,6 +56,8 @@ class Fitted:
             "seed": self.seed,
             "profile": self.profile
             and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
+            "novelty": self.novelty
+            and {name: torch.from_numpy(value) for name, value in self.novelty.to_plain().items()},
         }
 
     @classmethod
@@ -66,6 +70,9 @@ class Fitted:
         if values.get("profile") is not None:
             arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
             values["profile"] = Profile(**arrays)
+        if values.get("novelty") is not None:
+            arrays = {name: tensor.numpy() for name, tensor in plain["novelty"].items()}
+            values["novelty"] = Novelty.from_plain(arrays)
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
@@ -119,7 +126,7 @@ def fit_network(
     loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
     history, hard_cells = run(network, loaders, train, held_out, config)
-    decision = Decision()
+    decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
         logits, labels = validation_logits(network, held_out, config.precision)
         decision = Decision(fit_temperature(logits, labels))
@@ -128,6 +135,7 @@ def fit_network(
             network.load_state_dict(initial)
             _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
     expression = class_profile(source, train, len(classes), is_log=is_log)
+    expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
     return Fitted(
         train_indices=train,
         validation_indices=validation,
@@ -136,8 +144,9 @@ def fit_network(
         decision=decision,
         history=name_classes(history, classes),
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
-        profile=Profile(*(values.astype(np.float32) for values in vars(expression).values())),
+        profile=expression,
         seed=config.seed,
+        novelty=class_novelty(source, labelled, expression, is_log=is_log, seed=config.seed),
     )
 
 
@@ -280,6 +289,16 @@ def class_profile(
         lambda block: np.eye(n_classes)[source.labels[rows[block]]],
         len(rows),
         is_log=is_log,
+    )
+
+
+def class_novelty(
+    source: InMemorySource, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
+) -> Novelty | None:
+    """How novel a cell is to the classes of the ``labelled`` rows of the source."""
+    codes = source.labels[labelled]
+    return fit_novelty(
+        lambda cells: source.X[labelled[cells]], codes, reference, is_log=is_log, seed=seed
     )
 
 

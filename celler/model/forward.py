@@ -55,13 +55,23 @@ class Genes:
 class Outputs:
     """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
 
-    factors: ``(n_genes,)``, by which the expression was multiplied, ``None`` where there was no shift.
+    factors: ``(n_genes,)``, by which each gene's expression was multiplied, ``None`` where there were none.
+    novelty: ``(N,)``, where it was asked for. novelty_threshold: cells above it are unknown, ``None`` for none.
     """
 
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
     factors: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+    novelty_threshold: float | None = None
+
+    @property
+    def is_unknown(self) -> np.ndarray:
+        """Cells ``(N,)`` that get no label whatever their probabilities: without counts, or too novel."""
+        if self.novelty is None or self.novelty_threshold is None:
+            return ~self.has_counts
+        return ~self.has_counts | (self.novelty > self.novelty_threshold)
 
     @property
     def shift(self) -> float:

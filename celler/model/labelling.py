@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler.decision import Decision, choose, margin
+from celler.decision import Decision, choose, margin, second_best
 from celler.labels import LabelTree, indices_of
 from celler.model.forward import Outputs
 
@@ -40,9 +40,9 @@ def label_cells(
     threshold: float | None,
     unknown_label: str,
 ) -> np.ndarray:
-    """Names ``(N,)``; ``unknown_label`` below the threshold and for a cell without counts."""
+    """Names ``(N,)``; ``unknown_label`` below the threshold, for a cell too novel or without counts."""
     labels = choose(probabilities, names, threshold, unknown_label).astype(object)
-    labels[~outputs.has_counts] = unknown_label
+    labels[outputs.is_unknown] = unknown_label
     return labels.astype(str)
 
 
@@ -54,14 +54,18 @@ def annotation_columns(
     threshold: float | None,
     unknown_label: str,
 ) -> dict[str, Any]:
-    """The obs columns of an annotation: label, confidence, margin and, with parents, the parent."""
+    """The obs columns of an annotation: label, confidence, margin, second-best label, and where the model has
+    them novelty and parent."""
     probabilities = level_probabilities(outputs, decision, tree, "class", None)
     labels = label_cells(outputs, probabilities, tree.classes, threshold, unknown_label)
     columns = {
         key: pd.Categorical(labels),
         f"{key}_confidence": probabilities.max(axis=1),
         f"{key}_margin": margin(probabilities),
+        f"{key}_second": pd.Categorical(second_best(probabilities, tree.classes)),
     }
+    if outputs.novelty is not None:
+        columns[f"{key}_novelty"] = outputs.novelty
     if tree.parents:
         parents = tree.roll_up(probabilities, "parent")
         names = tree.levels["parent"]
@@ -84,5 +88,8 @@ def annotation_record(
         "temperature": decision.temperature,
         "threshold": "none" if threshold is None else threshold,
         "unknown_label": unknown_label,
+        "novelty_threshold": "none"
+        if outputs.novelty_threshold is None
+        else outputs.novelty_threshold,
         "shift": outputs.shift,
     }

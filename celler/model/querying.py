@@ -18,6 +18,7 @@ from celler.model.labelling import (
     label_cells,
     level_probabilities,
 )
+from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
     from celler.model.celler import Celler
@@ -34,6 +35,7 @@ def predict(
     threshold: float | None = None,
     unknown_label: str = "Unknown",
     candidates: list[str] | None = None,
+    false_alarm_rate: float | None = None,
     correct_shift: bool = True,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
@@ -46,6 +48,8 @@ def predict(
     level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
     threshold: give ``unknown_label`` where the best probability is below it.
     candidates: the only classes that are possible; the others get probability 0.
+    false_alarm_rate: give ``unknown_label`` to cells more novel than all but this share of the
+        reference's known cells, see :meth:`get_novelty`; ``None`` labels them all.
     correct_shift: undo what differs from the reference in all classes alike, as after another
         chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
 
@@ -58,7 +62,10 @@ def predict(
     adata, index = query_cells(self, adata, indices)
     level = "class" if level is None else level
     check_question(self._tree, level, threshold, candidates)
+    limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    if limit is not None and not soft:
+        outputs = with_novelty(self, adata, index, outputs, limit)
     probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
     names = self._tree.levels[level]
     if soft:
@@ -73,17 +80,22 @@ def annotate(
     *,
     threshold: float | None = None,
     unknown_label: str = "Unknown",
+    false_alarm_rate: float | None = None,
     correct_shift: bool = True,
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
     Columns: ``<key>`` (categorical), ``<key>_confidence`` (probability of the label),
-    ``<key>_margin`` (that less the second best) and, with parents, ``<key>_parent``. Arguments
+    ``<key>_margin`` (that less the second best), ``<key>_second`` (the second-best label),
+    ``<key>_novelty`` (see :meth:`get_novelty`) and, with parents, ``<key>_parent``. Arguments
     as in :meth:`predict`; calling it again overwrites.
     """
     adata, index = query_cells(self, adata, None)
     check_question(self._tree, "class", threshold, None)
+    limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, None, correct_shift)
+    if self._fitted.novelty is not None:  # a model saved by an earlier version has none
+        outputs = with_novelty(self, adata, index, outputs, limit)
     how = (threshold, unknown_label)
     columns = annotation_columns(outputs, self._decision, self._tree, key_added, *how)
     for name, values in columns.items():
@@ -102,6 +114,30 @@ def get_latent_representation(
     """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`."""
     adata, index = query_cells(self, adata, indices, needs_classes=self._pretrained is None)
     return forward_cells(self, adata, index, batch_size, correct_shift).embedding
+
+
+def get_novelty(
+    self: Celler,
+    adata: AnnData | None = None,
+    indices: np.ndarray | list[int] | None = None,
+    batch_size: int | None = None,
+    *,
+    correct_shift: bool = True,
+) -> np.ndarray:
+    """How little each cell is like any type of the reference ``(N,)``; arguments as in :meth:`predict`.
+
+    The unit is the standard deviation of the reference's own cells, scored by a fit without them: their
+    mean is 0, and a cell of 3 is far outside. ``predict(false_alarm_rate=0.05)`` gives no label to cells above the
+    95 % quantile of those scores. NaN for a cell without counts.
+
+    Raises ``RuntimeError`` for a model of fewer than 20 labelled cells or saved by an earlier version.
+    """
+    adata, index = query_cells(self, adata, indices)
+    fitted_novelty(self)
+    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    scored = with_novelty(self, adata, index, outputs, None)
+    assert scored.novelty is not None
+    return scored.novelty
 
 
 def query_cells(
