@@ -61,7 +61,7 @@ def _checked(function: Callable[P, R], called: str) -> Callable[P, R]:
         for name in kwargs:
             if name not in names:
                 raise TypeError(
-                    f"{called}() has no argument {name!r}.{closest(name, options)} "
+                    f"{called}() has no argument {name!r}.{closest(name, options, cutoff=0.55)} "
                     f"Arguments: {', '.join(options)}."
                 )
         return function(*args, **kwargs)

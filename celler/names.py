@@ -18,13 +18,13 @@ def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs
     )
 
 
-def closest(name: object, names: Iterable[str]) -> str:
+def closest(name: object, names: Iterable[str], cutoff: float = 0.4) -> str:
     """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is."""
-    close = most_like(name, names)
+    close = most_like(name, names, cutoff)
     return "" if close is None else f" Closest: {close!r}."
 
 
-def most_like(name: object, names: Iterable[str]) -> str | None:
-    """The one of ``names`` most like ``name``, ``None`` where none is."""
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+def most_like(name: object, names: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The one of ``names`` most like ``name``, ``None`` where none is; ``cutoff``, 0 to 1, is how like."""
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return close[0] if close else None

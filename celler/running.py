@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 class RunConfig(Protocol):

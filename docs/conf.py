@@ -51,7 +51,12 @@ bibtex_reference_style = "author_year"
 html_theme = "sphinx_book_theme"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_css_files = ["custom.css"]
+html_theme_options = {
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "navbar_persistent": [],  # the search stands in the side bar already
+}
 
 # Names of other projects are not links, for want of their inventories. A name of ours that leads nowhere
 # is an error.

@@ -357,6 +357,7 @@ def test_repr_says_what_it_is_what_it_learned_from_and_what_to_do_next():
     score = f1_score(labels, predicted, average="macro")
     assert f"macro-F1 {score:.3f} on {len(labels)} held-out cells" in text
     assert "model.predict(adata)" in text
+    assert model.summary_string.startswith(text)
 
 
 def test_without_validation_the_repr_has_no_score():

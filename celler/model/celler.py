@@ -333,6 +333,7 @@ class Celler(BaseModelClass):
         for name in ("train_indices", "validation_indices", "class_counts", "history"):
             setattr(self, f"{name}_", getattr(fitted, name))
         self.is_trained_ = True
+        self._model_summary_string = repr(self)
 
     @property
     def _setup_args(self) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""The docs: messages they quote exist, pages stand in the guide, and links of a built site lead somewhere."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "user_guide"
+
+
+def texts_of(tree: ast.Module) -> list[str]:
+    """Every text of a module, what is filled in as "…"; texts that are joined with + stand as one."""
+
+    def text(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        if isinstance(node, ast.JoinedStr):
+            return "".join(
+                text(part) or "" if isinstance(part, ast.Constant) else "…" for part in node.values
+            )
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return f"{text(node.left) or '…'}{text(node.right) or '…'}"
+        return None
+
+    return [found for node in ast.walk(tree) if (found := text(node))]
+
+
+def source_texts() -> list[str]:
+    files = sorted((ROOT / "celler").rglob("*.py"))
+    return [found for path in files for found in texts_of(ast.parse(path.read_text("utf-8")))]
+
+
+def quoted_messages() -> list[str]:
+    """The terms of the definition lists of the troubleshooting page."""
+    page = (GUIDE / "troubleshooting.md").read_text("utf-8")
+    return re.findall(r"^`(.+)`\n: ", page, flags=re.MULTILINE)
+
+
+def says(source: str, message: str) -> bool:
+    """Whether the parts of ``message`` between "…" stand in ``source``, in their order."""
+    parts = [part.strip() for part in message.split("…") if part.strip()]
+    return re.search(".*".join(map(re.escape, parts)), source, flags=re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("message", quoted_messages())
+def test_a_message_quoted_by_the_docs_is_in_the_source(message):
+    assert any(says(text, message) for text in source_texts()), message
+
+
+def test_messages_are_quoted_and_others_are_told_apart():
+    assert len(quoted_messages()) > 40
+    assert not any(says(text, "all … cells of … are unlabeled") for text in source_texts())
+
+
+def test_every_page_of_the_guide_is_in_its_table_of_contents():
+    index = (GUIDE / "index.md").read_text("utf-8")
+    pages = {path.stem for path in GUIDE.glob("*.md")} - {"index"}
+    assert pages <= set(index.split("```{toctree}")[1].split("```")[0].split())
+
+
+def check_links(site: Path) -> subprocess.CompletedProcess[str]:
+    script = ROOT / ".ci" / "check_links.py"
+    return subprocess.run([sys.executable, script, site], capture_output=True, text=True)
+
+
+def test_the_link_check_finds_what_leads_nowhere(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="b.html#there">b</a><a href="#here">a</a>'
+    )
+    (tmp_path / "b.html").write_text(
+        '<p id="there"><a href="https://x.org/y">out</a><img src="i.png">'
+    )
+    (tmp_path / "i.png").write_bytes(b"")
+    assert check_links(tmp_path).returncode == 0
+    (tmp_path / "b.html").write_text('<a href="a.html#gone">a</a><a href="c.html">c</a>')
+    checked = check_links(tmp_path)
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines()[:3] == [
+        "a.html: b.html#there",
+        "b.html: a.html#gone",
+        "b.html: c.html",
+    ]
