@@ -12,12 +12,12 @@ from anndata import AnnData
 from torch import Tensor
 
 from celler.devices import autocast
-from celler.inputs import is_log, query_reader
-from celler.model.forward import rows_of
+from celler.inputs import query_reader
+from celler.model.forward import rows_of, token_passes
 from celler.model.pretraining import batch_names
 from celler.names import closest
 from celler.network.decoder import context_of
-from celler.tokenizer import TARGET_SUM, TokenBatch
+from celler.tokenizer import TokenBatch
 
 if TYPE_CHECKING:
     from celler.model.celler import Celler
@@ -99,15 +99,15 @@ def decoded(
     names = batch_names(adata, known_key(self, adata))
     batch = pd.Index(pretrained.batches).get_indexer(pd.Index(names)).astype(np.int64)
     self.module.eval()
-    values_are_log, size = is_log(reader), max(1, VALUES_PER_PASS // max(1, len(asked)))
-    for start in range(0, len(index), size):
-        rows = np.arange(start, min(start + size, len(index)))
-        tokens = self._tokenizer(
-            reader.rows(index[rows]),
-            alignment.gene_map,
-            is_log=values_are_log,
-            target_sum=TARGET_SUM * share,
-        )
+    passes = token_passes(
+        self._tokenizer,
+        alignment.gene_map,
+        share,
+        reader,
+        index,
+        batch_size=max(1, VALUES_PER_PASS // max(1, len(asked))),
+    )
+    for rows, tokens in passes:
         tokens = TokenBatch(*(part.to(device) for part in tokens))
         with autocast(device, self._precision):
             embedding = self.module.encoder(

@@ -25,7 +25,7 @@ from celler.pretraining import (
     fit_masked,
     start_from_components,
 )
-from celler.pretraining.masking import MaskedCells
+from celler.pretraining.masking import MaskedCells, MaskedMinibatch
 from celler.shift import linear
 
 if TYPE_CHECKING:
@@ -74,18 +74,6 @@ class UnlabelledCells:
     def log_rows(self, rows: np.ndarray) -> sparse.csr_matrix:
         """``log1p`` of counts per 10,000, ``(n, n_genes)``."""
         return linear(self.X[rows], is_log=False).log1p()
-
-    def masked(self, model: Celler, mask_ratio: float, seed: int, *, is_fixed: bool) -> MaskedCells:
-        """The cells with genes hidden, for the encoder of ``model``."""
-        return MaskedCells(
-            self.X,
-            self.batch,
-            model._tokenizer,
-            model.module.config.encoder,
-            mask_ratio=mask_ratio,
-            seed=seed,
-            is_fixed=is_fixed,
-        )
 
 
 def pretrain(
@@ -147,19 +135,8 @@ def pretrain(
         self.module = build_network(self.module.config, seed)
         start_from_components(self.module, cells.log_rows, n_cells, seed)
     decoder = new_decoder(self, len(batches), seed) if before is None else before.decoder
-    order = np.random.default_rng(seed).permutation(n_cells)
-    n_validation = min(round(validation_size * n_cells), MAX_VALIDATION)
-    held_out, learned = np.sort(order[:n_validation]), np.sort(order[n_validation:])
-    masked = partial(cells.masked, self, mask_ratio, seed)
-    history = fit_masked(
-        self.module,
-        decoder,
-        masked(is_fixed=False).loader(ShuffledMinibatches(learned, batch_size, seed)),
-        masked(is_fixed=True).loader(OrderedMinibatches(held_out, 2 * batch_size))
-        if n_validation
-        else None,
-        config,
-    )
+    train, validation = masked_loaders(self, cells, validation_size, config)
+    history = fit_masked(self.module, decoder, train, validation, config)
     if before is not None:
         history = {name: before.history.get(name, []) + history[name] for name in history}
     adopt_pretrained(self, Pretrained(decoder, batches, share_of(cells), n_cells, history))
@@ -195,6 +172,30 @@ def unlabelled_cells(
     return UnlabelledCells(
         X, pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
     ), batches
+
+
+def masked_loaders(
+    self: Celler, cells: UnlabelledCells, validation_size: float, config: PretrainingConfig
+) -> tuple[Iterable[MaskedMinibatch], Iterable[MaskedMinibatch] | None]:
+    """Minibatches to learn from and, with the same genes hidden in every epoch, to validate on."""
+    n_cells, seed = cells.X.shape[0], config.seed
+    order = np.random.default_rng(seed).permutation(n_cells)
+    n_validation = min(round(validation_size * n_cells), MAX_VALIDATION)
+    held_out, learned = np.sort(order[:n_validation]), np.sort(order[n_validation:])
+    masked = partial(
+        MaskedCells,
+        cells.X,
+        cells.batch,
+        self._tokenizer,
+        self.module.config.encoder,
+        mask_ratio=config.mask_ratio,
+        seed=seed,
+    )
+    train = masked().loader(ShuffledMinibatches(learned, config.batch_size, seed))
+    if not n_validation:
+        return train, None
+    ordered = OrderedMinibatches(held_out, 2 * config.batch_size)
+    return train, masked(is_fixed=True).loader(ordered)
 
 
 def proportional(reader: ExpressionReader) -> sparse.csr_matrix:

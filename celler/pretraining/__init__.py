@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,32 +93,6 @@ class MaskedLoss:
             ).sum()
             loss = loss + presence / (n_asked + minibatch.is_absent.sum())
         return loss, value
-
-
-class MaskedTerm(nn.Module):
-    """Joint training: at each call the masked loss, times ``weight``, of the next minibatch of all cells."""
-
-    def __init__(
-        self,
-        network: GeneTransformer,
-        decoder: GeneDecoder,
-        minibatches: Iterable[MaskedMinibatch],
-        weight: float,
-    ) -> None:
-        super().__init__()
-        self.decoder, self.weight = decoder, weight
-        self._loss = MaskedLoss(network.encoder, decoder)  # no module: the encoder is the network's
-        self._minibatches = minibatches
-        self._next: Iterator[MaskedMinibatch] = iter(())
-
-    def forward(self) -> Tensor:
-        """A scalar."""
-        minibatch = next(self._next, None)
-        if minibatch is None:
-            self._next = iter(self._minibatches)
-            minibatch = next(self._next)
-        loss, _value = self._loss(minibatch.to(self.decoder.gene.device))
-        return self.weight * loss
 
 
 class PretrainingPlan(LightningModule):
