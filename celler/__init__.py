@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "benchmark",
         "datasets",
+        "labels",
         "losses",
         "metrics",
         "mining",
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 if TYPE_CHECKING:
     from celler import benchmark as benchmark
     from celler import datasets as datasets
+    from celler import labels as labels
     from celler import losses as losses
     from celler import metrics as metrics
     from celler import mining as mining

@@ -27,6 +27,8 @@ PALETTE = [
     "#E1964B", "#699696", "#8778B4", "#78F0C3",
 ]
 # fmt: on
+#: Of cells that got no label.
+UNKNOWN_COLOR = "#BDBDBD"
 
 
 def stored_colors(data: Any, key: str | None) -> dict[str, Any]:

@@ -10,22 +10,30 @@ from scipy import sparse
 from torch.utils.data import Dataset, Sampler
 
 from celler.mining import HardCells, rank_and_size
+from celler.tokenizer import TARGET_SUM
 
 
 @dataclass(frozen=True)
 class CellBlock:
-    """Some cells: ``X (B, n_vars)`` CSR, ``labels (B,)`` codes and ``index (B,)``, their row in the source."""
+    """Some cells: ``X (B, n_vars)`` CSR, ``labels (B,)`` codes and ``index (B,)``, their row in the source.
+
+    target_sums: ``(B,)``, what the tokenizer scales each cell to.
+    """
 
     X: sparse.csr_matrix
     labels: np.ndarray
     index: np.ndarray
+    target_sums: np.ndarray
 
 
 class InMemorySource(Dataset[CellBlock]):
     """Labelled cells in memory. ``source[index]`` with an integer array is a :class:`CellBlock`."""
 
-    def __init__(self, X: sparse.csr_matrix, labels: np.ndarray) -> None:
+    def __init__(
+        self, X: sparse.csr_matrix, labels: np.ndarray, target_sums: np.ndarray | None = None
+    ) -> None:
         self.X, self.labels = X, labels
+        self.target_sums = np.full(len(labels), TARGET_SUM) if target_sums is None else target_sums
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +44,7 @@ class InMemorySource(Dataset[CellBlock]):
         return int((self.labels >= 0).sum())
 
     def __getitem__(self, index: np.ndarray) -> CellBlock:
-        return CellBlock(self.X[index], self.labels[index], index)
+        return CellBlock(self.X[index], self.labels[index], index, self.target_sums[index])
 
 
 def split(

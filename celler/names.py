@@ -19,9 +19,15 @@ def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs
 
 
 def closest(name: object, names: Iterable[str], cutoff: float = 0.4) -> str:
-    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is.
+    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is."""
+    close = most_like(name, names, cutoff)
+    return "" if close is None else f" Closest: {close!r}."
+
+
+def most_like(name: object, names: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The one of ``names`` most like ``name``, ``None`` where none is.
 
     cutoff: how alike they must be, from 0 to 1.
     """
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
-    return f" Closest: {close[0]!r}." if close else ""
+    return close[0] if close else None

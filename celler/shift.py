@@ -26,6 +26,8 @@ class Profile:
     """Expression by class: ``mean (C, G)`` counts per 10,000 and ``n_cells (C,)``, which may be fractions.
 
     dispersion: ``(G,)``, variance of a cell over mean, within classes.
+
+    A mean is NaN where the cells of the class were never measured for the gene.
     """
 
     mean: np.ndarray
@@ -35,13 +37,13 @@ class Profile:
     @property
     def share(self) -> np.ndarray:
         """Mean share of a cell's counts that each gene has ``(G,)``; sums to 1."""
-        total = self.n_cells @ self.mean
+        total = self.n_cells @ np.nan_to_num(self.mean)
         return np.asarray(total / total.sum())
 
     def restricted(self, is_shared: np.ndarray) -> Profile:
         """The genes ``is_shared (G,)`` alone, those of each class scaled to 10,000 counts."""
         mean = self.mean[:, is_shared]
-        total = mean.sum(axis=1, keepdims=True)
+        total = np.nansum(mean, axis=1, keepdims=True)
         mean = mean * np.divide(1e4, total, out=np.ones_like(total), where=total > 0)
         return Profile(mean, self.n_cells, self.dispersion[is_shared])
 
@@ -102,12 +104,16 @@ def shift_factors(reference: Profile, query: Profile) -> np.ndarray:
         1 / (np.maximum(n_reference, 1) * of_reference) + 1 / (np.maximum(n_query, 1) * of_query)
     )
     is_asked = (n_reference >= MIN_CELLS) & (n_query >= MIN_CELLS)
-    weights = is_asked / (variance + HETEROGENEITY)
-    precision = weights.sum(axis=0)
+    is_asked = is_asked & ~np.isnan(reference.mean)
+    weights = np.where(is_asked, 1 / (variance + HETEROGENEITY), 0)
+    precision = np.maximum(
+        weights.sum(axis=0), 1e-9
+    )  # next to nothing is known where no class is asked
     if not is_asked.any():
         return np.ones(len(precision))
-    ratio = (weights * np.log(of_reference / of_query)).sum(axis=0) / precision
-    trust = 1 / (1 / precision + 0.1)
+    log_ratio = np.where(is_asked, np.log(of_reference / of_query), 0)
+    ratio = (weights * log_ratio).sum(axis=0) / precision
+    trust = is_asked.any(axis=0) / (1 / precision + 0.1)
     tau2 = max(0.0, float((trust * (ratio**2 - 1 / precision)).sum() / trust.sum()))
     bound = np.log(MAX_FACTOR)
     return np.exp(np.clip(STRENGTH * ratio * tau2 / (tau2 + 1 / precision), -bound, bound))

@@ -73,7 +73,7 @@ class Tokenizer:
         gene_map: np.ndarray,
         *,
         is_log: bool = False,
-        target_sum: float = TARGET_SUM,
+        target_sum: float | np.ndarray = TARGET_SUM,
         token_dropout: float = 0.0,
         seeds: np.ndarray | None = None,
     ) -> TokenBatch:
@@ -81,7 +81,8 @@ class Tokenizer:
 
         gene_map: ``(n_vars,)`` int32, vocabulary row of each column, −1 to skip the column.
         is_log: the values are natural ``log1p`` values and not proportional to counts.
-        target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``.
+        target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``, for all
+            cells or each ``(B,)``.
         token_dropout: share of a cell's tokens left out at random, needs ``seeds``.
         seeds: ``(B,)`` uint64, one per cell; given in training, where ``max_genes`` keeps a random
             subset. Without them the genes of highest value are kept, ties by vocabulary order.
@@ -104,7 +105,7 @@ class Tokenizer:
         expression = np.zeros(shape, np.float32)
         _fill_tokens(
             X.indptr, X.indices, bits, gene_map, n_tokens, n_kept,
-            self.n_bins, is_log, target_sum,
+            self.n_bins, is_log, np.broadcast_to(np.float64(target_sum), len(n_kept)).copy(),
             np.empty(0, np.uint64) if seeds is None else seeds,
             gene_ids, values, expression,
         )  # fmt: skip
@@ -265,7 +266,7 @@ def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _fill_tokens(  # type: ignore[no-untyped-def]
-    indptr, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sum, seeds,
+    indptr, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
     gene_ids, values, expression,
 ):  # fmt: skip
     """Write the tokens of every row."""
@@ -274,7 +275,7 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
         n = n_tokens[row]
         cell = slice(indptr[row], indptr[row + 1])
         n_distinct = _tabulate(bits[cell], indices[cell], gene_map, row, distinct, mapped)
-        _describe(distinct, n_distinct, n, n_bins, is_log, target_sum)
+        _describe(distinct, n_distinct, n, n_bins, is_log, target_sums[row])
         if n_kept[row] == n:
             mapped.is_kept[:n] = True
         elif len(seeds):

@@ -34,6 +34,27 @@ Minibatches = Iterable[Minibatch]
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A network whose opinion on its own ``classes (K,)`` is kept while another trains on more.
+
+    strength: nats of loss for a nat of divergence between the two, in each expert.
+    """
+
+    network: GeneTransformer
+    classes: np.ndarray
+    strength: float = 10.0
+
+    def divergence(self, tokens: TokenBatch, labels: Tensor, expert_logits: Tensor) -> Tensor:
+        """Mean over cells of the divergence of ``expert_logits (E, B, C)`` among the classes; 0 for other cells."""
+        classes = torch.as_tensor(self.classes, device=labels.device)
+        with torch.no_grad():
+            wanted = self.network.eval()(*tokens).expert_logits[..., classes].softmax(-1)
+        given = expert_logits[..., classes].log_softmax(-1)
+        of_cell = F.kl_div(given, wanted, reduction="none").sum(dim=(0, 2))
+        return self.strength * (of_cell * torch.isin(labels, classes)).mean()
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How to train; :meth:`celler.model.Celler.train` says what each is for."""
 
@@ -52,6 +73,7 @@ class TrainingConfig:
     precision: str = "float32"
     show_progress: bool = True
     seed: int = 0
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size"):
@@ -104,6 +126,8 @@ class TrainingPlan(LightningModule):
         tokens, labels, index = minibatch
         output = self.network(*tokens)
         loss = self.expert_loss(output.expert_logits, labels).mean()
+        if self.config.teacher is not None:
+            loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
         if self.hard_cells is not None:
             self.hard_cells.watch(index, labels, output.logits)
         self.losses.append((loss.detach(), len(labels)))
@@ -252,6 +276,8 @@ def fit(
     hard_cells: chooses what is trained again; the sampler of ``train`` must be the one that reads it.
     title: of the progress bar.
     """
+    if config.teacher is not None:
+        config.teacher.network.to(config.device)
     plan = TrainingPlan(network, class_counts, config, hard_cells)
     best = BestWeights(network, max(10, config.max_epochs // 2) if config.early_stopping else None)
     n_threads = None

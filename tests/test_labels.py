@@ -97,6 +97,68 @@ def test_two_parents_or_none_are_errors():
         LabelTree.from_labels(LABELS, UNKNOWN, none)
 
 
+MAPPING = {"T": "lymph T/NK", "NK": "lymph T/NK", "B": "lymph B", "not here": "x"}
+
+
+@pytest.mark.parametrize(
+    "kind", [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))], ids=str
+)
+def test_a_mapping_gives_the_tree_of_the_column(kind):
+    tree = LabelTree(("B", "NK", "T")).with_parents(kind(MAPPING))
+    assert tree == LabelTree.from_labels(LABELS, UNKNOWN, PARENTS)
+    assert tree.parent_of == {name: MAPPING[name] for name in ("B", "NK", "T")}
+    assert LabelTree(("B",)).parent_of == {}
+
+
+def test_names_of_classes_may_be_numbers_in_a_mapping():
+    assert LabelTree(("1", "2")).with_parents({1: 10, 2: 20}).parents == ("10", "20")
+
+
+@pytest.mark.parametrize(
+    ("parents", "error", "words"),
+    [
+        ({"B": "l", "NK": "l"}, ValueError, r"no entry for 1 of 3 classes: 'T'\. Name a parent"),
+        (
+            {"B": "l", "nk": "l", "T ": "l"},
+            ValueError,
+            r"2 of 3 classes: 'NK'\..* 'T'\. Closest: 'T '",
+        ),
+        (
+            MAPPING | {"T": ["a", "b"]},
+            ValueError,
+            r"class 'T' the parents \['a', 'b'\]; .*exactly one",
+        ),
+        (pd.Series(["a", "b"], ["T", "T"]), ValueError, r"class 'T' the parents \['a', 'b'\]"),
+        (MAPPING | {"T": None}, ValueError, "class 'T' no parent"),
+        (MAPPING | {"T": "NK", "NK": "T"}, ValueError, "in a cycle: 'NK' -> 'T' -> 'NK'"),
+        (
+            MAPPING | {"T": "NK"},
+            ValueError,
+            "'NK' is the parent of 'T' and a class too, whose parent is",
+        ),
+        ("parent_type", TypeError, "a str; .* is named by parent_labels_key"),
+        (["a", "b", "c"], TypeError, r"a list; a dict or Series .* is needed\.$"),
+        (LabelTree(("B",)), ValueError, "a LabelTree without parents"),
+    ],
+)
+def test_mappings_that_cannot_be(parents, error, words):
+    with pytest.raises(error, match=words):
+        LabelTree(("B", "NK", "T")).with_parents(parents)
+
+
+def test_a_class_may_be_its_own_parent_and_that_of_others():
+    mapping = {"T": "T", "NK": "T", "B": "B"}
+    assert LabelTree(("B", "NK", "T")).with_parents(mapping).parents == ("B", "T", "T")
+
+
+def test_parents_agree_with_the_class_that_is_given():
+    tree = LabelTree(("a", "b", "c"), ("X", "Y", "Y"))
+    probabilities = np.array([[0.4, 0.3, 0.3], [0.4, 0.3, 0.3], [0.2, 0.5, 0.3]])
+    expected = np.array([[0.4, 0], [0.4, 0.6], [0, 0.8]])
+    is_class = np.array([True, False, True])
+    np.testing.assert_allclose(tree.agreeing_parents(probabilities, is_class), expected)
+
+
 def test_a_parent_is_the_sum_of_its_children():
     tree = LabelTree(("a", "b", "c", "d"), ("Z", "Y", "Z", "X"))
     probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0]])

@@ -98,7 +98,7 @@ def test_parents_from_a_mapping_or_a_column(adata):
         np.vectorize(parent_of.get)(part) for part in columns(adata, "cell_type", "celler")
     )
     adata.obs["lineage"] = truth
-    for given in (parent_of, "lineage"):
+    for given in (parent_of, pd.Series(parent_of), "lineage"):
         result = evaluate(adata, "cell_type", "celler", parents=given)
         assert result.summary["parent_accuracy"] == accuracy_score(truth, prediction)
         expected = f1_score(truth, prediction, average="macro")
@@ -110,6 +110,28 @@ def test_parents_from_a_mapping_or_a_column(adata):
         recall = recall_score(truth, prediction, labels=["myeloid"], average=None)[0]
         assert result.per_parent.loc["myeloid", "recall"] == pytest.approx(recall)
     assert result.summary["accuracy"] < result.summary["parent_accuracy"]
+
+
+def test_backed_off_cells_are_missed_classes_and_right_parents():
+    """Worked by hand: of four cells of a and b, one is right, one unknown and two are given as x."""
+    cells = pd.DataFrame(
+        {
+            "given": ["a", "a", "b", "b", "c", "c"],
+            "found": ["a", "x", "x", "Unknown", "c", "x"],
+            "found_confidence": [1.0, 0.3, 0.3, 0.3, 1.0, 0.3],
+        }
+    )
+    result = evaluate(cells, "given", "found", parents={"a": "x", "b": "x", "c": "y"})
+    scores = result.summary
+    assert scores["accuracy"] == pytest.approx(2 / 6)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0 + 2 / 3) / 3), "x is no fourth class"
+    assert scores["ece"] == 0, "of the labels that are classes"
+    assert scores["backed_off_share"] == pytest.approx(3 / 6)
+    assert scores["rejected_share"] == pytest.approx(1 / 6)
+    assert scores["parent_accuracy"] == pytest.approx(4 / 6)
+    assert scores["parent_macro_recall"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    own = evaluate(cells, "given", "found", parents={"a": "a", "b": "a", "c": "c"})
+    assert "backed_off_share" not in own.summary
 
 
 def test_parents_that_are_missing_or_two(adata):

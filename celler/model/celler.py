@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +16,16 @@ from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
 from celler.door import suggest_keywords_of_methods
-from celler.inputs import ExpressionReader, is_log
+from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.explaining import get_gene_importance
 from celler.model.expression import impute, predict_expression
-from celler.model.fitting import Fitted, fit_network, schedule, training_source
+from celler.model.extending import load_query_data, prepare_query_anndata
+from celler.model.fitting import Fitted, fit_network, schedule
 from celler.model.forward import Genes
+from celler.model.knowledge import Knowledge, training_cells
 from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
 from celler.model.querying import (
     annotate,
@@ -32,7 +35,7 @@ from celler.model.querying import (
 )
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.model.summary import summary
-from celler.network import build_network
+from celler.network import GeneTransformer, build_network
 from celler.tokenizer import Tokenizer
 from celler.training import TrainingConfig
 
@@ -80,20 +83,27 @@ class Celler(BaseModelClass):
     ) -> None:
         super().__init__(adata, registry)
         self.init_params_ = self._get_init_params(locals())
-        self._described = (
+        self._precision = choose_precision(precision, choose_device())
+        self._decision = Decision()
+        self._reported: set[str] = set()
+        self._knowledge: Knowledge | None = None
+        self._pretrained: Pretrained | None = None
+        self._describe_as(
             self.registry_["celler"] if adata is None else describe(adata, self._setup_args)
         )
+
+    def _describe_as(self, described: dict[str, Any]) -> None:
+        """Take the genes and classes of ``described``, with a new network for them."""
+        self._described = described
         self._tree = LabelTree(tuple(self._described["classes"]), tuple(self._described["parents"]))
         names = pd.Index(self._described["gene_names"])
         self._genes = Genes(
             names, np.full(len(names), 1 / len(names)), self._setup_args["gene_key"]
         )
         config = network_config(self.init_params_, len(names), max(1, len(self._tree.classes)))
-        self._tokenizer = Tokenizer(n_bins=config.n_bins, max_genes=max_genes)
-        self._precision = choose_precision(precision, choose_device())
-        self._decision = Decision()
-        self._reported: set[str] = set()
-        self._pretrained: Pretrained | None = None
+        self._tokenizer = Tokenizer(
+            n_bins=config.n_bins, max_genes=self.init_params_["non_kwargs"]["max_genes"]
+        )
         self.module = build_network(config, seed=0)
         self._model_summary_string = repr(self)
 
@@ -107,6 +117,7 @@ class Celler(BaseModelClass):
         batch_key: str | None = None,
         *,
         parent_labels_key: str | None = None,
+        parents: Mapping[str, str] | pd.Series | LabelTree | None = None,
         gene_key: str | None = None,
     ) -> None:
         """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
@@ -117,6 +128,8 @@ class Celler(BaseModelClass):
         batch_key: column of ``adata.obs`` with the donor/assay batch. It is checked and recorded;
             the classifier never sees it, so that cells of other batches can be labelled.
         parent_labels_key: column of ``adata.obs`` with each cell's coarser type.
+        parents: in its place, the coarser type of each class: a dict, a Series or a
+            :class:`celler.labels.LabelTree`, which reads ontologies.
         gene_key: column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
 
         Raises ``KeyError`` for a column or layer that is not there, and ``ValueError`` for values,
@@ -172,13 +185,14 @@ class Celler(BaseModelClass):
         """
         if self.adata_manager is None:
             raise RuntimeError(
-                "this model was loaded and can only predict. To train: "
-                "Celler.setup_anndata(adata, ...), then Celler(adata).train()."
+                "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
+                "Celler(adata).train(); or, to go on from this one, Celler.load_query_data(adata, model)."
             )
+        known, labels = self._knowledge, self.adata.obs[LABELS_COLUMN]
         reader = ExpressionReader(self.adata, self._setup_args["layer"])
-        source = training_source(reader, self.adata.obs[LABELS_COLUMN], self._tree)
+        cells = training_cells(reader, labels, self._tree, known, seed)
         device = choose_device(accelerator, devices)
-        max_epochs, batch_size = schedule(source, max_epochs, batch_size)
+        max_epochs, batch_size = schedule(cells.source, max_epochs, batch_size)
         self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
         config = TrainingConfig(
             max_epochs=max_epochs,
@@ -192,24 +206,21 @@ class Celler(BaseModelClass):
             precision=self._precision,
             show_progress=show_progress,
             seed=seed,
+            teacher=None if known is None else known.teacher,
         )
-        network = self.module if self.is_trained else build_network(self.module.config, seed)
-        if self._pretrained is not None and not self.is_trained:
-            network.encoder.load_state_dict(self.module.encoder.state_dict())
+        network = self._starting_network(seed)
         fitted = fit_network(
             network,
             self._tokenizer,
-            source,
-            cell_names=self.adata.obs_names,
+            cells,
             classes=self._tree.classes,
-            is_log=is_log(reader),
             train_size=train_size,
             validation_size=validation_size,
             refit=refit,
             config=config,
         )
         self.module = network
-        self._adopt(fitted)
+        self._adopt(fitted if known is None else known.complete(fitted, cells.source))
 
     # Methods that take any AnnData are functions of their own files, one for each thing they do.
     predict = predict
@@ -220,12 +231,19 @@ class Celler(BaseModelClass):
     get_latent_representation = get_latent_representation
     get_gene_importance = get_gene_importance
     get_novelty = get_novelty
+    load_query_data = classmethod(load_query_data)
+    prepare_query_anndata = staticmethod(prepare_query_anndata)
     __repr__ = summary
 
     @property
     def classes_(self) -> np.ndarray:
         """Names of the classes, sorted ``(C,)``."""
         return np.array(self._tree.classes)
+
+    @property
+    def parents_(self) -> dict[str, str]:
+        """Parent of each class; empty where none were given."""
+        return self._tree.parent_of
 
     @property
     def history(self) -> pd.DataFrame | None:
@@ -298,6 +316,15 @@ class Celler(BaseModelClass):
         model._precision = choose_precision(contents["init_params"]["precision"], device)
         model.module.to(device).eval()
         return model
+
+    def _starting_network(self, seed: int) -> GeneTransformer:
+        """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+        if self.is_trained or self._knowledge is not None:
+            return self.module
+        network = build_network(self.module.config, seed)
+        if self._pretrained is not None:
+            network.encoder.load_state_dict(self.module.encoder.state_dict())
+        return network
 
     def _adopt(self, fitted: Fitted) -> None:
         """Take over what training left, now or in a saved model."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,8 +76,15 @@ class Fitted:
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
-def training_source(reader: ExpressionReader, labels: pd.Series, tree: LabelTree) -> InMemorySource:
+def training_source(
+    reader: ExpressionReader,
+    labels: pd.Series,
+    tree: LabelTree,
+    known: Collection[int] = (),
+) -> InMemorySource:
     """All cells of a registered AnnData with label codes, −1 where unlabelled.
+
+    known: codes of classes that the model knows already, which need no cells.
 
     Raises ``ValueError`` for fewer than two classes or a labelled cell without counts, and warns of
     classes with fewer than three cells.
@@ -94,24 +101,31 @@ def training_source(reader: ExpressionReader, labels: pd.Series, tree: LabelTree
             f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
             "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
-    _warn_of_small_classes(codes, tree.classes)
+    _warn_of_small_classes(codes, tree.classes, known)
     return InMemorySource(X, codes)
+
+
+class TrainingCells(NamedTuple):
+    """Cells to train on: ``names (n,)``, empty for those drawn, and whether their values are logarithms."""
+
+    source: InMemorySource
+    names: pd.Index
+    is_log: bool
 
 
 def fit_network(
     network: GeneTransformer,
     tokenizer: Tokenizer,
-    source: InMemorySource,
+    cells: TrainingCells,
     *,
-    cell_names: pd.Index,
     classes: tuple[str, ...],
-    is_log: bool,
     train_size: float,
     validation_size: float | None,
     refit: bool | None,
     config: TrainingConfig,
 ) -> Fitted:
-    """Train ``network`` in place on the labelled cells of ``source`` (label codes >= 0)."""
+    """Train ``network`` in place on the labelled ``cells`` (label codes >= 0)."""
+    source, cell_names, is_log = cells
     labelled = np.flatnonzero(source.labels >= 0)
     train, validation = (
         labelled[part]
@@ -225,7 +239,10 @@ class Loaders:
         minibatches = OrderedMinibatches(rows, 4 * self.config.batch_size)
 
         def collate(block: CellBlock) -> Minibatch:
-            return as_minibatch(self.tokenizer(block.X, self._gene_map, is_log=self.is_log), block)
+            tokens = self.tokenizer(
+                block.X, self._gene_map, is_log=self.is_log, target_sum=block.target_sums
+            )
+            return as_minibatch(tokens, block)
 
         return self._loader(minibatches, collate)
 
@@ -269,6 +286,7 @@ class TrainingCollate:
             block.X,
             self.gene_map,
             is_log=self.is_log,
+            target_sum=block.target_sums,
             token_dropout=self.token_dropout,
             seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
         )
@@ -320,10 +338,12 @@ def schedule(
     return max_epochs, batch_size
 
 
-def _warn_of_small_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
+def _warn_of_small_classes(
+    labels: np.ndarray, classes: tuple[str, ...], known: Collection[int]
+) -> None:
     """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    small = {name: int(n) for name, n in zip(classes, counts, strict=True) if n < 3}
+    small = {classes[k]: int(n) for k, n in enumerate(counts) if n < 3 and k not in known}
     if small:
         warn(
             f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "

@@ -10,12 +10,20 @@ from anndata import AnnData
 
 from celler.door import warn
 from celler.inputs import query_reader
+from celler.model.annotation import (
+    check_target,
+    gene_record,
+    majority_columns,
+    write_annotation,
+)
 from celler.model.forward import Forward, Outputs, rows_of
 from celler.model.labelling import (
+    BACKOFF_THRESHOLD,
     annotation_columns,
     annotation_record,
     check_question,
     label_cells,
+    label_levels,
     level_probabilities,
 )
 from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
@@ -36,6 +44,7 @@ def predict(
     unknown_label: str = "Unknown",
     candidates: list[str] | None = None,
     false_alarm_rate: float | None = None,
+    backoff: bool = False,
     correct_shift: bool = True,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
@@ -50,6 +59,8 @@ def predict(
     candidates: the only classes that are possible; the others get probability 0.
     false_alarm_rate: give ``unknown_label`` to cells more novel than all but this share of the
         reference's known cells, see :meth:`get_novelty`; ``None`` labels them all.
+    backoff: where the class is below the threshold and the parent is not, give the parent's name. The
+        threshold is then 0.7 unless given, the same for both levels.
     correct_shift: undo what differs from the reference in all classes alike, as after another
         chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
 
@@ -61,7 +72,9 @@ def predict(
     """
     adata, index = query_cells(self, adata, indices)
     level = "class" if level is None else level
-    check_question(self._tree, level, threshold, candidates)
+    check_question(self._tree, level, threshold, candidates, backoff=backoff)
+    if soft and backoff:
+        raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
     limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
     if limit is not None and not soft:
@@ -70,6 +83,9 @@ def predict(
     names = self._tree.levels[level]
     if soft:
         return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+    if backoff:
+        how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
+        return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
     return label_cells(outputs, probabilities, names, threshold, unknown_label)
 
 
@@ -78,29 +94,49 @@ def annotate(
     adata: AnnData | None = None,
     key_added: str = "celler",
     *,
+    cluster_key: str | None = None,
     threshold: float | None = None,
     unknown_label: str = "Unknown",
     false_alarm_rate: float | None = None,
+    backoff: bool = False,
     correct_shift: bool = True,
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
-    Columns: ``<key>`` (categorical), ``<key>_confidence`` (probability of the label),
-    ``<key>_margin`` (that less the second best), ``<key>_second`` (the second-best label),
-    ``<key>_novelty`` (see :meth:`get_novelty`) and, with parents, ``<key>_parent``. Arguments
-    as in :meth:`predict`; calling it again overwrites.
+    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the class),
+    ``<key>_margin`` (best less second-best probability), ``<key>_second`` (the second-best class) and
+    ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
+    the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says
+    whether the label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are none.
+
+    cluster_key: clusters in ``adata.obs``, which are read and never computed: ``<key>_majority`` is the
+        most frequent label of each cell's cluster and ``<key>_majority_share`` its share; a cell
+        without a cluster keeps its label.
+
+    Other arguments as in :meth:`predict`. Calling it again overwrites, and removes columns of the last
+    call that this one does not write. A view becomes a copy of its own, as with every write to one;
+    the AnnData behind it stays as it is. Of a file in backed mode only what is in memory is written.
     """
     adata, index = query_cells(self, adata, None)
-    check_question(self._tree, "class", threshold, None)
+    check_question(self._tree, "class", threshold, None, backoff=backoff)
+    clusters = check_target(adata, key_added, cluster_key)
     limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, None, correct_shift)
     if self._fitted.novelty is not None:  # a model saved by an earlier version has none
         outputs = with_novelty(self, adata, index, outputs, limit)
+    if backoff and threshold is None:
+        threshold = BACKOFF_THRESHOLD
     how = (threshold, unknown_label)
-    columns = annotation_columns(outputs, self._decision, self._tree, key_added, *how)
-    for name, values in columns.items():
-        adata.obs[name] = values
-    adata.uns[key_added] = annotation_record(outputs, self._decision, self._tree, *how)
+    columns = annotation_columns(
+        outputs, self._decision, self._tree, key_added, *how, backoff=backoff
+    )
+    if clusters is not None:
+        columns |= majority_columns(columns[key_added], clusters, key_added)
+    record = annotation_record(outputs, self._decision, self._tree, *how, backoff=backoff)
+    record |= {"cluster_key": cluster_key or "none", "correct_shift": correct_shift}
+    record |= {"false_alarm_rate": "none" if false_alarm_rate is None else false_alarm_rate}
+    record |= {"genes": gene_record(*self._genes.align(adata))}
+    write_annotation(adata, key_added, columns, record)
 
 
 def get_latent_representation(
@@ -160,7 +196,7 @@ def forward_cells(
 ) -> Outputs:
     """Outputs for the rows ``index (N,)``; what the query's genes are is said once."""
     alignment, share = self._genes.align(adata)
-    report = alignment.describe(share)
+    report = alignment.describe(share / float(self._genes.share.sum()))
     if not alignment.is_exact and report not in self._reported:
         self._reported.add(report)
         warn(report)

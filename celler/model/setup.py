@@ -15,7 +15,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler.genes import check_unique, gene_names
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.labels import LabelTree, as_strings
+from celler.labels import LabelTree, as_strings, parent_mapping
 from celler.names import column
 from celler.network import NetworkConfig
 
@@ -31,6 +31,8 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     args = setup_method_args["setup_args"]
     # Labels become str, so the value that means "no label", an integer perhaps, does too.
     args["unlabeled_category"] = str(args["unlabeled_category"])
+    if args["parents"] is not None:
+        args["parents"] = parent_mapping(args["parents"])
     labels = _checked(adata, args)
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
@@ -53,7 +55,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
 
 def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
     """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
-    tree = _read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
+    tree = read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
     return {
         "gene_names": [str(name) for name in gene_names(adata.var, setup_args["gene_key"])],
         "classes": list(tree.classes),
@@ -112,13 +114,14 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
                 f"batch_key={args['batch_key']!r} has {int(batches.isna().sum()):,} missing values; every cell "
                 "needs a donor/assay batch, or pass batch_key=None."
             )
-    labels = _read_labels(adata, args)
-    _read_tree(adata, labels, args)
+    labels = read_labels(adata, args)
+    read_tree(adata, labels, args)
     warn_of_binned(reader)
     return labels
 
 
-def _read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+def read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+    """Labels of all cells as str ``(n_obs,)``, those without one as ``unlabeled_category``."""
     key, unlabeled = args["labels_key"], args["unlabeled_category"]
     if key is None:
         return np.full(adata.n_obs, unlabeled, dtype=object)
@@ -131,10 +134,17 @@ def _read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
     return labels
 
 
-def _read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+    """Classes among the labels and, with ``parent_labels_key`` or ``parents``, their parents."""
     key, unlabeled = args["parent_labels_key"], args["unlabeled_category"]
+    mapping = args.get("parents")  # a model saved by an earlier version has none
+    if key is not None and mapping is not None:
+        raise ValueError(
+            f"both parent_labels_key={key!r} and parents were given; the parents can come from one of them."
+        )
     if key is None:
-        return LabelTree.from_labels(labels, unlabeled)
+        tree = LabelTree.from_labels(labels, unlabeled)
+        return tree if mapping is None else tree.with_parents(mapping)
     parents = as_strings(column(adata.obs, key, "parent_labels_key"), key, unlabeled)
     return LabelTree.from_labels(labels, unlabeled, parents)
 

@@ -22,8 +22,9 @@ def fitted_novelty(self: Celler) -> Novelty:
     """The model's novelty score; raises ``RuntimeError`` where it has none."""
     if self._fitted.novelty is None:
         raise RuntimeError(
-            f"this model has no novelty score: it was trained on fewer than {MIN_CELLS} labelled cells, or saved by "
-            "an earlier version of Celler. Train it again on the reference, or use threshold= on probabilities."
+            f"this model has no novelty score: it was trained on fewer than {MIN_CELLS} labelled cells, extended by "
+            "load_query_data, or saved by an earlier version of Celler. Train it again on the reference, or use "
+            "threshold= on probabilities."
         )
     return self._fitted.novelty
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from celler.network.config import NetworkConfig
 from celler.network.heads import MLPHead, VGGHead
 from celler.network.latent import LatentEncoder
 
-__all__ = ["GeneTransformer", "NetworkConfig", "NetworkOutput", "build_network"]
+__all__ = ["GeneTransformer", "NetworkConfig", "NetworkOutput", "build_network", "extend_network"]
 
 ENCODERS = {
     "additive": AdditiveEncoder,
@@ -46,7 +48,7 @@ class GeneTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder: nn.Module = ENCODERS[config.encoder](config)
-        self.head: nn.Module = HEADS[config.head](config)
+        self.head: nn.Sequential = HEADS[config.head](config)
         self.evidence = EvidenceTable(config) if config.use_evidence else None
 
     @property
@@ -71,3 +73,27 @@ def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GeneTransformer(config)
+
+
+def extend_network(
+    network: GeneTransformer, n_genes: int, classes: np.ndarray, n_classes: int, seed: int
+) -> GeneTransformer:
+    """A network with the weights of ``network`` and more genes, after its own, and classes.
+
+    classes: ``(C,)``, places of the present classes among ``n_classes``. A new gene starts with zeros, so that it
+    changes nothing before it is trained; a new class starts as in :func:`build_network`.
+    """
+    config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
+    wider = build_network(config, seed).to(network.device)
+    state, places = wider.state_dict(), torch.as_tensor(classes, device=network.device)
+    last = f"head.{len(network.head) - 1}"
+    for name, weights in network.state_dict().items():
+        if name == "evidence.weight":
+            state[name][: len(weights), places] = weights
+        elif name == "encoder.gene":
+            state[name].zero_()[: len(weights)] = weights
+        elif name in ("evidence.bias", f"{last}.weight", f"{last}.bias"):
+            state[name][places] = weights
+        else:
+            state[name].copy_(weights)
+    return wider

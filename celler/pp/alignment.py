@@ -64,7 +64,9 @@ def align_genes(
         alignment = _with_all(alignment, gene_map, names)
     if share is not None:
         found = np.unique(gene_map[gene_map >= 0])
-        alignment = dataclasses.replace(alignment, expression_share=float(share[found].sum()))
+        alignment = dataclasses.replace(
+            alignment, expression_share=float(share[found].sum() / share.sum())
+        )
     aligned = _columns(adata, gene_map)
     aligned.var["original_name"] = aligned.var_names.to_numpy()
     aligned.var_names = names[np.unique(gene_map[gene_map >= 0])]

@@ -19,7 +19,8 @@ class Evaluation(NamedTuple):
     """How well predictions agree with the truth.
 
     summary: one number per metric, see :func:`celler.metrics.summary`. With rejected cells
-        ``rejected_share`` too, with a confidence ``ece``, with parents ``parent_*`` metrics.
+        ``rejected_share`` too, with backed-off ones ``backed_off_share``, with a confidence ``ece``, with
+        parents ``parent_*`` metrics.
     per_class: one row per class of the truth, see :func:`celler.metrics.per_class`.
     per_parent: the same for the parents; None without.
     """
@@ -36,7 +37,7 @@ def evaluate(
     prediction: str,
     *,
     reference_counts: Mapping[str, int] | pd.Series | None = None,
-    parents: Mapping[str, str] | str | None = None,
+    parents: Mapping[str, str] | pd.Series | str | None = None,
     confidence: str | None = None,
     unknown_label: str = "Unknown",
 ) -> Evaluation:
@@ -50,7 +51,8 @@ def evaluate(
     reference_counts: cells of each class that were learned from, by which classes are head, medium or
         tail: ``reference.obs["cell_type"].value_counts()``. None = counts of the truth.
     parents: parent by class, or a column of obs that holds the parent of each cell's true class. A
-        predicted class without a parent is its own. None = no parent level.
+        predicted class without a parent is its own. A cell that is predicted as a parent was backed off:
+        it counts as missed among the classes and as what it is among the parents. None = no parent level.
     confidence: column with the probability of the predicted label, for the calibration error; None =
         ``<prediction>_confidence`` if there is one. Missing ones do not count.
     """
@@ -61,26 +63,35 @@ def evaluate(
     counts = pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts
     counts = {str(name): int(count) for name, count in dict(counts).items()}
     is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))
-    scores, table = _compare(cells.truth, cells.prediction, counts, is_rejected)
-    if is_rejected.any():
-        scores["rejected_share"] = float(is_rejected.mean())
-    scores |= _calibration(adata, prediction, confidence, cells, ~is_rejected)
+    parent_of = {} if parents is None else read_parents(adata, parents, cells)
+    is_parent = np.isin(
+        cells.prediction, list(set(parent_of.values()) - {*parent_of, *cells.truth})
+    )
+    scores, table = _compare(cells.truth, cells.prediction, counts, is_rejected | is_parent)
+    for name, is_so in (("rejected_share", is_rejected), ("backed_off_share", is_parent)):
+        if is_so.any():
+            scores[name] = float(is_so.mean())
+    scores |= _calibration(adata, prediction, confidence, cells, ~is_rejected & ~is_parent)
     if parents is None:
         return Evaluation(scores, table)
-    parent_of = read_parents(adata, parents, cells)
+    parent_scores, parent_table = _compare_parents(cells, parent_of, counts, is_rejected)
+    return Evaluation(scores | parent_scores, table, parent_table)
+
+
+def _compare_parents(
+    cells: Pair, parent_of: Mapping[str, str], counts: Mapping[str, int], is_rejected: np.ndarray
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """The metrics of the parents, their names led by ``parent_``."""
     parent_counts: dict[str, int] = {}
     for name, count in counts.items():
         parent = parent_of.get(name, name)
         parent_counts[parent] = parent_counts.get(parent, 0) + count
-    truth_parents, predicted_parents = (
+    truth, prediction = (
         np.array([parent_of.get(name, name) for name in labels])
         for labels in (cells.truth, cells.prediction)
     )
-    parent_scores, parent_table = _compare(
-        truth_parents, predicted_parents, parent_counts, is_rejected
-    )
-    scores |= {f"parent_{name}": score for name, score in parent_scores.items()}
-    return Evaluation(scores, table, parent_table)
+    scores, table = _compare(truth, prediction, parent_counts, is_rejected)
+    return {f"parent_{name}": score for name, score in scores.items()}, table
 
 
 def _compare(

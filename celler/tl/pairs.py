@@ -47,11 +47,11 @@ def read_pair(
 
 
 def read_parents(
-    data: AnnData | pd.DataFrame, parents: Mapping[str, str] | str, cells: Pair
+    data: AnnData | pd.DataFrame, parents: Mapping[str, str] | pd.Series | str, cells: Pair
 ) -> dict[str, str]:
     """Parent of every class of the truth: from a mapping, or from a column with the cells' parents."""
     classes = np.unique(cells.truth)
-    if isinstance(parents, Mapping):
+    if isinstance(parents, Mapping | pd.Series):
         parent_of = {str(name): str(parent) for name, parent in parents.items()}
         missing = [name for name in classes if name not in parent_of]
         if missing:

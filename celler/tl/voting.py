@@ -43,6 +43,22 @@ def majority_vote(
         raise ValueError(f"min_share={min_share} was given; a share between 0 and 1 is needed.")
     labels = label_column(adata, key, "key")
     clusters = label_column(adata, cluster_key, "cluster_key")
+    winner, share = cluster_votes(labels, clusters)
+    names = np.array([*labels.categories, None], dtype=object)  # the last stands for code -1
+    chosen = np.where(share < min_share, unknown_label, names[winner])
+    # the last entry stands for code -1, cells without a cluster
+    codes = clusters.codes
+    adata.obs[key_added] = pd.Categorical(np.array([*chosen, None], dtype=object)[codes])
+    adata.obs[f"{key_added}_share"] = np.array([*share, np.nan])[codes]
+
+
+def cluster_votes(
+    labels: pd.Categorical, clusters: pd.Categorical
+) -> tuple[np.ndarray, np.ndarray]:
+    """Code of each cluster's most frequent label, −1 without one, and its share, then NaN.
+
+    Of equally frequent labels it is the first category.
+    """
     votes = np.zeros((len(clusters.categories), len(labels.categories)))
     has_both = (labels.codes >= 0) & (clusters.codes >= 0)
     np.add.at(votes, (clusters.codes[has_both], labels.codes[has_both]), 1)
@@ -50,10 +66,4 @@ def majority_vote(
     share = np.divide(
         votes.max(axis=1), n_votes, out=np.full(len(votes), np.nan), where=n_votes > 0
     )
-    winner = labels.categories.to_numpy(dtype=object)[votes.argmax(axis=1)]
-    winner = np.where(share < min_share, unknown_label, winner)
-    winner[n_votes == 0] = None
-    # the last entry stands for code -1, cells without a cluster
-    codes = clusters.codes
-    adata.obs[key_added] = pd.Categorical(np.array([*winner, None], dtype=object)[codes])
-    adata.obs[f"{key_added}_share"] = np.array([*share, np.nan])[codes]
+    return np.where(n_votes > 0, votes.argmax(axis=1), -1), share

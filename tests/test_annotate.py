@@ -1,0 +1,190 @@
+"""Annotate: stable categories and colours, votes of clusters, the record, and objects of every kind."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import ImplicitModificationWarning
+from toy import assert_equal_frames, cells, fit, trained
+
+from celler.colors import PALETTE, UNKNOWN_COLOR
+from celler.tl import majority_vote
+from celler.version import __version__
+
+CLASSES = [f"type {j}" for j in range(4)]
+
+
+@pytest.fixture
+def query():
+    adata = cells(60, seed=3)
+    clusters = np.array(["a", "b", "c"], dtype=object)[np.arange(60) % 3]
+    clusters[:5] = np.nan
+    adata.obs["leiden"] = pd.Categorical(clusters)
+    return adata
+
+
+def categories(adata, name: str = "celler") -> list[str]:
+    return list(adata.obs[name].cat.categories)
+
+
+# ---- categories and colours ----
+
+
+def test_categories_are_all_classes_whatever_the_cells(query):
+    few = query[:3].copy()
+    trained().annotate(few)
+    assert categories(few) == CLASSES
+    assert categories(few, "celler_parent") == ["lineage 0", "lineage 1"]
+    trained().annotate(query, threshold=1.0)
+    assert categories(query) == [*CLASSES, "Unknown"]
+    trained().annotate(query, backoff=True, threshold=0.0)
+    assert categories(query) == [*CLASSES, "lineage 0", "lineage 1"]
+
+
+def test_colours_follow_the_names(query):
+    few = query[:3].copy()
+    for adata in (few, query):
+        trained().annotate(adata, cluster_key="leiden" if adata is query else None)
+        assert adata.uns["celler_colors"] == PALETTE[:4]
+    assert query.uns["celler_majority_colors"] == PALETTE[:4]
+    assert query.uns["celler_parent_colors"] == PALETTE[:2]
+    trained().annotate(query, threshold=1.0)
+    assert query.uns["celler_colors"] == [*PALETTE[:4], UNKNOWN_COLOR]
+    trained().annotate(query)
+    assert query.uns["celler_colors"] == PALETTE[:4]
+
+
+def test_colours_of_the_user_stay(query):
+    mine = ["red", "green", "blue", "#123456"]
+    query.uns["celler_colors"] = list(mine)
+    trained().annotate(query)
+    assert query.uns["celler_colors"] == mine
+    trained().annotate(query, threshold=1.0)
+    assert query.uns["celler_colors"] == [*mine, UNKNOWN_COLOR]
+    query.uns["celler_colors"] = ["red"]
+    trained().annotate(query)
+    assert query.uns["celler_colors"] == PALETTE[:4]
+
+
+# ---- clusters ----
+
+
+def test_the_vote_is_that_of_tl(query):
+    trained().annotate(query, cluster_key="leiden", threshold=0.5)
+    expected = query.copy()
+    majority_vote(expected, "celler", "leiden", key_added="vote")
+    has_cluster = query.obs["leiden"].notna()
+    for ending in ("", "_share"):
+        actual, voted = query.obs[f"celler_majority{ending}"], expected.obs[f"vote{ending}"]
+        np.testing.assert_array_equal(actual[has_cluster], voted[has_cluster])
+    alone = query.obs[~has_cluster]
+    np.testing.assert_array_equal(alone["celler_majority"].astype(str), alone["celler"].astype(str))
+    assert alone["celler_majority_share"].isna().all()
+    assert query.obs["celler_majority"].dtype == query.obs["celler"].dtype
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "words"),
+    [
+        ("leidn", KeyError, "cluster_key='leidn' is not a column of adata.obs. Closest: 'leiden'"),
+        ("celler", ValueError, "cluster_key='celler' is a column that annotate writes itself"),
+        ("celler_majority", ValueError, "is a column that annotate writes itself"),
+        ("none", ValueError, "No cell has a label"),
+        ("score", ValueError, "holds numbers such as 0.5"),
+    ],
+)
+def test_clusters_that_are_none(query, key, error, words):
+    query.obs["none"], query.obs["score"] = None, 0.5
+    before = list(query.obs)
+    with pytest.raises(error, match=words):
+        trained().annotate(query, cluster_key=key)
+    assert list(query.obs) == before
+    assert not query.uns
+
+
+# ---- the record ----
+
+
+def test_the_record_says_what_was_done(query):
+    part = query[:, :70].copy()
+    model = fit(cells(), {"parent_labels_key": "parent_type"}, max_epochs=1)
+    with pytest.warns(UserWarning, match="70 of the model's 80 genes"):
+        model.annotate(part, "c", cluster_key="leiden", backoff=True, correct_shift=False)
+    record = part.uns["c"]
+    assert record["celler_version"] == __version__
+    assert (record["threshold"], record["backoff"], record["correct_shift"]) == (0.7, True, False)
+    assert (record["cluster_key"], record["unknown_label"]) == ("leiden", "Unknown")
+    assert record["classes"] == CLASSES
+    assert record["parents"] == ["lineage 0", "lineage 0", "lineage 1", "lineage 1"]
+    assert record["columns"] == [name for name in part.obs if name.split("_")[0] == "c"]
+    X = model.adata.X
+    assert {name: record["genes"][name] for name in ("matched", "missing", "extra")} == {
+        "matched": 70,
+        "missing": 10,
+        "extra": 0,
+    }
+    shares = X.multiply(1 / X.sum(axis=1)).mean(axis=0)
+    assert record["genes"]["expression_share"] == pytest.approx(
+        np.ravel(shares)[:70].sum(), abs=0.02
+    )
+
+
+@pytest.mark.parametrize("backoff", [False, True])
+def test_everything_survives_a_file(query, tmp_path, backoff):
+    trained().annotate(query, cluster_key="leiden", backoff=backoff)
+    query.write_h5ad(tmp_path / "query.h5ad")
+    read = ad.read_h5ad(tmp_path / "query.h5ad")
+    assert_equal_frames(read.obs[list(query.obs)].astype(str), query.obs.astype(str))
+    for name in (name for name in query.uns if name.endswith("_colors")):
+        assert list(read.uns[name]) == query.uns[name]
+    was, now = query.uns["celler"], read.uns["celler"]
+    assert sorted(now) == sorted(was)
+    assert all(list(now[name]) == was[name] for name in ("classes", "parents", "columns"))
+    assert {**now["genes"]} == was["genes"]
+    trained().annotate(read)
+    assert "celler_majority" not in read.obs
+    assert "celler_level" not in read.obs
+    assert "leiden" in read.obs
+
+
+# ---- again, and on objects of every kind ----
+
+
+def test_twice_is_once(query):
+    once = query.copy()
+    trained().annotate(once, cluster_key="leiden")
+    for options in ({"backoff": True, "threshold": 1.0}, {}, {"cluster_key": "leiden"}):
+        trained().annotate(query, **options)
+    assert_equal_frames(query.obs, once.obs)
+    assert query.uns == once.uns
+
+
+def test_only_columns_of_its_own_go(query):
+    query.obs["celler_level"] = "mine"
+    query.uns["celler"] = "mine as well"
+    trained().annotate(query)
+    trained().annotate(query)
+    assert set(query.obs["celler_level"]) == {"mine"}
+
+
+def test_a_view_becomes_a_copy_and_what_it_shows_stays(query):
+    view, whole = query[10:30], query.copy()
+    with pytest.warns(ImplicitModificationWarning):
+        trained().annotate(view, cluster_key="leiden")
+    assert not view.is_view
+    assert list(view.obs["celler"]) == list(trained().predict(query[10:30], correct_shift=False))
+    assert_equal_frames(query.obs, whole.obs)
+    assert not query.uns
+
+
+def test_a_backed_file_is_annotated_in_memory(query, tmp_path):
+    query.write_h5ad(tmp_path / "query.h5ad")
+    backed = ad.read_h5ad(tmp_path / "query.h5ad", backed="r")
+    trained().annotate(backed, cluster_key="leiden")
+    trained().annotate(query, cluster_key="leiden")
+    assert_equal_frames(backed.obs.astype(str), query.obs.astype(str))
+    assert backed.isbacked
+    with pytest.raises(ValueError, match=r"view of a file in backed mode.*to_memory\(\)"):
+        trained().annotate(backed[:10])
+    backed.file.close()
+    assert "celler" not in ad.read_h5ad(tmp_path / "query.h5ad").obs

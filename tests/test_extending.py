@@ -1,0 +1,254 @@
+"""Extending a model: nothing moves before training, and nothing is forgotten in it."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.metrics import f1_score
+from toy import QUICK, SMALL, assert_unchanged, cells, fit, snapshot, truth
+
+from celler.model import Celler
+from celler.rehearsal import draw_cells, n_rehearsed
+from celler.shift import Profile, profile
+
+
+def without(adata: ad.AnnData, *names: str) -> ad.AnnData:
+    return adata[~np.isin(truth(adata), names)].copy()
+
+
+def of(adata: ad.AnnData, *names: str) -> ad.AnnData:
+    return adata[np.isin(truth(adata), names)].copy()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Celler:
+    """Of three types; the name of the fourth sorts before them all."""
+    return fit(without(renamed(cells(400)), "a_new"))
+
+
+def renamed(adata: ad.AnnData) -> ad.AnnData:
+    smallest = sorted(set(truth(adata)))[-1]
+    adata.obs["cell_type"] = np.where(truth(adata) == smallest, "a_new", truth(adata))
+    return adata
+
+
+@pytest.fixture
+def new_cells() -> ad.AnnData:
+    return of(renamed(cells(500, seed=5)), "a_new")
+
+
+def with_more_genes(adata: ad.AnnData, n: int, rng: np.random.Generator) -> ad.AnnData:
+    more = sparse.csr_matrix(rng.poisson(1.0, (adata.n_obs, n)).astype(np.float32))
+    var = pd.DataFrame(index=[*adata.var_names, *(f"more_{k}" for k in range(n))])
+    return ad.AnnData(sparse.hstack([adata.X, more], format="csr"), obs=adata.obs, var=var)
+
+
+def extended(adata: ad.AnnData, reference, **options) -> Celler:
+    return Celler.load_query_data(adata, reference, **({"extend_labels": True} | options))
+
+
+def quickly(model: Celler, **options) -> Celler:
+    model.train(**(QUICK | options))
+    return model
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"encoder": "latent", "head": "vgg"},
+        {"encoder": "transformer"},
+        {"evidence": False},
+    ],
+)
+def test_before_training_old_logits_are_the_references(network, new_cells, rng):
+    """Whatever the order of genes and classes, and with genes that the reference lacks."""
+    reference = fit(without(renamed(cells(200)), "a_new"), network=network, max_epochs=1)
+    query = without(renamed(cells(30, seed=8)), "a_new")
+    new_cells = with_more_genes(new_cells, 5, rng)[:, rng.permutation(85)].copy()
+    with pytest.warns(UserWarning, match="80 of the reference model's 80 genes.*5 genes of adata"):
+        model = extended(new_cells, reference)
+    assert list(model.classes_) == ["a_new", *reference.classes_]
+    assert list(model._genes.names[:80]) == list(reference._genes.names)
+    identity = np.arange(80, dtype=np.int32)
+    tokens = reference._tokenizer(query.X, identity)
+    with torch.no_grad():
+        old, new = (m.module.eval()(*tokens).logits for m in (reference, model))
+    torch.testing.assert_close(new[:, 1:], old, rtol=0, atol=1e-6)
+    assert not model.is_trained
+    trained = quickly(model, max_epochs=1)
+    with pytest.warns(UserWarning, match="80 of the model's 85 genes"):
+        probabilities = trained.predict(query, soft=True, correct_shift=False)
+    assert list(probabilities.columns) == list(model.classes_)
+    assert np.isfinite(probabilities.to_numpy()).all()
+
+
+def test_a_new_class_is_learned_and_the_old_ones_are_not_forgotten(reference, new_cells, tmp_path):
+    test = renamed(cells(500, seed=9))
+    old = list(reference.classes_)
+    options = {"labels": old, "average": "macro"}
+    known = without(test, "a_new")
+    before = f1_score(truth(known), reference.predict(known), **options)
+    reference.save(tmp_path / "model")
+    weights = {name: part.clone() for name, part in reference.module.state_dict().items()}
+    model = quickly(extended(new_cells, tmp_path / "model"), max_epochs=8)
+    labels = model.predict(test)
+    assert f1_score(truth(test), labels, **options) > before - 0.05
+    assert f1_score(truth(test), labels, labels=["a_new"], average="macro") > 0.5
+    for name, part in reference.module.state_dict().items():
+        torch.testing.assert_close(part, weights[name], rtol=0, atol=0)
+
+
+def test_what_training_leaves(reference, new_cells, tmp_path):
+    model = quickly(extended(new_cells, reference))
+    counts = dict(zip(model.classes_, model.class_counts_, strict=True))
+    for name, n in zip(reference.classes_, reference.class_counts_, strict=True):
+        assert counts[name] == n
+    assert counts["a_new"] == len(model.train_indices_)
+    assert max(model.train_indices_.max(), model.validation_indices_.max()) < new_cells.n_obs
+    assert set(model.hard_cells_["cell"]) <= set(new_cells.obs_names)
+    stored = model._fitted.profile
+    np.testing.assert_allclose(stored.mean[1:], reference._fitted.profile.mean, rtol=1e-5)
+    model.save(tmp_path / "extended")
+    query = cells(50, seed=11)
+    loaded = Celler.load(tmp_path / "extended")
+    np.testing.assert_array_equal(loaded.predict(query), model.predict(query))
+    # and once more: nothing is lost on the way
+    again = of(cells(400, seed=12), sorted(set(truth(query)))[0])
+    again.obs["cell_type"] = "b_newer"
+    twice = quickly(extended(again, tmp_path / "extended"))
+    assert list(twice.classes_) == ["a_new", "b_newer", *reference.classes_]
+
+
+def test_same_seed_same_labels(reference, new_cells):
+    query = cells(80, seed=11)
+    first, second = (quickly(extended(new_cells.copy(), reference)).predict(query) for _ in "ab")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_more_cells_of_old_classes_with_other_genes_and_logarithms(reference, rng):
+    more = with_more_genes(without(renamed(cells(200, seed=6)), "a_new"), 6, rng)[:, 10:].copy()
+    log = more.copy()
+    depth = np.asarray(more.X.sum(axis=1))
+    log.X = sparse.csr_matrix(np.log1p(1e4 * more.X.toarray() / depth).astype(np.float32))
+    query = without(renamed(cells(200, seed=9)), "a_new")
+    labels = []
+    for adata in (more, log):
+        with pytest.warns(UserWarning, match="70 of the reference model's 80.*10 stay.*6 genes"):
+            model = extended(adata, reference, extend_labels=False)
+        quickly(model)
+        assert list(model.classes_) == list(reference.classes_)
+        assert len(model._genes.names) == 86
+        with pytest.warns(UserWarning, match="80 of the model's 86 genes"):
+            labels.append(model.predict(query, correct_shift=False))
+        assert not np.isnan(model._fitted.gene_share).any()
+        # a cell of the old genes alone has the expression it had
+        alignment, share = model._genes.align(query)
+        assert share == pytest.approx(1, abs=1e-5)
+    assert (labels[0] == labels[1]).mean() > 0.97
+    assert (labels[0] == truth(query)).mean() > 0.8
+
+
+def test_unknown_labels_are_named(reference, new_cells):
+    before = snapshot(new_cells)
+    with pytest.raises(ValueError, match=r"not know: \['a_new'\]. Pass extend_labels=True"):
+        Celler.load_query_data(new_cells, reference)
+    with pytest.raises(KeyError, match="Closest: 'cell_type'"):
+        extended(new_cells, reference, labels_key="celltype")
+    with pytest.raises(ValueError, match="labels_key=None"):
+        extended(new_cells, reference, labels_key=None)
+    assert_unchanged(new_cells, before)
+
+
+def test_the_setup_of_the_reference_is_taken_and_can_be_overridden(new_cells):
+    full = without(renamed(cells(200)), "a_new")
+    full.layers["counts"], full.X = full.X, None
+    reference = fit(full, {"layer": "counts", "batch_key": "donor"}, max_epochs=1)
+    with pytest.raises(KeyError, match="layer='counts'"):
+        extended(new_cells, reference)
+    new_cells.obs["mine"] = new_cells.obs["cell_type"]
+    model = extended(new_cells, reference, layer=None, batch_key=None, labels_key="mine")
+    assert model._setup_args["labels_key"] == "mine"
+    assert model._setup_args["layer"] is None
+    assert quickly(model, max_epochs=1).is_trained
+
+
+def test_parents_go_by_class(new_cells):
+    setup = {"parent_labels_key": "parent_type"}
+    reference = fit(without(renamed(cells(200)), "a_new"), setup, max_epochs=1)
+    model = quickly(extended(new_cells.copy(), reference), max_epochs=1)
+    query = cells(20, seed=3)
+    parents = model.predict(query, soft=True, level="parent")
+    assert set(parents.columns) == set(cells().obs["parent_type"])
+    with pytest.raises(ValueError, match="the reference have parents and the new cells do not"):
+        extended(new_cells.copy(), reference, parent_labels_key=None)
+    other = without(renamed(cells(100, seed=4)), "a_new")
+    other.obs["parent_type"] = "elsewhere"
+    with pytest.raises(ValueError, match="has the parent 'elsewhere' in adata and"):
+        extended(other, reference)
+
+
+def test_references_that_cannot_be_extended(reference, new_cells):
+    with pytest.raises(TypeError, match="a trained Celler or its folder"):
+        extended(new_cells, 3)
+    Celler.setup_anndata(new_cells, labels_key="cell_type")
+    with pytest.raises(RuntimeError, match="not trained"):
+        extended(new_cells, Celler(new_cells, **SMALL))
+    with pytest.raises(FileNotFoundError):
+        extended(new_cells, "nowhere")
+
+
+def test_a_query_under_the_models_genes(reference, rng):
+    query = cells(40, seed=7)
+    query.layers["counts"] = query.X.copy()
+    query.X = sparse.csr_matrix(np.log1p(query.X.toarray()))
+    query.obsm["X_pca"] = rng.normal(size=(40, 3))
+    query = with_layers(query, rng)
+    before = snapshot(query)
+    with pytest.warns(UserWarning, match="75 of the model's 80 genes"):
+        prepared = Celler.prepare_query_anndata(query, reference)
+    assert_unchanged(query, before)
+    assert list(prepared.var_names) == list(reference._genes.names)
+    assert prepared.var["is_measured"].sum() == 75
+    shared = list(query.var_names)
+    for layer in (None, "counts"):
+        values = prepared[:, shared].to_df(layer)
+        pd.testing.assert_frame_equal(values, query.to_df(layer), check_names=False)
+    missing = prepared[:, ~prepared.var["is_measured"].to_numpy()]
+    assert missing.X.nnz == 0
+    np.testing.assert_array_equal(prepared.obsm["X_pca"], query.obsm["X_pca"])
+    pd.testing.assert_frame_equal(prepared.obs, query.obs)
+    with pytest.raises(ValueError, match="adata is never changed"):
+        Celler.prepare_query_anndata(query, reference, inplace=True)
+
+
+def with_layers(adata: ad.AnnData, rng: np.random.Generator) -> ad.AnnData:
+    """75 of its genes in another order."""
+    return adata[:, rng.permutation(80)[:75]].copy()
+
+
+def test_drawn_cells_have_the_profile_they_come_from(rng):
+    mean = rng.gamma(1.0, 1.0, (2, 60))
+    mean *= 1e4 / mean.sum(axis=1, keepdims=True)
+    given = Profile(mean, np.array([10.0, 20.0]), np.full(60, 5.0))
+    X, codes = draw_cells(given, np.array([4000, 3000]), rng)
+    np.testing.assert_array_equal(np.bincount(codes), [4000, 3000])
+    back = profile(lambda b: X[b], lambda b: np.eye(2)[codes[b]], len(codes), is_log=False)
+    np.testing.assert_allclose(back.mean, mean, rtol=0.1, atol=1)
+    # a lognormal depth of spread 0.4 has a mean of 1 / depth that is exp(0.08) larger
+    assert np.median(back.dispersion) == pytest.approx(5 * np.exp(0.08), rel=0.1)
+    assert ((X.data % 1 == 0) & (X.data > 0)).all()
+    assert (X.sum(axis=1) > 0).all()
+
+
+def test_a_gene_that_was_not_measured_is_not_drawn(rng):
+    given = Profile(np.array([[1.0, np.nan, 2.0]]), np.array([5.0]), np.ones(3))
+    X, _ = draw_cells(given, np.array([50]), rng)
+    assert X[:, [1]].nnz == 0
+
+
+def test_few_cells_are_drawn_of_a_large_reference():
+    np.testing.assert_array_equal(n_rehearsed(np.array([300, 10])), [300, 10])
+    np.testing.assert_array_equal(n_rehearsed(np.array([99_000, 1_000, 7])), [4950, 50, 7])
