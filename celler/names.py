@@ -25,6 +25,9 @@ def closest(name: object, names: Iterable[str], cutoff: float = 0.4) -> str:
 
 
 def most_like(name: object, names: Iterable[str], cutoff: float = 0.4) -> str | None:
-    """The one of ``names`` most like ``name``, ``None`` where none is; ``cutoff``, 0 to 1, is how like."""
+    """The one of ``names`` most like ``name``, ``None`` where none is.
+
+    cutoff: how alike they must be, from 0 to 1.
+    """
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return close[0] if close else None
