@@ -9,8 +9,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-#: Fewer validation cells than this do not determine a temperature.
-MIN_CALIBRATION_CELLS = 50
+#: What a temperature is before a validation cell was seen, and the spread of its logarithm: the best ones of three
+#: sets, each class left out once, were 1.1 to 2.1.
+TYPICAL_TEMPERATURE, TEMPERATURE_SPREAD = 1.4, 0.3
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,22 @@ class Decision:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Temperature of least negative log-likelihood on held-out ``logits (N, C)``, ``labels (N,)``.
+    r"""Most probable temperature after held-out ``logits (N, C)``, ``labels (N,)``; within [1/5, 5].
 
-    1 when there are fewer than 50 cells; within [1/5, 5] otherwise.
+    Of least :math:`-\sum_i \log p_{i,y_i} + (\log \tau - \log 1.4)^2 / (2 \cdot 0.3^2)`: a few cells move it a
+    little, a hundred determine it, and without any it is 1.4.
     """
-    if len(labels) < MIN_CALIBRATION_CELLS:
-        return 1.0
+    if len(labels) == 0:
+        return TYPICAL_TEMPERATURE
 
-    def nll(log_temperature: float) -> float:
+    def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_temperature)
-        return float(-log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].mean())
+        nll = -log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].sum()
+        apart = (log_temperature - np.log(TYPICAL_TEMPERATURE)) / TEMPERATURE_SPREAD
+        return float((nll + apart**2 / 2) / len(labels))
 
     bound = np.log(5.0)
-    return float(np.exp(minimize_scalar(nll, bounds=(-bound, bound), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
 
 
 def choose(
@@ -60,6 +64,12 @@ def choose(
     if threshold is not None:
         labels[probabilities.max(axis=1) < threshold] = unknown_label
     return labels.astype(str)
+
+
+def second_best(probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Second most probable name per cell ``(N,)``; the first of equals is the best, the next the second."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    return np.asarray(names, dtype=object)[order[:, min(1, len(names) - 1)]].astype(str)
 
 
 def margin(probabilities: np.ndarray) -> np.ndarray:

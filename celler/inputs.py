@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from celler.door import warn
 from celler.names import closest
 
 #: ``log1p`` of a cell's largest value stays below this; counts and CP10K go far beyond.
@@ -151,10 +151,8 @@ def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
     """Reads the reference's ``layer`` of a query, or ``X``, and says so, where the query lacks it."""
     if layer is None or layer in adata.layers:
         return ExpressionReader(adata, layer)
-    warnings.warn(
-        f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead.",
-        UserWarning,
-        stacklevel=4,
+    warn(
+        f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead."
     )
     return ExpressionReader(adata)
 
@@ -169,14 +167,12 @@ def is_log(reader: ExpressionReader) -> bool:
     return reader.state.is_log
 
 
-def warn_of_binned(reader: ExpressionReader, stacklevel: int) -> None:
+def warn_of_binned(reader: ExpressionReader) -> None:
     """Warn where values are ranks already: the magnitudes that the evidence expert reads are gone."""
     if reader.state.kind == "binned":
-        warnings.warn(
+        warn(
             f"{reader.name} looks binned already ({reader.state.evidence}); counts or log1p-normalised counts "
-            f"are needed, and labels from bins are less certain.{_elsewhere_in_words(reader)}",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+            f"are needed, and labels from bins are less certain.{_elsewhere_in_words(reader)}"
         )
 
 

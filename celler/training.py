@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,12 +13,12 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
-from tqdm import tqdm
 
 from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay
 from celler.network import GeneTransformer
+from celler.running import run_plan
 from celler.tokenizer import TokenBatch
 
 
@@ -225,41 +222,6 @@ class BestWeights(Callback):
         trainer.should_stop = self.patience is not None and n_without >= self.patience
 
 
-class ProgressBar(Callback):
-    """One bar over all minibatches of the training, with the epoch and the validation macro-F1."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
-        self.bar = tqdm(
-            total=int(trainer.estimated_stepping_batches), desc=self.title, unit="minibatch"
-        )
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Advance by one minibatch."""
-        self.bar.update()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the epoch's metrics."""
-        figures = {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"}
-        if "validation_macro_f1" in trainer.callback_metrics:
-            figures["macro_f1"] = f"{float(trainer.callback_metrics['validation_macro_f1']):.3f}"
-        self.bar.set_postfix(figures, refresh=False)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Close the bar: after an error there is no teardown."""
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the bar, also when training stopped early or failed."""
-        if hasattr(self, "bar"):
-            self.bar.close()
-
-
 def macro_f1_with_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Macro-F1 over the classes in ``labels (B,)``, and the standard error of their mean recall.
 
@@ -291,26 +253,22 @@ def fit(
     title: of the progress bar.
     """
     plan = TrainingPlan(network, class_counts, config, hard_cells)
-    callbacks: list[Callback] = [ProgressBar(title)] if config.show_progress else []
     best = BestWeights(network, max(10, config.max_epochs // 2) if config.early_stopping else None)
-    if validation is not None:
-        callbacks.append(best)
-    with torch.random.fork_rng(), _quiet_lightning(), _threads(network, config):
-        torch.manual_seed(config.seed)
-        trainer = Trainer(
-            max_epochs=config.max_epochs,
-            accelerator=config.device.type,
-            devices=1 if config.device.index is None else [config.device.index],
-            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
-            callbacks=callbacks,
-            enable_progress_bar=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
-        )
-        trainer.fit(plan, train, validation)
+    n_threads = None
+    if network.config.encoder != "transformer":
+        # Their matrix products are so small that a second thread was never faster on minibatches of 32,
+        # and twice as slow where threads sleep while they wait or the cores are busy.
+        n_threads = max(1, config.batch_size // 128)
+    run_plan(
+        plan,
+        train,
+        validation,
+        config,
+        callbacks=[] if validation is None else [best],
+        title=title,
+        shown={"validation_macro_f1": "macro_f1"},
+        n_threads=n_threads,
+    )
     if best.state is not None:
         network.load_state_dict(best.state)
     network.to(config.device).eval()
@@ -330,38 +288,3 @@ def validation_logits(
             logits.append(network(*(part.to(device) for part in tokens)).logits.cpu())
         labels.append(codes)
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()
-
-
-@contextmanager
-def _threads(network: GeneTransformer, config: TrainingConfig) -> Iterator[None]:
-    """All CPU threads for full self-attention, one per 128 cells of a minibatch otherwise.
-
-    The other encoders' matrix products are so small that a second thread was never faster on minibatches
-    of 32, and twice as slow where threads sleep while they wait or the cores are busy.
-    """
-    before = torch.get_num_threads()
-    if network.config.encoder != "transformer":
-        torch.set_num_threads(max(1, min(before, config.batch_size // 128)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """No hardware banners and no advice about loaders meant for other programs."""
-    loggers = [
-        logging.getLogger(f"lightning.pytorch.{name}")
-        for name in ("utilities.rank_zero", "accelerators.cuda")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

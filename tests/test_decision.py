@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import norm
 
-from celler.decision import Decision, choose, fit_temperature, margin
+from celler.decision import (
+    TEMPERATURE_SPREAD,
+    TYPICAL_TEMPERATURE,
+    Decision,
+    choose,
+    fit_temperature,
+    margin,
+    second_best,
+)
 
 NAMES = ("B", "NK", "T")
 
@@ -25,24 +34,28 @@ def test_a_known_temperature_is_recovered(rng, temperature):
 
 
 def test_the_temperature_is_the_best_of_a_grid(rng):
+    """The likelihood of the cells times SciPy's log-normal density around the typical one."""
     logits = rng.normal(scale=3.0, size=(60, 4)).astype(np.float32)
     labels = sample(rng, logits / 2)
     grid = np.geomspace(0.2, 5, 2001)
-    nll = [-np.log(softmax(logits / t, axis=1)[np.arange(60), labels]).mean() for t in grid]
-    assert fit_temperature(logits, labels) == pytest.approx(grid[np.argmin(nll)], rel=2e-3)
+    likely = [np.log(softmax(logits / t, axis=1)[np.arange(60), labels]).sum() for t in grid]
+    density = norm.logpdf(np.log(grid), np.log(TYPICAL_TEMPERATURE), TEMPERATURE_SPREAD)
+    best = grid[np.argmax(likely + density)]
+    assert fit_temperature(logits, labels) == pytest.approx(best, rel=2e-3)
 
 
 def test_the_temperature_stays_in_its_bounds(rng):
-    logits = rng.normal(size=(100, 3))
-    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(0.2, rel=1e-3)
+    logits = rng.normal(size=(20_000, 3)) * 4
+    assert fit_temperature(logits / 100, logits.argmax(1)) == pytest.approx(0.2, rel=1e-3)
     assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(5.0, rel=1e-3)
 
 
-def test_few_cells_do_not_determine_a_temperature(rng):
-    logits = rng.normal(size=(50, 3))
-    assert fit_temperature(logits[:49], logits[:49].argmax(1)) == 1.0
-    assert fit_temperature(logits[:0], np.array([], int)) == 1.0
-    assert fit_temperature(logits, logits.argmax(1)) != 1.0
+def test_few_cells_move_the_temperature_little(rng):
+    logits = rng.normal(scale=6.0, size=(2000, 3))  # of calibrated logits times 3
+    labels = sample(rng, logits / 3)
+    fitted = [fit_temperature(logits[:n], labels[:n]) for n in (0, 5, 2000)]
+    assert fitted[0] == TYPICAL_TEMPERATURE
+    assert TYPICAL_TEMPERATURE / 2 < fitted[1] < 3 < fitted[2] * 1.1
 
 
 # ---- probabilities ----
@@ -96,3 +109,10 @@ def test_the_margin_is_best_less_second(rng):
     assert margin(probabilities)[0] == 0
     np.testing.assert_array_equal(margin(np.ones((3, 1))), [1, 1, 1])
     assert margin(probabilities[:0]).shape == (0,)
+
+
+def test_the_second_best_is_that_of_sorting(rng):
+    probabilities = softmax(rng.normal(size=(30, 3)), axis=1)
+    expected = [NAMES[np.argsort(row)[-2]] for row in probabilities]
+    np.testing.assert_array_equal(second_best(probabilities, NAMES), expected)
+    np.testing.assert_array_equal(second_best(np.full((1, 3), 1 / 3), NAMES), ["NK"])

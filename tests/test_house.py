@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
     **dict.fromkeys(["names"], 0),
-    **dict.fromkeys(["tokenizer", "network", "losses", "ontology", "devices"], 1),
+    **dict.fromkeys(
+        ["tokenizer", "network", "losses", "ontology", "devices", "door", "running"], 1
+    ),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
+    **dict.fromkeys(["pretraining", "novelty"], 2),
     **dict.fromkeys(["tl", "labels"], 2),
     **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),

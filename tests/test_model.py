@@ -1,8 +1,12 @@
 """Training: it learns, stops, repeats itself to the bit, and every option changes something."""
 
+import inspect
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 import torch
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
@@ -217,9 +221,7 @@ def test_every_option_has_been_tried():
         "show_progress",
     }
     for function, options in ((Celler.__init__, NETWORK_OPTIONS), (Celler.train, TRAIN_OPTIONS)):
-        code = function.__code__
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        assert set(names) - elsewhere == set(options)
+        assert set(inspect.signature(function).parameters) - elsewhere == set(options)
 
 
 def test_progress_is_shown_unless_told_not_to(capsys):
@@ -338,10 +340,35 @@ def test_the_classifier_does_not_see_the_batch():
     assert_equal_frames(with_batch, fit(cells()).predict(query, soft=True))
 
 
-def test_repr_says_what_it_is_and_what_to_do_next():
+def test_repr_says_what_it_is_what_it_learned_from_and_what_to_do_next():
     adata = cells()
     Celler.setup_anndata(adata, "cell_type")
     model = Celler(adata, **SMALL)
-    assert repr(model).startswith("Celler: 80 genes, 4 classes, additive encoder + evidence table")
-    assert "train()" in repr(model)
-    assert "predict(adata)" in repr(trained())
+    assert repr(model).startswith("Celler, not trained: 4 classes, 80 genes")
+    assert "model.train()" in repr(model)
+    model.train(**QUICK, seed=3)
+    text = repr(model)
+    sizes = adata.obs["cell_type"].iloc[model.train_indices_].value_counts()
+    assert text.startswith("Celler, trained: 4 classes, 80 genes")
+    assert f"{sizes.sum()} labelled, {sizes.max()} to {sizes.min()} a class" in text
+    assert "5 epochs, seed 3" in text
+    labels = np.asarray(adata.obs["cell_type"].iloc[model.validation_indices_], dtype=str)
+    predicted = model.predict(indices=model.validation_indices_)
+    score = f1_score(labels, predicted, average="macro")
+    assert f"macro-F1 {score:.3f} on {len(labels)} held-out cells" in text
+    assert "model.predict(adata)" in text
+
+
+def test_without_validation_the_repr_has_no_score():
+    assert "held-out" not in repr(fit(cells(), train_size=1.0, max_epochs=1))
+
+
+@pytest.mark.parametrize(("level", "is_shown"), [(logging.INFO, True), (logging.ERROR, False)])
+def test_the_progress_bar_follows_the_verbosity_of_scvi(level, is_shown, capfd):
+    before = scvi.settings.verbosity
+    scvi.settings.verbosity = level
+    try:
+        fit(cells(), max_epochs=1, show_progress=True)
+    finally:
+        scvi.settings.verbosity = before
+    assert ("Training" in capfd.readouterr().err) == is_shown

@@ -15,19 +15,30 @@ from scvi.model.base import BaseModelClass
 from celler.checkpoint import read_checkpoint, write_checkpoint
 from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
+from celler.door import suggest_keywords_of_methods
 from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
+from celler.model.explaining import get_gene_importance
+from celler.model.expression import impute, predict_expression
 from celler.model.fitting import Fitted, fit_network, schedule, training_source
 from celler.model.forward import Genes
-from celler.model.querying import annotate, get_latent_representation, predict
+from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
+from celler.model.querying import (
+    annotate,
+    get_latent_representation,
+    get_novelty,
+    predict,
+)
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
+from celler.model.summary import summary
 from celler.network import build_network
 from celler.tokenizer import Tokenizer
 from celler.training import TrainingConfig
 
 
+@suggest_keywords_of_methods
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 
@@ -83,6 +94,7 @@ class Celler(BaseModelClass):
         self._precision = choose_precision(precision, choose_device())
         self._decision = Decision()
         self._reported: set[str] = set()
+        self._pretrained: Pretrained | None = None
         self.module = build_network(config, seed=0)
         self._model_summary_string = repr(self)
 
@@ -159,7 +171,8 @@ class Celler(BaseModelClass):
             does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
             again continues from the present weights.
-        show_progress: a progress bar with the validation macro-F1.
+        show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
+            ``logging.INFO`` hides the bars of all models.
         """
         if self.adata_manager is None:
             raise RuntimeError(
@@ -185,6 +198,8 @@ class Celler(BaseModelClass):
             seed=seed,
         )
         network = self.module if self.is_trained else build_network(self.module.config, seed)
+        if self._pretrained is not None and not self.is_trained:
+            network.encoder.load_state_dict(self.module.encoder.state_dict())
         fitted = fit_network(
             network,
             self._tokenizer,
@@ -203,7 +218,13 @@ class Celler(BaseModelClass):
     # Methods that take any AnnData are functions of their own files, one for each thing they do.
     predict = predict
     annotate = annotate
+    impute = impute
+    predict_expression = predict_expression
+    pretrain = pretrain
     get_latent_representation = get_latent_representation
+    get_gene_importance = get_gene_importance
+    get_novelty = get_novelty
+    __repr__ = summary
 
     @property
     def classes_(self) -> np.ndarray:
@@ -223,6 +244,13 @@ class Celler(BaseModelClass):
         return pd.DataFrame(self.history_).rename_axis("epoch")
 
     @property
+    def pretraining_history(self) -> pd.DataFrame | None:
+        """Loss and correlation of hidden bins, one row per epoch; ``None`` before :meth:`pretrain`."""
+        if self._pretrained is None:
+            return None
+        return pd.DataFrame(self._pretrained.history).rename_axis("epoch")
+
+    @property
     def hard_cells_(self) -> pd.DataFrame:
         """Training cells that were confidently misclassified in the most epochs: likely label errors.
 
@@ -239,14 +267,16 @@ class Celler(BaseModelClass):
         return self.module.device
 
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the trained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
+        """Write the trained or pretrained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
 
         The file holds tensors and plain values only and opens on any supported Python. Raises
         ``FileExistsError`` where a model is already, unless ``overwrite``.
         """
-        self._require_trained()
+        if self._pretrained is None:
+            self._require_trained()
         contents = plain_setup(self.registry_, self._described, self.init_params_) | {
-            "fitted": self._fitted.to_plain(),
+            "fitted": self._fitted.to_plain() if self.is_trained else None,
+            "pretrained": self._pretrained and self._pretrained.to_plain(),
             "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
         }
         write_checkpoint(dir_path, contents, overwrite=overwrite)
@@ -268,21 +298,15 @@ class Celler(BaseModelClass):
         contents = read_checkpoint(dir_path)
         model = cls(registry=contents["registry"], **contents["init_params"])
         model._adata = adata
-        model._adopt(Fitted.from_plain(contents["fitted"]))
+        if contents.get("pretrained") is not None:
+            adopt_pretrained(model, Pretrained.from_plain(contents["pretrained"], model))
+        if contents["fitted"] is not None:
+            model._adopt(Fitted.from_plain(contents["fitted"]))
         model.module.load_state_dict(contents["weights"])
         device = choose_device(accelerator)
         model._precision = choose_precision(contents["init_params"]["precision"], device)
         model.module.to(device).eval()
         return model
-
-    def __repr__(self) -> str:
-        config = self.module.config
-        experts = f"{config.encoder} encoder" + (" + evidence table" if config.use_evidence else "")
-        state = "trained; call predict(adata)" if self.is_trained_ else "not trained; call train()"
-        return (
-            f"Celler: {len(self._genes.names):,} genes, {len(self._tree.classes)} classes, {experts}, "
-            f"d_model={config.d_model}\n{state}"
-        )
 
     def _adopt(self, fitted: Fitted) -> None:
         """Take over what training left, now or in a saved model."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from celler.decision import Decision, fit_temperature
+from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
+from celler.door import warn
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
 from celler.mining import HardCells, rank_in_class
 from celler.network import GeneTransformer
+from celler.novelty import Novelty, fit_novelty
 from celler.shift import Profile, profile
 from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
@@ -41,6 +42,8 @@ class Fitted:
     history: dict[str, list[float]]
     hard_cells: dict[str, list[Any]]
     profile: Profile | None = None
+    seed: int | None = None
+    novelty: Novelty | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -50,8 +53,11 @@ class Fitted:
             "decision": asdict(self.decision),
             "history": self.history,
             "hard_cells": self.hard_cells,
+            "seed": self.seed,
             "profile": self.profile
             and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
+            "novelty": self.novelty
+            and {name: torch.from_numpy(value) for name, value in self.novelty.to_plain().items()},
         }
 
     @classmethod
@@ -64,6 +70,9 @@ class Fitted:
         if values.get("profile") is not None:
             arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
             values["profile"] = Profile(**arrays)
+        if values.get("novelty") is not None:
+            arrays = {name: tensor.numpy() for name, tensor in plain["novelty"].items()}
+            values["novelty"] = Novelty.from_plain(arrays)
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
@@ -117,7 +126,7 @@ def fit_network(
     loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
     history, hard_cells = run(network, loaders, train, held_out, config)
-    decision = Decision()
+    decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
         logits, labels = validation_logits(network, held_out, config.precision)
         decision = Decision(fit_temperature(logits, labels))
@@ -126,6 +135,7 @@ def fit_network(
             network.load_state_dict(initial)
             _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
     expression = class_profile(source, train, len(classes), is_log=is_log)
+    expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
     return Fitted(
         train_indices=train,
         validation_indices=validation,
@@ -134,7 +144,9 @@ def fit_network(
         decision=decision,
         history=name_classes(history, classes),
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
-        profile=Profile(*(values.astype(np.float32) for values in vars(expression).values())),
+        profile=expression,
+        seed=config.seed,
+        novelty=class_novelty(source, labelled, expression, is_log=is_log, seed=config.seed),
     )
 
 
@@ -280,6 +292,16 @@ def class_profile(
     )
 
 
+def class_novelty(
+    source: InMemorySource, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
+) -> Novelty | None:
+    """How novel a cell is to the classes of the ``labelled`` rows of the source."""
+    codes = source.labels[labelled]
+    return fit_novelty(
+        lambda cells: source.X[labelled[cells]], codes, reference, is_log=is_log, seed=seed
+    )
+
+
 def schedule(
     source: InMemorySource, max_epochs: int | None, batch_size: int | None
 ) -> tuple[int, int]:
@@ -303,9 +325,7 @@ def _warn_of_small_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     small = {name: int(n) for name, n in zip(classes, counts, strict=True) if n < 3}
     if small:
-        warnings.warn(
+        warn(
             f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "
-            "can be held out for validation, so expect little of them.",
-            UserWarning,
-            stacklevel=4,
+            "can be held out for validation, so expect little of them."
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from celler.decision import Decision
 from celler.devices import autocast
+from celler.door import warn
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
 from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
@@ -54,13 +55,28 @@ class Genes:
 class Outputs:
     """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
 
-    shift: standard deviation over genes of the log2 factors that were applied, 0 where there were none.
+    factors: ``(n_genes,)``, by which each gene's expression was multiplied, ``None`` where there were none.
+    novelty: ``(N,)``, where it was asked for. novelty_threshold: cells above it are unknown, ``None`` for none.
     """
 
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
-    shift: float = 0.0
+    factors: np.ndarray | None = None
+    novelty: np.ndarray | None = None
+    novelty_threshold: float | None = None
+
+    @property
+    def is_unknown(self) -> np.ndarray:
+        """Cells ``(N,)`` that get no label whatever their probabilities: without counts, or too novel."""
+        if self.novelty is None or self.novelty_threshold is None:
+            return ~self.has_counts
+        return ~self.has_counts | (self.novelty > self.novelty_threshold)
+
+    @property
+    def shift(self) -> float:
+        """Standard deviation over genes of the log2 factors that were applied, 0 where there were none."""
+        return 0.0 if self.factors is None else float(np.log2(self.factors).std())
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class Forward:
         """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
         options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
-        warn_of_binned(reader, stacklevel=4)
+        warn_of_binned(reader)
         outputs, factors, n_cells = None, None, reader.adata.n_obs
         if correct_shift and self.profile is not None and len(index):
             rows = np.arange(n_cells)
@@ -150,33 +166,52 @@ def forward(
     batch_size: cells per pass, ``None`` for what a fixed number of tokens allows.
     factors: ``(n_genes,)``, by which the expression of each gene is multiplied.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
-    values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
     config, device = network.config, network.device
-    by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     logits = np.zeros((len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model), np.float32)
     has_counts = np.zeros(len(index), bool)
     network.eval()
+    passes = token_passes(
+        tokenizer, gene_map, expression_share, reader, index, batch_size=batch_size, factors=factors
+    )
+    for rows, tokens in passes:
+        with autocast(device, precision):
+            output = network(*(part.to(device) for part in tokens))
+        logits[rows] = output.logits.cpu().numpy()
+        embedding[rows] = output.embedding.cpu().numpy()
+        has_counts[rows] = ~tokens.padding_mask.all(1).numpy()
+    return Outputs(logits, embedding, has_counts, factors)
+
+
+def token_passes(
+    tokenizer: Tokenizer,
+    gene_map: np.ndarray,
+    expression_share: float,
+    reader: ExpressionReader,
+    index: np.ndarray,
+    *,
+    batch_size: int | None = None,
+    factors: np.ndarray | None = None,
+    n_tokens: int = TOKENS_PER_PASS,
+) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    """Positions in ``index (N,)`` and the tokens of those cells, pass by pass; arguments as in :func:`forward`.
+
+    n_tokens: tokens of a pass, where ``batch_size`` is ``None``.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
+    values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
+    by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     for start in range(0, len(index), CHUNK_SIZE):
         chunk = index[start : start + CHUNK_SIZE]
         X = reader.rows(chunk)
-        for rows in _passes(np.diff(X.indptr), batch_size):
+        for rows in _passes(np.diff(X.indptr), batch_size, n_tokens):
             try:
                 tokens = tokenizer(X[rows], gene_map, is_log=values_are_log, target_sum=target_sum)
             except BadValueError as error:
                 cell = str(reader.adata.obs_names[chunk[rows[error.row]]])
                 raise bad_value(error.value, reader, cell) from None
-            if by_gene is not None:
-                tokens = rescaled(tokens, by_gene)
-            with autocast(device, precision):
-                output = network(*(part.to(device) for part in tokens))
-            logits[start + rows] = output.logits.cpu().numpy()
-            embedding[start + rows] = output.embedding.cpu().numpy()
-            has_counts[start + rows] = ~tokens.padding_mask.all(1).numpy()
-    shift = 0.0 if factors is None else float(np.log2(factors).std())
-    return Outputs(logits, embedding, has_counts, shift)
+            yield start + rows, tokens if by_gene is None else rescaled(tokens, by_gene)
 
 
 def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
@@ -213,11 +248,11 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
     return index.astype(np.int64) % max(1, adata.n_obs)
 
 
-def _passes(lengths: np.ndarray, batch_size: int | None) -> list[np.ndarray]:
+def _passes(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
     """Rows in groups of like length, so that little of a pass is padding."""
     order = np.argsort(lengths, kind="stable")
     if batch_size is None:
-        batch_size = max(1, TOKENS_PER_PASS // max(1, int(lengths.max(initial=1))))
+        batch_size = max(1, n_tokens // max(1, int(lengths.max(initial=1))))
     return np.array_split(order, -(-len(order) // batch_size))
 
 
@@ -225,9 +260,7 @@ def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> 
     """Warn of cells that hold none of the model's genes."""
     empty = index[~has_counts]
     if len(empty):
-        warnings.warn(
+        warn(
             f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
-            "nothing can be said of them: they are labelled as unknown, with equal probabilities.",
-            UserWarning,
-            stacklevel=5,
+            "nothing can be said of them: they are labelled as unknown, with equal probabilities."
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler.decision import Decision, choose, margin
+from celler.decision import Decision, choose, margin, second_best
 from celler.labels import LabelTree, indices_of
 from celler.model.forward import Outputs
 from celler.version import __version__
@@ -59,9 +59,9 @@ def label_cells(
     threshold: float | None,
     unknown_label: str,
 ) -> np.ndarray:
-    """Names ``(N,)``; ``unknown_label`` below the threshold and for a cell without counts."""
+    """Names ``(N,)``; ``unknown_label`` below the threshold, for a cell too novel or without counts."""
     labels = choose(probabilities, names, threshold, unknown_label).astype(object)
-    labels[~outputs.has_counts] = unknown_label
+    labels[outputs.is_unknown] = unknown_label
     return labels.astype(str)
 
 
@@ -100,7 +100,8 @@ def annotation_columns(
     *,
     backoff: bool,
 ) -> dict[str, Any]:
-    """The obs columns of an annotation: label, confidence, margin and, with parents, those of the parent."""
+    """The obs columns of an annotation: label, confidence, margin, second-best label, and where the model has
+    them novelty and those of the parent."""
     how = (threshold, unknown_label)
     probabilities = level_probabilities(outputs, decision, tree, "class", None)
     labels, levels = label_levels(outputs, probabilities, tree, *how, backoff=backoff)
@@ -108,7 +109,12 @@ def annotation_columns(
         key: categorical(labels, tree, ["class", "parent"][: 1 + backoff], unknown_label),
         f"{key}_confidence": probabilities.max(axis=1),
         f"{key}_margin": margin(probabilities),
+        f"{key}_second": pd.Categorical(
+            second_best(probabilities, tree.classes), list(tree.classes)
+        ),
     }
+    if outputs.novelty is not None:
+        columns[f"{key}_novelty"] = outputs.novelty
     if tree.parents:
         parents = tree.agreeing_parents(probabilities, levels == "class")
         names = label_cells(outputs, parents, tree.levels["parent"], *how)
@@ -147,5 +153,8 @@ def annotation_record(
         "threshold": "none" if threshold is None else threshold,
         "unknown_label": unknown_label,
         "backoff": backoff,
+        "novelty_threshold": "none"
+        if outputs.novelty_threshold is None
+        else outputs.novelty_threshold,
         "shift": outputs.shift,
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler.door import warn
 from celler.inputs import query_reader
 from celler.model.annotation import (
     check_target,
@@ -26,6 +26,7 @@ from celler.model.labelling import (
     label_levels,
     level_probabilities,
 )
+from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
     from celler.model.celler import Celler
@@ -43,6 +44,7 @@ def predict(
     unknown_label: str = "Unknown",
     candidates: list[str] | None = None,
     backoff: bool = False,
+    false_alarm_rate: float | None = None,
     correct_shift: bool = True,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
@@ -57,6 +59,8 @@ def predict(
     candidates: the only classes that are possible; the others get probability 0.
     backoff: where the class is below the threshold and the parent is not, give the parent's name. The
         threshold is then 0.7 unless given, the same for both levels.
+    false_alarm_rate: give ``unknown_label`` to cells more novel than all but this share of the
+        reference's known cells, see :meth:`get_novelty`; ``None`` labels them all.
     correct_shift: undo what differs from the reference in all classes alike, as after another
         chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
 
@@ -71,7 +75,10 @@ def predict(
     check_question(self._tree, level, threshold, candidates, backoff=backoff)
     if soft and backoff:
         raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
+    limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    if limit is not None and not soft:
+        outputs = with_novelty(self, adata, index, outputs, limit)
     probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
     names = self._tree.levels[level]
     if soft:
@@ -91,14 +98,17 @@ def annotate(
     threshold: float | None = None,
     unknown_label: str = "Unknown",
     backoff: bool = False,
+    false_alarm_rate: float | None = None,
     correct_shift: bool = True,
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
-    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the class) and
-    ``<key>_margin`` (best less second-best probability); with parents ``<key>_parent``, which never
-    contradicts the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says
-    whether the label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are none.
+    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
+    ``<key>_margin`` (that less the second best), ``<key>_second`` (the second-best class) and
+    ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
+    the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says whether the
+    label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are
+    none that fit.
 
     cluster_key: clusters in ``adata.obs``, which are read and never computed: ``<key>_majority`` is the
         most frequent label of each cell's cluster and ``<key>_majority_share`` its share; a cell
@@ -111,7 +121,10 @@ def annotate(
     adata, index = query_cells(self, adata, None)
     check_question(self._tree, "class", threshold, None, backoff=backoff)
     clusters = check_target(adata, key_added, cluster_key)
+    limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, None, correct_shift)
+    if self._fitted.novelty is not None:  # a model saved by an earlier version has none
+        outputs = with_novelty(self, adata, index, outputs, limit)
     if backoff and threshold is None:
         threshold = BACKOFF_THRESHOLD
     how = (threshold, unknown_label)
@@ -134,16 +147,44 @@ def get_latent_representation(
     *,
     correct_shift: bool = True,
 ) -> np.ndarray:
-    """Cell embedding ``(N, d_model)`` of the encoder; arguments as in :meth:`predict`."""
-    adata, index = query_cells(self, adata, indices)
+    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`."""
+    adata, index = query_cells(self, adata, indices, needs_classes=self._pretrained is None)
     return forward_cells(self, adata, index, batch_size, correct_shift).embedding
 
 
+def get_novelty(
+    self: Celler,
+    adata: AnnData | None = None,
+    indices: np.ndarray | list[int] | None = None,
+    batch_size: int | None = None,
+    *,
+    correct_shift: bool = True,
+) -> np.ndarray:
+    """How little each cell is like any type of the reference ``(N,)``; arguments as in :meth:`predict`.
+
+    The unit is the standard deviation of the reference's own cells, scored by a fit without them: their
+    mean is 0, and a cell of 3 is far outside. ``predict(false_alarm_rate=0.05)`` gives no label to cells above the
+    95 % quantile of those scores. NaN for a cell without counts.
+
+    Raises ``RuntimeError`` for a model of fewer than 20 labelled cells or saved by an earlier version.
+    """
+    adata, index = query_cells(self, adata, indices)
+    fitted_novelty(self)
+    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    scored = with_novelty(self, adata, index, outputs, None)
+    assert scored.novelty is not None
+    return scored.novelty
+
+
 def query_cells(
-    self: Celler, adata: AnnData | None, indices: np.ndarray | list[int] | None
+    self: Celler,
+    adata: AnnData | None,
+    indices: np.ndarray | list[int] | None,
+    needs_classes: bool = True,
 ) -> tuple[AnnData, np.ndarray]:
     """The AnnData to label and the positions ``(N,)`` of its rows."""
-    self._require_trained()
+    if needs_classes:
+        self._require_trained()
     adata = self.adata if adata is None else adata
     if adata is None:
         raise ValueError("this model was loaded without an AnnData; pass the one to label.")
@@ -158,9 +199,10 @@ def forward_cells(
     report = alignment.describe(share)
     if not alignment.is_exact and report not in self._reported:
         self._reported.add(report)
-        warnings.warn(report, UserWarning, stacklevel=3)
+        warn(report)
     reader = query_reader(adata, self._setup_args["layer"])
-    trained = (self.module, self._tokenizer, self._genes, self._decision, self._fitted.profile)
+    profile = self._fitted.profile if self.is_trained else None
+    trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
     return Forward(*trained, self._precision)(
         reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
     )

@@ -116,7 +116,7 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
             )
     labels = _read_labels(adata, args)
     _read_tree(adata, labels, args)
-    warn_of_binned(reader, stacklevel=4)
+    warn_of_binned(reader)
     return labels
 
 

@@ -25,13 +25,20 @@ class TransformerEncoder(nn.Module):
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> Tensor:
         """``(B, T)`` each -> embedding ``(B, D)``; the encoder reads bins, not ``expression``."""
+        return self.tokens(gene_ids, values, expression, padding_mask)[0]
+
+    def tokens(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The embedding ``(B, D)`` and the output for each token ``(B, T, D)``; bin 0 is a hidden value."""
         tokens = F.embedding(gene_ids, self.gene) + F.embedding(values, self.value)
         cell = self.cell_token.expand(len(tokens), 1, -1)
         tokens = self.token_norm(torch.cat([cell, tokens], dim=1))
         is_token = F.pad(~padding_mask, (1, 0), value=True)[:, None, None, :]
         for block in self.blocks:
             tokens = block(tokens, is_token)
-        return self.norm(tokens[:, 0])
+        tokens = self.norm(tokens)
+        return tokens[:, 0], tokens[:, 1:]
 
 
 class Block(nn.Module):

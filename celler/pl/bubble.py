@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scanpy as sc
 from matplotlib import pyplot as plt
 
+from celler.door import suggest_keywords, warn
 from celler.pl.layout import arrange
 from celler.pl.table import automatic_markers, known_markers, markers_by_label, small_copy
 from celler.tl.columns import label_column, labelled
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
+@suggest_keywords
 def marker_bubble(
     adata: AnnData,
     markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,
@@ -105,7 +106,7 @@ def marker_bubble(
     color_title = "Mean expression" + _color_note(values, standard_scale)
     dot_plot.legend(size_title="Share of cells (%)", colorbar_title=color_title)
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+        warn(" ".join(notes))
     if return_fig:
         return dot_plot
     panels = _draw(dot_plot, figsize)

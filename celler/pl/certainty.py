@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from anndata import AnnData
 from matplotlib.colors import Normalize
 
 from celler.colors import stored_colors
+from celler.door import suggest_keywords, warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl.legends import BESIDE, color_bar
 from celler.pl.panels import ROW, name_rows, open_chart, strip
@@ -27,6 +27,7 @@ EMBEDDING = 4.0
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@suggest_keywords
 def confidence(
     adata: AnnData | pd.DataFrame,
     key: str = "celler",
@@ -84,6 +85,7 @@ def confidence(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@suggest_keywords
 def reliability(
     adata: AnnData | pd.DataFrame,
     truth_key: str | None = None,
@@ -207,7 +209,7 @@ def _tell_left_out(is_kept: np.ndarray, why: str) -> None:
     n_missing = int((~is_kept).sum())
     if n_missing:
         text = f"Left out {n_missing:,} of {len(is_kept):,} cells, {why}."
-        warnings.warn(text, UserWarning, stacklevel=4)
+        warn(text)
 
 
 def _wilson(share: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from celler.door import suggest_keywords
 from celler.pl.panels import open_chart, strip
 from celler.tl.columns import listed
 
@@ -34,6 +35,7 @@ Y_LABELS = {
 SIZE = (3.2, 2.6)
 
 
+@suggest_keywords
 def history(
     curves: pd.DataFrame,
     *,

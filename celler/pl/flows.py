@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from celler.colors import color_classes, contrast, stored_colors
+from celler.door import suggest_keywords, warn
 from celler.pl.crosstab import cross
 from celler.pl.legends import name_legend
 from celler.pl.panels import ROW, apart, name_rows, open_chart, strip
@@ -31,6 +31,7 @@ BETWEEN = 0.16
 BAR = 0.03
 
 
+@suggest_keywords
 def alluvial(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -57,7 +58,7 @@ def alluvial(
     notes: list[str] = []
     cells = read_pair(adata, truth_key, prediction_key, notes)
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+        warn(" ".join(notes))
     counts = cross(adata, cells, parents).counts
     counts = counts.loc[:, counts.any()]
     stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
@@ -84,6 +85,7 @@ def alluvial(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@suggest_keywords
 def composition(
     adata: AnnData | pd.DataFrame,
     key: str,
@@ -115,7 +117,7 @@ def composition(
         )
     if n_missing:
         text = f"Left out {n_missing:,} of {len(has_both):,} cells, no label in {key!r} or {groupby!r}."
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warn(text)
     pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
     counts = pd.crosstab(*(np.asarray(part, dtype=str) for part in pair))
     counts = counts.loc[list(pair[0].categories), list(pair[1].categories)]

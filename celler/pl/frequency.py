@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from celler.colors import color_classes, stored_colors
+from celler.door import suggest_keywords, warn
 from celler.metrics import frequency_groups
 from celler.pl.legends import name_legend
 from celler.pl.panels import NO_CELLS, ROW, apart, count_axis, name_rows, open_chart, strip
@@ -34,6 +34,7 @@ APART = 0.07
 ROOF = 0.2
 
 
+@suggest_keywords
 def class_counts(
     data: AnnData | pd.DataFrame | Mapping[str, int],
     key: str | None = None,
@@ -89,6 +90,7 @@ def class_counts(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@suggest_keywords
 def f1_by_frequency(
     tables: pd.DataFrame | Evaluation | Mapping[str, pd.DataFrame | Evaluation],
     *,
@@ -150,7 +152,7 @@ def _count(data: AnnData | pd.DataFrame | Mapping[str, int], key: str | None) ->
     labels = label_column(data, key, "key")
     labelled(labels, key, notes)
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=3)
+        warn(" ".join(notes))
     return pd.Series(np.bincount(labels.codes[labels.codes >= 0]), index=labels.categories)
 
 

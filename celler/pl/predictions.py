@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -12,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from celler.colors import contrast
+from celler.door import suggest_keywords, warn
 from celler.pl.crosstab import Crosstab, cross
 from celler.pl.legends import SIZE_LEGEND, color_bar, room_beside, size_legend
 from celler.pl.panels import ROW, name_rows, open_chart
@@ -34,6 +34,7 @@ WIDE = 0.3
 LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
 
 
+@suggest_keywords
 def prediction_bubble(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -73,7 +74,7 @@ def prediction_bubble(
     shares = table.shares.to_numpy()[rows, columns]
     colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+        warn(" ".join(notes))
 
     chart = open_chart(
         {"main": (ROW * table.counts.shape[1], ROW * len(table.counts))}, figsize, ax
@@ -104,6 +105,7 @@ def prediction_bubble(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@suggest_keywords
 def confusion(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -139,7 +141,7 @@ def confusion(
     notes: list[str] = []
     cells = read_pair(adata, truth_key, prediction_key, notes)
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+        warn(" ".join(notes))
     table = cross(adata, cells, parents)
     percent = 100 * table.shares.to_numpy()
     n_rows, n_columns = percent.shape

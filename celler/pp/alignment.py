@@ -11,11 +11,13 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celler.door import suggest_keywords
 from celler.genes import GeneAlignment, check_unique, gene_names, without_version
 from celler.genes import align_genes as align_names
 from celler.inputs import ExpressionReader
 
 
+@suggest_keywords
 def align_genes(
     adata: AnnData,
     reference: Any,

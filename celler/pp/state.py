@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from anndata import AnnData
 
+from celler.door import suggest_keywords
 from celler.inputs import ExpressionReader, elsewhere
 
 _USED = {
@@ -45,6 +46,7 @@ class InputReport:
         )
 
 
+@suggest_keywords
 def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     """Tell what ``X`` or a layer holds: counts, logarithms, scaled values and so on.
 

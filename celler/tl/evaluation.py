@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler.door import suggest_keywords, warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl.columns import share_column, table_of
 from celler.tl.pairs import Pair, read_pair, read_parents
@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
     per_parent: pd.DataFrame | None = None
 
 
+@suggest_keywords
 def evaluate(
     adata: AnnData | pd.DataFrame,
     truth: str,
@@ -58,7 +59,7 @@ def evaluate(
     notes: list[str] = []
     cells = read_pair(adata, truth, prediction, notes, arguments=("truth", "prediction"))
     if notes:
-        warnings.warn(" ".join(notes), UserWarning, stacklevel=2)
+        warn(" ".join(notes))
     counts = pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts
     counts = {str(name): int(count) for name, count in dict(counts).items()}
     is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))

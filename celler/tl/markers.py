@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler.door import suggest_keywords
 from celler.tl.columns import label_column
 from celler.tl.values import Source, are_counts, check_values, find_source, read_rows
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 PRIOR_CELLS = 5
 
 
+@suggest_keywords
 def rank_markers(
     adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None
 ) -> pd.DataFrame:

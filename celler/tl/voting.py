@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from celler.door import suggest_keywords
 from celler.tl.columns import label_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@suggest_keywords
 def majority_vote(
     adata: AnnData,
     key: str,

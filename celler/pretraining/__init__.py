@@ -1,0 +1,261 @@
+"""Pretraining: genes of a cell are hidden, and what they hold is predicted from the others; no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from scipy import sparse
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from celler.network import GeneTransformer
+from celler.network.decoder import GeneDecoder
+from celler.pretraining.masking import MaskedMinibatch
+from celler.running import run_plan
+
+#: Cells from which the principal components are taken that gene embeddings start from, and how many of them.
+PCA_CELLS, N_COMPONENTS = 20_000, 50
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """How to pretrain; :meth:`celler.model.Celler.pretrain` says what each is for."""
+
+    max_epochs: int
+    batch_size: int = 64
+    mask_ratio: float = 0.15
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    early_stopping: bool = True
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    show_progress: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(
+                    f"{name}={value!r} was given; at least 1 is needed, a whole number."
+                )
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} was given; 0 < it < 1 is needed.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate} was given; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class MaskedLoss:
+    """Loss of a masked minibatch under an encoder and a decoder: squared error of bins, and presence in nats."""
+
+    encoder: Any
+    decoder: GeneDecoder
+
+    def outputs(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Bins ``(B, M)``, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each.
+
+        Presence is not asked of an encoder that is told which genes are there.
+        """
+        tokens, position = minibatch.tokens, minibatch.position
+        parts = (tokens.gene_ids.long(), tokens.values.long(), *tokens[2:])
+        if self.decoder.token is not None:
+            embedding, outputs = self.encoder.tokens(*parts)
+            index = position[:, :, None].expand(-1, -1, outputs.shape[2])
+            each = outputs.gather(1, index)
+            value, _ = self.decoder(
+                embedding, minibatch.context, minibatch.batch, minibatch.gene_ids, each
+            )
+            return value.float(), None, None
+        asked = torch.cat([minibatch.gene_ids, minibatch.absent], dim=1)
+        value, presence = self.decoder(
+            self.encoder(*parts), minibatch.context, minibatch.batch, asked
+        )
+        n = position.shape[1]
+        return value[:, :n].float(), presence[:, :n].float(), presence[:, n:].float()
+
+    def __call__(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the predicted bins ``(B, M)``."""
+        value, there, absent = self.outputs(minibatch)
+        asked = minibatch.is_asked
+        n_asked = asked.sum().clamp(min=1)
+        # Bins are shares of the highest, with a variance of a few hundredths: 10 puts both terms on one scale.
+        loss = 10 * ((value - minibatch.bins).square() * asked).sum() / n_asked
+        if there is not None and absent is not None:
+            presence = (F.softplus(-there) * asked).sum() + (
+                F.softplus(absent) * minibatch.is_absent
+            ).sum()
+            loss = loss + presence / (n_asked + minibatch.is_absent.sum())
+        return loss, value
+
+
+class MaskedTerm(nn.Module):
+    """Joint training: at each call the masked loss, times ``weight``, of the next minibatch of all cells."""
+
+    def __init__(
+        self,
+        network: GeneTransformer,
+        decoder: GeneDecoder,
+        minibatches: Iterable[MaskedMinibatch],
+        weight: float,
+    ) -> None:
+        super().__init__()
+        self.decoder, self.weight = decoder, weight
+        self._loss = MaskedLoss(network.encoder, decoder)  # no module: the encoder is the network's
+        self._minibatches = minibatches
+        self._next: Iterator[MaskedMinibatch] = iter(())
+
+    def forward(self) -> Tensor:
+        """A scalar."""
+        minibatch = next(self._next, None)
+        if minibatch is None:
+            self._next = iter(self._minibatches)
+            minibatch = next(self._next)
+        loss, _value = self._loss(minibatch.to(self.decoder.gene.device))
+        return self.weight * loss
+
+
+class PretrainingPlan(LightningModule):
+    """Masked-value training of an encoder with a decoder; ``curves`` gets a row of metrics per epoch."""
+
+    def __init__(
+        self, network: GeneTransformer, decoder: GeneDecoder, config: PretrainingConfig
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.config = network.encoder, decoder, config
+        self.losses: list[Tensor] = []
+        self.outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.curves: list[dict[str, float]] = []
+
+    def training_step(self, minibatch: MaskedMinibatch, _: int) -> Tensor:
+        """The masked loss."""
+        loss, _value = MaskedLoss(self.encoder, self.decoder)(minibatch)
+        self.losses.append(loss.detach())
+        return loss
+
+    def transfer_batch_to_device(
+        self, minibatch: MaskedMinibatch, device: torch.device, dataloader_idx: int
+    ) -> MaskedMinibatch:
+        """Every tensor to ``device``, without Lightning's search for them."""
+        return minibatch.to(device)
+
+    def validation_step(self, minibatch: MaskedMinibatch, _: int) -> None:
+        """Keep predicted and true bins."""
+        loss, value = MaskedLoss(self.encoder, self.decoder)(minibatch)
+        asked = minibatch.is_asked
+        self.outcomes.append((loss[None], value[asked], minibatch.bins[asked]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, and the correlation of predicted with true bins over all hidden genes."""
+        loss, value, bins = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+        self.outcomes.clear()
+        self.log("validation_loss", loss.mean())
+        self.log("validation_correlation", torch.corrcoef(torch.stack([value, bins]))[0, 1])
+
+    def on_train_epoch_end(self) -> None:
+        """Copy the epoch's metrics."""
+        row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        row["train_loss"] = float(torch.stack(self.losses).mean())
+        self.losses.clear()
+        self.curves.append(row)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on a one-cycle schedule over the steps of the whole training."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        n_steps = max(2, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.learning_rate,
+            total_steps=n_steps,
+            pct_start=max(0.1, 1.5 / n_steps),
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LowestLoss(Callback):
+    """Holds the weights of the epoch with the lowest validation loss; stops after ``patience`` without one."""
+
+    def __init__(self, modules: dict[str, nn.Module], patience: int | None) -> None:
+        self.modules, self.patience = modules, patience
+        self.best, self.n_without = float("inf"), 0
+        self.states: dict[str, dict[str, Tensor]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the epoch that just ended."""
+        loss = float(trainer.callback_metrics["validation_loss"])
+        self.n_without += 1
+        if loss < self.best:
+            self.best, self.n_without = loss, 0
+            self.states = {
+                name: {key: weights.clone() for key, weights in module.state_dict().items()}
+                for name, module in self.modules.items()
+            }
+        trainer.should_stop = self.patience is not None and self.n_without >= self.patience
+
+
+def fit_masked(
+    network: GeneTransformer,
+    decoder: GeneDecoder,
+    train: Iterable[MaskedMinibatch],
+    validation: Iterable[MaskedMinibatch] | None,
+    config: PretrainingConfig,
+) -> dict[str, list[float]]:
+    """Pretrain the encoder of ``network`` and ``decoder`` in place; returns the curves, a value per epoch."""
+    plan = PretrainingPlan(network, decoder, config)
+    modules = {"encoder": network.encoder, "decoder": decoder}
+    best = LowestLoss(modules, max(5, config.max_epochs // 4) if config.early_stopping else None)
+    is_small = network.config.encoder != "transformer"
+    run_plan(
+        plan,
+        train,
+        validation,
+        config,
+        callbacks=[] if validation is None else [best],
+        title="Pretraining",
+        shown={"validation_loss": "loss", "validation_correlation": "correlation"},
+        n_threads=max(1, config.batch_size // 128) if is_small else None,
+    )
+    for name, state in best.states.items():
+        modules[name].load_state_dict(state)
+    network.to(config.device).eval()
+    decoder.to(config.device).eval()
+    names = sorted({name for row in plan.curves for name in row})
+    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
+
+
+def start_from_components(
+    network: GeneTransformer,
+    log_rows: Callable[[np.ndarray], sparse.csr_matrix],
+    n_cells: int,
+    seed: int,
+) -> None:
+    """Set the gene embeddings of an encoder that sums them to the principal components of the cells.
+
+    They are the optimum of the linear model of the same task and save it most of its epochs. Each component is
+    scaled to variance 1 over the cells. log_rows: ``log1p`` of counts per 10,000 of some cells, ``(n, G)``.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(n_cells)[:PCA_CELLS])
+    X = log_rows(rows)
+    n = min(N_COMPONENTS, network.config.d_model, min(X.shape) - 1)
+    if network.config.encoder == "transformer" or n < 1:
+        return
+    pca = PCA(n, svd_solver="arpack", random_state=seed).fit(X)
+    scale = np.sqrt(np.maximum(pca.explained_variance_, 1e-12))
+    with torch.no_grad():
+        gene: Any = network.encoder.gene
+        gene[:, :n] = torch.from_numpy(pca.components_.T / scale)
+        gene[:, n:] *= 0.1

@@ -1,0 +1,146 @@
+"""Masking: minibatches of cells in which some genes are hidden."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from celler.network.decoder import context_of
+from celler.tokenizer import TokenBatch, Tokenizer
+
+
+class MaskedMinibatch(NamedTuple):
+    """B cells with up to M genes hidden.
+
+    tokens: what is seen. gene_ids, bins: ``(B, M)``, the hidden genes and their bins as shares of the highest.
+    is_asked: ``(B, M)``, False where a cell has fewer hidden genes. position: ``(B, M)``, their tokens, for an
+    encoder that sees the gene without its value. absent, is_absent: ``(B, M)``, as many genes drawn at random,
+    and whether the cell lacks them. context: ``(B, 2)``. batch: codes ``(B,)``.
+    """
+
+    tokens: TokenBatch
+    gene_ids: Tensor
+    bins: Tensor
+    is_asked: Tensor
+    position: Tensor
+    absent: Tensor
+    is_absent: Tensor
+    context: Tensor
+    batch: Tensor
+
+    def to(self, device: torch.device) -> MaskedMinibatch:
+        """The same with every tensor on ``device``."""
+        tokens = TokenBatch(*(part.to(device) for part in self.tokens))
+        return MaskedMinibatch(tokens, *(part.to(device) for part in self[1:]))
+
+
+def hide(
+    tokens: TokenBatch,
+    batch: Tensor,
+    *,
+    mask_ratio: float,
+    n_genes: int,
+    n_bins: int,
+    keep_genes: bool,
+    generator: torch.Generator,
+) -> MaskedMinibatch:
+    """Hide the share ``mask_ratio`` of each cell's genes, at least one where it has two, drawn at random.
+
+    keep_genes: leave the gene in sight and hide its value alone (bin 0), as in the paper, for an encoder
+    with an output for each token. Otherwise the gene is left out.
+    """
+    gene_ids, values, expression, padding_mask = tokens
+    n_tokens = (~padding_mask).sum(1)
+    n_hidden = (n_tokens * mask_ratio).round().long().clamp(min=1)
+    n_hidden = torch.where(n_tokens > 1, torch.minimum(n_hidden, n_tokens - 1), 0)
+    draw = torch.rand(padding_mask.shape, generator=generator) + padding_mask
+    order = draw.argsort(1)
+    position = order[:, : max(1, int(n_hidden.max()))]
+    is_asked = torch.arange(position.shape[1]) < n_hidden[:, None]
+    hidden_ids = gene_ids.gather(1, position).long()
+    bins = values.gather(1, position).float() / (n_bins - 1)
+    is_hidden = torch.zeros_like(padding_mask).scatter_(1, position, is_asked)
+    is_visible = ~padding_mask & ~is_hidden
+    context = context_of(values, is_visible, n_bins)
+
+    expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
+    expressed.scatter_(1, gene_ids.long(), ~padding_mask)
+    expressed[torch.arange(len(gene_ids)), gene_ids[:, 0].long()] = (
+        n_tokens > 0
+    )  # padding repeats gene 0
+    absent = torch.randint(n_genes, position.shape, generator=generator)
+    is_absent = is_asked & ~expressed.gather(1, absent)
+
+    if keep_genes:
+        seen = TokenBatch(gene_ids, values * is_visible, expression * is_visible, padding_mask)
+    else:
+        # Visible genes first, in the order they had; then the rest is padding and is cut off.
+        order = (~is_visible).to(torch.uint8).argsort(dim=1, stable=True)
+        order = order[:, : max(1, int(is_visible.sum(1).max()))]
+        seen_mask = is_visible.gather(1, order)
+        ids, bin_, level = (part.gather(1, order) * seen_mask for part in tokens[:3])
+        seen = TokenBatch(ids, bin_, level, ~seen_mask)
+    return MaskedMinibatch(
+        seen, hidden_ids, bins, is_asked, position, absent, is_absent, context, batch
+    )
+
+
+class MaskedCells(Dataset[MaskedMinibatch]):
+    """Cells with genes hidden: ``cells[rows]`` is a minibatch, drawn anew each time or, ``is_fixed``, always alike.
+
+    X: ``(N, n_genes)``, counts of the model's genes or what is proportional to them. batch: codes ``(N,)``.
+    """
+
+    def __init__(
+        self,
+        X: sparse.csr_matrix,
+        batch: np.ndarray,
+        tokenizer: Tokenizer,
+        encoder: str,
+        *,
+        mask_ratio: float,
+        seed: int,
+        is_fixed: bool = False,
+    ) -> None:
+        self.X, self.batch, self.tokenizer, self.encoder = X, batch, tokenizer, encoder
+        self.mask_ratio, self.seed, self.is_fixed, self.n_calls = mask_ratio, seed, is_fixed, 0
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, rows: np.ndarray) -> MaskedMinibatch:
+        self.n_calls += 1
+        draw = int(rows[0]) if self.is_fixed else self.n_calls
+        rng = np.random.default_rng((self.seed, int(self.is_fixed), draw))
+        n_genes = self.X.shape[1]
+        tokens = self.tokenizer(
+            self.X[rows],
+            np.arange(n_genes, dtype=np.int32),
+            seeds=rng.integers(2**63, size=len(rows)).astype(np.uint64),
+        )
+        return hide(
+            tokens,
+            torch.from_numpy(self.batch[rows]),
+            mask_ratio=self.mask_ratio,
+            n_genes=n_genes,
+            n_bins=self.tokenizer.n_bins,
+            keep_genes=self.encoder == "transformer",
+            generator=torch.Generator().manual_seed(int(rng.integers(2**63))),
+        )
+
+    def loader(self, sampler: Sampler[np.ndarray]) -> DataLoader[MaskedMinibatch]:
+        """The minibatches that ``sampler`` deals."""
+        # A loader draws from the global random state at each epoch unless it has a generator.
+        return DataLoader(
+            self, sampler=sampler, batch_size=None, collate_fn=as_it_is, generator=torch.Generator()
+        )
+
+
+def as_it_is(minibatch: Any) -> Any:
+    """The minibatch: what :class:`MaskedCells` gives is one already."""
+    return minibatch

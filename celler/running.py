@@ -1,0 +1,131 @@
+"""Running: Lightning drives a plan over minibatches, quietly, with one progress bar."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+
+class RunConfig(Protocol):
+    """What a run needs to know of its configuration."""
+
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def show_progress(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def run_plan(
+    plan: LightningModule,
+    train: Iterable[Any],
+    validation: Iterable[Any] | None,
+    config: RunConfig,
+    *,
+    callbacks: list[Callback],
+    title: str,
+    shown: dict[str, str],
+    n_threads: int | None,
+) -> None:
+    """Fit ``plan`` on the minibatches; the global random state and the number of threads stay as they were.
+
+    shown: metrics of the progress bar and their short names. n_threads: of a CPU, at most; ``None`` is all.
+    """
+    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
+    if config.show_progress and logging.getLogger("scvi").level <= logging.INFO:
+        callbacks = [ProgressBar(title, shown), *callbacks]
+    with torch.random.fork_rng(), _quiet_lightning(), _threads(n_threads):
+        torch.manual_seed(config.seed)
+        trainer = Trainer(
+            max_epochs=config.max_epochs,
+            accelerator=config.device.type,
+            devices=1 if config.device.index is None else [config.device.index],
+            precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
+        )
+        trainer.fit(plan, train, validation)
+
+
+class ProgressBar(Callback):
+    """One bar over all minibatches, with the epoch and the metrics ``shown``, each by its short name."""
+
+    def __init__(self, title: str, shown: dict[str, str]) -> None:
+        self.title, self.shown = title, shown
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self.bar = tqdm(
+            total=int(trainer.estimated_stepping_batches), desc=self.title, unit="minibatch"
+        )
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Advance by one minibatch."""
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the epoch's metrics."""
+        figures = {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"}
+        for metric, name in self.shown.items():
+            if metric in trainer.callback_metrics:
+                figures[name] = f"{float(trainer.callback_metrics[metric]):.3f}"
+        self.bar.set_postfix(figures, refresh=False)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar: after an error there is no teardown."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the bar, also when training stopped early or failed."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+@contextmanager
+def _threads(n_most: int | None) -> Iterator[None]:
+    """At most so many CPU threads; ``None`` leaves them as they are."""
+    before = torch.get_num_threads()
+    if n_most is not None:
+        torch.set_num_threads(min(before, n_most))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """No hardware banners and no advice about loaders meant for other programs."""
+    loggers = [
+        logging.getLogger(f"lightning.pytorch.{name}")
+        for name in ("utilities.rank_zero", "accelerators.cuda")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
