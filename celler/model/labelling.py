@@ -13,7 +13,7 @@ from celler.model.forward import Outputs
 from celler.version import __version__
 
 #: Threshold of back-off where none is given: of the blood, cord-blood and cortex cells backed off at it, half
-#: had the right class and 95 to 100 % the right parent.
+#: had the right class and 94 to 100 % the right parent.
 BACKOFF_THRESHOLD = 0.7
 
 
