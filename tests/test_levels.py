@@ -201,3 +201,11 @@ def test_back_off_needs_parents(query):
     for label in (model.predict, model.annotate):
         with pytest.raises(ValueError, match="backoff=True needs parents, and the model has none"):
             label(query, backoff=True)
+
+
+def test_a_novel_cell_is_unknown_at_both_levels(query):
+    is_novel = trained().predict(query, false_alarm_rate=0.5) == "Unknown"
+    assert 0 < is_novel.sum() < 80
+    trained().annotate(query, backoff=True, threshold=0.0, false_alarm_rate=0.5)
+    np.testing.assert_array_equal(query.obs["celler_level"] == "unknown", is_novel)
+    np.testing.assert_array_equal(query.obs["celler_parent"] == "Unknown", is_novel)

@@ -95,16 +95,8 @@ def test_annotate_writes_what_predict_returns(query):
     expected, parents = soft(query), soft(query, level="parent")
     before = list(query.obs.columns)
     trained().annotate(query, "c", threshold=0.5)
-    written = [
-        "c",
-        "c_confidence",
-        "c_margin",
-        "c_second",
-        "c_novelty",
-        "c_parent",
-        "c_parent_confidence",
-    ]
-    assert list(query.obs.columns) == [*before, *written]
+    ends = ["", "_confidence", "_margin", "_second", "_novelty", "_parent", "_parent_confidence"]
+    assert list(query.obs.columns) == [*before, *(f"c{end}" for end in ends)]
     labels = trained().predict(query, threshold=0.5)
     np.testing.assert_array_equal(query.obs["c"].astype(str), labels)
     np.testing.assert_array_equal(query.obs["c_confidence"], expected.max(axis=1))

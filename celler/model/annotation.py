@@ -15,7 +15,15 @@ from celler.tl.columns import label_column
 from celler.tl.voting import cluster_votes
 
 #: What follows the key in the names of the columns that ``annotate`` may write.
-ENDINGS = ("_confidence", "_margin", "_parent", "_parent_confidence", "_level")
+ENDINGS = (
+    "_confidence",
+    "_margin",
+    "_second",
+    "_novelty",
+    "_parent",
+    "_parent_confidence",
+    "_level",
+)
 VOTED = ("_majority", "_majority_share")
 
 

@@ -13,7 +13,7 @@ from celler.model.forward import Outputs
 from celler.version import __version__
 
 #: Threshold of back-off where none is given: of the blood, cord-blood and cortex cells backed off at it, half
-#: had the right class and 95 to 100 % the right parent.
+#: had the right class and 94 to 100 % the right parent.
 BACKOFF_THRESHOLD = 0.7
 
 
@@ -109,7 +109,9 @@ def annotation_columns(
         key: categorical(labels, tree, ["class", "parent"][: 1 + backoff], unknown_label),
         f"{key}_confidence": probabilities.max(axis=1),
         f"{key}_margin": margin(probabilities),
-        f"{key}_second": pd.Categorical(second_best(probabilities, tree.classes)),
+        f"{key}_second": pd.Categorical(
+            second_best(probabilities, tree.classes), list(tree.classes)
+        ),
     }
     if outputs.novelty is not None:
         columns[f"{key}_novelty"] = outputs.novelty

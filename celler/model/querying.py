@@ -103,11 +103,12 @@ def annotate(
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
-    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the class),
-    ``<key>_margin`` (best less second-best probability), ``<key>_second`` (the second-best class) and
+    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
+    ``<key>_margin`` (that less the second best), ``<key>_second`` (the second-best class) and
     ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
-    the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says
-    whether the label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are none.
+    the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says whether the
+    label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are
+    none that fit.
 
     cluster_key: clusters in ``adata.obs``, which are read and never computed: ``<key>_majority`` is the
         most frequent label of each cell's cluster and ``<key>_majority_share`` its share; a cell
