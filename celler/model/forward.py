@@ -52,11 +52,25 @@ class Genes:
 
 
 @dataclass(frozen=True)
+class Propagation:
+    """probabilities: ``(N, C)``, after they were spread over the neighbours with the weight ``neighbor_weight``.
+
+    n_labelled: labelled cells that were held at their labels. n_cells: cells that were not.
+    """
+
+    probabilities: np.ndarray
+    n_labelled: int
+    n_cells: int
+    neighbor_weight: float
+
+
+@dataclass(frozen=True)
 class Outputs:
     """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
 
     factors: ``(n_genes,)``, by which each gene's expression was multiplied, ``None`` where there were none.
     novelty: ``(N,)``, where it was asked for. novelty_threshold: cells above it are unknown, ``None`` for none.
+    propagation: probabilities that take the place of those of the logits, where it was asked for.
     """
 
     logits: np.ndarray
@@ -65,6 +79,7 @@ class Outputs:
     factors: np.ndarray | None = None
     novelty: np.ndarray | None = None
     novelty_threshold: float | None = None
+    propagation: Propagation | None = None
 
     @property
     def is_unknown(self) -> np.ndarray:

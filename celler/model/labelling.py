@@ -46,7 +46,10 @@ def level_probabilities(
 ) -> np.ndarray:
     """``(N, classes of the level)``, rows sum to 1; equal for a cell without counts."""
     codes = None if candidates is None else indices_of(candidates, tree.classes)
-    probabilities = decision.probabilities(outputs.logits, codes)
+    if outputs.propagation is None:
+        probabilities = decision.probabilities(outputs.logits, codes)
+    else:
+        probabilities = outputs.propagation.probabilities.copy()
     is_possible = probabilities[~outputs.has_counts] > 0
     probabilities[~outputs.has_counts] = is_possible / is_possible.sum(axis=1, keepdims=True)
     return tree.roll_up(probabilities, level)
@@ -145,6 +148,7 @@ def annotation_record(
     backoff: bool,
 ) -> dict[str, Any]:
     """The uns entry of an annotation: how its labels came about."""
+    spread = outputs.propagation
     return {
         "celler_version": __version__,
         "classes": list(tree.classes),
@@ -157,4 +161,11 @@ def annotation_record(
         else outputs.novelty_threshold,
         "backoff": backoff,
         "shift": outputs.shift,
+        "propagation": "none"
+        if spread is None
+        else {
+            "labelled_cells": spread.n_labelled,
+            "cells": spread.n_cells,
+            "neighbor_weight": spread.neighbor_weight,
+        },
     }

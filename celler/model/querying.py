@@ -26,6 +26,7 @@ from celler.model.labelling import (
     label_levels,
     level_probabilities,
 )
+from celler.model.propagating import with_propagation
 from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def predict(
     false_alarm_rate: float | None = None,
     backoff: bool = False,
     correct_shift: bool = True,
+    propagate: bool = False,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
 
@@ -63,6 +65,9 @@ def predict(
         threshold is then 0.7 unless given, the same for both levels.
     correct_shift: undo what differs from the reference in all classes alike, as after another
         chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
+    propagate: spread the probabilities over the nearest of the cells asked for and of the model's labelled cells,
+        whose labels are given; where labels are few and the query has thousands of cells. A label then depends on
+        the other cells. A model that was loaded has labelled cells where ``load`` was given its reference.
 
     Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
     sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
@@ -77,6 +82,8 @@ def predict(
         raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
     limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    if propagate:
+        outputs = with_propagation(self, adata, index, outputs, candidates)
     if limit is not None and not soft:
         outputs = with_novelty(self, adata, index, outputs, limit)
     probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
@@ -100,6 +107,7 @@ def annotate(
     false_alarm_rate: float | None = None,
     backoff: bool = False,
     correct_shift: bool = True,
+    propagate: bool = False,
 ) -> None:
     """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
 
@@ -123,6 +131,8 @@ def annotate(
     clusters = check_target(adata, key_added, cluster_key)
     limit = novelty_threshold(self, false_alarm_rate)
     outputs = forward_cells(self, adata, index, None, correct_shift)
+    if propagate:
+        outputs = with_propagation(self, adata, index, outputs)
     if self._fitted.novelty is not None:  # a model saved by an earlier version has none
         outputs = with_novelty(self, adata, index, outputs, limit)
     if backoff and threshold is None:

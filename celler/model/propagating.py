@@ -1,0 +1,158 @@
+"""Propagating: probabilities of a query spread over its cells and the model's labelled ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from celler.door import warn
+from celler.inputs import ExpressionReader, is_log, query_reader
+from celler.labels import as_strings, indices_of
+from celler.model.forward import CHUNK_SIZE, Outputs, Propagation
+from celler.model.setup import LABELS_COLUMN
+from celler.propagation import neighbor_graph, neighbor_weight, principal_components, propagate
+from celler.shift import linear
+
+if TYPE_CHECKING:
+    from celler.model.celler import Celler
+
+
+def with_propagation(
+    self: Celler,
+    adata: AnnData,
+    index: np.ndarray,
+    outputs: Outputs,
+    candidates: list[str] | None = None,
+) -> Outputs:
+    """``outputs`` of the rows ``index (N,)`` with their probabilities spread over them and the labelled cells.
+
+    Labelled cells of classes that are no candidates take no part. Rows that are labelled cells themselves, and
+    those without counts, keep the probabilities they have.
+    """
+    classes = self._tree.classes
+    possible = np.arange(len(classes)) if candidates is None else indices_of(candidates, classes)
+    probabilities = self._decision.probabilities(outputs.logits, possible)
+    labelled, codes = labelled_cells(self)
+    is_free = outputs.has_counts.copy()
+    if adata is self.adata:
+        is_free &= ~np.isin(index, labelled)
+        if len(index) and not is_free.any():
+            warn(
+                "propagate=True changes nothing here: it is for unlabelled cells, and every cell that was asked for "
+                "has a label or no counts."
+            )
+    is_possible = np.isin(codes, possible)
+    labelled, codes = labelled[is_possible], codes[is_possible]
+    held, free = graph_cells(self, adata, labelled, index[is_free], outputs.factors)
+    is_held, is_kept = held.has_values(), free.has_values()
+    is_free[is_free] = is_kept
+    nodes = [replace(held, index=labelled[is_held]), replace(free, index=free.index[is_kept])]
+    n_held, n_free = (len(part.index) for part in nodes)
+    # Without labelled cells to hold, those that the network learned from say how far to trust it.
+    weight = neighbor_weight(n_free, n_held or int(self.class_counts_.sum()))
+    if n_free and n_held + n_free > 1:
+        prior = np.concatenate([np.eye(len(classes))[codes[is_held]], probabilities[is_free]])
+        points = principal_components(partial(logs_of, nodes), len(prior))
+        spread = propagate(neighbor_graph(points), prior, np.arange(len(prior)) < n_held, weight)
+        probabilities[is_free] = spread[n_held:]
+    return replace(outputs, propagation=Propagation(probabilities, n_held, n_free, weight))
+
+
+def labelled_cells(self: Celler) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the model's AnnData with a label among its classes, and their codes; where none are, says why once."""
+    adata, key = self.adata, self._setup_args["labels_key"]
+    rows = codes = np.empty(0, np.int64)
+    if adata is None:
+        why = "the model was loaded without its reference, which Celler.load(dir, adata=reference) would bring"
+    elif self.adata_manager is None and key not in adata.obs:
+        why = f"the AnnData given to load has no column {key!r}"
+    else:
+        is_registered = self.adata_manager is not None
+        labels = (
+            adata.obs[LABELS_COLUMN].to_numpy().astype(str)
+            if is_registered
+            else as_strings(adata.obs[key], key, self._setup_args["unlabeled_category"])
+        )
+        codes = self._tree.encode(labels)
+        rows, why = (
+            np.flatnonzero(codes >= 0),
+            "none of the model's cells has a label of its classes",
+        )
+    message = (
+        f"no labelled cells take part in propagate=True: {why}. Only the query's own cells do."
+    )
+    if not len(rows) and message not in self._reported:
+        self._reported.add(message)
+        warn(message)
+    return rows, codes[rows]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``index (n,)`` of a reader, and ``to_genes (n_vars, G)``, which of its columns are the genes compared.
+
+    factors: ``(G,)``, by which their expression is multiplied.
+    """
+
+    reader: ExpressionReader
+    index: np.ndarray
+    to_genes: sparse.csr_matrix
+    factors: np.ndarray
+
+    def logs(self, positions: np.ndarray) -> sparse.csr_matrix:
+        """log1p of counts per 10,000 ``(n, G)`` of ``positions (n,)`` in ``index``."""
+        X = self.reader.rows(self.index[positions]) @ self.to_genes
+        X = linear(X, is_log=is_log(self.reader)) @ sparse.diags_array(self.factors)
+        return sparse.csr_matrix(linear(X, is_log=False).log1p(), dtype=np.float32)
+
+    def has_values(self) -> np.ndarray:
+        """Which rows ``(n,)`` have counts in these genes."""
+        found = np.zeros(len(self.index), bool)
+        for start in range(0, len(found), CHUNK_SIZE):
+            rows = slice(start, start + CHUNK_SIZE)
+            X = self.reader.rows(self.index[rows]) @ self.to_genes
+            found[rows] = np.asarray(X.sum(axis=1)).ravel() > 0
+        return found
+
+
+def graph_cells(
+    self: Celler,
+    adata: AnnData,
+    labelled: np.ndarray,
+    free: np.ndarray,
+    factors: np.ndarray | None,
+) -> list[Part]:
+    """The rows ``labelled`` of the model's AnnData and ``free`` of ``adata``, with the genes that both have.
+
+    factors: ``(n_genes,)``, of the shift of ``adata``; they hold for all of its rows.
+    """
+    layer, n_genes = self._setup_args["layer"], len(self._genes.names)
+    sources = [self.adata if len(labelled) else adata, adata]
+    gene_maps = [self._genes.align(source)[0].gene_map for source in sources]
+    is_shared = np.all([np.isin(np.arange(n_genes), gene_map) for gene_map in gene_maps], axis=0)
+    position = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
+    parts = []
+    for source, rows, gene_map in zip(sources, [labelled, free], gene_maps, strict=True):
+        target = np.where(gene_map >= 0, position[gene_map], -1)
+        columns = np.flatnonzero(target >= 0)
+        ones = np.ones(len(columns), np.float32)
+        shape = (len(gene_map), int(is_shared.sum()))
+        to_genes = sparse.csr_matrix((ones, (columns, target[columns])), shape)
+        by_gene = np.ones(n_genes) if factors is None or source is not adata else factors
+        parts.append(Part(query_reader(source, layer), rows, to_genes, by_gene[is_shared]))
+    return parts
+
+
+def logs_of(parts: list[Part], positions: np.ndarray) -> sparse.csr_matrix:
+    """:meth:`Part.logs` of ascending ``positions (n,)`` in the rows of all ``parts``, one after the other."""
+    blocks, start = [], 0
+    for part in parts:
+        inside = positions[(positions >= start) & (positions < start + len(part.index))]
+        blocks.append(part.logs(inside - start))
+        start += len(part.index)
+    return sparse.vstack(blocks, format="csr")

@@ -1,0 +1,132 @@
+"""A few labelled cells of each type, all others unlabelled: macro-F1 on the unlabelled ones.
+
+    python docs/benchmarks/few_labels.py DATA --out few.csv [--methods a,b] [--labels 2,5,10] [--seeds 5] [--scanvi]
+
+DATA is a folder with the files of ``SETS``, all of counts. A method is a function in ``METHODS`` from labelled and
+unlabelled cells and a seed to the labels of the latter. ``--scanvi`` adds scANVI, some five minutes a run.
+Finished rows are kept in the file, and a run that was stopped goes on.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from celler.benchmark.methods import Fit, logreg, scanvi
+from celler.metrics import summary
+from celler.model import Celler
+
+SETS = {
+    "cbmc": "cbmc_cite_8617_nogenes.h5ad",
+    "onek1k": "onek1k_40donors_7811.h5ad",
+    "endocrine": "mouse_endocrinogenesis_3696.h5ad",
+}
+Answers = dict[str, np.ndarray]
+
+
+def with_celler(labelled: ad.AnnData, unlabelled: ad.AnnData, seed: int) -> Answers:
+    """One network, asked without and with propagation."""
+    Celler.setup_anndata(labelled, labels_key="cell_type")
+    model = Celler(labelled)
+    model.train(seed=seed, show_progress=False)
+    return {
+        "celler": model.predict(unlabelled),
+        "celler, propagate": model.predict(unlabelled, propagate=True),
+    }
+
+
+def peer(fit: Fit, name: str) -> Callable[[ad.AnnData, ad.AnnData, int], Answers]:
+    """A method of the benchmark under its name."""
+
+    def label(labelled: ad.AnnData, unlabelled: ad.AnnData, seed: int) -> Answers:
+        soft = fit(labelled, "cell_type", unlabelled, seed)(unlabelled)
+        return {name: soft.columns[soft.to_numpy().argmax(axis=1)].to_numpy().astype(str)}
+
+    return label
+
+
+#: By name; what a function answers may have several columns of the table, such as two ways to ask one network.
+METHODS: dict[str, Callable[[ad.AnnData, ad.AnnData, int], Answers]] = {
+    "celler": with_celler,
+    "logreg": peer(logreg.fit, "logistic regression"),
+    "scanvi": peer(scanvi.fit, "scANVI"),
+}
+
+
+def split(file: Path, n_labels: int, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
+    """``n_labels`` random cells of each type, and all others without their labels' column."""
+    adata = ad.read_h5ad(file)
+    if "is_qc_class" in adata.obs:
+        adata = adata[~adata.obs["is_qc_class"].astype(bool)].copy()
+    types, rng = adata.obs["cell_type"].astype(str).to_numpy(), np.random.default_rng(seed)
+    drawn = [
+        rng.choice(np.flatnonzero(types == name), n_labels, replace=False)
+        for name in np.unique(types)
+    ]
+    is_labelled = np.zeros(adata.n_obs, bool)
+    is_labelled[np.concatenate(drawn)] = True
+    adata.obs, adata.uns["kind"] = pd.DataFrame({"cell_type": types}, adata.obs_names), "counts"
+    return adata[is_labelled].copy(), adata[~is_labelled].copy()
+
+
+def main() -> None:
+    """Run what is missing, and print mean ± sd over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("few_labels.csv"))
+    parser.add_argument("--methods", default="celler,logreg")
+    parser.add_argument("--labels", default="2,5,10")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--scanvi", action="store_true")
+    options = parser.parse_args()
+    methods = options.methods.split(",") + ["scanvi"] * options.scanvi
+    runs = ["set", "n_labels", "seed", "run"]
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=runs)
+    known = set(done[runs].itertuples(index=False, name=None))
+    wanted = [
+        (name, int(n_labels), seed, method)
+        for seed in range(options.seeds)
+        for n_labels in options.labels.split(",")
+        for name in SETS
+        for method in methods
+    ]
+    for name, n_labels, seed, method in [run for run in wanted if run not in known]:
+        file = options.data / SETS[name]
+        if not file.exists():
+            print(f"{file} is missing, {name} is left out")
+            continue
+        labelled, unlabelled = split(file, n_labels, seed)
+        truth = unlabelled.obs.pop("cell_type").to_numpy().astype(str)
+        counts = dict.fromkeys(np.unique(truth), n_labels)
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes with two cells
+            answers = METHODS[method](labelled, unlabelled, seed)
+        seconds = round(time.perf_counter() - start, 1)
+        for answer, labels in answers.items():
+            found = summary(truth, labels, counts)
+            row = {"set": name, "n_labels": n_labels, "seed": seed, "run": method, "method": answer}
+            row |= {
+                "macro_f1": found["macro_f1"],
+                "accuracy": found["accuracy"],
+                "seconds": seconds,
+            }
+            pd.DataFrame([row]).to_csv(
+                options.out, mode="a", header=not options.out.exists(), index=False
+            )
+            print(row, flush=True)
+    table = pd.read_csv(options.out)
+    by = table.groupby(["n_labels", "method", "set"])["macro_f1"].agg(["mean", "std"])
+    text = by["mean"].map("{:.3f}".format) + by["std"].map(
+        lambda sd: "" if sd != sd else f" ± {sd:.3f}"
+    )
+    print(text.unstack("set").to_string())
+
+
+if __name__ == "__main__":
+    main()
