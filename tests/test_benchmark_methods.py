@@ -225,25 +225,15 @@ def test_celler_with_its_defaults(cells, monkeypatch):
 
 
 @pytest.mark.slow
-def test_celler_with_the_query_in_training(cells, monkeypatch):
-    seen = {}
-    setup = Celler.setup_anndata
-
-    def spy(adata, **options):
-        seen.update(options, labels=adata.obs[LABELS_KEY].to_numpy(), genes=adata.n_vars)
-        setup(adata, **options)
-
-    monkeypatch.setattr(Celler, "setup_anndata", spy)
+def test_celler_spreads_its_probabilities_over_the_query(cells, monkeypatch):
     monkeypatch.setattr(Celler, "train", few_epochs(Celler.train, 3))
     query = cells.query[:, 5:].copy()
+    given = Cells(cells.reference, query, cells.truth)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        table = scores("celler_transductive", Cells(cells.reference, query, cells.truth))
-    assert seen["unlabeled_category"] == "Unknown"
-    np.testing.assert_array_equal(seen["labels"][:200], cells.reference.obs[LABELS_KEY])
-    assert set(seen["labels"][200:]) == {"Unknown"}
-    assert len(seen["labels"]) == 290
-    assert seen["genes"] == N_GENES
+        alone, table = (scores(name, given) for name in ("celler", "celler_transductive"))
     assert list(table.index) == list(query.obs_names)
-    assert "Unknown" not in table
+    assert list(table.columns) == list(alone.columns)
+    np.testing.assert_allclose(table.sum(axis=1), 1)
+    assert not np.allclose(table, alone, atol=0.01)
     assert LABELS_KEY not in query.obs

@@ -52,7 +52,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "celler": Method("Celler", ("celler", "torch")),
-    "celler_transductive": Method("Celler, query in training", ("celler", "torch")),
+    "celler_transductive": Method("Celler, propagated", ("celler", "torch")),
     "celltypist": Method("CellTypist", ("celltypist", "scikit-learn")),
     "scanvi": Method("scANVI", ("scvi-tools", "torch", "scikit-misc"), needs_counts=True),
     "linear_svm": Method("linear SVM", ("scikit-learn",)),
