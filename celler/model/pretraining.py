@@ -109,11 +109,7 @@ def pretrain(
 
     Raises ``RuntimeError`` after :meth:`train`, whose classes rest on the encoder as it is.
     """
-    if self.is_trained:
-        raise RuntimeError(
-            "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
-            "model = Celler(adata), model.pretrain(), model.train()."
-        )
+    require_untrained(self)
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} was given; 0 <= it < 1 is needed.")
     before: Pretrained | None = self._pretrained
@@ -141,6 +137,19 @@ def pretrain(
     if before is not None:
         history = {name: before.history.get(name, []) + history[name] for name in history}
     adopt_pretrained(self, Pretrained(decoder, batches, share_of(cells), n_cells, history))
+
+
+def require_untrained(self: Celler) -> None:
+    """Raise ``RuntimeError`` where there are classes or foreign weights that rest on the encoder."""
+    if self.is_pretrained:
+        raise RuntimeError(
+            "this encoder has been pretrained: it came with from_pretrained; call train()."
+        )
+    if self.is_trained:
+        raise RuntimeError(
+            "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
+            "model = Celler(adata), model.pretrain(), model.train()."
+        )
 
 
 def unlabelled_cells(

@@ -146,11 +146,19 @@ def get_latent_representation(
     indices: np.ndarray | list[int] | None = None,
     batch_size: int | None = None,
     *,
+    normalize: bool = False,
     correct_shift: bool = True,
 ) -> np.ndarray:
-    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`."""
-    adata, index = query_cells(self, adata, indices, needs_classes=self._pretrained is None)
-    return forward_cells(self, adata, index, batch_size, correct_shift).embedding
+    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`.
+
+    normalize: divide each row by its L2 norm, as scGPT does, so that products are cosines.
+    """
+    has_encoder = self._pretrained is not None or self.is_pretrained
+    adata, index = query_cells(self, adata, indices, needs_classes=not has_encoder)
+    embedding = forward_cells(self, adata, index, batch_size, correct_shift).embedding
+    if normalize:
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-12)
+    return embedding
 
 
 def get_novelty(
@@ -197,11 +205,11 @@ def forward_cells(
 ) -> Outputs:
     """Outputs for the rows ``index (N,)``; what the query's genes are is said once."""
     alignment, share = self._genes.align(adata)
-    report = alignment.describe(share / float(self._genes.share.sum()))
-    if not alignment.is_exact and report not in self._reported:
+    reader = query_reader(adata, self._setup_args["layer"])
+    report = self._genes.report(alignment, share, reader)
+    if report is not None and report not in self._reported:
         self._reported.add(report)
         warn(report)
-    reader = query_reader(adata, self._setup_args["layer"])
     profile = self._fitted.profile if self.is_trained else None
     trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
     return Forward(*trained, self._precision)(

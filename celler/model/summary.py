@@ -14,6 +14,7 @@ ENCODERS = {
     "additive": "sum of gene embeddings",
     "latent": "latent attention",
     "transformer": "full self-attention",
+    "scgpt": "scGPT's encoder",
 }
 
 
@@ -24,6 +25,13 @@ def summary(self: Celler) -> str:
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
     network += " + evidence table" if config.use_evidence else ""
     if not self.is_trained:
+        if self.is_pretrained and not len(self.classes_):
+            rows = [
+                f"Celler, pretrained: no classes, {config.n_genes:,} genes",
+                f"network   {network}, on {self.device}",
+                "next      model.get_latent_representation(adata), or from_pretrained(folder, reference) to train",
+            ]
+            return "\n  ".join(rows)
         rows = [
             f"Celler, not trained: {classes}",
             f"network   {network}",
