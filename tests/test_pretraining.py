@@ -109,9 +109,10 @@ def test_validation_masks_are_always_the_same_and_training_masks_are_not(counts)
 
 @pytest.mark.parametrize("encoder", ["additive", "latent"])
 def test_loss_against_numpy(counts, encoder):
-    """Ten times the mean squared error of the bins, plus the binary cross-entropy of presence."""
+    """Squared error of the bins over their variance, plus the binary cross-entropy of presence."""
     config = NetworkConfig(N_GENES, 3, N_BINS, encoder, d_model=16)
     network, decoder = build_network(config, 0).eval(), GeneDecoder(config).eval()
+    decoder.bin_variance.fill_(0.25)
     _, masked = hidden(counts)
     loss = MaskedLoss(network.encoder, decoder)
     value, there, absent = (part.detach().double().numpy() for part in loss.outputs(masked))
@@ -123,8 +124,23 @@ def test_loss_against_numpy(counts, encoder):
             -np.log(1 - 1 / (1 + np.exp(-absent[is_absent]))),
         ]
     )
-    expected = 10 * squared.mean() + nats.mean()
+    expected = squared.mean() / 0.25 + nats.mean()
     np.testing.assert_allclose(loss(masked)[0].item(), expected, rtol=1e-5)
+
+
+def test_the_decoder_starts_from_each_genes_mean(rng):
+    bins = sparse.csr_matrix(sparse.random_array((4000, N_GENES), density=0.3, rng=rng))
+    config = NetworkConfig(N_GENES, 3, N_BINS, d_model=16)
+    decoder = GeneDecoder(config)
+    decoder.start_from(bins)
+    dense = bins.toarray()
+    there = dense > 0
+    mean = np.array([dense[there[:, j], j].mean() for j in range(N_GENES)])
+    odds = there.mean(axis=0) / (1 - there.mean(axis=0)) / there.mean()
+    np.testing.assert_allclose(decoder.gene_bias.detach()[:, 0], mean, rtol=1e-2)
+    np.testing.assert_allclose(decoder.gene_bias.detach()[:, 1], np.log(odds), atol=1e-2)
+    residual = (dense - mean)[there]
+    np.testing.assert_allclose(decoder.bin_variance, residual.var(), rtol=1e-2)
 
 
 def test_padding_changes_no_loss(counts):
@@ -201,10 +217,10 @@ def test_unlabelled_cells_help_where_labels_are_few():
         Celler.setup_anndata(adata, "few")
         model = Celler(adata, **SMALL)
         if is_pretrained:
-            model.pretrain(max_epochs=15, show_progress=False)
+            model.pretrain(max_epochs=30, show_progress=False)
         model.train(max_epochs=60, show_progress=False)
         scores.append(f1_score(truth(adata), model.predict(adata), average="macro"))
-    assert scores[1] > scores[0]
+    assert scores[1] > scores[0] + 0.02
 
 
 def test_labels_are_not_needed_and_do_not_matter():
@@ -253,7 +269,7 @@ def test_the_batch_enters_the_decoder_alone():
     adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
     model = pretrained(adata, {"batch_key": "donor"}, max_epochs=5)
     decoder = model._pretrained.decoder
-    assert decoder.batch.shape == (3, 16)
+    assert decoder.batch.shape == (3, 32)
     assert decoder.batch[1:].abs().sum() > 0
     query = cells(30, seed=2)
     other = query.copy()
@@ -307,7 +323,7 @@ def test_without_validation():
 
 
 def test_expected_expression_follows_the_type():
-    model = pretrained(cells(800, depth=1.0), max_epochs=20)
+    model = pretrained(cells(800, depth=1.0), max_epochs=40)
     query = cells(300, depth=1.0, seed=4)
     expected = model.predict_expression(query)
     assert expected.shape == query.shape
@@ -316,9 +332,11 @@ def test_expected_expression_follows_the_type():
     observed = np.log1p(query.X.toarray() / total * 1e4)
     types = truth(query)
     means = {name: observed[types == name].mean(axis=0) for name in np.unique(types)}
+    overall, expected_overall = observed.mean(axis=0), expected.to_numpy().mean(axis=0)
     for name, mean in means.items():
         estimate = expected.to_numpy()[types == name].mean(axis=0)
-        assert np.corrcoef(estimate, mean)[0, 1] > 0.7
+        np.testing.assert_allclose(estimate.mean(), mean.mean(), rtol=0.2)
+        assert np.corrcoef(estimate - expected_overall, mean - overall)[0, 1] > 0.5
 
 
 def test_a_gene_that_the_query_lacks_is_imputed_and_one_the_model_lacks_is_not():
@@ -326,13 +344,14 @@ def test_a_gene_that_the_query_lacks_is_imputed_and_one_the_model_lacks_is_not()
     query = cells(100, seed=4)
     gene = query.var_names[int(np.asarray(query.X.sum(axis=0)).argmax())]
     without = query[:, query.var_names != gene].copy()
-    with pytest.warns(UserWarning, match="79 of 80"):
+    with pytest.warns(UserWarning, match="79 of the model's 80 genes"):
         estimate = model.predict_expression(without, gene)
     assert list(estimate.columns) == [gene]
     assert (estimate > 0).all(axis=None)
     renamed = query.copy()
     renamed.var_names = ["of nobody", *query.var_names[1:]]
-    model.impute(renamed, layer_added="imputed")
+    with pytest.warns(UserWarning, match="1 extra"):
+        model.impute(renamed, layer_added="imputed")
     assert np.isnan(renamed.layers["imputed"][:, 0]).all()
     np.testing.assert_array_equal(
         renamed.layers["imputed"][:, 1:], model.predict_expression(renamed).to_numpy()[:, 1:]

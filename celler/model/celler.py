@@ -280,8 +280,8 @@ class Celler(BaseModelClass):
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the encoder has weights of :meth:`from_pretrained`, so that it embeds cells untrained."""
-        return bool(self._scgpt)
+        """Whether the encoder learned without labels, by :meth:`pretrain` or as :meth:`from_pretrained` found it."""
+        return self._pretrained is not None or bool(self._scgpt)
 
     @property
     def device(self) -> torch.device:
@@ -294,7 +294,7 @@ class Celler(BaseModelClass):
         The file holds tensors and plain values only and opens on any supported Python. Raises
         ``FileExistsError`` where a model is already, unless ``overwrite``.
         """
-        if self._pretrained is None and not self.is_pretrained:
+        if not self.is_pretrained:
             self._require_trained()
         contents = plain_setup(self.registry_, self._described, self.init_params_) | {
             "fitted": self._fitted.to_plain() if self.is_trained else None,
@@ -335,7 +335,7 @@ class Celler(BaseModelClass):
         if self.is_trained or self._knowledge is not None:
             return self.module
         network = build_network(self.module.config, seed)
-        if self._pretrained is not None or self.is_pretrained:
+        if self.is_pretrained:
             network.encoder.load_state_dict(self.module.encoder.state_dict())
         network.encoder.requires_grad_(not self._scgpt.get("is_frozen", False))
         return network
@@ -369,7 +369,7 @@ class Celler(BaseModelClass):
             )
 
     def _require_trained(self) -> None:
-        if self.is_pretrained and not self.is_trained:
+        if self._scgpt and not self.is_trained:
             raise RuntimeError(
                 "this Celler embeds cells but has learned no classes: Celler.setup_anndata(reference, labels_key=...), "
                 "then model = Celler.from_pretrained(folder, reference) and model.train()."
