@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score
-from toy import assert_close, assert_unchanged, cells, fit, snapshot, truth
+from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, snapshot, truth
 
 from celler.model import Celler
 from celler.network import NetworkConfig, build_network
@@ -18,7 +18,6 @@ from celler.tokenizer import Tokenizer
 
 N_GENES, N_BINS = 30, 11
 BRIEF = {"max_epochs": 2, "batch_size": 64, "show_progress": False}
-SMALL = {"d_model": 16, "precision": "float32"}
 
 
 @pytest.fixture
@@ -36,14 +35,6 @@ def hidden(counts, seed=0, mask_ratio=0.3, keep_genes=False):
     generator = torch.Generator().manual_seed(seed)
     batch = torch.full((len(tokens.gene_ids),), -1)
     return tokens, hide(tokens, batch, **options, keep_genes=keep_genes, generator=generator)
-
-
-def pretrained(reference=None, setup=None, network=None, **options) -> Celler:
-    reference = cells() if reference is None else reference
-    Celler.setup_anndata(reference, **(setup or {}))
-    model = Celler(reference, **(SMALL | (network or {})))
-    model.pretrain(**(BRIEF | options))
-    return model
 
 
 # ---- what is hidden ----
@@ -317,51 +308,3 @@ def test_bad_validation_size(validation_size):
 def test_without_validation():
     model = pretrained(validation_size=0)
     assert list(model.pretraining_history.columns) == ["train_loss"]
-
-
-# ---- expression ----
-
-
-def test_expected_expression_follows_the_type():
-    model = pretrained(cells(800, depth=1.0), max_epochs=40)
-    query = cells(300, depth=1.0, seed=4)
-    expected = model.predict_expression(query)
-    assert expected.shape == query.shape
-    assert (expected.to_numpy() >= 0).all()
-    total = np.asarray(query.X.sum(axis=1)).reshape(-1, 1)
-    observed = np.log1p(query.X.toarray() / total * 1e4)
-    types = truth(query)
-    means = {name: observed[types == name].mean(axis=0) for name in np.unique(types)}
-    overall, expected_overall = observed.mean(axis=0), expected.to_numpy().mean(axis=0)
-    for name, mean in means.items():
-        estimate = expected.to_numpy()[types == name].mean(axis=0)
-        np.testing.assert_allclose(estimate.mean(), mean.mean(), rtol=0.2)
-        assert np.corrcoef(estimate - expected_overall, mean - overall)[0, 1] > 0.5
-
-
-def test_a_gene_that_the_query_lacks_is_imputed_and_one_the_model_lacks_is_not():
-    model = pretrained(cells(800), max_epochs=10)
-    query = cells(100, seed=4)
-    gene = query.var_names[int(np.asarray(query.X.sum(axis=0)).argmax())]
-    without = query[:, query.var_names != gene].copy()
-    with pytest.warns(UserWarning, match="79 of the model's 80 genes"):
-        estimate = model.predict_expression(without, gene)
-    assert list(estimate.columns) == [gene]
-    assert (estimate > 0).all(axis=None)
-    renamed = query.copy()
-    renamed.var_names = ["of nobody", *query.var_names[1:]]
-    with pytest.warns(UserWarning, match="1 extra"):
-        model.impute(renamed, layer_added="imputed")
-    assert np.isnan(renamed.layers["imputed"][:, 0]).all()
-    np.testing.assert_array_equal(
-        renamed.layers["imputed"][:, 1:], model.predict_expression(renamed).to_numpy()[:, 1:]
-    )
-
-
-def test_genes_that_are_not_there_and_encoders_that_cannot():
-    model = pretrained()
-    with pytest.raises(KeyError, match="genes names 'gene_7x'.*Closest"):
-        model.predict_expression(cells(), ["gene_7x"])
-    model = pretrained(network={"encoder": "transformer"}, max_epochs=1)
-    with pytest.raises(ValueError, match="Take another encoder"):
-        model.predict_expression(cells())

@@ -37,6 +37,7 @@ from celler.model.querying import (
 )
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.model.summary import summary
+from celler.model.transfer import load_encoder
 from celler.network import GeneTransformer, build_network
 from celler.tokenizer import Tokenizer
 from celler.training import PRETRAINED_RATE, TrainingConfig
@@ -237,6 +238,7 @@ class Celler(BaseModelClass):
     get_latent_representation = get_latent_representation
     get_gene_importance = get_gene_importance
     get_novelty = get_novelty
+    load_encoder = load_encoder
     load_query_data = classmethod(load_query_data)
     prepare_query_anndata = staticmethod(prepare_query_anndata)
     __repr__ = summary
