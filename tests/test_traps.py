@@ -120,6 +120,17 @@ def test_scaled_values_silently_accepted(model, query):
         model.predict(query)
 
 
+def test_a_report_that_goes_down_with_an_error(query):
+    """It is said once: where the values are refused, the next call still has to say it."""
+    model, fewer = fit(cells()), query[:, :40].copy()
+    scaled = fewer.copy()
+    scaled.X = scaled.X.toarray() - 1
+    with pytest.raises(ValueError, match="scaled or centred"):
+        model.predict(scaled)
+    with pytest.warns(UserWarning, match="40 of the model's 80 genes"):
+        model.predict(fewer)
+
+
 def test_binned_values_silently_accepted(query):
     X = query.X.toarray()
     ranks = np.array([np.searchsorted(np.unique(row[row > 0]), row) + 1 for row in X]) * (X > 0)
