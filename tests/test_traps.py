@@ -238,6 +238,7 @@ def test_a_head_that_returns_probabilities_for_logits(model, query):
     hook.remove()
     logits = torch.cat(seen).double().numpy()
     assert logits.shape == (20, 4)
+    assert not np.allclose(logits.sum(axis=1), 1)
     # One softmax over one temperature: the log-odds are a multiple of the differences of logits.
     log_odds = np.log(rows) - np.log(rows).mean(axis=1, keepdims=True)
     logits -= logits.mean(axis=1, keepdims=True)
