@@ -216,9 +216,8 @@ def aligned(self: Celler, adata: AnnData) -> tuple[GeneAlignment, float, Express
     """A query's genes, the share of expression they carry, and its reader; what the genes are is said once."""
     alignment, share = self._genes.align(adata)
     reader = query_reader(adata, self._setup_args["layer"])
-    is_log(
-        reader
-    )  # raises for scaled values: the report is said once, and would go down with the error
+    # Raises for scaled values: the report is said once, and would go down with the error.
+    is_log(reader)
     report = self._genes.report(alignment, share, reader)
     if report is not None and report not in self._reported:
         self._reported.add(report)
