@@ -77,6 +77,14 @@ class GeneAlignment:
             f"and {self.n_extra:,} extra ones are ignored.{self._how()}"
         )
 
+    def describe_extra(self, expression_share: float) -> str:
+        """What to tell of a query whose reference is a vocabulary; the matched genes carry the share."""
+        n_genes = len(self.gene_map)
+        return (
+            f"{self.n_matched:,} of {n_genes:,} genes are in the model's vocabulary and carry {expression_share:.0%} "
+            f"of the cells' expression; the other {n_genes - self.n_matched:,} are not read.{self._how()}"
+        )
+
     def __str__(self) -> str:
         return self.describe(self.expression_share)
 
@@ -103,7 +111,11 @@ class GeneAlignment:
 
 
 def align_genes(
-    query: pd.Index, reference: pd.Index, var: pd.DataFrame | None = None
+    query: pd.Index,
+    reference: pd.Index,
+    var: pd.DataFrame | None = None,
+    *,
+    is_vocabulary: bool = False,
 ) -> GeneAlignment:
     """Align by name: equal names first, then what can only mean the same gene.
 
@@ -113,17 +125,21 @@ def align_genes(
 
     var: ``adata.var`` of the query. A text column that matches more than twice as many genes as
         ``query`` does is used instead.
+    is_vocabulary: the reference names all genes of a species, so few of them are expected.
 
-    Raises ``ValueError`` with less than 20 % of the reference's genes.
+    Raises ``ValueError`` with less than 20 % of the reference's genes, or of the query's where the
+    reference is a vocabulary.
     """
-    found, column, needed = _Match.of(query, reference), None, MIN_OVERLAP * len(reference)
-    if var is not None and 2 * found.n_matched < len(reference):
+    found, column = _Match.of(query, reference), None
+    n_expected = len(query) if is_vocabulary else len(reference)
+    needed = MIN_OVERLAP * n_expected
+    if var is not None and 2 * found.n_matched < n_expected:
         for name, names in _text_columns(var).items():
             other = _Match.of(names, reference)
             if other.n_matched >= max(needed, 2 * found.n_matched + 1):
                 found, column, query = other, name, names
     if found.n_matched < needed:
-        raise _too_few(found.n_matched, query, reference, var)
+        raise _too_few(found.n_matched, query, reference, var, is_vocabulary=is_vocabulary)
     is_found = np.zeros(len(reference), bool)
     is_found[found.gene_map[found.gene_map >= 0]] = True
     missing = reference[~is_found].to_numpy()
@@ -266,7 +282,12 @@ def _other_kinds(query: pd.Index, reference: pd.Index) -> str:
 
 
 def _too_few(
-    n_matched: int, query: pd.Index, reference: pd.Index, var: pd.DataFrame | None
+    n_matched: int,
+    query: pd.Index,
+    reference: pd.Index,
+    var: pd.DataFrame | None,
+    *,
+    is_vocabulary: bool,
 ) -> ValueError:
     """The error for a query of other genes: what both sides hold, and what would connect them."""
     query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
@@ -282,8 +303,13 @@ def _too_few(
             "cl.pp.align_genes(query, model) do it, with gene_key= for the var column that holds "
             f"{reference_kinds} or mapping= for a dict or Series from {query_kinds} to {reference_kinds}"
         )
+    found = f"only {n_matched:,} of the model's {len(reference):,} genes are in the query"
+    if is_vocabulary:
+        found = (
+            f"only {n_matched:,} of the query's {len(query):,} genes are in the model's vocabulary"
+        )
     return ValueError(
-        f"only {n_matched:,} of the model's {len(reference):,} genes are in the query; at least "
+        f"{found}; at least "
         f"{MIN_OVERLAP:.0%} are needed. The model has {reference_kinds} such as {list(reference[:4])}, the query "
         f"{query_kinds} such as {list(query[:4])}; columns of its var: {columns}. {what_to_do}."
     )

@@ -216,13 +216,13 @@ def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
 
 def _elsewhere_in_words(reader: ExpressionReader) -> str:
     """What to pass instead, as a sentence that starts with a space; empty where there is nothing."""
-    found = [f"{name} ({state.kind})" for name, state in elsewhere(reader).items()]
-    if not found:
+    others = elsewhere(reader)
+    if not others:
         return ""
-    return (
-        f" Here, pass {' or '.join(found)}; predict has no layer argument, so give it a copy with those "
-        "values in X."
-    )
+    found = [f"{name} ({state.kind})" for name, state in others.items()]
+    has_layers = any("layer" in name for name in others)
+    copy = "; predict has no layer argument, so give it a copy with those values in X"
+    return f" Here, pass {' or '.join(found)}{copy if has_layers else ''}."
 
 
 def _spread(n_obs: int) -> slice:

@@ -43,8 +43,7 @@ def run_plan(
 
     shown: metrics of the progress bar and their short names. n_threads: of a CPU, at most; ``None`` is all.
     """
-    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
-    if config.show_progress and logging.getLogger("scvi").level <= logging.INFO:
+    if has_bars(config):
         callbacks = [ProgressBar(title, shown), *callbacks]
     with torch.random.fork_rng(), _quiet_lightning(), _threads(n_threads):
         torch.manual_seed(config.seed)
@@ -62,6 +61,12 @@ def run_plan(
             use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
         )
         trainer.fit(plan, train, validation)
+
+
+def has_bars(config: RunConfig) -> bool:
+    """Whether progress is shown."""
+    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
+    return config.show_progress and logging.getLogger("scvi").level <= logging.INFO
 
 
 class ProgressBar(Callback):

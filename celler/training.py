@@ -23,14 +23,22 @@ from celler.tokenizer import TokenBatch
 
 
 class Minibatch(NamedTuple):
-    """Cells to train on or validate; ``labels (B,)``, and ``source_index (B,)``, their row in the source."""
+    """Cells to train on or validate; ``labels (B,)``, and ``source_index (B,)``, their row in the source.
+
+    embedding: ``(B, D)`` where it is known beforehand.
+    """
 
     tokens: TokenBatch
     labels: Tensor
     source_index: Tensor
+    embedding: Tensor | None = None
 
 
 Minibatches = Iterable[Minibatch]
+
+
+#: Part of the learning rate at which an encoder learns that was trained before: 1e-4 by default.
+PRETRAINED_RATE = 1 / 30
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,17 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; :meth:`celler.model.Celler.train` says what each is for."""
+    """How to train; :meth:`celler.model.Celler.train` says what each is for.
+
+    encoder_rate: part of the learning rate at which the encoder learns.
+    """
 
     max_epochs: int
     batch_size: int
     loss: Loss = DEFAULT
     replay: Replay | None = field(default_factory=Replay)
     learning_rate: float = 3e-3
+    encoder_rate: float = 1.0
     weight_decay: float = 1e-2
     evidence_l2: float = 1.0
     warmup: float = 0.1
@@ -123,8 +135,8 @@ class TrainingPlan(LightningModule):
 
     def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
         """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
-        tokens, labels, index = minibatch
-        output = self.network(*tokens)
+        tokens, labels, index, embedding = minibatch
+        output = self.network(*tokens, embedding)
         loss = self.expert_loss(output.expert_logits, labels).mean()
         if self.config.teacher is not None:
             loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
@@ -141,9 +153,12 @@ class TrainingPlan(LightningModule):
         self, minibatch: Minibatch, device: torch.device, dataloader_idx: int
     ) -> Minibatch:
         """As Lightning's, which looks into every tensor for others and takes a millisecond for it."""
-        tokens, labels, index = minibatch
+        tokens, labels, index, embedding = minibatch
         return Minibatch(
-            TokenBatch(*(part.to(device) for part in tokens)), labels.to(device), index.to(device)
+            TokenBatch(*(part.to(device) for part in tokens)),
+            labels.to(device),
+            index.to(device),
+            None if embedding is None else embedding.to(device),
         )
 
     def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,8 +174,8 @@ class TrainingPlan(LightningModule):
 
     def validation_step(self, minibatch: Minibatch, _: int) -> None:
         """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
-        tokens, labels, _index = minibatch
-        self.outcomes.append((self.network(*tokens).logits, labels))
+        tokens, labels, _index, embedding = minibatch
+        self.outcomes.append((self.network(*tokens, embedding).logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, macro-F1 and its standard error."""
@@ -191,31 +206,37 @@ class TrainingPlan(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW on a one-cycle schedule over the steps of the whole training."""
         config = self.config
-        # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
-        decayed = [
-            p
-            for name, p in self.network.named_parameters()
-            if p.ndim > 1 and "evidence" not in name
-        ]
-        free = [
-            p for name, p in self.network.named_parameters() if p.ndim <= 1 or "evidence" in name
-        ]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        groups = parameter_groups(self.network, config)
         optimizer = torch.optim.AdamW(
             groups,
-            lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )
         n_steps = max(2, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=config.learning_rate,
+            max_lr=[group["lr"] for group in groups],
             total_steps=n_steps,
             pct_start=max(config.warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
+    """For the optimizer: what is decayed or not, the encoder apart where it learns at its own rate."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, weights in network.named_parameters():
+        if weights.requires_grad:
+            is_slow = name.startswith("encoder.") and config.encoder_rate != 1
+            # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
+            is_decayed = weights.ndim > 1 and "evidence" not in name
+            groups.setdefault((is_slow, is_decayed), []).append(weights)
+    return [
+        {"params": weights, "lr": config.learning_rate * (config.encoder_rate if is_slow else 1.0)}
+        | ({} if is_decayed else {"weight_decay": 0.0})
+        for (is_slow, is_decayed), weights in groups.items()
+    ]
 
 
 class BestWeights(Callback):
@@ -281,7 +302,8 @@ def fit(
     plan = TrainingPlan(network, class_counts, config, hard_cells)
     best = BestWeights(network, max(10, config.max_epochs // 2) if config.early_stopping else None)
     n_threads = None
-    if network.config.encoder != "transformer":
+    attends = network.config.encoder in ("transformer", "scgpt")
+    if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
         # Their matrix products are so small that a second thread was never faster on minibatches of 32,
         # and twice as slow where threads sleep while they wait or the cores are busy.
         n_threads = max(1, config.batch_size // 128)
@@ -309,8 +331,10 @@ def validation_logits(
     """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``."""
     device = network.device
     logits, labels = [], []
-    for tokens, codes, _ in minibatches:
+    for tokens, codes, _, embedding in minibatches:
+        known = None if embedding is None else embedding.to(device)
         with autocast(device, precision):
-            logits.append(network(*(part.to(device) for part in tokens)).logits.cpu())
+            output = network(*(part.to(device) for part in tokens), known)
+        logits.append(output.logits.cpu())
         labels.append(codes)
     return torch.cat(logits).numpy(), torch.cat(labels).numpy()

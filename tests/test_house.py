@@ -23,7 +23,7 @@ FLOORS = {
         ["genes", "metrics", "mining", "datasets", "shift", "version", "colors", "propagation"], 1
     ),
     **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
-    **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels"], 2),
+    **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels", "scgpt"], 2),
     **dict.fromkeys(["pl", "pp", "model"], 3),
     **dict.fromkeys(["benchmark", "demo"], 4),
     **dict.fromkeys(["cli"], 5),

@@ -159,6 +159,10 @@ def test_the_error_names_what_else_there_is(values):
         is_log(ExpressionReader(adata))
     others = "layer='counts' (counts) or layer='norm' (log1p) or adata.raw.to_adata() (log1p)"
     assert f"Here, pass {others}; predict has no layer argument" in str(caught.value)
+    without = make(values - 1)
+    without.raw = make(values)
+    with pytest.raises(ValueError, match=r"pass adata\.raw\.to_adata\(\) \(counts\)\.$"):
+        is_log(ExpressionReader(without))
     adata.layers["scaled"] = values - 1
     message = r"adata\.layers\['scaled'\] holds the value -1; .*pass layer='counts' \(counts\) or layer='norm'"
     with pytest.raises(ValueError, match=message):

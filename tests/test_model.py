@@ -265,10 +265,10 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
     """In training; validation reads whole cells."""
     n_read, n_there = [], []
 
-    def counting(tokens, block):
+    def counting(tokens, block, embedding):
         n_read.append((~tokens.padding_mask).sum().item())
         n_there.append(block.X.nnz)
-        return as_minibatch(tokens, block)
+        return as_minibatch(tokens, block, embedding)
 
     monkeypatch.setattr("celler.model.fitting.as_minibatch", counting)
     for rate in (0.0, 0.6):

@@ -305,7 +305,7 @@ def test_the_loss_of_a_new_network_is_that_of_a_guess(tokens):
         ({"encoder": "latent", "d_model": 30}, "d_model=30 is not a multiple of n_heads=4; take d_model=32"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0 was given"),
         ({"dropout_rate": -0.1}, "dropout_rate=-0.1 was given"),
-        ({"encoder": "lstm"}, r"encoder='lstm' was given; choose from \['additive', 'latent', 'transformer'\]"),
+        ({"encoder": "lstm"}, r"encoder='lstm' was given; choose from \['additive', 'latent', 'scgpt'"),
         ({"head": "linear"}, r"head='linear' was given; choose from \['mlp', 'vgg'\]"),
     ],
 )  # fmt: skip

@@ -218,6 +218,10 @@ ERRORS = {
     "useless mapping": (
         {"mapping": {"a": "gene 1"}}, ValueError, ["renames none of the 80 genes", "['a']", "'gene 0'"],
     ),
+    "mapping turned around": (
+        {"mapping": dict(zip([f"gene {i}" for i in range(80)], ENSEMBL, strict=True))}, ValueError,
+        ["renames none of the 80 genes", "runs the other way: {new: old"],
+    ),
     "mapping of old names twice": (
         {"mapping": pd.Series(["gene 1", "gene 2"], index=["x", "x"])}, ValueError,
         ["old names of mapping", "'x'"],

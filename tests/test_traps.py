@@ -4,7 +4,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
+import torch
+from scipy import sparse, special
 from toy import (
     assert_close,
     assert_equal_frames,
@@ -120,6 +121,17 @@ def test_scaled_values_silently_accepted(model, query):
         model.predict(query)
 
 
+def test_a_report_that_goes_down_with_an_error(query):
+    """It is said once: where the values are refused, the next call still has to say it."""
+    model, fewer = fit(cells()), query[:, :40].copy()
+    scaled = fewer.copy()
+    scaled.X = scaled.X.toarray() - 1
+    with pytest.raises(ValueError, match="scaled or centred"):
+        model.predict(scaled)
+    with pytest.warns(UserWarning, match="40 of the model's 80 genes"):
+        model.predict(fewer)
+
+
 def test_binned_values_silently_accepted(query):
     X = query.X.toarray()
     ranks = np.array([np.searchsorted(np.unique(row[row > 0]), row) + 1 for row in X]) * (X > 0)
@@ -219,6 +231,21 @@ def test_probabilities_are_probabilities_in_the_order_of_the_cells(model, query)
     assert_close(model.predict(query, indices=[9, 3], soft=True), part)
 
 
+def test_a_head_that_returns_probabilities_for_logits(model, query):
+    seen = []
+    hook = model.module.register_forward_hook(lambda *given: seen.append(given[-1].logits))
+    rows = [soft(model, query[[i]]).to_numpy()[0] for i in range(20)]
+    hook.remove()
+    logits = torch.cat(seen).double().numpy()
+    assert logits.shape == (20, 4)
+    assert not np.allclose(logits.sum(axis=1), 1)
+    # One softmax over one temperature: the log-odds are a multiple of the differences of logits.
+    log_odds = np.log(rows) - np.log(rows).mean(axis=1, keepdims=True)
+    logits -= logits.mean(axis=1, keepdims=True)
+    inverse = (log_odds * logits).sum() / (logits**2).sum()
+    np.testing.assert_allclose(special.softmax(inverse * logits, axis=1), rows, atol=1e-4)
+
+
 def test_the_whole_matrix_made_dense(model, query, monkeypatch):
     def refuse(self, *args, **kwargs):
         pytest.fail("a matrix was made dense")
@@ -230,3 +257,41 @@ def test_the_whole_matrix_made_dense(model, query, monkeypatch):
     assert soft(model, query).shape == (60, 4)
     assert cl.pp.check_input(query).kind == "counts"
     assert cl.pp.align_genes(query, model)[0].shape == query.shape
+
+
+# ---- training, and what a model keeps ----
+
+
+def test_bfloat16_with_clipping_beside_a_fused_optimizer(query):
+    model = fit(cells(), network={"precision": "bfloat16"})
+    assert np.isfinite(model.history["train_loss"]).all()
+    assert np.mean(model.predict(query) == truth(query)) > 0.8
+
+
+def test_validation_only_if_asked_and_another_monitor(model):
+    assert model.history["validation_macro_f1"].notna().all()
+    assert "elbo_validation" not in model.history
+
+
+def test_attributes_that_an_older_pandas_cannot_read(model):
+    kept = {name: value for name, value in vars(model).items() if name.endswith("_")}
+    assert {"init_params_", "is_trained_"} <= set(kept)
+    for name, value in kept.items():
+        plain = (str, bool, int, float, list, np.ndarray, dict, type(None))
+        assert isinstance(value, plain), f"{name} is a {type(value).__name__}"
+
+
+def test_layers_that_yield_none(model, query):
+    expected = soft(model, query)
+    query.layers["counts"] = query.X.copy()
+    assert_equal_frames(soft(model, query), expected)
+    assert set(cl.pp.check_input(query).elsewhere) == {"layer='counts'"}
+
+
+def test_an_unknown_gene_and_an_empty_group_in_a_plot(query):
+    groups = query.obs["cell_type"].astype("category").cat.add_categories(["empty"])
+    query.obs["cell_type"] = groups
+    genes = [*query.var_names[:2], "no such gene"]
+    with pytest.warns(UserWarning, match="no such gene"):
+        axes = cl.pl.marker_bubble(query, genes, groupby="cell_type", show=False)
+    assert axes

@@ -44,6 +44,20 @@ def fit(
     return model
 
 
+def pretrained(
+    reference: ad.AnnData | None = None,
+    setup: dict | None = None,
+    network: dict | None = None,
+    **options,
+) -> Celler:
+    """A small model, pretrained briefly."""
+    reference = cells() if reference is None else reference
+    Celler.setup_anndata(reference, **(setup or {}))
+    model = Celler(reference, **(SMALL | (network or {})))
+    model.pretrain(**({"max_epochs": 2, "batch_size": 64, "show_progress": False} | options))
+    return model
+
+
 @cache
 def trained() -> Celler:
     """One model with parents for all tests that only predict."""

@@ -19,6 +19,7 @@ def annotate(reference: ad.AnnData, query: ad.AnnData) -> pd.DataFrame:
     assert_type(model.classes_, np.ndarray)
     assert_type(model.get_latent_representation(query), np.ndarray)
     assert_type(Celler.load("model"), Celler)
+    assert_type(Celler.from_pretrained("scgpt", reference, freeze_encoder=True), Celler)
     model.annotate(query, key_added="celler")
     result = cl.tl.evaluate(query, "cell_type", "celler")
     assert_type(result, cl.tl.Evaluation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from celler.model.extending import load_query_data, prepare_query_anndata
 from celler.model.fitting import Fitted, fit_network, schedule
 from celler.model.forward import Genes
 from celler.model.knowledge import Knowledge, training_cells
+from celler.model.pretrained import from_pretrained
 from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
 from celler.model.querying import (
     annotate,
@@ -35,9 +37,10 @@ from celler.model.querying import (
 )
 from celler.model.setup import LABELS_COLUMN, describe, network_config, plain_setup, register
 from celler.model.summary import summary
+from celler.model.transfer import load_encoder
 from celler.network import GeneTransformer, build_network
 from celler.tokenizer import Tokenizer
-from celler.training import TrainingConfig
+from celler.training import PRETRAINED_RATE, TrainingConfig
 
 
 @suggest_keywords_of_methods
@@ -47,11 +50,12 @@ class Celler(BaseModelClass):
     A registered reference trains two experts, a linear evidence table and an encoder of the cell's
     genes, with the GInf and Hard Data Mining losses; :meth:`predict` labels any AnnData by gene name.
 
-    adata: a registered AnnData. ``None`` is for :meth:`load`, which passes ``registry`` instead.
+    adata: a registered AnnData. ``None`` is for :meth:`load`, which passes ``registry`` instead, as
+        :meth:`from_pretrained` does.
     encoder: ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds
         the attention of a few learned latents; or ``"transformer"``, the paper's full self-attention
         over all genes and a cell token, slower by far. ``None`` is additive, or latent where a size
-        of the attention is given.
+        of the attention is given. ``"scgpt"`` is what :meth:`from_pretrained` takes.
     head: ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
     d_model: width of the encoder and of the cell embedding.
     n_layers, n_heads, n_latents, n_bins: of an encoder with attention, its blocks, heads, latents, and
@@ -69,7 +73,7 @@ class Celler(BaseModelClass):
         adata: AnnData | None = None,
         registry: dict[str, Any] | None = None,
         *,
-        encoder: Literal["additive", "latent", "transformer"] | None = None,
+        encoder: Literal["additive", "latent", "transformer", "scgpt"] | None = None,
         head: Literal["mlp", "vgg"] = "mlp",
         n_layers: int | None = None,
         d_model: int = 64,
@@ -88,9 +92,10 @@ class Celler(BaseModelClass):
         self._reported: set[str] = set()
         self._knowledge: Knowledge | None = None
         self._pretrained: Pretrained | None = None
-        self._describe_as(
-            self.registry_["celler"] if adata is None else describe(adata, self._setup_args)
-        )
+        described: dict[str, Any] = {"classes": [], "parents": []}
+        if adata is not None:
+            described = describe(adata, self._setup_args)
+        self._describe_as(described | (registry or {}).get("celler", {}))
 
     def _describe_as(self, described: dict[str, Any]) -> None:
         """Take the genes and classes of ``described``, with a new network for them."""
@@ -98,9 +103,12 @@ class Celler(BaseModelClass):
         self._tree = LabelTree(tuple(self._described["classes"]), tuple(self._described["parents"]))
         names = pd.Index(self._described["gene_names"])
         self._genes = Genes(
-            names, np.full(len(names), 1 / len(names)), self._setup_args["gene_key"]
+            names,
+            np.full(len(names), 1 / len(names)),
+            self._setup_args["gene_key"],
+            self._scgpt.get("is_vocabulary", False),
         )
-        config = network_config(self.init_params_, len(names), max(1, len(self._tree.classes)))
+        config = network_config(self.init_params_, self._described)
         self._tokenizer = Tokenizer(
             n_bins=config.n_bins, max_genes=self.init_params_["non_kwargs"]["max_genes"]
         )
@@ -175,7 +183,8 @@ class Celler(BaseModelClass):
         loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
         replay: which misclassified cells of an epoch the next one trains again, see
             :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
-        learning_rate: peak of the one-cycle schedule.
+        learning_rate: peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a
+            thirtieth of it.
         refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
             does where there are fewer than 5,000 of them.
         seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
@@ -183,14 +192,11 @@ class Celler(BaseModelClass):
         show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
             ``logging.INFO`` hides the bars of all models.
         """
-        if self.adata_manager is None:
-            raise RuntimeError(
-                "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
-                "Celler(adata).train(); or, to go on from this one, Celler.load_query_data(adata, model)."
-            )
+        self._require_registered()
         known, labels = self._knowledge, self.adata.obs[LABELS_COLUMN]
         reader = ExpressionReader(self.adata, self._setup_args["layer"])
-        cells = training_cells(reader, labels, self._tree, known, seed)
+        columns = self._genes.columns_of(self.adata) if self._scgpt else None
+        cells = training_cells(reader, labels, self._tree, known, seed, columns)
         device = choose_device(accelerator, devices)
         max_epochs, batch_size = schedule(cells.source, max_epochs, batch_size)
         self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
@@ -200,6 +206,7 @@ class Celler(BaseModelClass):
             loss=DEFAULT if loss is None else loss,
             replay=replay,
             learning_rate=learning_rate,
+            encoder_rate=PRETRAINED_RATE if self._scgpt else 1.0,
             token_dropout=self.module.config.dropout_rate,
             early_stopping=early_stopping,
             device=device,
@@ -231,9 +238,12 @@ class Celler(BaseModelClass):
     get_latent_representation = get_latent_representation
     get_gene_importance = get_gene_importance
     get_novelty = get_novelty
+    load_encoder = load_encoder
     load_query_data = classmethod(load_query_data)
     prepare_query_anndata = staticmethod(prepare_query_anndata)
     __repr__ = summary
+
+    from_pretrained = classmethod(from_pretrained)
 
     @property
     def classes_(self) -> np.ndarray:
@@ -271,6 +281,11 @@ class Celler(BaseModelClass):
         return pd.DataFrame(self._fitted.hard_cells)
 
     @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder learned without labels, by :meth:`pretrain` or as :meth:`from_pretrained` found it."""
+        return self._pretrained is not None or bool(self._scgpt)
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.module.device
@@ -281,7 +296,7 @@ class Celler(BaseModelClass):
         The file holds tensors and plain values only and opens on any supported Python. Raises
         ``FileExistsError`` where a model is already, unless ``overwrite``.
         """
-        if self._pretrained is None:
+        if not self.is_pretrained:
             self._require_trained()
         contents = plain_setup(self.registry_, self._described, self.init_params_) | {
             "fitted": self._fitted.to_plain() if self.is_trained else None,
@@ -322,14 +337,15 @@ class Celler(BaseModelClass):
         if self.is_trained or self._knowledge is not None:
             return self.module
         network = build_network(self.module.config, seed)
-        if self._pretrained is not None:
+        if self.is_pretrained:
             network.encoder.load_state_dict(self.module.encoder.state_dict())
+        network.encoder.requires_grad_(not self._scgpt.get("is_frozen", False))
         return network
 
     def _adopt(self, fitted: Fitted) -> None:
         """Take over what training left, now or in a saved model."""
         self._fitted, self._decision = fitted, fitted.decision
-        self._genes = Genes(self._genes.names, fitted.gene_share, self._genes.key)
+        self._genes = replace(self._genes, share=fitted.gene_share)
         for name in ("train_indices", "validation_indices", "class_counts", "history"):
             setattr(self, f"{name}_", getattr(fitted, name))
         self.is_trained_ = True
@@ -340,7 +356,26 @@ class Celler(BaseModelClass):
         args: dict[str, Any] = self.registry_["setup_args"]
         return args
 
+    @property
+    def _scgpt(self) -> dict[str, Any]:
+        """What is known of an encoder that came from scGPT, empty for others."""
+        known: dict[str, Any] = self._described.get("scgpt", {})
+        return known
+
+    def _require_registered(self) -> None:
+        if self.adata_manager is None:
+            build = "from_pretrained(scgpt_folder, adata)" if self._scgpt else "Celler(adata)"
+            raise RuntimeError(
+                "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
+                f"{build}.train(); or, to go on from this one, Celler.load_query_data(adata, model)."
+            )
+
     def _require_trained(self) -> None:
+        if self._scgpt and not self.is_trained:
+            raise RuntimeError(
+                "this Celler embeds cells but has learned no classes: Celler.setup_anndata(reference, labels_key=...), "
+                "then model = Celler.from_pretrained(folder, reference) and model.train()."
+            )
         if not self.is_trained:
             raise RuntimeError(
                 "this Celler is not trained; call train() first, or load a trained one."

@@ -12,9 +12,9 @@ from anndata import AnnData
 from torch import Tensor
 
 from celler.devices import autocast
-from celler.inputs import query_reader
 from celler.model.forward import rows_of, token_passes
 from celler.model.pretraining import batch_names
+from celler.model.querying import aligned
 from celler.names import closest
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch
@@ -91,8 +91,7 @@ def decoded(
     self: Celler, adata: AnnData, index: np.ndarray, asked: Tensor
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions in ``index`` and the expected expression ``(n, M)`` of the genes ``asked (M,)``."""
-    alignment, share = self._genes.align(adata)
-    reader = query_reader(adata, self._setup_args["layer"])
+    alignment, share, reader = aligned(self, adata)
     pretrained, device = self._pretrained, self.module.device
     assert pretrained is not None
     decoder = pretrained.decoder.to(device).eval()
@@ -119,7 +118,11 @@ def decoded(
                 torch.from_numpy(batch[index[rows]]).to(device),
                 asked.to(device).expand(len(rows), -1),
             )
-        expected = presence.float().sigmoid() * at_quantile(tokens, value.float())
+        # Pretraining shows as many absent genes as hidden ones; the odds are those among all genes.
+        n_tokens = (~tokens.padding_mask).sum(1, keepdim=True)
+        odds = (n_tokens.clamp(min=1) / alignment.n_matched).log()
+        is_there = (presence.float() + odds).sigmoid()
+        expected = is_there * at_quantile(tokens, value.float())
         yield rows, expected.cpu().numpy()
 
 
@@ -134,8 +137,9 @@ def at_quantile(tokens: TokenBatch, share: Tensor) -> Tensor:
     n_tokens = (~tokens.padding_mask).sum(1, keepdim=True)
     highest = tokens.expression.max(1, keepdim=True).values
     ordered = torch.where(tokens.padding_mask, highest, tokens.expression).sort(1).values
-    position = share.clamp(0, 1) * (n_tokens - 1).clamp(min=0)
+    last = (n_tokens - 1).clamp(min=0)
+    position = (share * n_tokens - 1).clamp(min=0).minimum(last)
     below = position.floor().long()
-    above = (below + 1).minimum((n_tokens - 1).clamp(min=0))
+    above = (below + 1).minimum(last)
     low, high = ordered.gather(1, below), ordered.gather(1, above)
     return low + (position - below) * (high - low)

@@ -56,6 +56,11 @@ def load_query_data(
     reference's, and when under 20 % of its genes are there; ``adata`` is then unchanged.
     """
     reference = _trained(cls, reference_model, accelerator)
+    if reference._scgpt:
+        raise ValueError(
+            "the reference model has an scGPT encoder, to which genes cannot be added; fine-tune the checkpoint on all "
+            "cells together: from_pretrained(scgpt_folder, adata).train()."
+        )
     given = {
         "labels_key": labels_key,
         "unlabeled_category": unlabeled_category,

@@ -18,6 +18,7 @@ from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
 from celler.mining import HardCells, rank_in_class
+from celler.model.frozen import prepared
 from celler.network import GeneTransformer
 from celler.novelty import Novelty, fit_novelty
 from celler.shift import Profile, profile
@@ -81,10 +82,12 @@ def training_source(
     labels: pd.Series,
     tree: LabelTree,
     known: Collection[int] = (),
+    columns: np.ndarray | None = None,
 ) -> InMemorySource:
     """All cells of a registered AnnData with label codes, −1 where unlabelled.
 
     known: codes of classes that the model knows already, which need no cells.
+    columns: those of the model's genes ``(n_genes,)``, in its order; ``None`` is all.
 
     Raises ``ValueError`` for fewer than two classes or a labelled cell without counts, and warns of
     classes with fewer than three cells.
@@ -95,6 +98,8 @@ def training_source(
             "to train. Check labels_key and unlabeled_category in setup_anndata."
         )
     codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
+    if columns is not None and not np.array_equal(columns, np.arange(X.shape[1])):
+        X = X[:, columns]
     empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
     if len(empty):
         raise ValueError(
@@ -136,8 +141,8 @@ def fit_network(
             seed=config.seed,
         )
     )
+    loaders = prepared(network, Loaders(source, tokenizer, is_log, config), labelled)
     initial = {name: weights.clone() for name, weights in network.state_dict().items()}
-    loaders = Loaders(source, tokenizer, is_log, config)
     held_out = loaders.ordered(validation) if len(validation) else None
     history, hard_cells = run(network, loaders, train, held_out, config)
     decision = Decision(TYPICAL_TEMPERATURE)
@@ -218,19 +223,28 @@ def hard_cell_table(
 
 @dataclass(frozen=True)
 class Loaders:
-    """Makes minibatches of tokens from rows of the source."""
+    """Makes minibatches of tokens from rows of the source.
+
+    embedding: ``(n_cells, D)`` of a frozen encoder, which then has nothing left to do in training.
+    """
 
     source: InMemorySource
     tokenizer: Tokenizer
     is_log: bool
     config: TrainingConfig
+    embedding: Tensor | None = None
 
     def shuffled(self, rows: np.ndarray, hard_cells: HardCells | None) -> Minibatches:
         """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
         config = self.config
         minibatches = ShuffledMinibatches(rows, config.batch_size, config.seed, hard_cells)
         collate = TrainingCollate(
-            self.tokenizer, self._gene_map, self.is_log, config.token_dropout, config.seed
+            self.tokenizer,
+            self._gene_map,
+            self.is_log,
+            config.token_dropout,
+            config.seed,
+            self.embedding,
         )
         return self._loader(minibatches, collate)
 
@@ -242,7 +256,7 @@ class Loaders:
             tokens = self.tokenizer(
                 block.X, self._gene_map, is_log=self.is_log, target_sum=block.target_sums
             )
-            return as_minibatch(tokens, block)
+            return as_minibatch(tokens, block, self.embedding)
 
         return self._loader(minibatches, collate)
 
@@ -277,6 +291,7 @@ class TrainingCollate:
     is_log: bool
     token_dropout: float
     seed: int
+    embedding: Tensor | None = None
     n_calls: int = 0
 
     def __call__(self, block: CellBlock) -> Minibatch:
@@ -290,12 +305,16 @@ class TrainingCollate:
             token_dropout=self.token_dropout,
             seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
         )
-        return as_minibatch(tokens, block)
+        return as_minibatch(tokens, block, self.embedding)
 
 
-def as_minibatch(tokens: TokenBatch, block: CellBlock) -> Minibatch:
-    """The tokens of a block with its labels and index."""
-    return Minibatch(tokens, torch.from_numpy(block.labels), torch.from_numpy(block.index))
+def as_minibatch(
+    tokens: TokenBatch, block: CellBlock, embedding: Tensor | None = None
+) -> Minibatch:
+    """The tokens of a block with its labels and index, and its part of ``embedding (n_cells, D)``."""
+    index = torch.from_numpy(block.index)
+    known = None if embedding is None else embedding[index]
+    return Minibatch(tokens, torch.from_numpy(block.labels), index, known)
 
 
 def class_profile(

@@ -31,11 +31,15 @@ TOKENS_PER_PASS = 2**18
 
 @dataclass(frozen=True)
 class Genes:
-    """The model's genes: ``names`` and each one's mean share of a reference cell's counts ``(n_genes,)``."""
+    """The model's genes: ``names`` and each one's mean share of a reference cell's counts ``(n_genes,)``.
+
+    is_vocabulary: they are all genes of a species and not those of a reference.
+    """
 
     names: pd.Index
     share: np.ndarray
     key: str | None = None
+    is_vocabulary: bool = False
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
@@ -44,11 +48,30 @@ class Genes:
         check_unique(adata.var_names, "the query's genes")
         return adata.var_names
 
+    def columns_of(self, adata: AnnData) -> np.ndarray:
+        """Columns ``(n_genes,)`` of a registered AnnData, which has all of them."""
+        return gene_names(adata.var, self.key).get_indexer(self.names)
+
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
-        alignment = align_genes(self.names_of(adata), self.names, adata.var)
+        names = self.names_of(adata)
+        alignment = align_genes(names, self.names, adata.var, is_vocabulary=self.is_vocabulary)
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
+
+    def report(
+        self, alignment: GeneAlignment, share: float, reader: ExpressionReader
+    ) -> str | None:
+        """What there is to tell of an alignment, ``None`` where all is as it should be."""
+        if not self.is_vocabulary:
+            return None if alignment.is_exact else alignment.describe(share)
+        if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
+            return None
+        X = reader.probe()
+        X = X.expm1() if is_log(reader) else X
+        by_gene = np.asarray(X.sum(axis=0)).ravel()
+        read = by_gene[alignment.gene_map >= 0].sum() / max(by_gene.sum(), 1e-9)
+        return alignment.describe_extra(float(read))
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,8 @@ class Forward:
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
         warn_of_binned(reader)
         outputs, factors, n_cells = None, None, reader.adata.n_obs
+        if not self.network.config.reads_expression:  # then nothing that is corrected is looked at
+            correct_shift = False
         if correct_shift and self.profile is not None and len(index):
             rows = np.arange(n_cells)
             if n_cells > SHIFT_CELLS:

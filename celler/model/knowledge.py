@@ -139,10 +139,11 @@ def training_cells(
     tree: LabelTree,
     knowledge: Knowledge | None,
     seed: int,
+    columns: np.ndarray | None = None,
 ) -> TrainingCells:
     """The labelled cells of a registered AnnData and, with ``knowledge``, cells drawn of the old classes."""
     known = () if knowledge is None else knowledge.teacher.classes
-    source = training_source(reader, labels, tree, known)
+    source = training_source(reader, labels, tree, known, columns)
     if knowledge is None:
         return TrainingCells(source, labels.index, is_log(reader))
     n_new = len(source)

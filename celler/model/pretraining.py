@@ -14,19 +14,20 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler.devices import choose_device, choose_precision
-from celler.door import warn
-from celler.inputs import ExpressionReader, check_values, is_log, query_reader, warn_of_binned
+from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.loading import OrderedMinibatches, ShuffledMinibatches
 from celler.model.forward import rows_of
+from celler.model.querying import aligned
 from celler.names import column
 from celler.network import build_network
 from celler.network.decoder import GeneDecoder
 from celler.pretraining import (
+    PCA_CELLS,
     PretrainingConfig,
     fit_masked,
     start_from_components,
 )
-from celler.pretraining.masking import MaskedCells, MaskedMinibatch
+from celler.pretraining.masking import MaskedCells, MaskedMinibatch, bins_of
 from celler.shift import linear
 
 if TYPE_CHECKING:
@@ -109,11 +110,7 @@ def pretrain(
 
     Raises ``RuntimeError`` after :meth:`train`, whose classes rest on the encoder as it is.
     """
-    if self.is_trained:
-        raise RuntimeError(
-            "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
-            "model = Celler(adata), model.pretrain(), model.train()."
-        )
+    require_untrained(self)
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} was given; 0 <= it < 1 is needed.")
     before: Pretrained | None = self._pretrained
@@ -135,12 +132,25 @@ def pretrain(
     if before is None:
         self.module = build_network(self.module.config, seed)
         start_from_components(self.module, cells.log_rows, n_cells, seed)
-    decoder = new_decoder(self, len(batches), seed) if before is None else before.decoder
+    decoder = new_decoder(self, cells, len(batches), seed) if before is None else before.decoder
     train, validation = masked_loaders(self, cells, validation_size, config)
     history = fit_masked(self.module, decoder, train, validation, config)
     if before is not None:
         history = {name: before.history.get(name, []) + history[name] for name in history}
     adopt_pretrained(self, Pretrained(decoder, batches, share_of(cells), n_cells, history))
+
+
+def require_untrained(self: Celler) -> None:
+    """Raise ``RuntimeError`` where there are classes or foreign weights that rest on the encoder."""
+    if self._scgpt:
+        raise RuntimeError(
+            "this encoder has been pretrained: it came with from_pretrained; call train()."
+        )
+    if self.is_trained:
+        raise RuntimeError(
+            "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
+            "model = Celler(adata), model.pretrain(), model.train()."
+        )
 
 
 def unlabelled_cells(
@@ -155,15 +165,13 @@ def unlabelled_cells(
         of_cells.append(batch_names(self.adata, key))
     if adata is not None:
         rows_of(adata, None)
-        reader = query_reader(adata, self._setup_args["layer"])
-        alignment, share = self._genes.align(adata)
-        if not alignment.is_exact:
-            warn(alignment.describe(share))
+        alignment, _share, reader = aligned(self, adata)
         blocks.append(proportional(reader) @ selector(alignment.gene_map, len(self._genes.names)))
         of_cells.append(batch_names(adata, key if key in adata.obs.columns else None))
     if not blocks:
         raise ValueError("this model was loaded without an AnnData; pass the cells as adata.")
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)
+    X.sort_indices()  # what is hidden is drawn by place, and must not depend on the order of columns
     has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
     if has_counts.sum() < 2:
         raise ValueError(f"{int(has_counts.sum())} cells have counts; at least 2 are needed.")
@@ -236,11 +244,14 @@ def n_epochs(n_cells: int, batch_size: int) -> int:
     return max(1, round(10 * min(1.0, 50_000 / n_cells)), min(100, -(-1000 // n_steps)))
 
 
-def new_decoder(self: Celler, n_batches: int, seed: int) -> GeneDecoder:
-    """A decoder for the model's encoder with initial weights from ``seed``."""
+def new_decoder(self: Celler, cells: UnlabelledCells, n_batches: int, seed: int) -> GeneDecoder:
+    """A decoder for the model's encoder that knows each gene's mean, other weights from ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return GeneDecoder(self.module.config, n_batches)
+        decoder = GeneDecoder(self.module.config, n_batches)
+    rows = np.random.default_rng(seed).permutation(cells.X.shape[0])[:PCA_CELLS]
+    decoder.start_from(bins_of(cells.X[np.sort(rows)], self._tokenizer))
+    return decoder
 
 
 def adopt_pretrained(self: Celler, pretrained: Pretrained) -> None:

@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 
 from celler.door import warn
-from celler.inputs import query_reader
+from celler.genes import GeneAlignment
+from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.model.annotation import (
     check_target,
     gene_record,
@@ -156,11 +157,18 @@ def get_latent_representation(
     indices: np.ndarray | list[int] | None = None,
     batch_size: int | None = None,
     *,
+    normalize: bool = False,
     correct_shift: bool = True,
 ) -> np.ndarray:
-    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`."""
-    adata, index = query_cells(self, adata, indices, needs_classes=self._pretrained is None)
-    return forward_cells(self, adata, index, batch_size, correct_shift).embedding
+    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`.
+
+    normalize: divide each row by its L2 norm, as scGPT does, so that products are cosines.
+    """
+    adata, index = query_cells(self, adata, indices, needs_classes=not self.is_pretrained)
+    embedding = forward_cells(self, adata, index, batch_size, correct_shift).embedding
+    if normalize:
+        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-12)
+    return embedding
 
 
 def get_novelty(
@@ -205,15 +213,23 @@ def query_cells(
 def forward_cells(
     self: Celler, adata: AnnData, index: np.ndarray, batch_size: int | None, correct_shift: bool
 ) -> Outputs:
-    """Outputs for the rows ``index (N,)``; what the query's genes are is said once."""
-    alignment, share = self._genes.align(adata)
-    report = alignment.describe(share / float(self._genes.share.sum()))
-    if not alignment.is_exact and report not in self._reported:
-        self._reported.add(report)
-        warn(report)
-    reader = query_reader(adata, self._setup_args["layer"])
+    """Outputs for the rows ``index (N,)``."""
+    alignment, share, reader = aligned(self, adata)
     profile = self._fitted.profile if self.is_trained else None
     trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
     return Forward(*trained, self._precision)(
         reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
     )
+
+
+def aligned(self: Celler, adata: AnnData) -> tuple[GeneAlignment, float, ExpressionReader]:
+    """A query's genes, the share of expression they carry, and its reader; what the genes are is said once."""
+    alignment, share = self._genes.align(adata)
+    reader = query_reader(adata, self._setup_args["layer"])
+    # Raises for scaled values: the report is said once, and would go down with the error.
+    is_log(reader)
+    report = self._genes.report(alignment, share, reader)
+    if report is not None and report not in self._reported:
+        self._reported.add(report)
+        warn(report)
+    return alignment, share, reader

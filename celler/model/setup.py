@@ -149,12 +149,21 @@ def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> Label
     return LabelTree.from_labels(labels, unlabeled, parents)
 
 
-def network_config(init_params: dict[str, Any], n_genes: int, n_classes: int) -> NetworkConfig:
+def network_config(init_params: dict[str, Any], described: dict[str, Any]) -> NetworkConfig:
     """The sizes among the arguments of :class:`celler.model.Celler`, with those of the data.
 
     Arguments that are ``None`` take the defaults; sizes of attention without an ``encoder`` ask for latents.
     """
-    arguments = init_params["non_kwargs"] | {"n_genes": n_genes, "n_classes": n_classes}
+    arguments = init_params["non_kwargs"] | {
+        "n_genes": len(described["gene_names"]),
+        "n_classes": max(1, len(described["classes"])),
+    }
+    if arguments["encoder"] == "scgpt":
+        if "scgpt" not in described:
+            raise ValueError(
+                "encoder='scgpt' was given; its weights come from a folder: Celler.from_pretrained(folder, adata)."
+            )
+        arguments |= {name: described["scgpt"][name] for name in ("d_feed", "pad_value")}
     arguments["use_evidence"] = arguments.pop("evidence")
     attention = [
         name
@@ -169,4 +178,6 @@ def network_config(init_params: dict[str, Any], n_genes: int, n_classes: int) ->
             "pass encoder='latent' or 'transformer', or leave it out."
         )
     names = [field.name for field in fields(NetworkConfig)]
-    return NetworkConfig(**{name: arguments[name] for name in names if arguments[name] is not None})
+    return NetworkConfig(
+        **{name: arguments[name] for name in names if arguments.get(name) is not None}
+    )

@@ -14,6 +14,7 @@ ENCODERS = {
     "additive": "sum of gene embeddings",
     "latent": "latent attention",
     "transformer": "full self-attention",
+    "scgpt": "scGPT's encoder",
 }
 
 
@@ -24,11 +25,21 @@ def summary(self: Celler) -> str:
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
     network += " + evidence table" if config.use_evidence else ""
     if not self.is_trained:
+        if self._scgpt and not len(self.classes_):
+            rows = [
+                f"Celler, pretrained: no classes, {config.n_genes:,} genes",
+                f"network   {network}, on {self.device}",
+                "next      model.get_latent_representation(adata), or from_pretrained(folder, reference) to train",
+            ]
+            return "\n  ".join(rows)
+        pretrained = self._pretrained
         rows = [
-            f"Celler, not trained: {classes}",
+            f"Celler, {'not trained' if pretrained is None else 'pretrained'}: {classes}",
             f"network   {network}",
             "next      model.train()",
         ]
+        if pretrained is not None:
+            rows.insert(1, f"cells     {pretrained.n_cells:,}, labels not needed")
         return "\n  ".join(rows)
     fitted: Fitted = self._fitted
     n_cells = int(fitted.class_counts.sum())

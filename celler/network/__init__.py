@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from celler.network.additive import AdditiveEncoder, EvidenceTable
 from celler.network.attention import TransformerEncoder
 from celler.network.config import NetworkConfig
-from celler.network.heads import MLPHead, VGGHead
+from celler.network.heads import MLPHead, Standardize, VGGHead
 from celler.network.latent import LatentEncoder
+from celler.network.scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkConfig", "NetworkOutput", "build_network", "extend_network"]
 
@@ -21,6 +22,7 @@ ENCODERS = {
     "additive": AdditiveEncoder,
     "latent": LatentEncoder,
     "transformer": TransformerEncoder,
+    "scgpt": ScGPTEncoder,
 }
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
 
@@ -49,6 +51,8 @@ class GeneTransformer(nn.Module):
         self.config = config
         self.encoder: nn.Module = ENCODERS[config.encoder](config)
         self.head: nn.Sequential = HEADS[config.head](config)
+        # What a pretrained encoder says of a cell lies in small differences around a large common part.
+        self.standardize = Standardize(config) if config.encoder == "scgpt" else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
 
     @property
@@ -57,12 +61,22 @@ class GeneTransformer(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+        self,
+        gene_ids: Tensor,
+        values: Tensor,
+        expression: Tensor,
+        padding_mask: Tensor,
+        embedding: Tensor | None = None,
     ) -> NetworkOutput:
-        """Arguments as in :class:`celler.tokenizer.TokenBatch`, each ``(B, T)``."""
+        """Arguments as in :class:`celler.tokenizer.TokenBatch`, each ``(B, T)``.
+
+        embedding: ``(B, D)`` of these cells where it is known; the encoder is then not asked.
+        """
         gene_ids, values = gene_ids.long(), values.long()
-        embedding = self.encoder(gene_ids, values, expression, padding_mask)
-        logits = [self.head(embedding)]
+        if embedding is None:
+            embedding = self.encoder(gene_ids, values, expression, padding_mask)
+        features = embedding if self.standardize is None else self.standardize(embedding)
+        logits = [self.head(features)]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
         return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor, nn
 
 from celler.network.config import NetworkConfig
 
 
 class GeneDecoder(nn.Module):
-    """Value and presence of genes that the encoder did not see.
+    """Value and presence of genes that the encoder did not see: products of what is known of cell and gene.
 
     A cell is its embedding, the lowest bin in sight (which tells how many of its counts are ties) and how many
     genes it shows; the donor/assay batch, where there is one, enters here and never the encoder.
@@ -21,13 +23,13 @@ class GeneDecoder(nn.Module):
     def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:
         super().__init__()
         d = config.d_model
-        self.n_bins, self.n_batches = config.n_bins, n_batches
-        self.cell = nn.Sequential(nn.Linear(d + 2, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
-        self.gene = nn.Parameter(torch.randn(config.n_genes, d) * 0.1)
+        self.cell = nn.Sequential(nn.Linear(d + 2, 2 * d), nn.GELU(), nn.Linear(2 * d, 2 * d))
+        self.gene = nn.Parameter(torch.randn(config.n_genes, 2 * d) * 0.1 / d**0.5)
         self.gene_bias = nn.Parameter(torch.zeros(config.n_genes, 2))
-        self.batch = nn.Parameter(torch.zeros(n_batches + 1, d))
-        self.token = nn.Linear(d, d, bias=False) if config.encoder == "transformer" else None
-        self.out = nn.Linear(d, 2)
+        self.batch = nn.Parameter(torch.zeros(n_batches + 1, 2 * d))
+        self.bin_variance: Tensor
+        self.register_buffer("bin_variance", torch.tensor(0.1))
+        self.token = nn.Linear(d, 2 * d) if config.encoder == "transformer" else None
 
     def forward(
         self,
@@ -44,13 +46,27 @@ class GeneDecoder(nn.Module):
         has one for each of them.
         """
         cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
-        hidden = cell[:, None] + F.embedding(gene_ids, self.gene)
+        hidden = cell[:, None]
         if self.token is not None and tokens is not None:
             hidden = hidden + self.token(tokens)
-        value, presence = (self.out(F.gelu(hidden)) + F.embedding(gene_ids, self.gene_bias)).unbind(
-            -1
-        )
+        products = (hidden * F.embedding(gene_ids, self.gene)).unflatten(2, (2, -1)).sum(3)
+        value, presence = (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
         return value, presence
+
+    def start_from(self, bins: sparse.csr_matrix) -> None:
+        """Take each gene's mean bin and odds of presence from cells, ``bins (N, n_genes)`` as shares of the highest.
+
+        What is learned is then how a cell differs. ``bin_variance``, around those means, is the unit of the loss.
+        """
+        n_cells, n_there = bins.shape[0], bins.getnnz(axis=0)
+        mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_there + 1)
+        # Odds as pretraining shows them: as many absent genes, drawn from all, as hidden ones.
+        odds = (n_there + 0.5) / (n_cells - n_there + 0.5) / (len(bins.data) / np.prod(bins.shape))
+        bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
+        residual = bins.data - mean[bins.indices]
+        with torch.no_grad():
+            self.gene_bias.copy_(torch.from_numpy(bias))
+            self.bin_variance.fill_(max(float(np.square(residual).mean()), 1e-6))
 
 
 def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from celler.network.config import NetworkConfig
+
+
+class Standardize(nn.Module):
+    """Embedding ``(B, D)`` less the mean and over the standard deviation that :meth:`measure` saw in some cells."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(config.d_model))
+        self.register_buffer("scale", torch.ones(config.d_model))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it does anything yet."""
+        return bool(self.mean.any())
+
+    def measure(self, embedding: Tensor) -> None:
+        """Take mean and standard deviation of ``embedding (n, D)``."""
+        self.mean.copy_(embedding.mean(0))
+        self.scale.copy_(embedding.std(0, correction=0).clamp(min=1e-6))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """``(B, D)`` -> ``(B, D)``."""
+        return (embedding - self.mean) / self.scale
 
 
 class MLPHead(nn.Sequential):

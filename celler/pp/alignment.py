@@ -101,10 +101,12 @@ def _mapped(
     found = old.map(new)
     found = found.where(found.notna(), pd.Series(without_version(names)).map(new))
     if found.isna().all():
+        is_turned = names.union(without_version(names)).isin(new.astype(str)).any()
+        turn = " It runs the other way: {new: old for old, new in mapping.items()} turns it around."
         raise ValueError(
             f"mapping renames none of the {len(names):,} genes: its old names are such as {list(new.index[:4])}, "
             f"the genes' {list(names[:4])}. The reference has {list(reference[:4])}; map from the genes' names "
-            "to those."
+            f"to those.{turn if is_turned else ''}"
         )
     return pd.Index(found.where(found.notna(), old).astype(str))
 

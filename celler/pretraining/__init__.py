@@ -53,7 +53,7 @@ class PretrainingConfig:
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """Loss of a masked minibatch under an encoder and a decoder: squared error of bins, and presence in nats."""
+    """Loss of a masked minibatch: squared error of bins, 1 for each gene's mean, and presence in nats."""
 
     encoder: Any
     decoder: GeneDecoder
@@ -85,8 +85,8 @@ class MaskedLoss:
         value, there, absent = self.outputs(minibatch)
         asked = minibatch.is_asked
         n_asked = asked.sum().clamp(min=1)
-        # Bins are shares of the highest, with a variance of a few hundredths: 10 puts both terms on one scale.
-        loss = 10 * ((value - minibatch.bins).square() * asked).sum() / n_asked
+        squares = ((value - minibatch.bins).square() * asked).sum()
+        loss = squares / (n_asked * self.decoder.bin_variance)
         if there is not None and absent is not None:
             presence = (F.softplus(-there) * asked).sum() + (
                 F.softplus(absent) * minibatch.is_absent
@@ -142,8 +142,12 @@ class PretrainingPlan(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW on a one-cycle schedule over the steps of the whole training."""
         config = self.config
+        named = [*self.encoder.named_parameters(), *self.decoder.named_parameters()]
+        free = [p for name, p in named if p.ndim <= 1 or name == "gene_bias"]
+        decayed = [p for name, p in named if p.ndim > 1 and name != "gene_bias"]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            self.parameters(),
+            groups,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,

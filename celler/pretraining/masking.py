@@ -141,6 +141,16 @@ class MaskedCells(Dataset[MaskedMinibatch]):
         )
 
 
+def bins_of(X: sparse.csr_matrix, tokenizer: Tokenizer) -> sparse.csr_matrix:
+    """Bins of counts ``X (N, n_genes)`` as shares of the highest."""
+    tokens = tokenizer(X, np.arange(X.shape[1], dtype=np.int32))
+    is_real = ~tokens.padding_mask
+    row = torch.arange(len(is_real))[:, None].expand_as(is_real)[is_real]
+    share = tokens.values[is_real].double() / (tokenizer.n_bins - 1)
+    gene = tokens.gene_ids[is_real]
+    return sparse.csr_matrix((share.numpy(), (row.numpy(), gene.numpy())), X.shape)
+
+
 def as_it_is(minibatch: Any) -> Any:
     """The minibatch: what :class:`MaskedCells` gives is one already."""
     return minibatch
