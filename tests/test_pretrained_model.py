@@ -59,6 +59,13 @@ def test_encoders_that_do_not_fit():
         fit(cells(), max_epochs=1).load_encoder(pretrained(max_epochs=1))
 
 
+def test_repr_says_what_to_do_next():
+    assert repr(pretrained(max_epochs=1)).splitlines()[-1].split()[1] == "Celler(labelled"
+    with_labels = repr(pretrained(setup={"labels_key": "cell_type"}, max_epochs=1))
+    assert "300, labels not needed" in with_labels
+    assert with_labels.splitlines()[-1].split()[1] == "model.train()"
+
+
 # ---- expression ----
 
 

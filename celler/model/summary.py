@@ -40,6 +40,10 @@ def summary(self: Celler) -> str:
         ]
         if pretrained is not None:
             rows.insert(1, f"cells     {pretrained.n_cells:,}, labels not needed")
+        if pretrained is not None and not len(self.classes_):
+            rows[-1] = (
+                "next      Celler(labelled cells).load_encoder(this model), or get_latent_representation(adata)"
+            )
         return "\n  ".join(rows)
     fitted: Fitted = self._fitted
     n_cells = int(fitted.class_counts.sum())
