@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from celler.names import column
 
@@ -152,6 +153,13 @@ def align_genes(
         column=column,
         kinds=_other_kinds(query, reference) if len(missing) else "",
     )
+
+
+def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
+    """``(n_vars, n_genes)``: columns times it are genes, those of one gene added up; −1 is left out."""
+    columns = np.flatnonzero(gene_map >= 0)
+    ones = np.ones(len(columns), np.float32)
+    return sparse.csr_matrix((ones, (columns, gene_map[columns])), shape=(len(gene_map), n_genes))
 
 
 def without_version(names: pd.Index) -> pd.Index:

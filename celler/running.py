@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
@@ -26,6 +27,51 @@ class RunConfig(Protocol):
     def show_progress(self) -> bool: ...
     @property
     def seed(self) -> int: ...
+
+
+class ScheduleConfig(Protocol):
+    """What the schedule needs to know of a configuration."""
+
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def check_schedule(config: ScheduleConfig) -> None:
+    """Raise ``ValueError`` for epochs, minibatches or a learning rate that cannot be."""
+    for name in ("max_epochs", "batch_size"):
+        value = getattr(config, name)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
+    if config.learning_rate <= 0:
+        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
+
+
+def one_cycle(
+    groups: list[dict[str, Any]], config: ScheduleConfig, n_steps: int, warmup: float = 0.1
+) -> dict[str, Any]:
+    """AdamW on a one-cycle schedule over ``n_steps``, for Lightning; each group has its peak as ``lr``."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    n_steps = max(2, n_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=n_steps,
+        pct_start=max(warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
+        cycle_momentum=False,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def by_metric(curves: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Rows of metrics, one per epoch, as a list per metric; NaN where an epoch lacks it."""
+    names = sorted({name for row in curves for name in row})
+    return {name: [row.get(name, float("nan")) for row in curves] for name in names}
 
 
 def run_plan(

@@ -18,7 +18,7 @@ from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay
 from celler.network import GeneTransformer
-from celler.running import run_plan
+from celler.running import by_metric, check_schedule, one_cycle, run_plan
 from celler.tokenizer import TokenBatch
 
 
@@ -88,12 +88,7 @@ class TrainingConfig:
     teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(
-                    f"{name}={value!r} was given; at least 1 is needed, a whole number."
-                )
+        check_schedule(self)
         if not callable(self.loss) or isinstance(self.loss, type):
             raise TypeError(
                 f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM()."
@@ -106,8 +101,6 @@ class TrainingConfig:
             raise ValueError(
                 f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed."
             )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate} was given; it must be above 0.")
 
 
 class TrainingPlan(LightningModule):
@@ -207,20 +200,8 @@ class TrainingPlan(LightningModule):
         """AdamW on a one-cycle schedule over the steps of the whole training."""
         config = self.config
         groups = parameter_groups(self.network, config)
-        optimizer = torch.optim.AdamW(
-            groups,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        n_steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in groups],
-            total_steps=n_steps,
-            pct_start=max(config.warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        return one_cycle(groups, config, n_steps, config.warmup)
 
 
 def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
@@ -320,8 +301,7 @@ def fit(
     if best.state is not None:
         network.load_state_dict(best.state)
     network.to(config.device).eval()
-    names = sorted({name for row in plan.curves for name in row})
-    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
+    return by_metric(plan.curves)
 
 
 @torch.inference_mode()

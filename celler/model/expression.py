@@ -13,7 +13,7 @@ from torch import Tensor
 
 from celler.devices import autocast
 from celler.model.forward import rows_of, token_passes
-from celler.model.pretraining import batch_names
+from celler.model.pretraining import batch_names, known_key
 from celler.model.querying import aligned
 from celler.names import closest
 from celler.network.decoder import context_of
@@ -124,12 +124,6 @@ def decoded(
         is_there = (presence.float() + odds).sigmoid()
         expected = is_there * at_quantile(tokens, value.float())
         yield rows, expected.cpu().numpy()
-
-
-def known_key(self: Celler, adata: AnnData) -> str | None:
-    """The model's batch column where ``adata`` has it."""
-    key = self._setup_args["batch_key"]
-    return key if key in adata.obs.columns else None
 
 
 def at_quantile(tokens: TokenBatch, share: Tensor) -> Tensor:

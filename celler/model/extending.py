@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler.door import warn
-from celler.genes import GeneAlignment, gene_names
+from celler.genes import GeneAlignment, gene_names, selector
 from celler.labels import LabelTree
 from celler.model.knowledge import Knowledge
 from celler.model.setup import read_labels, read_tree
@@ -119,11 +119,9 @@ def prepare_query_anndata(
     alignment, share = reference._genes.align(adata)
     whole = adata.to_memory() if adata.isbacked else adata
     kept = np.flatnonzero(alignment.gene_map >= 0)
-    ones = np.ones(len(kept), np.float32)
-    places = (kept, alignment.gene_map[kept])
-    to_model = sparse.csr_matrix((ones, places), (adata.n_vars, len(names)))
+    to_model = selector(alignment.gene_map, len(names))
     column_of = np.full(len(names), -1)
-    column_of[places[1]] = places[0]
+    column_of[alignment.gene_map[kept]] = kept
     var = whole.var.reset_index(drop=True).reindex(column_of).set_axis(names.astype(str), axis=0)
     var["is_measured"] = column_of >= 0
     if key is not None:

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from torch import Tensor
 
 from celler.decision import Decision
 from celler.devices import autocast
 from celler.door import warn
-from celler.genes import GeneAlignment, align_genes, check_unique, gene_names
+from celler.genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
 from celler.shift import Profile, profile, shift_factors
@@ -165,14 +164,8 @@ class Forward:
         """Factors of the model's genes ``(n_genes,)``, ``None`` where there is no shift."""
         reference, n_genes = self.profile, len(self.genes.names)
         assert reference is not None
-        columns = np.flatnonzero(gene_map >= 0)
-        is_shared = np.zeros(n_genes, bool)
-        is_shared[gene_map[columns]] = True
-        position = np.cumsum(is_shared) - 1
-        to_shared = sparse.csr_matrix(
-            (np.ones(len(columns), np.float32), (columns, position[gene_map[columns]])),
-            shape=(len(gene_map), int(is_shared.sum())),
-        )
+        is_shared = np.isin(np.arange(n_genes), gene_map)
+        to_shared = selector(gene_map, n_genes)[:, is_shared]
         weights = self.decision.probabilities(plain.logits) * plain.has_counts[:, None]
         query = profile(
             lambda block: reader.rows(rows[block]) @ to_shared,

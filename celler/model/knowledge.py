@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler.genes import selector
 from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
 from celler.loading import InMemorySource
@@ -34,10 +35,7 @@ class Knowledge:
 
     def source(self, new: InMemorySource, *, is_log: bool, seed: int) -> InMemorySource:
         """The new cells, among the model's genes and as counts, and after them cells drawn of the old classes."""
-        kept = np.flatnonzero(self.gene_map >= 0)
-        ones = np.ones(len(kept), np.float32)
-        shape = (len(self.gene_map), self.n_genes)
-        to_model = sparse.csr_matrix((ones, (kept, self.gene_map[kept])), shape)
+        to_model = selector(self.gene_map, self.n_genes)
         X = new.X.astype(np.float32)
         X = sparse.csr_matrix((X.expm1() if is_log else X) @ to_model)
         profile = self._old_profile
@@ -48,7 +46,10 @@ class Knowledge:
         share = self._gene_share(X, new.labels)
         measured = ~np.isnan(profile.mean)
         targets = TARGET_SUM * np.concatenate(
-            [np.full(len(new), share[self.gene_map[kept]].sum()), (measured @ share)[codes]]
+            [
+                np.full(len(new), share[self.gene_map[self.gene_map >= 0]].sum()),
+                (measured @ share)[codes],
+            ]
         )
         return InMemorySource(
             sparse.vstack([X, drawn], format="csr"),

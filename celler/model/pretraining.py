@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler.devices import choose_device, choose_precision
+from celler.genes import selector
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.loading import OrderedMinibatches, ShuffledMinibatches
 from celler.model.forward import rows_of
@@ -167,7 +168,7 @@ def unlabelled_cells(
         rows_of(adata, None)
         alignment, _share, reader = aligned(self, adata)
         blocks.append(proportional(reader) @ selector(alignment.gene_map, len(self._genes.names)))
-        of_cells.append(batch_names(adata, key if key in adata.obs.columns else None))
+        of_cells.append(batch_names(adata, known_key(self, adata)))
     if not blocks:
         raise ValueError("this model was loaded without an AnnData; pass the cells as adata.")
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)
@@ -217,11 +218,10 @@ def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
     return X
 
 
-def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
-    """``(n_vars, n_genes)``: a query's columns times it are the model's genes."""
-    columns = np.flatnonzero(gene_map >= 0)
-    ones = np.ones(len(columns), np.float32)
-    return sparse.csr_matrix((ones, (columns, gene_map[columns])), shape=(len(gene_map), n_genes))
+def known_key(self: Celler, adata: AnnData) -> str | None:
+    """The model's batch column where ``adata`` has it."""
+    key = self._setup_args["batch_key"]
+    return key if key in adata.obs.columns else None
 
 
 def batch_names(adata: AnnData, key: str | None) -> np.ndarray:

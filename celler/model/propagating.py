@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler.door import warn
+from celler.genes import selector
 from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.labels import as_strings, indices_of
 from celler.model.forward import CHUNK_SIZE, Outputs, Propagation
@@ -135,14 +136,9 @@ def graph_cells(
     sources = [self.adata if len(labelled) else adata, adata]
     gene_maps = [self._genes.align(source)[0].gene_map for source in sources]
     is_shared = np.all([np.isin(np.arange(n_genes), gene_map) for gene_map in gene_maps], axis=0)
-    position = np.where(is_shared, np.cumsum(is_shared) - 1, -1)
     parts = []
     for source, rows, gene_map in zip(sources, [labelled, free], gene_maps, strict=True):
-        target = np.where(gene_map >= 0, position[gene_map], -1)
-        columns = np.flatnonzero(target >= 0)
-        ones = np.ones(len(columns), np.float32)
-        shape = (len(gene_map), int(is_shared.sum()))
-        to_genes = sparse.csr_matrix((ones, (columns, target[columns])), shape)
+        to_genes = selector(gene_map, n_genes)[:, is_shared]
         by_gene = np.ones(n_genes) if factors is None or source is not adata else factors
         parts.append(Part(query_reader(source, layer), rows, to_genes, by_gene[is_shared]))
     return parts

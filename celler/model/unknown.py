@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from celler.genes import selector
 from celler.inputs import ExpressionReader, is_log
 from celler.model.forward import CHUNK_SIZE, Outputs
 from celler.novelty import MIN_CELLS, Novelty
@@ -41,13 +42,9 @@ def with_novelty(
     novelty, reference = fitted_novelty(self), self._fitted.profile
     assert reference is not None
     gene_map = self._genes.align(adata)[0].gene_map
-    columns, n_genes = np.flatnonzero(gene_map >= 0), len(self._genes.names)
-    to_genes = sparse.csr_matrix(
-        (np.ones(len(columns), np.float32), (columns, gene_map[columns])),
-        shape=(len(gene_map), n_genes),
-    )
-    is_shared = np.zeros(n_genes, bool)
-    is_shared[gene_map[columns]] = True
+    n_genes = len(self._genes.names)
+    to_genes = selector(gene_map, n_genes)
+    is_shared = np.isin(np.arange(n_genes), gene_map)
     layer = self._setup_args["layer"]
     reader = ExpressionReader(adata, layer if layer in adata.layers else None)
     values_are_log = is_log(reader)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from celler.network import GeneTransformer
 from celler.network.decoder import GeneDecoder
 from celler.pretraining.masking import MaskedMinibatch
-from celler.running import run_plan
+from celler.running import by_metric, check_schedule, one_cycle, run_plan
 
 #: Cells from which the principal components are taken that gene embeddings start from, and how many of them.
 PCA_CELLS, N_COMPONENTS = 20_000, 50
@@ -39,16 +39,9 @@ class PretrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(
-                    f"{name}={value!r} was given; at least 1 is needed, a whole number."
-                )
+        check_schedule(self)
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} was given; 0 < it < 1 is needed.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate={self.learning_rate} was given; it must be above 0.")
 
 
 @dataclass(frozen=True)
@@ -145,22 +138,13 @@ class PretrainingPlan(LightningModule):
         named = [*self.encoder.named_parameters(), *self.decoder.named_parameters()]
         free = [p for name, p in named if p.ndim <= 1 or name == "gene_bias"]
         decayed = [p for name, p in named if p.ndim > 1 and name != "gene_bias"]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        n_steps = max(2, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=config.learning_rate,
-            total_steps=n_steps,
-            pct_start=max(0.1, 1.5 / n_steps),
-            cycle_momentum=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        rate = {"lr": config.learning_rate}
+        groups: list[dict[str, Any]] = [
+            {"params": decayed} | rate,
+            {"params": free, "weight_decay": 0.0} | rate,
+        ]
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        return one_cycle(groups, config, n_steps)
 
 
 class LowestLoss(Callback):
@@ -210,8 +194,7 @@ def fit_masked(
         modules[name].load_state_dict(state)
     network.to(config.device).eval()
     decoder.to(config.device).eval()
-    names = sorted({name for row in plan.curves for name in row})
-    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
+    return by_metric(plan.curves)
 
 
 def start_from_components(
