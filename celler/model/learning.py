@@ -1,0 +1,106 @@
+"""The method ``train`` of :class:`celler.model.Celler`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celler.devices import choose_device, choose_precision
+from celler.inputs import ExpressionReader
+from celler.losses import DEFAULT, Loss
+from celler.mining import Replay
+from celler.model.fitting import fit_network, schedule
+from celler.model.knowledge import training_cells
+from celler.model.setup import LABELS_COLUMN
+from celler.network import GeneTransformer, build_network
+from celler.training import PRETRAINED_RATE, TrainingConfig
+
+if TYPE_CHECKING:
+    from celler.model.celler import Celler
+
+
+def train(
+    self: Celler,
+    max_epochs: int | None = None,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    train_size: float = 0.9,
+    validation_size: float | None = None,
+    batch_size: int | None = None,
+    early_stopping: bool = True,
+    *,
+    loss: Loss | None = None,
+    replay: Replay | None = Replay(),
+    learning_rate: float = 3e-3,
+    refit: bool | None = None,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> None:
+    """Train on the labelled cells of the registered AnnData.
+
+    max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
+    accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
+        ``devices=[i]``, or ``"mps"`` insist.
+    train_size, validation_size: shares of each class. Validation cells choose the weights, by
+        macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
+    batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
+    early_stopping: stop when validation macro-F1 stays more than a standard error below its best
+        for half of the epochs (10 at least).
+    loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
+    replay: which misclassified cells of an epoch the next one trains again, see
+        :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
+    learning_rate: peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a
+        thirtieth of it.
+    refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
+        does where there are fewer than 5,000 of them.
+    seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
+        again continues from the present weights.
+    show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
+        ``logging.INFO`` hides the bars of all models.
+    """
+    self._require_registered()
+    known, labels = self._knowledge, self.adata.obs[LABELS_COLUMN]
+    reader = ExpressionReader(self.adata, self._setup_args["layer"])
+    columns = self._genes.columns_of(self.adata) if self._scgpt else None
+    cells = training_cells(reader, labels, self._tree, known, seed, columns)
+    device = choose_device(accelerator, devices)
+    max_epochs, batch_size = schedule(cells.source, max_epochs, batch_size)
+    self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
+    config = TrainingConfig(
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        loss=DEFAULT if loss is None else loss,
+        replay=replay,
+        learning_rate=learning_rate,
+        encoder_rate=PRETRAINED_RATE if self._scgpt else 1.0,
+        token_dropout=self.module.config.dropout_rate,
+        early_stopping=early_stopping,
+        device=device,
+        precision=self._precision,
+        show_progress=show_progress,
+        seed=seed,
+        teacher=None if known is None else known.teacher,
+    )
+    network = starting_network(self, seed)
+    fitted = fit_network(
+        network,
+        self._tokenizer,
+        cells,
+        classes=self._tree.classes,
+        train_size=train_size,
+        validation_size=validation_size,
+        refit=refit,
+        config=config,
+    )
+    self.module = network
+    self._adopt(fitted if known is None else known.complete(fitted, cells.source))
+
+
+def starting_network(self: Celler, seed: int) -> GeneTransformer:
+    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+    if self.is_trained or self._knowledge is not None:
+        return self.module
+    network = build_network(self.module.config, seed)
+    if self.is_pretrained:
+        network.encoder.load_state_dict(self.module.encoder.state_dict())
+    network.encoder.requires_grad_(not self._scgpt.get("is_frozen", False))
+    return network
