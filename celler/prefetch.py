@@ -29,7 +29,7 @@ def _ahead(iterable: Iterable[Item], n: int) -> Iterator[Item]:
     ready: SimpleQueue[tuple[list[Item], BaseException | None]] = SimpleQueue()
 
     def work() -> None:
-        iterator = iter(())
+        iterator: Iterator[Item] = iter(())
         try:
             iterator = iter(iterable)
             while slots.acquire() and not is_stopped.is_set():
