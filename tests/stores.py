@@ -12,7 +12,7 @@ import zarr
 from scipy import sparse
 
 import celler.atlas.building
-import celler.atlas.planning
+import celler.atlas.plan
 import celler.atlas.shuffling
 import celler.atlas.summarising
 
@@ -62,7 +62,7 @@ def use_any_engine(monkeypatch) -> None:
 
 def cut_small(monkeypatch) -> None:
     """Several blocks per source and several datasets, although the sources are small."""
-    monkeypatch.setattr(celler.atlas.planning, "BYTES_PER_VALUE", 6e5)
+    monkeypatch.setattr(celler.atlas.plan, "BYTES_PER_VALUE", 6e5)
     monkeypatch.setattr(celler.atlas.shuffling, "N_VALUES", 1200)
 
 

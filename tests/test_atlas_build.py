@@ -17,7 +17,7 @@ from stores import assert_equal_stores, cut_small, make_cells, use_any_engine, w
 
 import celler as cl
 from celler.atlas import building, shuffling
-from celler.atlas.blocks import BlockFormat
+from celler.atlas.dealing import BlockFormat
 from celler.atlas.manifest import read_manifest
 
 
@@ -64,9 +64,9 @@ def kill_at(monkeypatch, place, name, n_call, *, after):
 @pytest.mark.parametrize(
     ("place", "name", "n_call"),
     [
-        ("celler.atlas.planning", "scan", 2),
-        ("celler.atlas.planning", "gene_space", 1),
-        ("celler.atlas.blocks.BlockFormat", "write", 3),
+        ("celler.atlas.plan", "scan", 2),
+        ("celler.atlas.plan", "gene_space", 1),
+        ("celler.atlas.dealing.BlockFormat", "write", 3),
         ("celler.atlas.shuffling", "_write_zarr", 2),
         ("celler.atlas.building", "close_collection", 1),
         ("celler.atlas.building", "count_cells", 1),

@@ -19,9 +19,8 @@ FLOORS = {
     **dict.fromkeys(
         ["tokenizer", "network", "losses", "ontology", "devices", "door", "running"], 1
     ),
-    **dict.fromkeys(
-        ["genes", "metrics", "mining", "datasets", "shift", "version", "colors", "propagation"], 1
-    ),
+    **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
+    **dict.fromkeys(["propagation", "prefetch"], 1),
     **dict.fromkeys(["inputs", "loading", "training", "decision", "checkpoint"], 2),
     **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels", "scgpt"], 2),
     **dict.fromkeys(["pl", "pp", "atlas"], 3),

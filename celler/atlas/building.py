@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from celler.atlas.engine import require_engine
 from celler.atlas.manifest import FILE_NAME, STORE_NAME, make_manifest
-from celler.atlas.planning import Plan, make_plan, write_json
+from celler.atlas.plan import Plan, make_plan, write_json
 from celler.atlas.settings import (
     PerSource,
     Settings,

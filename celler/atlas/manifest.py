@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from celler.atlas.planning import SPLITS, Plan
+from celler.atlas.plan import SPLITS, Plan
 from celler.atlas.scanning import REASONS
 from celler.version import __version__
 

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celler.atlas.blocks import BlockFormat, gather
 from celler.atlas.counts import check_fits, check_whole
-from celler.atlas.planning import BASE_BYTES, BUCKETS, ORDER, Plan
+from celler.atlas.dealing import BlockFormat, gather
+from celler.atlas.plan import BASE_BYTES, BUCKETS, ORDER, Plan
 from celler.atlas.scanning import KEPT
 from celler.atlas.settings import generator
 from celler.atlas.sources import Matrix, Source

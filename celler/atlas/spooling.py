@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from celler.atlas.planning import write_json
+from celler.atlas.plan import write_json
 from celler.atlas.settings import COLUMNS, PRIMARY, Settings, of_source
 from celler.atlas.sources import Source
 
