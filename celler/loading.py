@@ -15,15 +15,17 @@ from celler.tokenizer import TARGET_SUM
 
 @dataclass(frozen=True)
 class CellBlock:
-    """Some cells: ``X (B, n_vars)`` CSR, ``labels (B,)`` codes and ``index (B,)``, their row in the source.
+    """Some cells: rows of the CSR matrix ``X``, ``labels (B,)`` codes and ``index (B,)``, their row in the source.
 
     target_sums: ``(B,)``, what the tokenizer scales each cell to.
+    rows: ``(B,)``, which rows of ``X`` they are, ``None`` for all in order.
     """
 
     X: sparse.csr_matrix
     labels: np.ndarray
     index: np.ndarray
     target_sums: np.ndarray
+    rows: np.ndarray | None = None
 
 
 class InMemorySource(Dataset[CellBlock]):
@@ -44,7 +46,7 @@ class InMemorySource(Dataset[CellBlock]):
         return int((self.labels >= 0).sum())
 
     def __getitem__(self, index: np.ndarray) -> CellBlock:
-        return CellBlock(self.X[index], self.labels[index], index, self.target_sums[index])
+        return CellBlock(self.X, self.labels[index], index, self.target_sums[index], rows=index)
 
 
 def split(

@@ -136,19 +136,24 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     logs = _logs(X, is_log=is_log)
     detected = np.bincount(logs.indices, minlength=X.shape[1])
     mean = np.asarray(logs.mean(axis=0)).ravel()
-    variance = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - mean**2
+    squares = np.bincount(logs.indices, np.square(logs.data), X.shape[1]) / n_cells
+    variance = squares - mean**2
     variance[detected < min(3, n_cells)] = -1
     genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
     genes = genes[variance[genes] > 0]
-    Z = logs[:, genes].toarray()
     in_class = np.eye(n_classes)[labels]
+    class_means = (logs.T @ in_class)[genes].T / in_class.sum(axis=0)[:, None]
     in_class /= in_class.sum(axis=0)
-    within = (Z - (in_class.T @ Z)[labels]).std(axis=0)
+    between = np.bincount(labels) @ np.square(class_means) / n_cells
+    within = np.sqrt(np.maximum(squares[genes] - between, 0))
     scale = 1 / np.maximum(within, max(np.median(within), 1e-6))
-    center = Z.mean(axis=0)
-    Z = (Z - center) * scale
-    components = _directions(Z, in_class.T @ Z)
-    P = Z @ components.T
+    center = mean[genes]
+    # Single precision from here on: the passes over this matrix are most of the time.
+    Z = logs[:, genes].astype(np.float32).toarray()
+    Z -= center.astype(np.float32)
+    Z *= scale.astype(np.float32)
+    components = _directions(Z, (class_means - center) * scale)
+    P = (Z @ components.T.astype(np.float32)).astype(np.float64)
     means = in_class.T @ P
     residual = P - means[labels]
     covariance = residual.T @ residual / max(1, n_cells - n_classes)

@@ -72,14 +72,16 @@ class Tokenizer:
         X: sparse.csr_matrix,
         gene_map: np.ndarray,
         *,
+        rows: np.ndarray | None = None,
         is_log: bool = False,
         target_sum: float | np.ndarray = TARGET_SUM,
         token_dropout: float = 0.0,
         seeds: np.ndarray | None = None,
     ) -> TokenBatch:
-        """Tokenize the rows of ``X (B, n_vars)``.
+        """Tokenize rows of ``X``.
 
         gene_map: ``(n_vars,)`` int32, vocabulary row of each column, −1 to skip the column.
+        rows: ``(B,)``, which rows of ``X`` to take, without a copy of them; ``None`` is all.
         is_log: the values are natural ``log1p`` values and not proportional to counts.
         target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``, for all
             cells or each ``(B,)``.
@@ -87,15 +89,17 @@ class Tokenizer:
         seeds: ``(B,)`` uint64, one per cell; given in training, where ``max_genes`` keeps a random
             subset. Without them the genes of highest value are kept, ties by vocabulary order.
 
-        Raises :class:`BadValueError` for a negative, NaN or infinite value.
+        Raises :class:`BadValueError` for a negative, NaN or infinite value; its row is a position in ``rows``.
         """
         if token_dropout and seeds is None:
             raise ValueError("token_dropout needs seeds, one per cell.")
         data = np.ascontiguousarray(X.data, dtype=np.float32)
         bits = data.view(np.int32)
-        n_tokens, bad_row = _count_tokens(X.indptr, X.indices, bits, gene_map)
+        rows = np.arange(X.shape[0]) if rows is None else rows
+        spans = np.stack([X.indptr[rows], X.indptr[rows + 1]], axis=1)
+        n_tokens, bad_row = _count_tokens(spans, X.indices, bits, gene_map)
         if bad_row >= 0:
-            row = data[X.indptr[bad_row] : X.indptr[bad_row + 1]]
+            row = data[slice(*spans[bad_row])]
             raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
         n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
         if self.max_genes is not None:
@@ -104,7 +108,7 @@ class Tokenizer:
         gene_ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
         expression = np.zeros(shape, np.float32)
         _fill_tokens(
-            X.indptr, X.indices, bits, gene_map, n_tokens, n_kept,
+            spans, X.indices, bits, gene_map, n_tokens, n_kept,
             self.n_bins, is_log, np.broadcast_to(np.float64(target_sum), len(n_kept)).copy(),
             np.empty(0, np.uint64) if seeds is None else seeds,
             gene_ids, values, expression,
@@ -113,21 +117,23 @@ class Tokenizer:
 
 
 @numba.njit(cache=True, nogil=True)
-def _count_tokens(indptr, indices, bits, gene_map):  # type: ignore[no-untyped-def]
-    """Mapped non-zeros per row ``(B,)``, and the first row with a value that is not allowed or −1.
+def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-def]
+    """Mapped non-zeros per cell ``(B,)``, and the first cell with a value that is not allowed or −1.
+
+    spans: ``(B, 2)``, where the entries of each cell begin and end.
 
     The bits of a float32 tell: positive and finite is 1 to ``_INFINITE`` − 1, and zero is 0 or −0.
     """
-    n_tokens = np.empty(len(indptr) - 1, np.int64)
-    for row in range(len(n_tokens)):
+    n_tokens = np.empty(len(spans), np.int64)
+    for b in range(len(spans)):
         n = n_bad = 0
-        for i in range(indptr[row], indptr[row + 1]):
+        for i in range(spans[b, 0], spans[b, 1]):
             is_positive = bits[i] > 0
             n_bad += (bits[i] >= _INFINITE) | ((bits[i] < 0) & (bits[i] != _MINUS_ZERO))
             n += is_positive & (gene_map[indices[i]] >= 0)
         if n_bad:
-            return n_tokens, row
-        n_tokens[row] = n
+            return n_tokens, b
+        n_tokens[b] = n
     return n_tokens, -1
 
 
@@ -266,26 +272,26 @@ def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _fill_tokens(  # type: ignore[no-untyped-def]
-    indptr, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
+    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
     gene_ids, values, expression,
 ):  # fmt: skip
     """Write the tokens of every row."""
     distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
-    for row in range(len(n_tokens)):
-        n = n_tokens[row]
-        cell = slice(indptr[row], indptr[row + 1])
-        n_distinct = _tabulate(bits[cell], indices[cell], gene_map, row, distinct, mapped)
-        _describe(distinct, n_distinct, n, n_bins, is_log, target_sums[row])
-        if n_kept[row] == n:
+    for b in range(len(n_tokens)):
+        n = n_tokens[b]
+        cell = slice(spans[b, 0], spans[b, 1])
+        n_distinct = _tabulate(bits[cell], indices[cell], gene_map, b, distinct, mapped)
+        _describe(distinct, n_distinct, n, n_bins, is_log, target_sums[b])
+        if n_kept[b] == n:
             mapped.is_kept[:n] = True
         elif len(seeds):
-            _keep_random(n, n_kept[row], seeds[row], mapped.is_kept)
+            _keep_random(n, n_kept[b], seeds[b], mapped.is_kept)
         else:
-            _keep_highest(n, n_kept[row], distinct.rank, mapped)
+            _keep_highest(n, n_kept[b], distinct.rank, mapped)
         t = 0
         for k in range(n):
             if mapped.is_kept[k]:
                 slot = mapped.slot[k]
-                gene_ids[row, t], values[row, t] = mapped.gene[k], distinct.bin[slot]
-                expression[row, t] = distinct.log[slot]
+                gene_ids[b, t], values[b, t] = mapped.gene[k], distinct.bin[slot]
+                expression[b, t] = distinct.log[slot]
                 t += 1

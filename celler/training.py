@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,6 +32,19 @@ class Minibatch(NamedTuple):
     labels: Tensor
     source_index: Tensor
     embedding: Tensor | None = None
+
+    def to(self, device: torch.device) -> Minibatch:
+        """On ``device``; from pinned memory the copy goes on while the caller does."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def pinned(self) -> Minibatch:
+        """In pinned memory."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Minibatch:
+        embedding = None if self.embedding is None else change(self.embedding)
+        tokens = TokenBatch(*map(change, self.tokens))
+        return Minibatch(tokens, change(self.labels), change(self.source_index), embedding)
 
 
 Minibatches = Iterable[Minibatch]
@@ -146,13 +159,7 @@ class TrainingPlan(LightningModule):
         self, minibatch: Minibatch, device: torch.device, dataloader_idx: int
     ) -> Minibatch:
         """As Lightning's, which looks into every tensor for others and takes a millisecond for it."""
-        tokens, labels, index, embedding = minibatch
-        return Minibatch(
-            TokenBatch(*(part.to(device) for part in tokens)),
-            labels.to(device),
-            index.to(device),
-            None if embedding is None else embedding.to(device),
-        )
+        return minibatch.to(device)
 
     def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of ``logits (E, B, C)``: ``(B,)`` of a loss that joins the experts, else their sum."""

@@ -95,7 +95,7 @@ def test_a_block_holds_the_rows_asked_for(rng):
     assert len(source) == 9
     assert source.n_labelled == np.isin(labels, [0, 1, 2]).sum() < 9
     assert sparse.isspmatrix_csr(block.X)
-    np.testing.assert_array_equal(block.X.toarray(), X[index])
+    np.testing.assert_array_equal(block.X[block.rows].toarray(), X[index])
     np.testing.assert_array_equal(block.labels, labels[index])
     np.testing.assert_array_equal(block.index, index)
 

@@ -163,6 +163,20 @@ def test_permuted_columns_are_the_same_sets(rng, max_genes):
     assert as_sets(one) == as_sets(other)
 
 
+def test_rows_are_taken_as_if_they_were_all(rng):
+    X, rows = sparse.csr_matrix(random_counts(rng)), np.array([3, 0, 3, 1])
+    options = {"token_dropout": 0.3, "seeds": np.arange(4, dtype=np.uint64)}
+    of_rows = Tokenizer()(X, identity(X), rows=rows, target_sum=np.arange(1.0, 5.0), **options)
+    alone = Tokenizer()(X[rows], identity(X), target_sum=np.arange(1.0, 5.0), **options)
+    for part, expected in zip(of_rows, alone, strict=True):
+        np.testing.assert_array_equal(part, expected)
+    X.data[X.indptr[1]] = -2
+    with pytest.raises(BadValueError, match="row 3 holds the value -2") as raised:
+        Tokenizer()(X, identity(X), rows=np.array([0, 2, 0, 1]))
+    assert raised.value.row == 3
+    Tokenizer()(X, identity(X), rows=np.array([0, 2]))
+
+
 # ---- which genes are kept ----
 
 

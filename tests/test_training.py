@@ -17,7 +17,7 @@ from celler.datasets import toy_long_tail
 from celler.losses import HDM, RIDE, CrossEntropy
 from celler.mining import HardCells, Replay
 from celler.network import NetworkConfig, build_network
-from celler.tokenizer import Tokenizer
+from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import (
     BestWeights,
     Minibatch,
@@ -56,6 +56,23 @@ def network(seed=0, **options):
 
 def config(**options) -> TrainingConfig:
     return TrainingConfig(**{"max_epochs": 3, "batch_size": 80, "show_progress": False} | options)
+
+
+@pytest.mark.parametrize("embedding", [None, torch.zeros(80, 2)])
+def test_a_minibatch_goes_to_a_device_with_all_its_parts(cells, embedding, monkeypatch):
+    minibatch = next(iter(cells[0]))._replace(embedding=embedding)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # needs a GPU
+    for moved, device in (
+        (minibatch.to(torch.device("meta")), "meta"),
+        (minibatch.pinned(), "cpu"),
+    ):
+        parts = [*moved.tokens, moved.labels, moved.source_index]
+        parts += [] if moved.embedding is None else [moved.embedding]
+        assert {part.device.type for part in parts} == {device}
+        assert (moved.embedding is None) == (embedding is None)
+        assert isinstance(moved.tokens, TokenBatch)
+    assert moved.labels is not minibatch.labels
+    torch.testing.assert_close(moved, minibatch)
 
 
 def assert_same_weights(one, other):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.door import warn
@@ -21,6 +21,7 @@ from celler.mining import HardCells, rank_in_class
 from celler.model.frozen import prepared
 from celler.network import GeneTransformer
 from celler.novelty import Novelty, fit_novelty
+from celler.prefetch import prefetch
 from celler.shift import Profile, profile
 from celler.tokenizer import TokenBatch, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
@@ -254,7 +255,11 @@ class Loaders:
 
         def collate(block: CellBlock) -> Minibatch:
             tokens = self.tokenizer(
-                block.X, self._gene_map, is_log=self.is_log, target_sum=block.target_sums
+                block.X,
+                self._gene_map,
+                rows=block.rows,
+                is_log=self.is_log,
+                target_sum=block.target_sums,
             )
             return as_minibatch(tokens, block, self.embedding)
 
@@ -267,19 +272,38 @@ class Loaders:
     def _loader(
         self, minibatches: Sampler[np.ndarray], collate: Callable[[Any], Any]
     ) -> Minibatches:
-        # A loader draws from the global random state at each epoch unless it has a generator.
-        return DataLoader(
-            self.source,
-            sampler=minibatches,
-            batch_size=None,
-            collate_fn=collate,
-            generator=torch.Generator(),
+        return TokenMinibatches(
+            self.source, minibatches, collate, is_pinned=self.config.device.type == "cuda"
         )
 
     @property
     def _gene_map(self) -> np.ndarray:
         """The identity: the reference's columns are the model's genes."""
         return np.arange(self.source.X.shape[1], dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class TokenMinibatches:
+    """Minibatches of the cells that a sampler names, made by a thread while the network computes.
+
+    is_pinned: in memory from which a GPU copies by itself.
+    """
+
+    source: InMemorySource
+    # Not `sampler`: what has one is a DataLoader to Lightning.
+    cells: Sampler[np.ndarray]
+    collate: Callable[[CellBlock], Minibatch]
+    is_pinned: bool = False
+
+    def __len__(self) -> int:
+        return len(self.cells)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        return prefetch(map(self._minibatch, self.cells))
+
+    def _minibatch(self, index: np.ndarray) -> Minibatch:
+        minibatch = self.collate(self.source[index])
+        return minibatch.pinned() if self.is_pinned else minibatch
 
 
 @dataclass
@@ -300,6 +324,7 @@ class TrainingCollate:
         tokens = self.tokenizer(
             block.X,
             self.gene_map,
+            rows=block.rows,
             is_log=self.is_log,
             target_sum=block.target_sums,
             token_dropout=self.token_dropout,

@@ -18,6 +18,7 @@ from celler.door import warn
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
 from celler.network import GeneTransformer
+from celler.prefetch import prefetch
 from celler.shift import Profile, profile, shift_factors
 from celler.tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
 
@@ -233,18 +234,36 @@ def token_passes(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
-    values_are_log, target_sum = is_log(reader), TARGET_SUM * expression_share
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
+    target_sum = TARGET_SUM * expression_share
+    passes = _tokenized(tokenizer, gene_map, target_sum, reader, index, batch_size, n_tokens)
+    for rows, tokens in prefetch(passes):
+        yield rows, tokens if by_gene is None else rescaled(tokens, by_gene)
+
+
+def _tokenized(
+    tokenizer: Tokenizer,
+    gene_map: np.ndarray,
+    target_sum: float,
+    reader: ExpressionReader,
+    index: np.ndarray,
+    batch_size: int | None,
+    n_tokens: int,
+) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    """As :func:`token_passes`, before any factors."""
+    values_are_log = is_log(reader)
     for start in range(0, len(index), CHUNK_SIZE):
         chunk = index[start : start + CHUNK_SIZE]
         X = reader.rows(chunk)
         for rows in _passes(np.diff(X.indptr), batch_size, n_tokens):
             try:
-                tokens = tokenizer(X[rows], gene_map, is_log=values_are_log, target_sum=target_sum)
+                tokens = tokenizer(
+                    X, gene_map, rows=rows, is_log=values_are_log, target_sum=target_sum
+                )
             except BadValueError as error:
                 cell = str(reader.adata.obs_names[chunk[rows[error.row]]])
                 raise bad_value(error.value, reader, cell) from None
-            yield start + rows, tokens if by_gene is None else rescaled(tokens, by_gene)
+            yield start + rows, tokens
 
 
 def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:

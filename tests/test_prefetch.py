@@ -1,0 +1,111 @@
+"""prefetch: order, errors, bounds, and threads that end."""
+
+import threading
+
+import pytest
+
+from celler.prefetch import prefetch
+
+
+def n_threads() -> int:
+    return sum(thread.name == "celler-prefetch" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("n", [1, 2, 100])
+@pytest.mark.parametrize("length", [0, 1, 50])
+def test_all_items_in_order(n, length):
+    assert list(prefetch(range(length), n)) == list(range(length))
+    assert n_threads() == 0
+
+
+def test_items_may_be_none_or_errors():
+    items = [None, ValueError("an item, not raised"), []]
+    assert list(prefetch(items, 2)) == items
+
+
+def test_an_item_is_made_while_another_is_worked_on():
+    is_made = threading.Event()
+
+    def items():
+        yield 1
+        is_made.set()
+        yield 2
+
+    ahead = prefetch(items(), 2)
+    assert next(ahead) == 1
+    assert is_made.wait(10), "the second was not made before it was asked for"
+    assert list(ahead) == [2]
+
+
+def test_no_more_are_made_ahead_than_n():
+    made, was_made = [], threading.Semaphore(0)
+
+    def items():
+        for i in range(10):
+            made.append(i)
+            yield i
+            was_made.release()
+
+    ahead = prefetch(items(), 3)
+    next(ahead)
+    # Item 0 is in work, so 1 and 2 may wait, and no place is free for 3 until 0 is done.
+    for _ in range(2):
+        assert was_made.acquire(timeout=10)
+    assert not was_made.acquire(timeout=0.05)
+    assert made == [0, 1, 2]
+    assert list(ahead) == list(range(1, 10))
+
+
+def test_an_error_comes_in_its_place():
+    def items():
+        yield from range(3)
+        raise KeyError("fourth")
+
+    ahead = prefetch(items(), 2)
+    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="fourth") as raised:
+        next(ahead)
+    assert "items" in [entry.name for entry in raised.traceback], "says where it was raised"
+    assert n_threads() == 0
+
+
+def test_what_is_no_iterable_is_an_error_too():
+    with pytest.raises(TypeError, match="not iterable"):
+        list(prefetch(3, 1))
+
+
+def test_the_thread_ends_and_the_source_is_closed_when_the_caller_stops():
+    closed_in = []
+
+    def items():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed_in.append(threading.current_thread().name)
+
+    for _ in prefetch(items(), 2):
+        break
+    ahead = prefetch(items(), 2)
+    next(ahead)
+    ahead.close()
+    with pytest.raises(RuntimeError, match="the caller's"):
+        fail_over(prefetch(items(), 2))
+    assert n_threads() == 0
+    assert closed_in == ["celler-prefetch"] * 3
+
+
+def fail_over(items):
+    for _ in items:
+        raise RuntimeError("the caller's own error")
+
+
+def test_nothing_starts_before_the_first_item_is_asked_for():
+    ahead = prefetch(iter([1]), 1)
+    assert n_threads() == 0
+    assert list(ahead) == [1]
+
+
+def test_at_least_one():
+    with pytest.raises(ValueError, match="n=0 was given"):
+        prefetch([], 0)
