@@ -1,4 +1,4 @@
-"""The command `celler`: demo, train, annotate and benchmark from the shell."""
+"""The command `celler`: demo, train, annotate, atlas and benchmark from the shell."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 # What is heavy is imported by the command that needs it, so that --help answers at once.
+from celler.atlas.command import add_atlas
 from celler.version import __version__
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = say
             options.command(options)
-    except (KeyError, ValueError, OSError, RuntimeError) as error:
+    except (ImportError, KeyError, ValueError, OSError, RuntimeError) as error:
         say(error.args[0] if isinstance(error, KeyError) else error)
         return 2
     return 0
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_annotate(commands)
+    add_atlas(commands)
     _add_benchmark(commands)
     return parser
 
