@@ -17,7 +17,7 @@ PACKAGE = ROOT / "celler"
 FLOORS = {
     **dict.fromkeys(["names", "progress"], 0),
     **dict.fromkeys(
-        ["tokenizer", "network", "losses", "ontology", "devices", "door", "running"], 1
+        ["tokenizer", "network", "losses", "ontology", "door", "running"], 1
     ),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(["propagation", "prefetch"], 1),
