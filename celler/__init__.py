@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=[
+        "atlas",
         "benchmark",
         "datasets",
         "labels",
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
+    from celler import atlas as atlas
     from celler import benchmark as benchmark
     from celler import datasets as datasets
     from celler import labels as labels
