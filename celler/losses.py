@@ -160,7 +160,10 @@ class RIDE:
     .. math::
         \ell_i = \sum_e \Big( -\log \operatorname{softmax}(z^e_i)_{y_i} - \frac{\lambda}{E - 1}
         \sum_{f \ne e} D_{KL}\big(\operatorname{softmax}(z^e_i / T) \,\|\, \operatorname{softmax}(z^f_i / T)\big)
-        \Big), \quad T_j = \alpha \frac{\psi_j}{\max_k \psi_k}, \quad
+        \Big)
+
+    .. math::
+        T_j = \alpha \frac{\psi_j}{\max_k \psi_k}, \quad
         \psi_j = \gamma \frac{N_j}{\tfrac 1 C \sum_k N_k} + 1 - \gamma
 
     The class-wise temperature lets the experts differ more on rare classes. It is the ratio that

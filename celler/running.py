@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
+from celler.progress import has_progress
+
 
 class RunConfig(Protocol):
     """What a run needs to know of its configuration."""
@@ -111,8 +113,7 @@ def run_plan(
 
 def has_bars(config: RunConfig) -> bool:
     """Whether progress is shown."""
-    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
-    return config.show_progress and logging.getLogger("scvi").level <= logging.INFO
+    return config.show_progress and has_progress()
 
 
 class ProgressBar(Callback):

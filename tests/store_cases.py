@@ -30,7 +30,7 @@ def write_store(folder: Path, adata: ad.AnnData, n_datasets: int = 2) -> Path:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             write_sharded(group, part, key=f"dataset_{i}")
-    (folder / "manifest.json").write_text(json.dumps({"format": 1}))
+    (folder / "manifest.json").write_text(json.dumps({"format": "celler-atlas", "version": 1}))
     return folder
 
 

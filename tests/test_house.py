@@ -15,17 +15,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
-    **dict.fromkeys(["names"], 0),
+    **dict.fromkeys(["names", "progress"], 0),
     **dict.fromkeys(
         ["tokenizer", "network", "losses", "ontology", "devices", "door", "running"], 1
     ),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(["propagation", "prefetch"], 1),
-    **dict.fromkeys(["inputs", "loading", "atlas", "training", "decision", "checkpoint"], 2),
+    **dict.fromkeys(["inputs", "loading", "training", "decision", "checkpoint"], 2),
     **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels", "scgpt"], 2),
-    **dict.fromkeys(["pl", "pp", "model"], 3),
-    **dict.fromkeys(["benchmark", "demo"], 4),
-    **dict.fromkeys(["cli"], 5),
+    **dict.fromkeys(["pl", "pp", "atlas"], 3),
+    **dict.fromkeys(["model"], 4),
+    **dict.fromkeys(["benchmark", "demo"], 5),
+    **dict.fromkeys(["cli"], 6),
 }
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
 #: `train` keeps scANVI's seven parameters beside its own.

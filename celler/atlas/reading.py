@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -14,9 +13,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from celler.atlas.engine import require_engine
+from celler.atlas.manifest import STORE_NAME, read_manifest
 from celler.names import closest
 
-CELLS, MANIFEST = "cells.zarr", "manifest.json"
 #: Most rows that are read from disk at once.
 BLOCK_ROWS = 8192
 #: A gap of so many unwanted rows is read along: that many lie in one compressed chunk anyway.
@@ -41,15 +41,9 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        require_annbatch()
+        require_engine()
         self.path = Path(path)
-        if not (self.path / MANIFEST).is_file():
-            state = "was never finished" if (self.path / CELLS).exists() else "is no store"
-            raise FileNotFoundError(
-                f"{self.path} {state}: there is no {MANIFEST}, which is written last. Build it with "
-                "celler.atlas.build(sources, out, ...); a build that was interrupted goes on where it stopped."
-            )
-        self.manifest: dict[str, Any] = json.loads((self.path / MANIFEST).read_text("utf-8"))
+        self.manifest = read_manifest(path)
         self._open()
 
     def _open(self) -> None:
@@ -60,7 +54,7 @@ class Store:
         from celler.atlas.requests import Requests
 
         self._groups: list[Any] = list(
-            DatasetCollection(zarr.open_group(self.path / CELLS, mode="r"))
+            DatasetCollection(zarr.open_group(self.path / STORE_NAME, mode="r"))
         )
         datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
         self.sizes = np.array([dataset.shape[0] for dataset in datasets])
@@ -160,12 +154,3 @@ def index_of(table: Any) -> Any:
 def strings(stored: Any) -> Any:
     """The array of stored strings, which may come with a mask for missing ones."""
     return stored["values"] if "nullable" in stored.attrs["encoding-type"] else stored
-
-
-def require_annbatch() -> None:
-    """Raise ``ImportError`` where annbatch is not there."""
-    if find_spec("annbatch") is None:
-        raise ImportError(
-            "celler.atlas reads its stores with annbatch, which is not installed; it needs Python 3.12 or later: "
-            "pip install 'celler[atlas]'."
-        )
