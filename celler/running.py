@@ -14,7 +14,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
 from celler.devices import cpu_threads
-
 from celler.progress import has_progress
 
 

@@ -61,7 +61,8 @@ def test_devices_on_a_mac(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("n_allowed", "n_most", "expected"), [(8, None, 4), (3, None, 3), (8, 2, 2), (1, 2, 1), (8, 9, 4)]
+    ("n_allowed", "n_most", "expected"),
+    [(8, None, 4), (3, None, 3), (8, 2, 2), (1, 2, 1), (8, 9, 4)],
 )
 def test_no_more_threads_than_cores_are_allowed(monkeypatch, n_allowed, n_most, expected):
     """The quota of a container's cgroup is joblib's to read."""
@@ -69,9 +70,8 @@ def test_no_more_threads_than_cores_are_allowed(monkeypatch, n_allowed, n_most, 
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        with pytest.raises(KeyError), cpu_threads(n_most):
+        with cpu_threads(n_most):
             assert torch.get_num_threads() == expected
-            raise KeyError
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
