@@ -13,7 +13,11 @@ from pl_cases import CHARTS, annotated, assert_same, texts_drawn
 
 mpl.use("Agg")
 SINGLE = ["history", "reliability"]  # they do not know classes
-PANELS = {"confidence": ["embedding", "labels"], "history": ["loss", "macro_f1", "replayed"]}
+PANELS = {
+    "cells_by": ["cell_type", "donor"],
+    "confidence": ["embedding", "labels"],
+    "history": ["loss", "macro_f1", "replayed"],
+}
 
 
 @pytest.fixture(autouse=True)
