@@ -14,7 +14,7 @@ from celler.door import suggest_keywords, warn
 from celler.names import column as column_of
 from celler.pl.crosstab import cross
 from celler.pl.legends import name_legend
-from celler.pl.panels import ROW, apart, name_rows, open_chart, strip
+from celler.pl.panels import ROW, apart, name_rows, open_chart, shade, strip
 from celler.tl.columns import label_column
 from celler.tl.pairs import read_pair
 
@@ -138,7 +138,7 @@ def composition(
     strip(panel)
     ends = shares.cumsum(axis=1)
     # White lines between parts would hide the thin parts of many labels.
-    style: dict[str, Any] = {"height": 0.8, "ec": "white", "lw": 0.4 if len(colors) <= 20 else 0}
+    style: dict[str, Any] = {"height": 0.8, "ec": shade(1), "lw": 0.4 if len(colors) <= 20 else 0}
     for name, color in colors.items():
         left = ends[name] - shares[name]
         panel.barh(range(len(counts)), shares[name], left=left, color=color, **style)
