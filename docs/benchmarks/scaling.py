@@ -31,7 +31,6 @@ MOST_TRAINED = 100_000
 SHOWN = {
     "train_s": "Training of one epoch, CPU s",
     "predict_rate": "Predicted, cells per CPU s",
-    "peak_mb": "Peak of predict beyond the data, MiB",
 }
 
 
@@ -72,11 +71,13 @@ def measure(size: dict[str, int]) -> dict[str, float]:
 def plot(table: pd.DataFrame, file: Path) -> None:
     """A panel per measure and axis."""
     mpl.use("agg")
-    figure, axes = plt.subplots(len(SHOWN), len(STEPS), figsize=(12, 8), sharey="row")
+    figure, axes = plt.subplots(len(SHOWN), len(STEPS), figsize=(12, 5.5), sharey="row")
     for j, axis in enumerate(STEPS):
         rows = table[table["axis"] == axis]
         for i, (column, title) in enumerate(SHOWN.items()):
             axes[i, j].loglog(rows[axis], rows[column], "o-", color="#0072B2")
+            axes[i, j].set_xticks(rows[axis], [f"{step:,}" for step in rows[axis]], fontsize=7)
+            axes[i, j].minorticks_off()
             axes[i, j].grid(alpha=0.3)
             if j == 0:
                 axes[i, j].set_ylabel(title, fontsize=8)
