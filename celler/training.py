@@ -247,8 +247,8 @@ class BestWeights(Callback):
     after ``patience`` epochs that are further below, ``None`` for never.
     """
 
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience
+    def __init__(self, module: nn.Module, patience: int | None) -> None:
+        self.module, self.patience = module, patience
         self.best, self.n_epochs = -1.0, 0
         self.state: dict[str, Tensor] | None = None
 
@@ -261,7 +261,7 @@ class BestWeights(Callback):
         )
         self.best = max(self.best, score)
         if score >= self.best - error:
-            self.state = deepcopy(pl_module.state_dict())
+            self.state = deepcopy(self.module.state_dict())
             self.n_epochs = trainer.current_epoch + 1
         n_without = trainer.current_epoch + 1 - self.n_epochs
         trainer.should_stop = self.patience is not None and n_without >= self.patience
@@ -300,7 +300,7 @@ def fit(
     if config.teacher is not None:
         config.teacher.network.to(config.device)
     plan = TrainingPlan(network, class_counts, config, hard_cells)
-    best = BestWeights(max(10, config.max_epochs // 2) if config.early_stopping else None)
+    best = BestWeights(plan, max(10, config.max_epochs // 2) if config.early_stopping else None)
     n_threads = None
     attends = network.config.encoder in ("transformer", "scgpt")
     if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
