@@ -95,6 +95,8 @@ def _add_benchmark(commands: Commands) -> None:
     _add_compare(kinds)
     _add_paper(kinds)
     _add_ablation(kinds)
+    _add_corpus(kinds)
+    _add_speed(kinds)
 
 
 def _add_compare(kinds: Commands) -> None:
@@ -162,6 +164,42 @@ def _add_ablation(kinds: Commands) -> None:
         "--out", type=Path, default=Path(), help="folder for its files (default: here)"
     )
     ablation.set_defaults(command=_ablation)
+
+
+def _add_corpus(kinds: Commands) -> None:
+    corpus = kinds.add_parser(
+        "atlas", help="build a store of synthetic cells and measure time, memory and disk"
+    )
+    corpus.add_argument("--cells", type=int, default=100_000, help="default: 100000")
+    corpus.add_argument("--genes", type=int, default=20_000, help="default: 20000")
+    corpus.add_argument("--files", type=int, default=10, help="they come in (default: 10)")
+    corpus.add_argument("--memory-gb", type=float, default=4.0, help="to stay in (default: 4)")
+    corpus.add_argument(
+        "--out", type=Path, default=Path("atlas"), help="folder for its files (default: atlas)"
+    )
+    corpus.set_defaults(command=_corpus)
+
+
+def _add_speed(kinds: Commands) -> None:
+    speed = kinds.add_parser(
+        "speed", help="what this machine could do at most, and how near Celler comes to it"
+    )
+    speed.add_argument(
+        "--encoder",
+        choices=["additive", "latent", "transformer"],
+        default="additive",
+        help="(default: additive)",
+    )
+    speed.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)"
+    )
+    speed.add_argument(
+        "--large", action="store_true", help="scGPT's size: width 512, 12 layers, 1,200 tokens"
+    )
+    speed.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
+    speed.add_argument("--cells", type=int, help="default: half a minute's worth")
+    speed.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table")
+    speed.set_defaults(command=_speed)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -295,6 +333,34 @@ def _ablation(options: argparse.Namespace) -> None:
     print(ablation_text(ablation_table(rows)))
     ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
     print(f"\nwrote {file} (a row per training and type; a rerun goes on from it) and {figure}")
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    from celler.atlas.engine import require_engine
+    from celler.benchmark import make_files, measure_build
+
+    require_engine()
+    sources, store = options.out / "sources", options.out / "store"
+    paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
+    for name, value in measure_build(paths, store, options.memory_gb).items():
+        print(f"{name}: {value:,.2f}")
+    print(f"wrote {store}; {sources} can be deleted")
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from celler.benchmark import measure_speed, speed_text
+
+    table = measure_speed(
+        options.encoder,
+        accelerator=options.device,
+        large=options.large,
+        n_threads=options.threads,
+        n_cells=options.cells,
+    )
+    print(speed_text(table))
+    if options.out is not None:
+        table.to_csv(options.out, index=False)
+        print(f"\nwrote {options.out}")
 
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:

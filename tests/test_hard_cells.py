@@ -142,7 +142,7 @@ def test_a_table_worked_by_hand():
     hard.watch(torch.tensor([4, 2]), torch.tensor([2, 1]), torch.tensor(probabilities[2:]).log())
     hard.watch(torch.tensor([3]), torch.tensor([0]), torch.tensor([[0.05, 0.0, 0.95]]).log())
     hard.choose()
-    table = pd.DataFrame(hard_cell_table(hard, names, ("a", "b", "c")))
+    table = pd.DataFrame(hard_cell_table(hard, names.__getitem__, ("a", "b", "c")))
     assert list(table.itertuples(index=False, name=None)) == [
         ("cell 4", "c", "b", pytest.approx(0.7), 3, 2),
         ("cell 7", "a", "c", pytest.approx(0.8), 2, 0),

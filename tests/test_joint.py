@@ -152,7 +152,7 @@ def test_what_the_weight_may_be(tmp_path):
     reference, new = fit(cells()), cells(60, seed=3)
     new.obs["cell_type"] = "new"
     extended = Celler.load_query_data(new, reference, extend_labels=True)
-    with pytest.raises(ValueError, match="learns its genes from the registered cells"):
+    with pytest.raises(ValueError, match="learns its genes from a registered AnnData"):
         extended.train(masked_weight=1.0, show_progress=False)
 
 

@@ -16,7 +16,8 @@ from toy import QUICK, SMALL, assert_equal_frames, cells, fit, trained, truth
 from celler.loading import InMemorySource
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
-from celler.model.fitting import as_minibatch, schedule
+from celler.model.fitting import schedule
+from celler.model.loaders import as_minibatch
 
 
 def log_values(adata) -> np.ndarray:
@@ -220,6 +221,7 @@ def test_every_option_has_been_tried():
         "devices",
         "early_stopping",
         "show_progress",
+        "datamodule",
     }
     for function, options in ((Celler.__init__, NETWORK_OPTIONS), (Celler.train, TRAIN_OPTIONS)):
         assert set(inspect.signature(function).parameters) - elsewhere == set(options)
@@ -271,7 +273,7 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
         n_there.append(block.X[block.rows].nnz)
         return as_minibatch(tokens, block, embedding)
 
-    monkeypatch.setattr("celler.model.fitting.as_minibatch", counting)
+    monkeypatch.setattr("celler.model.loaders.as_minibatch", counting)
     for rate in (0.0, 0.6):
         n_read.clear(), n_there.clear()
         fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "building": ["build"],
+        "datamodule": ["DataModule"],
         "settings": ["Storage"],
         "summarising": ["Summary", "summary"],
     },
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 
 if TYPE_CHECKING:
     from celler.atlas.building import build as build
+    from celler.atlas.datamodule import DataModule as DataModule
     from celler.atlas.settings import Storage as Storage
     from celler.atlas.summarising import Summary as Summary
     from celler.atlas.summarising import summary as summary

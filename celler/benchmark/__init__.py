@@ -8,16 +8,21 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "atlas": ["make_files", "measure_build"],
         "comparison": ["class_scores", "run", "summary", "summary_text"],
         "figures": ["class_figure", "score_figure"],
         "methods": ["Fit", "Method"],
         "paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
         "recipes": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
+        "speed": ["measure_speed", "speed_text"],
+        "synthetic": ["synthetic_cells"],
         "tasks": ["long_tail_split", "thin"],
     },
 )
 
 if TYPE_CHECKING:
+    from celler.benchmark.atlas import make_files as make_files
+    from celler.benchmark.atlas import measure_build as measure_build
     from celler.benchmark.comparison import class_scores as class_scores
     from celler.benchmark.comparison import run as run
     from celler.benchmark.comparison import summary as summary
@@ -35,5 +40,8 @@ if TYPE_CHECKING:
     from celler.benchmark.recipes import ablation_figure as ablation_figure
     from celler.benchmark.recipes import ablation_table as ablation_table
     from celler.benchmark.recipes import ablation_text as ablation_text
+    from celler.benchmark.speed import measure_speed as measure_speed
+    from celler.benchmark.speed import speed_text as speed_text
+    from celler.benchmark.synthetic import synthetic_cells as synthetic_cells
     from celler.benchmark.tasks import long_tail_split as long_tail_split
     from celler.benchmark.tasks import thin as thin

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 
 from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.door import warn
 from celler.inputs import ExpressionReader
 from celler.labels import LabelTree
-from celler.loading import CellBlock, InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+from celler.loading import InMemorySource, Source, split
 from celler.mining import HardCells, rank_in_class
 from celler.model.frozen import prepared
+from celler.model.loaders import Loaders
 from celler.network import GeneTransformer
 from celler.novelty import Novelty, fit_novelty
-from celler.prefetch import prefetch
 from celler.shift import Profile, profile
-from celler.tokenizer import TokenBatch, Tokenizer
-from celler.training import Minibatch, Minibatches, TrainingConfig, fit, validation_logits
+from celler.tokenizer import Tokenizer
+from celler.training import Minibatches, TrainingConfig, fit, validation_logits
 
 #: Below this many labelled cells the network is trained once more on all of them: a tenth held out
 #: of a class of ten costs more there than the second training.
@@ -95,11 +94,7 @@ def training_source(
     Raises ``ValueError`` for fewer than two classes or a labelled cell without counts, and warns of
     classes with fewer than three cells.
     """
-    if len(tree.classes) < 2:
-        raise ValueError(
-            f"there are labelled cells of {len(tree.classes)} class {list(tree.classes)}; two classes are needed "
-            "to train. Check labels_key and unlabeled_category in setup_anndata."
-        )
+    check_classes(tree.classes)
     codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
     if columns is not None and not np.array_equal(columns, np.arange(X.shape[1])):
         X = X[:, columns]
@@ -109,15 +104,15 @@ def training_source(
             f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
             "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
-    _warn_of_small_classes(codes, tree.classes, known)
+    warn_of_small_classes(codes, tree.classes, known)
     return InMemorySource(X, codes)
 
 
 class TrainingCells(NamedTuple):
-    """Cells to train on: ``names (n,)``, empty for those drawn, and whether their values are logarithms."""
+    """Cells to train on, whether their values are logarithms, and names of cells by index, empty for those drawn."""
 
-    source: InMemorySource
-    names: pd.Index
+    source: Source
+    names: Callable[[np.ndarray], Iterable[object]]
     is_log: bool
 
 
@@ -142,6 +137,7 @@ def fit_network(
             train_size=train_size,
             validation_size=validation_size,
             seed=config.seed,
+            max_validation=source.max_validation,
         )
     )
     loaders = prepared(network, Loaders(source, tokenizer, is_log, config), labelled)
@@ -203,7 +199,9 @@ def name_classes(
 
 
 def hard_cell_table(
-    hard_cells: HardCells | None, cell_names: pd.Index, classes: tuple[str, ...]
+    hard_cells: HardCells | None,
+    names: Callable[[np.ndarray], Iterable[object]],
+    classes: tuple[str, ...],
 ) -> dict[str, list[Any]]:
     """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell."""
     if hard_cells is None:
@@ -216,7 +214,7 @@ def hard_cell_table(
     _, first = np.unique(listed["index"], return_index=True)  # of two predictions the more frequent
     listed = listed[np.sort(first)]
     columns = (
-        [str(name) for name in cell_names[listed["index"]]],
+        [str(name) for name in names(listed["index"])],
         [classes[code] for code in listed["label"]],
         [classes[code] for code in listed["prediction"]],
         np.exp(listed["log_probability"].astype(np.float64)).tolist(),
@@ -226,151 +224,30 @@ def hard_cell_table(
     return dict(zip(HARD_CELL_COLUMNS, columns, strict=True))
 
 
-@dataclass(frozen=True)
-class Loaders:
-    """Makes minibatches of tokens from rows of the source.
-
-    embedding: ``(n_cells, D)`` of a frozen encoder, which then has nothing left to do in training.
-    """
-
-    source: InMemorySource
-    tokenizer: Tokenizer
-    is_log: bool
-    config: TrainingConfig
-    embedding: Tensor | None = None
-
-    def shuffled(self, rows: np.ndarray, hard_cells: HardCells | None) -> Minibatches:
-        """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
-        config = self.config
-        minibatches = ShuffledMinibatches(rows, config.batch_size, config.seed, hard_cells)
-        collate = TrainingCollate(
-            self.tokenizer,
-            self._gene_map,
-            self.is_log,
-            config.token_dropout,
-            config.seed,
-            self.embedding,
-        )
-        return self._loader(minibatches, collate)
-
-    def ordered(self, rows: np.ndarray) -> Minibatches:
-        """For validation: in order, whole cells."""
-        minibatches = OrderedMinibatches(rows, 4 * self.config.batch_size)
-
-        def collate(block: CellBlock) -> Minibatch:
-            tokens = self.tokenizer(
-                block.X,
-                self._gene_map,
-                rows=block.rows,
-                is_log=self.is_log,
-                target_sum=block.target_sums,
-            )
-            return as_minibatch(tokens, block, self.embedding)
-
-        return self._loader(minibatches, collate)
-
-    def class_counts(self, rows: np.ndarray) -> np.ndarray:
-        """Cells of each class among ``rows``, ``(C,)``."""
-        return np.bincount(self.source.labels[rows], minlength=self.source.labels.max() + 1)
-
-    def _loader(
-        self, minibatches: Sampler[np.ndarray], collate: Callable[[Any], Any]
-    ) -> Minibatches:
-        return TokenMinibatches(
-            self.source, minibatches, collate, is_pinned=self.config.device.type == "cuda"
-        )
-
-    @property
-    def _gene_map(self) -> np.ndarray:
-        """The identity: the reference's columns are the model's genes."""
-        return np.arange(self.source.X.shape[1], dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class TokenMinibatches:
-    """Minibatches of the cells that a sampler names, made by a thread while the network computes.
-
-    is_pinned: in memory from which a GPU copies by itself.
-    """
-
-    source: InMemorySource
-    # Not `sampler`: what has one is a DataLoader to Lightning.
-    cells: Sampler[np.ndarray]
-    collate: Callable[[CellBlock], Minibatch]
-    is_pinned: bool = False
-
-    def __len__(self) -> int:
-        return len(self.cells)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        return prefetch(map(self._minibatch, self.cells))
-
-    def _minibatch(self, index: np.ndarray) -> Minibatch:
-        minibatch = self.collate(self.source[index])
-        return minibatch.pinned() if self.is_pinned else minibatch
-
-
-@dataclass
-class TrainingCollate:
-    """Tokens of a training minibatch: token dropout and the gene subset are drawn anew at each call."""
-
-    tokenizer: Tokenizer
-    gene_map: np.ndarray
-    is_log: bool
-    token_dropout: float
-    seed: int
-    embedding: Tensor | None = None
-    n_calls: int = 0
-
-    def __call__(self, block: CellBlock) -> Minibatch:
-        rng = np.random.default_rng((self.seed, self.n_calls))
-        self.n_calls += 1
-        tokens = self.tokenizer(
-            block.X,
-            self.gene_map,
-            rows=block.rows,
-            is_log=self.is_log,
-            target_sum=block.target_sums,
-            token_dropout=self.token_dropout,
-            seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
-        )
-        return as_minibatch(tokens, block, self.embedding)
-
-
-def as_minibatch(
-    tokens: TokenBatch, block: CellBlock, embedding: Tensor | None = None
-) -> Minibatch:
-    """The tokens of a block with its labels and index, and its part of ``embedding (n_cells, D)``."""
-    index = torch.from_numpy(block.index)
-    known = None if embedding is None else embedding[index]
-    return Minibatch(tokens, torch.from_numpy(block.labels), index, known)
-
-
-def class_profile(
-    source: InMemorySource, rows: np.ndarray, n_classes: int, *, is_log: bool
-) -> Profile:
-    """Expression of each class among ``rows`` of the source."""
-    return profile(
-        lambda block: source.X[rows[block]],
-        lambda block: np.eye(n_classes)[source.labels[rows[block]]],
-        len(rows),
+def class_profile(source: Source, rows: np.ndarray, n_classes: int, *, is_log: bool) -> Profile:
+    """Expression of each class among ``rows`` of the source, and how many cells it has there."""
+    typical, labels = source.typical(rows), source.labels
+    found = profile(
+        lambda block: source.rows(typical[block]),
+        lambda block: np.eye(n_classes)[labels[typical[block]]],
+        len(typical),
         is_log=is_log,
+        block_size=2000,
     )
+    return replace(found, n_cells=np.bincount(labels[rows], minlength=n_classes).astype(float))
 
 
 def class_novelty(
-    source: InMemorySource, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
+    source: Source, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
     """How novel a cell is to the classes of the ``labelled`` rows of the source."""
     codes = source.labels[labelled]
     return fit_novelty(
-        lambda cells: source.X[labelled[cells]], codes, reference, is_log=is_log, seed=seed
+        lambda cells: source.rows(labelled[cells]), codes, reference, is_log=is_log, seed=seed
     )
 
 
-def schedule(
-    source: InMemorySource, max_epochs: int | None, batch_size: int | None
-) -> tuple[int, int]:
+def schedule(source: Source, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
     """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
 
     Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
@@ -386,7 +263,16 @@ def schedule(
     return max_epochs, batch_size
 
 
-def _warn_of_small_classes(
+def check_classes(classes: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for fewer than two classes."""
+    if len(classes) < 2:
+        raise ValueError(
+            f"there are labelled cells of {len(classes)} class {list(classes)}; two classes are needed "
+            "to train. Check labels_key and unlabeled_category in setup_anndata."
+        )
+
+
+def warn_of_small_classes(
     labels: np.ndarray, classes: tuple[str, ...], known: Collection[int]
 ) -> None:
     """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""

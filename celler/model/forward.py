@@ -139,25 +139,40 @@ class Forward:
         correct_shift: bool,
     ) -> Outputs:
         """Outputs for the rows ``index (N,)``, with :func:`celler.shift.shift_factors` of a sample of all rows."""
-        options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
+        options: dict[str, Any] = {"batch_size": batch_size, "precision": self.precision}
         warn_of_binned(reader)
         outputs, factors, n_cells = None, None, reader.adata.n_obs
-        if not self.network.config.reads_expression:  # then nothing that is corrected is looked at
-            correct_shift = False
-        if correct_shift and self.profile is not None and len(index):
+        if correct_shift and len(index):
             rows = np.arange(n_cells)
             if n_cells > SHIFT_CELLS:
                 rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
-            plain = forward(*target, rows, **options)
-            factors = self._factors(plain, reader, rows, alignment.gene_map)
-            if factors is None and len(rows) == n_cells:  # then these are the outputs already
-                parts = (plain.logits, plain.embedding, plain.has_counts)
+            plain, factors = self.shift(reader, rows, alignment, expression_share, batch_size)
+            if plain is not None and factors is None and len(rows) == n_cells:
+                parts = (plain.logits, plain.embedding, plain.has_counts)  # the outputs already
                 outputs = Outputs(*(part[index] for part in parts))
         if outputs is None:
             outputs = forward(*target, index, factors=factors, **options)
-        _report_empty(outputs.has_counts, index, reader.adata)
+        report_empty(outputs.has_counts, index, reader.adata)
         return outputs
+
+    def shift(
+        self,
+        reader: ExpressionReader,
+        rows: np.ndarray,
+        alignment: GeneAlignment,
+        expression_share: float,
+        batch_size: int | None,
+    ) -> tuple[Outputs | None, np.ndarray | None]:
+        """Plain outputs of ``rows`` and, by them, the factors of the model's genes, ``None`` where there is no shift.
+
+        No outputs either where nothing that is corrected is looked at.
+        """
+        if self.profile is None or not self.network.config.reads_expression:
+            return None, None
+        target = (self.network, self.tokenizer, alignment.gene_map, expression_share, reader)
+        plain = forward(*target, rows, batch_size=batch_size, precision=self.precision)
+        return plain, self._factors(plain, reader, rows, alignment.gene_map)
 
     def _factors(
         self, plain: Outputs, reader: ExpressionReader, rows: np.ndarray, gene_map: np.ndarray
@@ -308,7 +323,7 @@ def _passes(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[
     return np.array_split(order, -(-len(order) // batch_size))
 
 
-def _report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:
+def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:
     """Warn of cells that hold none of the model's genes."""
     empty = index[~has_counts]
     if len(empty):

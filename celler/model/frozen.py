@@ -15,7 +15,7 @@ from celler.network import GeneTransformer
 from celler.running import has_bars
 
 if TYPE_CHECKING:
-    from celler.model.fitting import Loaders
+    from celler.model.loaders import Loaders
 
 #: Cells in which the embedding of a pretrained encoder is measured.
 MEASURED_CELLS = 256

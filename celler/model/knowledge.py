@@ -11,7 +11,7 @@ from scipy import sparse
 from celler.genes import selector
 from celler.inputs import ExpressionReader, is_log
 from celler.labels import LabelTree
-from celler.loading import InMemorySource
+from celler.loading import InMemorySource, Source
 from celler.model.fitting import Fitted, TrainingCells, class_profile, training_source
 from celler.rehearsal import draw_cells, n_rehearsed
 from celler.shift import Profile
@@ -57,8 +57,9 @@ class Knowledge:
             targets,
         )
 
-    def complete(self, fitted: Fitted, source: InMemorySource) -> Fitted:
+    def complete(self, fitted: Fitted, source: Source) -> Fitted:
         """``fitted`` without the cells that were drawn, with the counts and profiles of the reference's cells."""
+        assert isinstance(source, InMemorySource)  # the one that `source` made
         n_new = len(source) - int(n_rehearsed(self.fitted.class_counts).sum())
         train, validation = (
             rows[rows < n_new] for rows in (fitted.train_indices, fitted.validation_indices)
@@ -146,8 +147,8 @@ def training_cells(
     known = () if knowledge is None else knowledge.teacher.classes
     source = training_source(reader, labels, tree, known, columns)
     if knowledge is None:
-        return TrainingCells(source, labels.index, is_log(reader))
+        return TrainingCells(source, labels.index.__getitem__, is_log(reader))
     n_new = len(source)
     source = knowledge.source(source, is_log=is_log(reader), seed=seed)
     names = labels.index.append(pd.Index([""] * (len(source) - n_new)))
-    return TrainingCells(source, names, False)
+    return TrainingCells(source, names.__getitem__, False)

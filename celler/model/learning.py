@@ -8,14 +8,16 @@ from celler.devices import choose_device, choose_precision
 from celler.inputs import ExpressionReader
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
-from celler.model.fitting import fit_network, schedule
+from celler.model.fitting import TrainingCells, fit_network, schedule
 from celler.model.knowledge import training_cells
 from celler.model.pretraining import adopt_pretrained, with_masked_task
 from celler.model.setup import LABELS_COLUMN
+from celler.model.streaming import streamed_cells
 from celler.network import GeneTransformer, build_network, encoder_share
 from celler.training import PRETRAINED_RATE, TrainingConfig
 
 if TYPE_CHECKING:
+    from celler.atlas.datamodule import DataModule
     from celler.model.celler import Celler
 
 
@@ -36,8 +38,9 @@ def train(
     refit: bool | None = None,
     seed: int = 0,
     show_progress: bool = True,
+    datamodule: DataModule | None = None,
 ) -> None:
-    """Train on the labelled cells of the registered AnnData.
+    """Train on the labelled cells of the registered AnnData, or of a store on disk.
 
     max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
     accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
@@ -60,12 +63,11 @@ def train(
         again continues from the present weights.
     show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
         ``logging.INFO`` hides the bars of all models.
+    datamodule: a :class:`celler.atlas.DataModule`, the one the model was made with, whose cells are read from
+        disk as they are needed: ``Celler(registry=dm.registry).train(datamodule=dm)``.
     """
-    self._require_registered()
-    known, labels = self._knowledge, self.adata.obs[LABELS_COLUMN]
-    reader = ExpressionReader(self.adata, self._setup_args["layer"])
-    columns = self._genes.columns_of(self.adata) if self._scgpt else None
-    cells = training_cells(reader, labels, self._tree, known, seed, columns)
+    known = self._knowledge
+    cells = cells_in_memory(self, seed) if datamodule is None else streamed_cells(self, datamodule)
     device = choose_device(accelerator, devices)
     max_epochs, batch_size = schedule(cells.source, max_epochs, batch_size)
     self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
@@ -101,6 +103,15 @@ def train(
     if pretrained is not None:
         adopt_pretrained(self, pretrained)
     self._adopt(fitted if known is None else known.complete(fitted, cells.source))
+
+
+def cells_in_memory(self: Celler, seed: int) -> TrainingCells:
+    """The labelled cells of the registered AnnData."""
+    self._require_registered()
+    labels = self.adata.obs[LABELS_COLUMN]
+    reader = ExpressionReader(self.adata, self._setup_args["layer"])
+    columns = self._genes.columns_of(self.adata) if self._scgpt else None
+    return training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
 
 
 def starting_network(

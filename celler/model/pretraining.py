@@ -198,10 +198,10 @@ def with_masked_task(
         return config, None
     if not weight > 0:
         raise ValueError(f"masked_weight={weight} was given; 0 or more is needed.")
-    if self._scgpt or self._knowledge is not None:
+    if self._scgpt or self._knowledge is not None or self.adata is None:
         raise ValueError(
-            "masked_weight is for a model that learns its genes from the registered cells, not for one that "
-            "from_pretrained or load_query_data made; leave it at 0."
+            "masked_weight is for a model that learns its genes from a registered AnnData, not for one that "
+            "from_pretrained or load_query_data made or that reads a store on disk; leave it at 0."
         )
     before: Pretrained | None = self._pretrained
     cells, batches = unlabelled_cells(self, None)

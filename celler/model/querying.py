@@ -17,6 +17,7 @@ from celler.model.annotation import (
     majority_columns,
     write_annotation,
 )
+from celler.model.blocks import answer_blocks, check_blocks
 from celler.model.forward import Forward, Outputs, rows_of
 from celler.model.labelling import (
     BACKOFF_THRESHOLD,
@@ -31,6 +32,7 @@ from celler.model.propagating import with_propagation
 from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
+    from celler.atlas.inference import CellBlocks
     from celler.model.celler import Celler
 
 
@@ -49,6 +51,7 @@ def predict(
     backoff: bool = False,
     correct_shift: bool = True,
     propagate: bool = False,
+    dataloader: CellBlocks | None = None,
 ) -> np.ndarray | pd.DataFrame:
     """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
 
@@ -69,6 +72,8 @@ def predict(
     propagate: spread the probabilities over the nearest of the cells asked for and of the model's labelled cells,
         whose labels are given; where labels are few and the query has thousands of cells. A label then depends on
         the other cells. A model that was loaded has labelled cells where ``load`` was given its reference.
+    dataloader: in place of ``adata``, the cells of a store, of :meth:`celler.atlas.DataModule.inference_dataloader`,
+        which are read block by block.
 
     Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
     sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
@@ -76,25 +81,34 @@ def predict(
     Raises ``RuntimeError`` before training and ``ValueError`` when under 20 % of the model's
     genes are there.
     """
-    adata, index = query_cells(self, adata, indices)
     level = "class" if level is None else level
+    if dataloader is None:
+        adata, index = query_cells(self, adata, indices)
+    else:
+        check_blocks(self, adata, indices, propagate=propagate)
     check_question(self._tree, level, threshold, candidates, backoff=backoff)
     if soft and backoff:
         raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
     limit = novelty_threshold(self, false_alarm_rate)
+
+    def answer(adata: AnnData, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
+        if limit is not None and not soft:
+            outputs = with_novelty(self, adata, index, outputs, limit)
+        probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
+        names = self._tree.levels[level]
+        if soft:
+            return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+        if backoff:
+            how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
+            return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
+        return label_cells(outputs, probabilities, names, threshold, unknown_label)
+
+    if dataloader is not None:
+        return answer_blocks(self, dataloader, batch_size, correct_shift, answer)
     outputs = forward_cells(self, adata, index, batch_size, correct_shift)
     if propagate:
         outputs = with_propagation(self, adata, index, outputs, candidates)
-    if limit is not None and not soft:
-        outputs = with_novelty(self, adata, index, outputs, limit)
-    probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
-    names = self._tree.levels[level]
-    if soft:
-        return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
-    if backoff:
-        how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
-        return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
-    return label_cells(outputs, probabilities, names, threshold, unknown_label)
+    return answer(adata, index, outputs)
 
 
 def annotate(

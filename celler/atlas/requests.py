@@ -1,0 +1,53 @@
+"""Requests: what annbatch is asked to read, and in which order it hands it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from annbatch.abc import Sampler
+
+from celler.atlas.reading import GAP
+
+
+class Requests(Sampler):
+    """A sampler that is told what to read: one minibatch for each block of rows."""
+
+    def __init__(self) -> None:
+        self._blocks: Iterable[np.ndarray] = ()
+        self._waiting: list[np.ndarray] = []
+
+    def of(self, blocks: Iterable[np.ndarray], waiting: list[np.ndarray]) -> None:
+        """Read ``blocks`` next; each is appended to ``waiting`` when it is asked for."""
+        self._blocks, self._waiting = blocks, waiting
+
+    @property
+    def batch_size(self) -> None:
+        return None
+
+    @property
+    def shuffle(self) -> bool:
+        return False
+
+    def n_batches(self, n_obs: int) -> int:
+        raise TypeError("the number of blocks is not known beforehand")
+
+    def validate(self, n_obs: int) -> None:
+        pass
+
+    def _sample(self, n_obs: int) -> Iterator[Any]:
+        blocks, waiting = self._blocks, self._waiting
+        return (self._request(block, waiting) for block in blocks)
+
+    @staticmethod
+    def _request(block: np.ndarray, waiting: list[np.ndarray]) -> dict[str, Any]:
+        waiting.append(block)
+        rows = with_gaps(np.unique(block))
+        return {"requests": rows, "splits": [np.searchsorted(rows, block)]}
+
+
+def with_gaps(rows: np.ndarray) -> np.ndarray:
+    """Sorted rows with the short gaps between them filled: one chunk is then decompressed once."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > GAP) + 1)
+    return np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])

@@ -1,0 +1,98 @@
+"""Blocks: the cells of a store are labelled block by block, and what each rank found is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from torch import distributed
+
+from celler.inputs import ExpressionReader
+from celler.mining import rank_and_size
+from celler.model.forward import SHIFT_CELLS, Forward, Outputs, forward, report_empty
+
+if TYPE_CHECKING:
+    from celler.atlas.inference import CellBlocks
+    from celler.model.celler import Celler
+
+Answer = TypeVar("Answer")
+
+
+def check_blocks(self: Celler, adata: AnnData | None, indices: Any, *, propagate: bool) -> None:
+    """Raise where what a store is asked for cannot be done."""
+    self._require_trained()
+    if adata is not None or indices is not None:
+        raise ValueError(
+            "dataloader was given together with adata or indices; pass one of them. Part of a store: "
+            "dm.inference_dataloader(split='test')."
+        )
+    if propagate:
+        raise ValueError(
+            "propagate=True compares all cells with each other and needs them in memory; leave dataloader or it out."
+        )
+
+
+def answer_blocks(
+    self: Celler,
+    blocks: CellBlocks,
+    batch_size: int | None,
+    correct_shift: bool,
+    answer: Callable[[AnnData, np.ndarray, Outputs], Any],
+) -> Any:
+    """What ``answer`` says of each block, in the order of the store; with torch.distributed, of all ranks."""
+    found = [
+        (index, answer(adata, np.arange(adata.n_obs), outputs))
+        for index, adata, outputs in block_outputs(self, blocks, batch_size, correct_shift)
+    ]
+    found = sorted(gathered(found), key=lambda part: int(part[0][0]))
+    parts = [part for _, part in found]
+    if not parts:
+        raise ValueError("the dataloader has no cells.")
+    return pd.concat(parts) if isinstance(parts[0], pd.DataFrame) else np.concatenate(parts)
+
+
+def block_outputs(
+    self: Celler, blocks: CellBlocks, batch_size: int | None, correct_shift: bool
+) -> Iterator[tuple[np.ndarray, AnnData, Outputs]]:
+    """Rows of the store, their cells and outputs, block by block.
+
+    What differs from the reference in all classes alike is judged once, by a sample of all cells.
+    """
+    from celler.model.querying import aligned
+
+    sample = blocks.sample(SHIFT_CELLS)
+    alignment, share, reader = aligned(self, sample)
+    profile = self._fitted.profile
+    trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
+    way, factors = Forward(*trained, self._precision), None
+    if correct_shift:
+        rows = np.arange(sample.n_obs)
+        factors = way.shift(reader, rows, alignment, share, batch_size)[1]
+    for index, adata in blocks:
+        rows = np.arange(adata.n_obs)
+        outputs = forward(
+            self.module,
+            self._tokenizer,
+            alignment.gene_map,
+            share,
+            ExpressionReader(adata),
+            rows,
+            batch_size=batch_size,
+            precision=self._precision,
+            factors=factors,
+        )
+        report_empty(outputs.has_counts, rows, adata)
+        yield index, adata, outputs
+
+
+def gathered(part: list[Answer]) -> list[Answer]:
+    """The parts of all ranks; ``part`` itself where there is one process."""
+    n_ranks = rank_and_size()[1]
+    if n_ranks == 1:
+        return part
+    parts: list[Any] = [None] * n_ranks
+    distributed.all_gather_object(parts, part)
+    return [each for one in parts for each in one]
