@@ -95,7 +95,7 @@ def measure_speed(
 
 @suggest_keywords
 def speed_text(table: pd.DataFrame) -> str:
-    """A table of :func:`celler.benchmark.measure_speed` to read, with what it was measured on."""
+    """A table of ``measure_speed`` to read, with what it was measured on."""
     head = "\n".join(f"{name}: {value}" for name, value in table.attrs.items())
     shown = pd.DataFrame(
         {
