@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celler.devices import choose_device, choose_precision
+from celler.devices import choose_device, choose_precision, choose_processes
 from celler.inputs import ExpressionReader
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
@@ -42,7 +42,8 @@ def train(
 
     max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
     accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
-        ``devices=[i]``, or ``"mps"`` insist.
+        ``devices=[i]``, or ``"mps"`` insist. ``devices=4`` trains in four processes, one for each device,
+        which run the script from its start; those that torchrun or srun launched are taken as they are.
     train_size, validation_size: shares of each class. Validation cells choose the weights, by
         macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
     batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
@@ -81,6 +82,7 @@ def train(
         show_progress=show_progress,
         seed=seed,
         teacher=None if known is None else known.teacher,
+        processes=choose_processes(devices),
     )
     network = starting_network(self, seed)
     fitted = fit_network(
