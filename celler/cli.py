@@ -95,6 +95,7 @@ def _add_benchmark(commands: Commands) -> None:
     _add_compare(kinds)
     _add_paper(kinds)
     _add_ablation(kinds)
+    _add_corpus(kinds)
     _add_speed(kinds)
 
 
@@ -163,6 +164,20 @@ def _add_ablation(kinds: Commands) -> None:
         "--out", type=Path, default=Path(), help="folder for its files (default: here)"
     )
     ablation.set_defaults(command=_ablation)
+
+
+def _add_corpus(kinds: Commands) -> None:
+    corpus = kinds.add_parser(
+        "atlas", help="build a store of synthetic cells and measure time, memory and disk"
+    )
+    corpus.add_argument("--cells", type=int, default=100_000, help="default: 100000")
+    corpus.add_argument("--genes", type=int, default=20_000, help="default: 20000")
+    corpus.add_argument("--files", type=int, default=10, help="they come in (default: 10)")
+    corpus.add_argument("--memory-gb", type=float, default=4.0, help="to stay in (default: 4)")
+    corpus.add_argument(
+        "--out", type=Path, default=Path("atlas"), help="folder for its files (default: atlas)"
+    )
+    corpus.set_defaults(command=_corpus)
 
 
 def _add_speed(kinds: Commands) -> None:
@@ -318,6 +333,18 @@ def _ablation(options: argparse.Namespace) -> None:
     print(ablation_text(ablation_table(rows)))
     ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
     print(f"\nwrote {file} (a row per training and type; a rerun goes on from it) and {figure}")
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    from celler.atlas.engine import require_engine
+    from celler.benchmark import make_files, measure_build
+
+    require_engine()
+    sources, store = options.out / "sources", options.out / "store"
+    paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
+    for name, value in measure_build(paths, store, options.memory_gb).items():
+        print(f"{name}: {value:,.2f}")
+    print(f"wrote {store}; {sources} can be deleted")
 
 
 def _speed(options: argparse.Namespace) -> None:

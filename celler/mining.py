@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from celler.door import suggest_keywords_of_methods
+
 __all__ = ["HardCells", "Replay"]
 
 #: Minibatches whose outcomes may wait on the device before they are looked through.
@@ -18,6 +20,7 @@ PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_p
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
 
 
+@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class Replay:
     """Which cells of an epoch are trained once more in the next, section Hard Data Mining of the paper.

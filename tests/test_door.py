@@ -27,6 +27,9 @@ def add(left: int, *, amount: int = 1) -> int:
         (lambda: Celler.setup_anndata(cells(), label_key="x"), "setup_anndata()", "labels_key"),
         (lambda: Celler.load("model", accelerater="cpu"), "Celler.load()", "accelerator"),
         (lambda: cl.pl.marker_bubble(cells(), group_by="x"), "marker_bubble()", "groupby"),
+        (lambda: cl.losses.GInf(amplitud=0.2), "GInf()", "amplitude"),
+        (lambda: cl.losses.HDM(hard=3), "HDM()", "n_hard"),
+        (lambda: cl.mining.Replay(n_class=3), "Replay()", "n_per_class"),
         (lambda: cl.pp.check_input(cells(), layers="x"), "check_input()", "layer"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith("()") else "",
@@ -38,10 +41,15 @@ def test_a_mistyped_keyword_is_told_the_closest_one(call, called, closest):
     assert f"Closest: {closest!r}" in str(caught.value)
 
 
-@pytest.mark.parametrize("room", [cl.pl, cl.tl, cl.pp], ids=lambda room: room.__name__)
+@pytest.mark.parametrize(
+    "room",
+    [cl.pl, cl.tl, cl.pp, cl.datasets, cl.benchmark],
+    ids=lambda room: room.__name__,
+)
 def test_every_public_function_suggests(room):
-    functions = [getattr(room, name) for name in room.__all__]
-    for function in filter(inspect.isfunction, functions):
+    functions = [value for name in room.__all__ if inspect.isfunction(value := getattr(room, name))]
+    assert functions
+    for function in functions:
         with pytest.raises(TypeError, match=f"{function.__name__}.. has no argument 'nonsense'"):
             function(nonsense=1)
 

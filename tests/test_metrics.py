@@ -116,3 +116,5 @@ def test_calibration_bins_are_sklearns_curve_with_the_number_of_cells(rng):
     )
     few = calibration_bins(np.array([0.05, 0.95]), np.array([True, False]), n_bins=10)
     assert few.index.tolist() == [0, 9], "bins without cells are left out"
+    with pytest.raises(ValueError, match="n_bins=0 was given; pass 1 or more"):
+        calibration_bins(confidence, is_correct, n_bins=0)

@@ -205,6 +205,39 @@ def test_composition_of_cells_without_a_group(adata):
         pl.composition(adata, "b", "none")
 
 
+def test_composition_of_counted_cells_is_that_of_the_cells(adata):
+    counts = (
+        adata.obs.groupby(["cell_type", "donor"], observed=True).size().rename("n").reset_index()
+    )
+    cells, counted = (
+        pl.composition(data, "cell_type", "donor", n_key=key, show=False)
+        for data, key in ((adata, None), (counts, "n"))
+    )
+    assert names_on(cells.yaxis) == names_on(counted.yaxis)
+    np.testing.assert_allclose(
+        [bar.get_width() for bar in cells.patches], [bar.get_width() for bar in counted.patches]
+    )
+
+
+# ---- cells by ----
+
+
+def test_cells_by_draws_all_cells_and_those_for_testing(adata):
+    obs = adata.obs.assign(split=np.where(adata.obs["donor"] == "donor 1", "test", "train"))
+    panels = pl.cells_by(obs, ["cell_type", "donor"], n_most=4, show=False)
+    counts = obs["cell_type"].value_counts()
+    names = [text.get_text() for text in panels["cell_type"].get_yticklabels()]
+    assert names == [*counts.index[:3], "3 others"]
+    bars, test = panels["cell_type"].containers
+    assert [bar.get_width() for bar in bars] == [*counts[:3], counts[3:].sum()]
+    expected = obs.loc[obs["split"] == "test", "cell_type"].value_counts()[counts.index]
+    assert [bar.get_width() for bar in test] == [*expected[:3], expected[3:].sum()]
+    with pytest.raises(KeyError, match=r"columns='doner'.*Closest: 'donor'"):
+        pl.cells_by(obs, ["doner"])
+    with pytest.raises(TypeError, match="one string"):
+        pl.cells_by(obs, "donor")
+
+
 # ---- colours ----
 
 

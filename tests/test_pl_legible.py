@@ -1,5 +1,6 @@
 """Charts of few and of many classes can be read: nothing is cut, nothing overlaps, no text is tiny."""
 
+import re
 from itertools import combinations
 
 import matplotlib as mpl
@@ -7,11 +8,16 @@ import numpy as np
 import pytest
 import scanpy as sc
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 from pl_cases import CHARTS, annotated, assert_same, texts_drawn
 
 mpl.use("Agg")
 SINGLE = ["history", "reliability"]  # they do not know classes
-PANELS = {"confidence": ["embedding", "labels"], "history": ["loss", "macro_f1", "replayed"]}
+PANELS = {
+    "cells_by": ["cell_type", "donor"],
+    "confidence": ["embedding", "labels"],
+    "history": ["loss", "macro_f1", "replayed"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +124,7 @@ def test_returns_and_changes_nothing(cells, name, monkeypatch, no_autoshow):
 
 def test_small_frames_shrink_dots_and_drop_numbers(cells):
     bubble, matrix = (
-        [CHARTS[name](cells[6], figsize=figsize, show=False) for figsize in (None, (4.5, 3.2))]
+        [CHARTS[name](cells[6], figsize=figsize, show=False) for figsize in (None, (5.2, 3.9))]
         for name in ("prediction_bubble", "confusion")
     )
     sizes = [np.max(panel.collections[0].get_sizes()) for panel in bubble]
@@ -126,3 +132,24 @@ def test_small_frames_shrink_dots_and_drop_numbers(cells):
     n_numbers = [sum(text.get_text().isdigit() for text in panel.texts) for panel in matrix]
     assert n_numbers[0] > 6
     assert n_numbers[1] == 0
+
+
+@pytest.mark.parametrize("name", list(CHARTS))
+def test_a_frame_too_small_names_the_size_that_does(cells, name):
+    small, large = r"3\.0 x 2\.0 inches", r"pass figsize=\((\d+), (\d+)\)"
+    if name == "reliability":
+        small = r"1\.5 x 1\.0 inches"
+    size = (1.5, 1) if name == "reliability" else (3, 2)
+    with pytest.warns(UserWarning, match=f"{small} are too small.*{large}") as caught:
+        CHARTS[name](cells[30], figsize=size, show=False)
+    width, height = re.search(large, str(caught[0].message)).groups()
+    CHARTS[name](cells[30], figsize=(int(width), int(height)), show=False)
+
+
+def test_faint_lines_follow_the_background(cells):
+    for style in ("default", "dark_background"):
+        with plt.style.context(style):
+            panel = CHARTS["prediction_bubble"](cells[6], show=False)
+            line, background = panel.xaxis.get_gridlines()[0].get_color(), panel.get_facecolor()
+        distance = np.abs(np.subtract(to_rgb(line), background[:3])).max()
+        assert distance == pytest.approx(0.08)

@@ -62,12 +62,14 @@ def test_bars_are_the_counts_and_bands_those_of_the_metrics(adata):
 def test_counts_may_be_counted_already(adata):
     counts = adata.obs["cell_type"].value_counts()
     table = evaluate(adata, "cell_type", "celler").per_class
-    for given in (counts.to_dict(), table, table.reset_index()):
+    for given in (counts, counts.to_dict(), table, table.reset_index()):
         panel = pl.class_counts(given, show=False)
         assert names_on(panel.yaxis) == list(counts.index)
         np.testing.assert_array_equal([bar.get_width() for bar in panel.containers[0]], counts)
-    with pytest.raises(TypeError, match="an? AnnData was given without a key; pass key="):
+    with pytest.raises(TypeError, match="data=AnnData was given without a key; pass key="):
         pl.class_counts(adata)
+    with pytest.raises(TypeError, match="tables=AnnData was given; pass a table"):
+        pl.f1_by_frequency(adata)
     with pytest.raises(KeyError, match="no column 'reference_cells'. Closest: 'reference_cell'"):
         pl.class_counts(table.rename(columns={"reference_cells": "reference_cell"}))
 
@@ -300,5 +302,7 @@ def test_history_without_validation_or_replay():
     assert list(pl.history(table, show=False)) == ["loss", "replayed"]
     with pytest.raises(KeyError, match="curves has no values of train_loss, .*: elbo"):
         pl.history(pd.DataFrame({"elbo": [1.0]}))
+    with pytest.raises(TypeError, match="curves=AnnData was given"):
+        pl.history(annotated())
     with pytest.raises(TypeError, match=r"curves=None was given; pass model.history of a trained"):
         pl.history(None)

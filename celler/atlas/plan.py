@@ -246,7 +246,7 @@ def _groups(cells: Cells) -> tuple[np.ndarray, list[str]]:
     datasets = [f"dataset {name}" for name in cells.categories["dataset"]]
     if "donor" not in cells.codes:
         return cells.codes["dataset"], datasets
-    donors = cells.codes["donor"]
+    donors = cells.codes["donor"].astype(np.int64)  # they are as narrow as the names are few
     names = [f"donor {name}" for name in cells.categories["donor"]]
     codes = np.where(donors >= 0, donors, len(names) + cells.codes["dataset"])
     return codes, names + datasets

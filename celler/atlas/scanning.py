@@ -75,7 +75,7 @@ def scan(source: Source, settings: Settings) -> tuple[Cells, dict[str, Any]]:
             columns["cell_type"] = _mapped(columns["cell_type"], settings.labels, source)
         reason = _reasons(contents, columns, seen, settings)
         cells = Cells(
-            codes={name: np.asarray(part.codes, np.int32) for name, part in columns.items()},
+            codes={name: np.asarray(part.codes) for name, part in columns.items()},
             categories={name: list(part.categories) for name, part in columns.items()},
             reason=reason,
             hashes=np.empty(contents.n_obs, np.uint64),

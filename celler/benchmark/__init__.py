@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "atlas": ["make_files", "measure_build"],
         "comparison": ["class_scores", "run", "summary", "summary_text"],
         "figures": ["class_figure", "score_figure"],
         "methods": ["Fit", "Method"],
@@ -20,6 +21,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
+    from celler.benchmark.atlas import make_files as make_files
+    from celler.benchmark.atlas import measure_build as measure_build
     from celler.benchmark.comparison import class_scores as class_scores
     from celler.benchmark.comparison import run as run
     from celler.benchmark.comparison import summary as summary

@@ -22,6 +22,7 @@ from sklearn.metrics import roc_auc_score
 from celler.benchmark.cells import LABELS_KEY, Cells
 from celler.benchmark.methods import METHODS
 from celler.benchmark.process import CELLS, Measured, run_alone
+from celler.door import suggest_keywords
 from celler.metrics import expected_calibration_error, per_class
 from celler.metrics import summary as overall
 from celler.names import closest
@@ -41,6 +42,7 @@ COLUMNS = ["method", "seed", *DECIMALS, "error", "versions", "key"]
 RUNS, CLASSES = "runs.csv", "classes.csv"
 
 
+@suggest_keywords
 def run(
     reference: AnnData,
     query: AnnData,
@@ -101,6 +103,7 @@ def run(
     return plan[KEY].merge(pd.DataFrame([*stored, *failed], columns=COLUMNS))[COLUMNS]
 
 
+@suggest_keywords
 def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.DataFrame:
     """The scores of each type behind the rows that :func:`celler.benchmark.run` returned.
 
@@ -114,6 +117,7 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
     return rows[KEY].merge(classes).drop(columns="key")
 
 
+@suggest_keywords
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds of each score by method, best macro-F1 first.
 
@@ -130,6 +134,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+@suggest_keywords
 def summary_text(table: pd.DataFrame) -> str:
     """A :func:`celler.benchmark.summary` to read: mean ± sd of the scores that there are."""
     shown = pd.DataFrame(index=table.index)

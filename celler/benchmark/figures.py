@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from celler.benchmark.methods import METHODS
 from celler.colors import color_classes
+from celler.door import suggest_keywords
 from celler.pl.panels import count_axis
 
 __all__ = ["class_figure", "score_figure"]
@@ -23,6 +24,7 @@ MARKERS = "osD^vP"
 N_COLUMNS = 3
 
 
+@suggest_keywords
 def score_figure(rows: pd.DataFrame) -> Figure:
     """Macro-F1 of each method: a dot for each seed, mean and standard deviation over them.
 
@@ -50,6 +52,7 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+@suggest_keywords
 def class_figure(classes: pd.DataFrame) -> Figure:
     """F1 of each type against its number of reference cells, a line per method, means over seeds.
 

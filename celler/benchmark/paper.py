@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from celler.benchmark.comparison import mean_and_sd
 from celler.benchmark.methods import METHODS
+from celler.door import suggest_keywords
 from celler.genes import gene_names
 from celler.metrics import summary
 from celler.model import Celler
@@ -75,6 +76,7 @@ SETS = {
 }
 
 
+@suggest_keywords
 def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnData, AnnData]:
     """Copies of a set's files with labels in ``obs["cell_type"]`` and gene symbols as ``var_names``.
 
@@ -98,6 +100,7 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
     return _named(reference, keys, "reference"), _named(query, keys, "query")
 
 
+@suggest_keywords
 def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 3: macro F1 and precision, mean ± sd over seeds, and what was published.
 
@@ -121,6 +124,7 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("method")
 
 
+@suggest_keywords
 def level_scores(
     organs: Mapping[str, tuple[AnnData, AnnData]],
     labels_key: str,
@@ -159,6 +163,7 @@ def level_scores(
     return pd.DataFrame(rows)
 
 
+@suggest_keywords
 def level_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 2: F1, precision and accuracy by organ and level, mean ± sd over seeds.
 

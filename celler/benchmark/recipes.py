@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score
 
 from celler.benchmark.figures import lines_by_size
 from celler.benchmark.tasks import long_tail_split
+from celler.door import suggest_keywords
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
 from celler.metrics import per_class
 from celler.mining import Replay
@@ -60,6 +61,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+@suggest_keywords
 def ablation(
     data: Mapping[str, AnnData],
     labels_key: str,
@@ -109,6 +111,7 @@ def ablation(
     return rows.merge(pd.DataFrame(wanted, columns=RUN))
 
 
+@suggest_keywords
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
     """Mean and standard deviation over seeds of each score by variant, and the gain over ``baseline``.
 
@@ -134,6 +137,7 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     return table.swaplevel(axis=1)[[(score, name) for score in SCORES for name in parts]]
 
 
+@suggest_keywords
 def ablation_text(table: pd.DataFrame) -> str:
     """An :func:`celler.benchmark.ablation_table` to read: mean ± sd of each score, then the gains."""
     text = {
@@ -149,6 +153,7 @@ def ablation_text(table: pd.DataFrame) -> str:
     return f"{wide[SCORES].to_string()}\n\n{gains.to_string()}"
 
 
+@suggest_keywords
 def ablation_figure(rows: pd.DataFrame) -> Figure:
     """F1 of each class against its number of reference cells, a panel per data set and a line per variant."""
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))

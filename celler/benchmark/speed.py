@@ -22,6 +22,7 @@ from torch import Tensor
 from celler.benchmark.synthetic import synthetic_cells
 from celler.benchmark.work import Ceilings, Work, forward_work, tokenizer_work, training_work
 from celler.devices import autocast, choose_device, choose_precision
+from celler.door import suggest_keywords
 from celler.model import Celler
 from celler.network import GeneTransformer, NetworkConfig, build_network
 from celler.running import one_cycle
@@ -51,6 +52,7 @@ class Bench:
         return min(self.cells.X.nnz / self.cells.n_obs, 2048)
 
 
+@suggest_keywords
 def measure_speed(
     encoder: str = "additive",
     *,
@@ -91,6 +93,7 @@ def measure_speed(
     return table
 
 
+@suggest_keywords
 def speed_text(table: pd.DataFrame) -> str:
     """A table of :func:`measure_speed` to read, with what it was measured on."""
     head = "\n".join(f"{name}: {value}" for name, value in table.attrs.items())

@@ -6,12 +6,14 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
+from celler.door import suggest_keywords
 from celler.labels import as_strings
 from celler.names import column
 
 __all__ = ["long_tail_split", "thin"]
 
 
+@suggest_keywords
 def thin(
     labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator
 ) -> np.ndarray:
@@ -32,6 +34,7 @@ def thin(
     return np.sort(np.concatenate(kept))
 
 
+@suggest_keywords
 def long_tail_split(
     adata: AnnData, labels_key: str, *, imbalance: float = 100.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:

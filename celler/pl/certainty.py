@@ -13,7 +13,7 @@ from celler.colors import stored_colors
 from celler.door import suggest_keywords, warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl.legends import BESIDE, color_bar
-from celler.pl.panels import ROW, name_rows, open_chart, strip
+from celler.pl.panels import ROW, name_rows, open_chart, shade, strip
 from celler.tl.columns import closest, label_column, share_column
 from celler.tl.pairs import read_pair
 
@@ -75,7 +75,7 @@ def confidence(
     panel, colors = chart.panels["labels"], stored_colors(adata, key)
     strip(panel)
     panel.set(xlim=(0, 1), xlabel="confidence")
-    panel.grid(axis="x", color="0.92", lw=0.6)
+    panel.grid(axis="x", color=shade(0.92), lw=0.6)
     name_rows(panel, [f"{name} ({by_label.size()[name]:,})" for name in spread.index])
     shades = [colors.get(name, BLUE) for name in spread.index]
     for (low, high), width in (((0.05, 0.95), 1.0), ((0.25, 0.75), 4.0)):
@@ -129,11 +129,11 @@ def reliability(
         share,
         width=1 / n_bins,
         align="edge",
-        color="0.88",
-        ec="white",
+        color=shade(0.88),
+        ec=shade(1),
         label="share of cells",
     )
-    panel.plot((0, 1), (0, 1), color="0.6", lw=0.8, ls="--", label="perfect")
+    panel.plot((0, 1), (0, 1), color=shade(0.6), lw=0.8, ls="--", label="perfect")
     panel.vlines(bins["confidence"], low, high, color=BLUE, lw=1)
     panel.plot(bins["confidence"], bins["accuracy"], "o-", color=BLUE, ms=4, lw=1, label="accuracy")
     panel.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy, share of cells")

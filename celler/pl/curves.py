@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from celler.door import suggest_keywords
-from celler.pl.panels import open_chart, strip
+from celler.pl.panels import open_chart, shade, strip
 from celler.tl.columns import listed
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def history(
     "macro_f1" and "replayed", those for which there are curves, or the axes where there is one.
     """
     if not isinstance(curves, pd.DataFrame):
-        raise TypeError(f"curves={curves!r} was given; pass model.history of a trained model.")
+        given = "None" if curves is None else type(curves).__name__
+        raise TypeError(f"curves={given} was given; pass model.history of a trained model.")
     known = {
         panel: [name for name in names if name in curves and curves[name].notna().any()]
         for panel, names in PANELS.items()
@@ -72,7 +73,7 @@ def history(
         strip(panel)
         panel.set(xlabel="epoch", ylabel=Y_LABELS[name])
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panel.grid(color="0.92", lw=0.6)
+        panel.grid(color=shade(0.92), lw=0.6)
         for column in known[name]:
             _draw(panel, curves, column)
     if len(known["loss"]) > 1:

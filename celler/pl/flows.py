@@ -11,9 +11,10 @@ from matplotlib.path import Path
 
 from celler.colors import color_classes, contrast, stored_colors
 from celler.door import suggest_keywords, warn
+from celler.names import column as column_of
 from celler.pl.crosstab import cross
 from celler.pl.legends import name_legend
-from celler.pl.panels import ROW, apart, name_rows, open_chart, strip
+from celler.pl.panels import ROW, apart, name_rows, open_chart, shade, strip
 from celler.tl.columns import label_column
 from celler.tl.pairs import read_pair
 
@@ -91,6 +92,7 @@ def composition(
     key: str,
     groupby: str,
     *,
+    n_key: str | None = None,
     title: str | None = None,
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
@@ -105,21 +107,25 @@ def composition(
     adata: the cells, or a table with these columns, such as ``adata.obs``.
     key: column of labels; its colours are those of ``adata.uns["<key>_colors"]``, else the palette's.
     groupby: column of groups, such as "tissue", "disease" or "donor".
+    n_key: column with the number of cells that a row stands for, such as "cells" in
+        ``cl.atlas.summary(out).counts``; None = a row is a cell.
 
     The other options, and what is returned, are those of :func:`celler.pl.confusion`.
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)
-    n_missing = int((~has_both).sum())
-    if n_missing == len(has_both):
+    n_of_row = _cells_of_rows(adata, n_key, len(has_both))
+    n_missing = int(n_of_row[~has_both].sum())
+    if not has_both.any():
         raise ValueError(
             f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells."
         )
     if n_missing:
-        text = f"Left out {n_missing:,} of {len(has_both):,} cells, no label in {key!r} or {groupby!r}."
+        text = f"Left out {n_missing:,} of {n_of_row.sum():,} cells, no label in {key!r} or {groupby!r}."
         warn(text)
     pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
-    counts = pd.crosstab(*(np.asarray(part, dtype=str) for part in pair))
+    names = [np.asarray(part, dtype=str) for part in pair]
+    counts = pd.crosstab(*names, values=n_of_row[has_both], aggfunc="sum").fillna(0).astype(int)
     counts = counts.loc[list(pair[0].categories), list(pair[1].categories)]
     n_cells = counts.sum(axis=1)
     shares = counts.div(n_cells, axis=0)
@@ -132,7 +138,7 @@ def composition(
     strip(panel)
     ends = shares.cumsum(axis=1)
     # White lines between parts would hide the thin parts of many labels.
-    style: dict[str, Any] = {"height": 0.8, "ec": "white", "lw": 0.4 if len(colors) <= 20 else 0}
+    style: dict[str, Any] = {"height": 0.8, "ec": shade(1), "lw": 0.4 if len(colors) <= 20 else 0}
     for name, color in colors.items():
         left = ends[name] - shares[name]
         panel.barh(range(len(counts)), shares[name], left=left, color=color, **style)
@@ -145,6 +151,13 @@ def composition(
         if written.get_window_extent().width > 0.95 * share * panel.bbox.width:
             written.remove()
     return chart.finish(show=show, return_fig=return_fig)
+
+
+def _cells_of_rows(adata: AnnData | pd.DataFrame, n_key: str | None, n_rows: int) -> np.ndarray:
+    if n_key is None:
+        return np.ones(n_rows, int)
+    table = adata if isinstance(adata, pd.DataFrame) else adata.obs
+    return column_of(table, n_key, "n_key").to_numpy(dtype=int)
 
 
 def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from pandas.api.types import is_numeric_dtype
 
 from celler.colors import color_classes, stored_colors
 from celler.door import suggest_keywords, warn
 from celler.metrics import frequency_groups
 from celler.pl.legends import name_legend
-from celler.pl.panels import NO_CELLS, ROW, apart, count_axis, name_rows, open_chart, strip
+from celler.pl.panels import NO_CELLS, ROW, apart, count_axis, name_rows, open_chart, shade, strip
 from celler.tl.columns import closest, label_column, labelled
 from celler.tl.evaluation import Evaluation
 
@@ -36,7 +37,7 @@ ROOF = 0.2
 
 @suggest_keywords
 def class_counts(
-    data: AnnData | pd.DataFrame | Mapping[str, int],
+    data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int],
     key: str | None = None,
     *,
     title: str | None = None,
@@ -50,8 +51,9 @@ def class_counts(
     Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours
     of ``adata.uns["<key>_colors"]``, without these that of their group.
 
-    data: the cells, or a table with the column ``key``; cells by class; or a table of
-        :func:`celler.metrics.per_class`, whose ``reference_cells`` are drawn.
+    data: the cells, or a table with the column ``key``; cells by class, such as
+        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose
+        ``reference_cells`` are drawn.
     key: column of labels. None = ``data`` is counted already.
 
     The other options, and what is returned, are those of :func:`celler.pl.confusion`.
@@ -128,9 +130,9 @@ def f1_by_frequency(
     panel.set(ylim=(-0.03, 1.03), ylabel="F1")
     places = apart(np.log(sizes / low) / np.log(high / low), APART / width)
     x = low * (high / low) ** places
-    panel.vlines(x, wide.min(axis=1), wide.max(axis=1), color="0.8", lw=0.8, zorder=1)
+    panel.vlines(x, wide.min(axis=1), wide.max(axis=1), color=shade(0.8), lw=0.8, zorder=1)
     for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
-        style = {"marker": marker, "color": colors[method], "edgecolors": "white", "lw": 0.4}
+        style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
         panel.scatter(x, f1, s=22, zorder=3, **style)
     _draw_bands(panel, wide, x, _bands(rows, cells), colors)
     names = [panel.text(0, ROOF, name, transform=_over(panel)) for name in wide.index]
@@ -142,11 +144,20 @@ def f1_by_frequency(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-def _count(data: AnnData | pd.DataFrame | Mapping[str, int], key: str | None) -> pd.Series:
+def _count(
+    data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None
+) -> pd.Series:
     """Cells by class."""
+    if isinstance(data, pd.Series) and is_numeric_dtype(data):
+        data = data.to_dict()
     if isinstance(data, Mapping):
         return pd.Series({str(name): int(count) for name, count in data.items()}, dtype=int)
     if key is None:
+        if not isinstance(data, pd.DataFrame):
+            raise TypeError(
+                f"data={type(data).__name__} was given without a key; pass key=, or a table with the "
+                "columns class and reference_cells."
+            )
         return _by_class(data).set_index("class")["reference_cells"].astype(int)
     notes: list[str] = []
     labels = label_column(data, key, "key")
@@ -160,8 +171,8 @@ def _by_class(table: Any) -> pd.DataFrame:
     """The table with its classes in a column, as text."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
-            f"a {type(table).__name__} was given without a key; pass key=, or a table with the "
-            "columns class and reference_cells."
+            f"tables={type(table).__name__} was given; pass a table with a row per class, such as "
+            "cl.tl.evaluate gives."
         )
     table = table if "class" in table else table.rename_axis("class").reset_index()
     for name in ("class", "reference_cells"):
@@ -228,7 +239,7 @@ def _draw_bands(
     ]
     edges = [panel.get_xlim()[0], *borders, panel.get_xlim()[1]]
     for border in borders:
-        panel.axvline(border, color="0.6", lw=0.8, ls=":")
+        panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
     for band, span in zip(present, pairwise(edges), strict=True):
         for method, f1 in wide[bands == band].mean().items():
             panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
@@ -254,7 +265,7 @@ def _over(panel: Axes) -> Transform:
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
     """Move names over their points, at ``places`` in widths of the panel, but apart, with a line to each."""
     gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
-    style: dict[str, Any] = {"color": "0.7", "lw": 0.6, "transform": _over(panel)}
+    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": _over(panel)}
     for name, place, point in zip(names, apart(places, gap), places, strict=True):
         name.set_x(place)
         panel.plot((point, point, place), (0, 0.06, ROOF - 0.03), clip_on=False, **style)

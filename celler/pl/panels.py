@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scanpy as sc
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.ticker import NullFormatter
 from scipy.optimize import isotonic_regression
 
+from celler.door import warn
 from celler.pl.layout import PAD, Box, Margins, fractions
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 ROW = 0.2
 GAP = 0.3
 TITLE = 0.3
+#: The least part of a panel's width and height that is legible.
+SMALLEST = (0.2, 0.4)
 #: Where no cells stand on a logarithmic axis.
 NO_CELLS = 0.5
 
@@ -52,6 +57,8 @@ class Chart:
         # The second time ticks and legends are those of the panels' new size.
         for _ in range(1 if self.frame is None else 2):
             corner = self._place(TITLE if title else 0.0)
+        if self.frame is not None:
+            self._tell_if_small(self.frame)
         if title:
             figure = first.figure
             figure.text(*corner, title, fontsize="large", ha="left", va="bottom")
@@ -72,6 +79,26 @@ class Chart:
             plt.show()
             return None
         return first if len(self.panels) == 1 else self.panels
+
+    def _tell_if_small(self, frame: BboxBase) -> None:
+        """Warn where names must overlap, with the size that would do."""
+        whole = np.array([self.sizes[name] for name in self.panels])
+        drawn = np.array([self.size_of(name) for name in self.panels])
+        if (drawn >= SMALLEST * whole).all():
+            return
+        figure = next(iter(self.panels.values())).figure
+        margins = [margins_of(panel) for panel in self.panels.values()]
+        width = sum(margin.left + margin.right for margin in margins) + 2 * PAD
+        width += GAP * (len(margins) - 1) + whole[:, 0].sum()
+        height = max(
+            margin.top + margin.bottom + size
+            for margin, size in zip(margins, whole[:, 1], strict=True)
+        )
+        warn(
+            f"{frame.width / figure.dpi:.1f} x {frame.height / figure.dpi:.1f} inches are too small for this "
+            f"chart, and its text may overlap; pass figsize=({ceil(width)}, {ceil(height + 2 * PAD)}), "
+            "or leave figsize and ax out."
+        )
 
     def _place(self, heading: float) -> tuple[float, float]:
         """Give every panel its place; returns where the title begins."""
@@ -141,6 +168,15 @@ def strip(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize="small")
     ax.set_axisbelow(True)
+
+
+def shade(grey: float) -> tuple[float, float, float]:
+    """A grey from 0, the colour of text, to 1, the background, so that lines stay faint on a dark one too."""
+    *background, opacity = to_rgba(plt.rcParams["axes.facecolor"])
+    ink = np.array(to_rgb(plt.rcParams["text.color"]))
+    behind = np.array(background) if opacity == 1 else 1 - ink
+    red, green, blue = grey * behind + (1 - grey) * ink
+    return float(red), float(green), float(blue)
 
 
 def name_rows(ax: Axes, names: list[str]) -> None:

@@ -14,7 +14,7 @@ from celler.colors import contrast
 from celler.door import suggest_keywords, warn
 from celler.pl.crosstab import Crosstab, cross
 from celler.pl.legends import SIZE_LEGEND, color_bar, room_beside, size_legend
-from celler.pl.panels import ROW, name_rows, open_chart
+from celler.pl.panels import ROW, name_rows, open_chart, shade
 from celler.tl.columns import share_column
 from celler.tl.pairs import read_pair
 
@@ -81,7 +81,7 @@ def prediction_bubble(
     )
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)
-    panel.grid(color="0.92", lw=0.6)
+    panel.grid(color=shade(0.92), lw=0.6)
     panel.set_axisbelow(True)
     dots = panel.scatter(
         columns,
@@ -155,7 +155,7 @@ def confusion(
     colors = ScalarMappable(norm, cmap)
     edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
     shown = np.ma.masked_equal(percent, 0)
-    panel.pcolormesh(*edges, shown, norm=norm, cmap=cmap, edgecolors="0.9", linewidth=0.3)
+    panel.pcolormesh(*edges, shown, norm=norm, cmap=cmap, edgecolors=shade(0.9), linewidth=0.3)
     numbers = _write_numbers(panel, percent, colors) if has_numbers else []
     color_bar(panel, colors, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
@@ -174,7 +174,7 @@ def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) ->
     panel.set_xlim(-0.5, n_columns - 0.5)
     panel.tick_params(axis="x", length=0, labelsize="small")
     panel.set(xlabel=f"predicted: {prediction_key}", ylabel=f"given: {truth_key}")
-    line: dict[str, Any] = {"color": "0.35", "lw": 0.8}
+    line: dict[str, Any] = {"color": shade(0.35), "lw": 0.8}
     if n_columns > n_rows:
         panel.axvline(n_rows - 0.5, **line)
     for parent, first, last in table.blocks:
