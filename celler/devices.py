@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import joblib
 import torch
 from llvmlite import binding
+
+
+@contextmanager
+def cpu_threads(n_most: int | None = None) -> Iterator[None]:
+    """At most ``n_most`` CPU threads within, and never more than the cores this process is allowed.
+
+    torch counts the cores of the machine; joblib also reads the affinity and the quota of a container's cgroup.
+    """
+    before = torch.get_num_threads()
+    n = min(before, joblib.cpu_count(), before if n_most is None else n_most)
+    if n != before:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if n != before:
+            torch.set_num_threads(before)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

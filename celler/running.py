@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
+from celler.devices import cpu_threads
 from celler.progress import has_progress
 
 
@@ -95,7 +96,7 @@ def run_plan(
     """
     if has_bars(config):
         callbacks = [ProgressBar(title, shown), *callbacks]
-    with torch.random.fork_rng(), _quiet_lightning(), _threads(n_threads):
+    with torch.random.fork_rng(), _quiet_lightning(), cpu_threads(n_threads):
         torch.manual_seed(config.seed)
         trainer = Trainer(
             max_epochs=config.max_epochs,
@@ -163,18 +164,6 @@ class ProgressBar(Callback):
         """Close the bar, also when training stopped early or failed."""
         if hasattr(self, "bar"):
             self.bar.close()
-
-
-@contextmanager
-def _threads(n_most: int | None) -> Iterator[None]:
-    """At most so many CPU threads; ``None`` leaves them as they are."""
-    before = torch.get_num_threads()
-    if n_most is not None:
-        torch.set_num_threads(min(before, n_most))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

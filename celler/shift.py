@@ -67,7 +67,8 @@ def profile(
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
         X, parts = linear(rows(block), is_log=is_log), weights(block)
         total = total + (X.T @ parts).T
-        squares = squares + X.multiply(X).T @ parts.sum(axis=1)
+        of_value = np.repeat(parts.sum(axis=1), np.diff(X.indptr))
+        squares = squares + np.bincount(X.indices, X.data**2 * of_value, X.shape[1])
         in_class = in_class + parts.sum(axis=0)
     total, in_class = np.asarray(total), np.asarray(in_class)
     mean = total / np.maximum(in_class, 1e-9)[:, None]
@@ -80,10 +81,13 @@ def profile(
 
 def linear(X: sparse.csr_matrix, *, is_log: bool) -> sparse.csr_matrix:
     """Counts per 10,000 of each row of counts or ``log1p`` values."""
-    X = X.astype(np.float64)
-    X = X.expm1() if is_log else X
-    total = np.asarray(X.sum(axis=1)).ravel()
-    return sparse.diags_array(np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)) @ X
+    X = sparse.csr_matrix(X)
+    values = X.data.astype(np.float64)
+    values = np.expm1(values) if is_log else values
+    rows, counts = np.diff(X.indptr), sparse.csr_matrix((values, X.indices, X.indptr), X.shape)
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    counts.data *= np.repeat(np.divide(1e4, total, out=np.zeros_like(total), where=total > 0), rows)
+    return counts
 
 
 def shift_factors(reference: Profile, query: Profile) -> np.ndarray:

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from celler import devices
-from celler.devices import autocast, choose_device, choose_precision, choose_processes
+from celler.devices import (
+    autocast,
+    choose_device,
+    choose_precision,
+    choose_processes,
+    cpu_threads,
+)
 
 
 def test_precision_by_hardware(monkeypatch):
@@ -86,3 +92,20 @@ def test_devices_on_a_mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps") == torch.device("mps")
     assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("n_allowed", "n_most", "expected"),
+    [(8, None, 4), (3, None, 3), (8, 2, 2), (1, 2, 1), (8, 9, 4)],
+)
+def test_no_more_threads_than_cores_are_allowed(monkeypatch, n_allowed, n_most, expected):
+    """The quota of a container's cgroup is joblib's to read."""
+    monkeypatch.setattr(devices.joblib, "cpu_count", lambda: n_allowed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with cpu_threads(n_most):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
     **dict.fromkeys(["names", "progress"], -1),
-    **dict.fromkeys(["door"], 0),
-    **dict.fromkeys(["tokenizer", "network", "losses", "ontology", "devices", "running"], 1),
+    **dict.fromkeys(["door", "devices"], 0),
+    **dict.fromkeys(["tokenizer", "network", "losses", "ontology", "running"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
     **dict.fromkeys(["propagation", "prefetch"], 1),
     **dict.fromkeys(["inputs", "loading", "training", "decision", "checkpoint"], 2),

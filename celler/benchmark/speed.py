@@ -5,8 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from celler.benchmark.synthetic import synthetic_cells
 from celler.benchmark.work import Ceilings, Work, forward_work, tokenizer_work, training_work
-from celler.devices import autocast, choose_device, choose_precision
+from celler.devices import autocast, choose_device, choose_precision, cpu_threads
 from celler.door import suggest_keywords
 from celler.model import Celler
 from celler.network import GeneTransformer, NetworkConfig, build_network
@@ -72,7 +71,8 @@ def measure_speed(
     the ``share`` of it that is reached. :mod:`celler.benchmark.work` counts operations and bytes.
     """
     device = choose_device(accelerator)
-    with _threads(n_threads):
+    with cpu_threads(n_threads):
+        threads = torch.get_num_threads()
         bench = _bench(encoder, device, large, n_cells)
         before = _peak_mb(device)
         # The ceilings come last, since the buffers they need would hide the peak of the rest.
@@ -85,7 +85,7 @@ def measure_speed(
     table = pd.DataFrame(rows)
     table.attrs = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads() if n_threads is None else n_threads,
+        "threads": threads,
         "precision": bench.precision,
         "cells": f"{bench.n_tokens:.0f} of {bench.config.n_genes:,} genes, {bench.config.n_classes} types",
         "network": f"{bench.config.encoder}, width {bench.config.d_model}, minibatches of {bench.batch_size}",
@@ -355,17 +355,6 @@ def _peak_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if n is not None:
-        torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _row(measure: str, value: float, unit: str) -> dict[str, Any]:

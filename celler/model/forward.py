@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy import sparse
 from torch import Tensor
 
 from celler.decision import Decision
-from celler.devices import autocast
+from celler.devices import autocast, cpu_threads
 from celler.door import warn
 from celler.genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.inputs import ExpressionReader, bad_value, is_log, warn_of_binned
@@ -181,10 +182,11 @@ class Forward:
         reference, n_genes = self.profile, len(self.genes.names)
         assert reference is not None
         is_shared = np.isin(np.arange(n_genes), gene_map)
-        to_shared = selector(gene_map, n_genes)[:, is_shared]
+        is_exact = np.array_equal(gene_map, np.arange(n_genes))
+        to_shared = None if is_exact else selector(gene_map, n_genes)[:, is_shared]
         weights = self.decision.probabilities(plain.logits) * plain.has_counts[:, None]
         query = profile(
-            lambda block: reader.rows(rows[block]) @ to_shared,
+            lambda block: in_genes(reader.rows(rows[block]), to_shared),
             lambda block: weights[block],
             len(rows),
             is_log=is_log(reader),
@@ -193,6 +195,11 @@ class Forward:
         factors = np.ones(n_genes)
         factors[is_shared] = shift_factors(reference.restricted(is_shared), query)
         return None if (factors == 1).all() else factors
+
+
+def in_genes(X: sparse.csr_matrix, to_genes: sparse.csr_matrix | None) -> sparse.csr_matrix:
+    """``X`` times ``to_genes``, and ``X`` itself where its columns are the genes already."""
+    return X if to_genes is None else X @ to_genes
 
 
 @torch.inference_mode()
@@ -223,12 +230,13 @@ def forward(
     passes = token_passes(
         tokenizer, gene_map, expression_share, reader, index, batch_size=batch_size, factors=factors
     )
-    for rows, tokens in passes:
-        with autocast(device, precision):
-            output = network(*(part.to(device) for part in tokens))
-        logits[rows] = output.logits.cpu().numpy()
-        embedding[rows] = output.embedding.cpu().numpy()
-        has_counts[rows] = ~tokens.padding_mask.all(1).numpy()
+    with cpu_threads():
+        for rows, tokens in passes:
+            with autocast(device, precision):
+                output = network(*(part.to(device) for part in tokens))
+            logits[rows] = output.logits.cpu().numpy()
+            embedding[rows] = output.embedding.cpu().numpy()
+            has_counts[rows] = ~tokens.padding_mask.all(1).numpy()
     return Outputs(logits, embedding, has_counts, factors)
 
 
