@@ -99,7 +99,7 @@ class GeneAlignment:
         if self.n_inexact:
             ways = ", ".join(f"{n:,} {way}" for way, n in self.n_inexact.items())
             said.append(f"Not by equal names: {ways}.")
-        if self.n_inexact.get(_CASE, 0) > self.n_matched / 2:
+        if self.n_inexact.get(IN_ANOTHER_CASE, 0) > self.n_matched / 2:
             said.append("Most names differ in case: check that both are of one species.")
         if self.n_repeated:
             said.append(
@@ -191,13 +191,13 @@ def _upper(names: pd.Index) -> pd.Index:
 
 
 _Key = Callable[[pd.Index], pd.Index]
-_EXACT, _CASE = "by equal names", "in another case"
+_EXACT, IN_ANOTHER_CASE = "by equal names", "in another case"
 #: In order: how a name of the query and one of the reference are made comparable.
 _WAYS: dict[str, tuple[_Key, _Key]] = {
     _EXACT: (_as_it_is, _as_it_is),
     "without the version of Ensembl ids": (without_version, without_version),
     "without the suffix of var_names_make_unique": (without_suffix, _as_it_is),
-    _CASE: (_upper, _upper),
+    IN_ANOTHER_CASE: (_upper, _upper),
 }
 
 

@@ -111,7 +111,8 @@ def test_sources_of_other_names_meet_in_one_space(tmp_path):
     one.var_names = symbols
     two.var_names, two.var["symbol"] = ensembl, symbols
     three.var_names = [name.lower() for name in symbols]
-    build({"one": one, "two": two, "three": three}, tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"40 of 40 genes of source 'three' .*of one species"):
+        build({"one": one, "two": two, "three": three}, tmp_path / "out")
     store = read_store(tmp_path / "out")
     assert list(store.var_names) == symbols
     for name, source in (("two", two), ("three", three)):
@@ -228,6 +229,15 @@ def test_repeated_names_within_a_source_are_pointed_out(tmp_path):
         source.write_h5ad(tmp_path / "s.h5ad")
     with pytest.warns(UserWarning, match=r"60 of 120 cells of source 's' repeat"):
         build([tmp_path / "s.h5ad"], tmp_path / "out")
+
+
+def test_a_source_that_adds_nothing_is_pointed_out(tmp_path):
+    source = make_cells(1)
+    source.obs["dataset"] = "study"
+    with pytest.warns(
+        UserWarning, match=r"All 120 cells of source 'again' are in sources before it"
+    ):
+        build({"s": source, "again": source}, tmp_path / "out")
 
 
 def test_no_donor_is_in_both_parts_and_classes_are_in_both(files, tmp_path):

@@ -57,8 +57,9 @@ def test_the_pancreas_files(tmp_path):
 
 def test_the_sclerosis_files():
     reference, query = ms(toy.cells(60)), ms(toy.cells(40, seed=1))
-    with pytest.warns(UserWarning, match="ms: the paper has 7,844 and 13,468 cells"):
+    with pytest.warns(UserWarning, match="ms: the paper has 7,844 and 13,468 cells") as caught:
         known, asked = paper_cells("ms", reference, query)
+    assert caught[0].filename == __file__, "a warning points at the line that called"
     assert list(asked.obs["cell_type"]) == list(query.obs[LABELS])
     assert list(known.var_names[:6]) == ["gene 0", "gene 1", "gene 2", "3", "4", "5"]
     assert known.var_names.is_unique

@@ -207,8 +207,8 @@ def _check_room(plan: Plan) -> None:
     if needed > free + written:
         raise OSError(
             errno.ENOSPC,
-            f"{needed / 1e9:.1f} GB are needed for the shuffle and some half of it more for the store, "
-            f"{free / 1e9:.1f} GB are free",
+            f"{needed / 1e9:.3g} GB are needed for the shuffle and some half of it more for the store, "
+            f"{free / 1e9:.3g} GB are free",
             str(plan.folder),
         )
 

@@ -88,6 +88,7 @@ def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, 
     report = {
         "n_genes": len(names),
         "names": f"var[{match.column!r}]" if match.column is not None else "var_names",
+        "n_matched": match.n_matched,
         "inexact": match.n_inexact,
     }
     return np.maximum(match.gene_map, match.repeated).astype(np.int64), names, report

@@ -17,6 +17,7 @@ from celler.atlas.settings import COLUMNS, Settings, generator, of_source
 from celler.atlas.sources import Source
 from celler.atlas.splitting import split_groups
 from celler.door import warn
+from celler.genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
 from celler.names import closest
 
@@ -91,6 +92,13 @@ def make_plan(folder: Path, sources: Sequence[Source], settings: Settings, bar: 
     for number, (gene_map, report) in enumerate(zip(space.maps, space.reports, strict=True)):
         np.save(folder / f"genes_{number}.npy", gene_map)
         records[number]["genes"] = report
+        n_case = report["inexact"].get(IN_ANOTHER_CASE, 0)
+        if 2 * n_case > report["n_matched"]:
+            warn(
+                f"{n_case:,} of {report['n_matched']:,} genes of source {records[number]['name']!r} match those "
+                "before it in another case only, as mouse and human symbols do: check that all sources are of "
+                "one species."
+            )
     parents = _parents(scans, settings)
     categories = _categories(scans, parents)
     is_test = _split(scans, settings)
@@ -143,6 +151,8 @@ def _mark_duplicates(scans: Sequence[Cells], records: Sequence[dict[str, Any]]) 
         repeated = rows[is_repeated[start : start + len(rows)]]
         start += len(rows)
         cells.reason[repeated] = DUPLICATE
+        if len(rows) and len(repeated) == len(rows):
+            warn(f"All {len(rows):,} cells of source {record['name']!r} are in sources before it.")
         within = int(pd.Series(cells.hashes[rows]).duplicated().sum())
         if within > MANY_DUPLICATES * len(rows):
             warn(

@@ -32,6 +32,7 @@ print(json.dumps({"seconds": seconds, "processor_seconds": processor, "peak_memo
 """
 
 
+@suggest_keywords
 def make_files(
     folder: Path,
     n_cells: int,
@@ -55,6 +56,7 @@ def make_files(
     return paths
 
 
+@suggest_keywords
 def measure_build(sources: list[Path], out: Path, memory_gb: float = 4.0) -> dict[str, Any]:
     """Build in a process of its own: seconds, processor seconds, peak memory MiB, GB of sources and store.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler.door import warn
 from celler.genes import align_genes, check_unique
 from celler.inputs import ExpressionReader, check_values
 from celler.labels import as_strings
@@ -84,10 +84,8 @@ def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
     if n_unlabeled == len(labels):
         raise ValueError(f"{what}.obs[{key!r}] labels no cell; name a column with cell types.")
     if n_unlabeled:
-        warnings.warn(
-            f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells have no label; they are left out.",
-            UserWarning,
-            stacklevel=4,
+        warn(
+            f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells have no label; they are left out."
         )
     return labels
 

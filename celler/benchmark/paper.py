@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from anndata import AnnData
 
 from celler.benchmark.comparison import mean_and_sd
 from celler.benchmark.methods import METHODS
-from celler.door import suggest_keywords
+from celler.door import suggest_keywords, warn
 from celler.genes import gene_names
 from celler.metrics import summary
 from celler.model import Celler
@@ -90,11 +89,9 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
         )
     n_cells = reference.n_obs, query.n_obs
     if n_cells != SETS[dataset].n_cells:
-        warnings.warn(
+        warn(
             "{}: the paper has {:,} and {:,} cells, these files {:,} and {:,}; what was published is of "
-            "other cells.".format(dataset, *SETS[dataset].n_cells, *n_cells),
-            UserWarning,
-            stacklevel=2,
+            "other cells.".format(dataset, *SETS[dataset].n_cells, *n_cells)
         )
     keys = SETS[dataset].labels_keys
     return _named(reference, keys, "reference"), _named(query, keys, "query")
