@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
@@ -79,6 +79,7 @@ class TrainingConfig:
     """How to train; :meth:`celler.model.Celler.train` says what each is for.
 
     encoder_rate: part of the learning rate at which the encoder learns.
+    masked_task: given the encoder it returns a loss, which each step adds; its weights are trained along.
     """
 
     max_epochs: int
@@ -98,6 +99,7 @@ class TrainingConfig:
     show_progress: bool = True
     seed: int = 0
     teacher: Teacher | None = None
+    masked_task: nn.Module | None = None
     processes: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
@@ -132,10 +134,12 @@ class TrainingPlan(LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.config, self.hard_cells = network, config, hard_cells
+        self.masked_task = config.masked_task
         self.class_counts: Tensor
         self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.float32))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.losses: list[tuple[Tensor, int]] = []
+        self.masked_losses: list[Tensor] = []
         self.outcomes: list[tuple[Tensor, Tensor]] = []
         self.curves: list[dict[str, float]] = []
 
@@ -156,6 +160,10 @@ class TrainingPlan(LightningModule):
         if self.hard_cells is not None:
             self.hard_cells.watch(index, labels, output.logits)
         self.losses.append((loss.detach(), len(labels)))
+        if self.masked_task is not None:
+            other = self.masked_task(self.network.encoder)
+            self.masked_losses.append(other.detach())
+            loss = loss + other
         if self.network.evidence is not None:
             # The strength of scikit-learn's logistic regression with C = 1 / evidence_l2.
             strength = self.config.evidence_l2 / self.class_counts.sum()
@@ -208,6 +216,9 @@ class TrainingPlan(LightningModule):
         sums = summed(self.trainer, torch.tensor([total, sum(n_cells)], device=self.device))
         row["train_loss"] = float(sums[0] / sums[1])
         self.losses.clear()
+        if self.masked_losses:
+            row["masked_loss"] = float(torch.stack(self.masked_losses).mean())
+            self.masked_losses.clear()
         if self.hard_cells is not None:
             row |= self.hard_cells.report()
             self.hard_cells.choose()
@@ -228,11 +239,12 @@ class TrainingPlan(LightningModule):
 def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
     """For the optimizer: what is decayed or not, the encoder apart where it learns at its own rate."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, weights in network.named_parameters():
+    other = [] if config.masked_task is None else config.masked_task.named_parameters()
+    for name, weights in [*network.named_parameters(), *other]:
         if weights.requires_grad:
             is_slow = name.startswith("encoder.") and config.encoder_rate != 1
             # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
-            is_decayed = weights.ndim > 1 and "evidence" not in name
+            is_decayed = weights.ndim > 1 and "evidence" not in name and "bias" not in name
             groups.setdefault((is_slow, is_decayed), []).append(weights)
     return [
         {"params": weights, "lr": config.learning_rate * (config.encoder_rate if is_slow else 1.0)}
@@ -249,8 +261,8 @@ class BestWeights(Callback):
     after ``patience`` epochs that are further below, ``None`` for never.
     """
 
-    def __init__(self, network: GeneTransformer, patience: int | None) -> None:
-        self.network, self.patience = network, patience
+    def __init__(self, module: nn.Module, patience: int | None) -> None:
+        self.module, self.patience = module, patience
         self.best, self.n_epochs = -1.0, 0
         self.state: dict[str, Tensor] | None = None
 
@@ -263,7 +275,7 @@ class BestWeights(Callback):
         )
         self.best = max(self.best, score)
         if score >= self.best - error:
-            self.state = deepcopy(self.network.state_dict())
+            self.state = deepcopy(self.module.state_dict())
             self.n_epochs = trainer.current_epoch + 1
         n_without = trainer.current_epoch + 1 - self.n_epochs
         trainer.should_stop = self.patience is not None and n_without >= self.patience
@@ -314,7 +326,7 @@ def fit(
     if config.teacher is not None:
         config.teacher.network.to(config.device)
     plan = TrainingPlan(network, class_counts, config, hard_cells)
-    best = BestWeights(network, max(10, config.max_epochs // 2) if config.early_stopping else None)
+    best = BestWeights(plan, max(10, config.max_epochs // 2) if config.early_stopping else None)
     n_threads = None
     attends = network.config.encoder in ("transformer", "scgpt")
     if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
@@ -332,8 +344,8 @@ def fit(
         n_threads=n_threads,
     )
     if best.state is not None:
-        network.load_state_dict(best.state)
-    network.to(config.device).eval()
+        plan.load_state_dict(best.state)
+    plan.to(config.device).eval()
     return by_metric(plan.curves)
 
 

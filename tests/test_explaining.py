@@ -121,13 +121,14 @@ def test_gradient_is_that_of_the_logit_by_finite_differences(query, encoder):
 
 
 def test_the_additive_encoders_gradients_sum_to_nothing(query):
-    """Its norm undoes a common factor, so what is left of the sum is the evidence's half."""
+    """Its norm undoes a common factor, so what is left of the sum is the evidence's share."""
     options = {"per_cell": True, "n_genes": None}
     full, linear = (
         importance(query, method=method, **options).groupby("group", sort=False)["importance"].sum()
         for method in ("gradient", "evidence")
     )
-    np.testing.assert_allclose(full, linear / 2, atol=1e-3)
+    share = 1 - trained().module.encoder_share
+    np.testing.assert_allclose(full, linear * share, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ NETWORK_OPTIONS = {
     "precision": "bfloat16",
 }  # fmt: skip
 TRAIN_OPTIONS = {
+    "masked_weight": 1.0,
     "max_epochs": 3, "train_size": 0.7, "validation_size": 0.05, "batch_size": 50,
     "loss": CrossEntropy(), "learning_rate": 1e-3, "replay": None, "refit": True, "seed": 1,
 }  # fmt: skip

@@ -215,7 +215,7 @@ def test_both_sides_are_compared_in_the_genes_they_share_and_the_query_without_i
 
 
 def test_a_query_with_other_genes(model, both):
-    query = both[100:, np.r_[:70]].copy()
+    query = both[100:, np.r_[:75]].copy()
     with pytest.warns(UserWarning, match="genes"):
         plain, spread = (model.predict(query, propagate=on) for on in (False, True))
     expected = truth(query)

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler.door import suggest_keywords
+
 N_TYPES, N_DONORS, N_MARKERS = 30, 20, 50
 #: Cells made at once.
 BLOCK = 5000

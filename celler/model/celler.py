@@ -189,7 +189,7 @@ class Celler(BaseModelClass):
     @property
     def pretraining_history(self) -> pd.DataFrame | None:
         """Loss and correlation of hidden bins, one row per epoch; ``None`` before :meth:`pretrain`."""
-        if self._pretrained is None:
+        if self._pretrained is None or not self._pretrained.history:
             return None
         return pd.DataFrame(self._pretrained.history).rename_axis("epoch")
 
@@ -259,6 +259,7 @@ class Celler(BaseModelClass):
     def _adopt(self, fitted: Fitted) -> None:
         """Take over what training left, now or in a saved model."""
         self._fitted, self._decision = fitted, fitted.decision
+        self.module.encoder_share = fitted.encoder_share
         self._genes = replace(self._genes, share=fitted.gene_share)
         for name in ("train_indices", "validation_indices", "class_counts", "history"):
             setattr(self, f"{name}_", getattr(fitted, name))

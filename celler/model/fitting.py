@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from celler.decision import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.door import warn
@@ -45,6 +45,7 @@ class Fitted:
     profile: Profile | None = None
     seed: int | None = None
     novelty: Novelty | None = None
+    encoder_share: float = 0.5
 
     def to_plain(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
@@ -55,6 +56,7 @@ class Fitted:
             "history": self.history,
             "hard_cells": self.hard_cells,
             "seed": self.seed,
+            "encoder_share": self.encoder_share,
             "profile": self.profile
             and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
             "novelty": self.novelty
@@ -139,7 +141,8 @@ def fit_network(
         )
     )
     loaders = prepared(network, Loaders(source, tokenizer, is_log, config), labelled)
-    initial = {name: weights.clone() for name, weights in network.state_dict().items()}
+    trained = nn.ModuleList([network, *filter(None, [config.masked_task])])
+    initial = {name: weights.clone() for name, weights in trained.state_dict().items()}
     held_out = loaders.ordered(validation) if len(validation) else None
     history, hard_cells = run(network, loaders, train, held_out, config)
     decision = Decision(TYPICAL_TEMPERATURE)
@@ -148,7 +151,7 @@ def fit_network(
         decision = Decision(fit_temperature(logits, labels))
         if len(labelled) < REFIT_BELOW if refit is None else refit:
             train = labelled
-            network.load_state_dict(initial)
+            trained.load_state_dict(initial)
             _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
     expression = class_profile(source, train, len(classes), is_log=is_log)
     expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
@@ -162,6 +165,7 @@ def fit_network(
         hard_cells=hard_cell_table(hard_cells, cell_names, classes),
         profile=expression,
         seed=config.seed,
+        encoder_share=network.encoder_share,
         novelty=class_novelty(source, labelled, expression, is_log=is_log, seed=config.seed),
     )
 

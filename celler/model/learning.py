@@ -10,9 +10,10 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.fitting import TrainingCells, fit_network, schedule
 from celler.model.knowledge import training_cells
+from celler.model.pretraining import adopt_pretrained, with_masked_task
 from celler.model.setup import LABELS_COLUMN
 from celler.model.streaming import streamed_cells
-from celler.network import GeneTransformer, build_network
+from celler.network import GeneTransformer, build_network, encoder_share
 from celler.training import PRETRAINED_RATE, TrainingConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def train(
     *,
     loss: Loss | None = None,
     replay: Replay | None = Replay(),
+    masked_weight: float = 0.0,
     learning_rate: float = 3e-3,
     refit: bool | None = None,
     seed: int = 0,
@@ -52,6 +54,8 @@ def train(
     loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
     replay: which misclassified cells of an epoch the next one trains again, see
         :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
+    masked_weight: above 0, each step also hides genes of as many cells, unlabelled ones included, and adds
+        this many times the loss of predicting them, see :meth:`pretrain`. Little is gained after it.
     learning_rate: peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a
         thirtieth of it.
     refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
@@ -63,6 +67,8 @@ def train(
     datamodule: a :class:`celler.atlas.DataModule`, the one the model was made with, whose cells are read from
         disk as they are needed: ``Celler(registry=dm.registry).train(datamodule=dm)``.
     """
+    if masked_weight and datamodule is not None:
+        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
     known = self._knowledge
     cells = cells_in_memory(self, seed) if datamodule is None else streamed_cells(self, datamodule)
     device = choose_device(accelerator, devices)
@@ -84,7 +90,9 @@ def train(
         teacher=None if known is None else known.teacher,
         processes=choose_processes(devices),
     )
-    network = starting_network(self, seed)
+    knows_genes = self.is_pretrained or masked_weight > 0
+    network = starting_network(self, cells.source.n_labelled, knows_genes, seed)
+    config, pretrained = with_masked_task(self, config, masked_weight)
     fitted = fit_network(
         network,
         self._tokenizer,
@@ -96,6 +104,8 @@ def train(
         config=config,
     )
     self.module = network
+    if pretrained is not None:
+        adopt_pretrained(self, pretrained)
     self._adopt(fitted if known is None else known.complete(fitted, cells.source))
 
 
@@ -108,11 +118,15 @@ def cells_in_memory(self: Celler, seed: int) -> TrainingCells:
     return training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
 
 
-def starting_network(self: Celler, seed: int) -> GeneTransformer:
+def starting_network(
+    self: Celler, n_labelled: int, knows_genes: bool, seed: int
+) -> GeneTransformer:
     """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
     if self.is_trained or self._knowledge is not None:
         return self.module
     network = build_network(self.module.config, seed)
+    if not self._scgpt:
+        network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
     if self.is_pretrained:
         network.encoder.load_state_dict(self.module.encoder.state_dict())
     network.encoder.requires_grad_(not self._scgpt.get("is_frozen", False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,10 @@ from celler.pretraining import (
     fit_masked,
     start_from_components,
 )
+from celler.pretraining.joint import MaskedTask
 from celler.pretraining.masking import MaskedCells, MaskedMinibatch, bins_of
 from celler.shift import linear
+from celler.training import TrainingConfig
 
 if TYPE_CHECKING:
     from celler.model.celler import Celler
@@ -183,6 +186,37 @@ def unlabelled_cells(
     return UnlabelledCells(
         X, pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
     ), batches
+
+
+def with_masked_task(
+    self: Celler, config: TrainingConfig, weight: float
+) -> tuple[TrainingConfig, Pretrained | None]:
+    """The configuration with the masked task of all registered cells, and what that leaves when it is trained.
+
+    Without one where ``weight`` is 0.
+    """
+    if weight == 0:
+        return config, None
+    if not weight > 0:
+        raise ValueError(f"masked_weight={weight} was given; 0 or more is needed.")
+    if self._scgpt or self._knowledge is not None or self.adata is None:
+        raise ValueError(
+            "masked_weight is for a model that learns its genes from a registered AnnData, not for one that "
+            "from_pretrained or load_query_data made or that reads a store on disk; leave it at 0."
+        )
+    before: Pretrained | None = self._pretrained
+    cells, batches = unlabelled_cells(self, None)
+    if before is None:
+        decoder = new_decoder(self, cells, len(batches), config.seed)
+    else:
+        decoder = deepcopy(before.decoder)
+    masking = PretrainingConfig(
+        max_epochs=config.max_epochs, batch_size=config.batch_size, seed=config.seed
+    )
+    minibatches, _ = masked_loaders(self, cells, 0.0, masking)
+    history = {} if before is None else before.history
+    left = Pretrained(decoder, batches, share_of(cells), cells.X.shape[0], history)
+    return replace(config, masked_task=MaskedTask(decoder, minibatches, weight)), left
 
 
 def masked_loaders(

@@ -24,26 +24,33 @@ ENCODERS = {
     "transformer": TransformerEncoder,
     "scgpt": ScGPTEncoder,
 }
+#: Labelled cells at which the encoder's weight is halfway from its least to a half.
+FEW_CELLS = 1000
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
 
 
 class NetworkOutput(NamedTuple):
-    """expert_logits: ``(E, B, C)``, one block per expert. embedding: ``(B, D)``."""
+    """expert_logits: ``(E, B, C)``, that of the encoder first. embedding: ``(B, D)``."""
 
     expert_logits: Tensor
     embedding: Tensor
+    encoder_share: float = 0.5
 
     @property
     def logits(self) -> Tensor:
-        """``(B, C)``: the experts' mean, whose softmax is that of their mean log-probability."""
-        return self.expert_logits.mean(0)
+        """``(B, C)``: the experts' weighted mean, whose softmax is that of their mean log-probability."""
+        encoder = self.expert_logits[0]
+        if len(self.expert_logits) == 1:
+            return encoder
+        return self.encoder_share * encoder + (1 - self.encoder_share) * self.expert_logits[1]
 
 
 class GeneTransformer(nn.Module):
     """Two experts on one set of tokens: a linear evidence table, and an encoder with a head.
 
     The evidence table carries small data, the encoder what is not linear in the genes; each is
-    trained on its own loss, so neither can hide behind the other.
+    trained on its own loss, so neither can hide behind the other. ``encoder_share`` is the encoder's
+    weight in what they say together, see :func:`encoder_share`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -54,6 +61,7 @@ class GeneTransformer(nn.Module):
         # What a pretrained encoder says of a cell lies in small differences around a large common part.
         self.standardize = Standardize(config) if config.encoder == "scgpt" else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
+        self.encoder_share = 0.5
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +87,18 @@ class GeneTransformer(nn.Module):
         logits = [self.head(features)]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
-        return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float())
+        experts = torch.stack([z.float() for z in logits])
+        return NetworkOutput(experts, embedding.float(), self.encoder_share)
+
+
+def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
+    """Weight of the encoder beside the evidence table, trained on ``n_cells``: a half, and less where they are few.
+
+    A table of genes by classes needs few cells; an encoder that knows the genes from a hundred of them costs
+    more than it tells. knows_genes: it learned them from cells without labels.
+    """
+    least = 0.25 if knows_genes else 0.05
+    return least + (0.5 - least) * n_cells / (n_cells + FEW_CELLS)
 
 
 def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
@@ -99,6 +118,7 @@ def extend_network(
     """
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
+    wider.encoder_share = network.encoder_share
     state, places = wider.state_dict(), torch.as_tensor(classes, device=network.device)
     last = f"head.{len(network.head) - 1}"
     for name, weights in network.state_dict().items():

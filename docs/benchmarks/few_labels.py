@@ -40,6 +40,25 @@ def with_celler(labelled: ad.AnnData, unlabelled: ad.AnnData, seed: int) -> Answ
     }
 
 
+def with_pretraining(labelled: ad.AnnData, unlabelled: ad.AnnData, seed: int) -> Answers:
+    """Pretrained on all cells, then trained on the labelled ones; asked both ways."""
+    model = Celler(together(labelled, unlabelled))
+    model.pretrain(seed=seed, show_progress=False)
+    model.train(seed=seed, show_progress=False)
+    return {
+        "celler, pretrain": model.predict(unlabelled),
+        "celler, pretrain and propagate": model.predict(unlabelled, propagate=True),
+    }
+
+
+def together(labelled: ad.AnnData, unlabelled: ad.AnnData) -> ad.AnnData:
+    """All cells in one registered AnnData, the unlabelled ones as "Unknown"."""
+    both = ad.concat([labelled, unlabelled], join="outer")
+    both.obs["cell_type"] = both.obs["cell_type"].astype(object).fillna("Unknown")
+    Celler.setup_anndata(both, labels_key="cell_type")
+    return both
+
+
 def peer(fit: Fit, name: str) -> Callable[[ad.AnnData, ad.AnnData, int], Answers]:
     """A method of the benchmark under its name."""
 
@@ -53,6 +72,7 @@ def peer(fit: Fit, name: str) -> Callable[[ad.AnnData, ad.AnnData, int], Answers
 #: By name; what a function answers may have several columns of the table, such as two ways to ask one network.
 METHODS: dict[str, Callable[[ad.AnnData, ad.AnnData, int], Answers]] = {
     "celler": with_celler,
+    "pretrained": with_pretraining,
     "logreg": peer(logreg.fit, "logistic regression"),
     "scanvi": peer(scanvi.fit, "scANVI"),
 }
