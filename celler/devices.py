@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,12 +67,41 @@ def choose_device(
             "accelerator='auto' takes the best of them."
         )
     n_devices = torch.cuda.device_count() if kind == "gpu" else 1
+    if choose_processes(devices) != (1, 1):
+        return _device_of_rank(kind, devices, n_devices)
     chosen = devices if isinstance(devices, list) else [0]
     if devices not in ("auto", 1, "1") and (
         not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
     ):
         raise ValueError(
-            f"devices={devices!r} was given; training runs on one device: 'auto', 1, or [i] with i one of "
-            f"{list(range(n_devices))}."
+            f"devices={devices!r} was given; one device is 'auto', 1, or [i] with i one of "
+            f"{list(range(n_devices))}, and several processes are their number."
         )
     return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
+
+
+def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
+    """Processes on each machine, one for each device, and machines.
+
+    Those that torchrun or SLURM's srun launched, whatever ``devices`` says, or ``devices`` of them on this machine.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        n_here = int(env["LOCAL_WORLD_SIZE"])
+        return n_here, int(env["WORLD_SIZE"]) // n_here
+    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        n_machines = int(env["SLURM_NNODES"])
+        return int(env["SLURM_NTASKS"]) // n_machines, n_machines
+    return (devices, 1) if isinstance(devices, int) and devices > 1 else (1, 1)
+
+
+def _device_of_rank(kind: str, devices: object, n_devices: int) -> torch.device:
+    """The device of this process among several."""
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    if kind == "mps" or (kind == "gpu" and choose_processes(1)[0] > n_devices):
+        raise ValueError(
+            f"{choose_processes(1)[0]} processes need as many GPUs; there are {n_devices}."
+        )
+    if kind == "gpu" and isinstance(devices, int) and devices > n_devices:
+        raise ValueError(f"devices={devices} was given; there are {n_devices} GPUs.")
+    return torch.device("cuda", rank) if kind == "gpu" else torch.device(kind)

@@ -206,23 +206,24 @@ class ShuffledMinibatches(Sampler[np.ndarray]):
 class OrderedMinibatches(Sampler[np.ndarray]):
     """Row indices in minibatches, in the order given.
 
-    is_shared: with torch.distributed each rank takes its part of the minibatches.
+    is_shared: with torch.distributed each rank takes its part of the cells; one minibatch at least, be it empty.
     """
 
     def __init__(self, index: np.ndarray, batch_size: int, *, is_shared: bool = False) -> None:
         self.index, self.batch_size, self.is_shared = index, batch_size, is_shared
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return max(1, -(-len(self._part) // self.batch_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch is alike."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for start in self._starts:
-            yield self.index[start : start + self.batch_size]
+        part = self._part
+        for k in range(len(self)):
+            yield part[k * self.batch_size : (k + 1) * self.batch_size]
 
     @property
-    def _starts(self) -> range:
+    def _part(self) -> np.ndarray:
         rank, n_ranks = rank_and_size() if self.is_shared else (0, 1)
-        return range(0, len(self.index), self.batch_size)[rank::n_ranks]
+        return self.index[rank::n_ranks]

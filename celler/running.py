@@ -30,6 +30,8 @@ class RunConfig(Protocol):
     def show_progress(self) -> bool: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def processes(self) -> tuple[int, int]: ...
 
 
 class ScheduleConfig(Protocol):
@@ -99,7 +101,7 @@ def run_plan(
         trainer = Trainer(
             max_epochs=config.max_epochs,
             accelerator=config.device.type,
-            devices=1 if config.device.index is None else [config.device.index],
+            **placement(config),
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
             callbacks=callbacks,
             enable_progress_bar=False,
@@ -110,6 +112,14 @@ def run_plan(
             use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
         )
         trainer.fit(plan, train, validation)
+
+
+def placement(config: RunConfig) -> dict[str, Any]:
+    """Which devices the Trainer takes, on how many machines."""
+    n_devices, n_machines = config.processes
+    if n_devices * n_machines > 1:
+        return {"devices": n_devices, "num_nodes": n_machines, "strategy": "ddp"}
+    return {"devices": 1 if config.device.index is None else [config.device.index]}
 
 
 def has_bars(config: RunConfig) -> bool:
@@ -126,7 +136,10 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self.bar = tqdm(
-            total=int(trainer.estimated_stepping_batches), desc=self.title, unit="minibatch"
+            total=int(trainer.estimated_stepping_batches),
+            desc=self.title,
+            unit="minibatch",
+            disable=not trainer.is_global_zero,
         )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

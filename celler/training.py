@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_f1_score, multiclass_stat_scores
 
 from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
-from celler.mining import HardCells, Replay
+from celler.mining import HardCells, Replay, merged
 from celler.network import GeneTransformer
 from celler.running import by_metric, check_schedule, one_cycle, run_plan
 from celler.tokenizer import TokenBatch
@@ -101,6 +100,7 @@ class TrainingConfig:
     seed: int = 0
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
+    processes: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         check_schedule(self)
@@ -143,6 +143,13 @@ class TrainingPlan(LightningModule):
         self.outcomes: list[tuple[Tensor, Tensor]] = []
         self.curves: list[dict[str, float]] = []
 
+    def on_train_start(self) -> None:
+        """Other noise and dropout on each rank: the first draws what one process would."""
+        if self.global_rank:
+            seed = self.config.seed + 1_000_003 * self.global_rank
+            self.generator.manual_seed(seed)
+            torch.manual_seed(seed)
+
     def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
         """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
         tokens, labels, index, embedding = minibatch
@@ -183,14 +190,21 @@ class TrainingPlan(LightningModule):
     def validation_step(self, minibatch: Minibatch, _: int) -> None:
         """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
         tokens, labels, _index, embedding = minibatch
-        self.outcomes.append((self.network(*tokens, embedding).logits, labels))
+        if len(labels):  # a rank may have no validation cell
+            self.outcomes.append((self.network(*tokens, embedding).logits, labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, macro-F1 and its standard error."""
-        logits, labels = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+        """Log loss, macro-F1 and its standard error, of the validation cells of all ranks."""
+        n_classes = len(self.class_counts)
+        sums = torch.zeros(n_classes**2 + 1, device=self.device)
+        if self.outcomes:
+            logits, labels = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+            sums[:-1] = confusion_of(logits, labels).flatten()
+            sums[-1] = F.cross_entropy(logits.float(), labels, reduction="sum")
         self.outcomes.clear()
-        macro_f1, standard_error = macro_f1_with_error(logits, labels)
-        self.log("validation_loss", F.cross_entropy(logits, labels))
+        sums = summed(self.trainer, sums)
+        macro_f1, standard_error = macro_f1_with_error(sums[:-1].view(n_classes, n_classes))
+        self.log("validation_loss", sums[-1] / sums[:-1].sum())
         self.log("validation_macro_f1", macro_f1)
         self.log("validation_macro_f1_error", standard_error)
 
@@ -198,9 +212,9 @@ class TrainingPlan(LightningModule):
         """Copy the epoch's metrics, and choose the cells that the next epoch trains again."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         losses, n_cells = zip(*self.losses, strict=True)
-        row["train_loss"] = float(
-            torch.stack(losses).cpu().numpy() @ np.array(n_cells) / sum(n_cells)
-        )
+        total = torch.stack(losses).cpu().numpy() @ np.array(n_cells)
+        sums = summed(self.trainer, torch.tensor([total, sum(n_cells)], device=self.device))
+        row["train_loss"] = float(sums[0] / sums[1])
         self.losses.clear()
         if self.masked_losses:
             row["masked_loss"] = float(torch.stack(self.masked_losses).mean())
@@ -267,19 +281,31 @@ class BestWeights(Callback):
         trainer.should_stop = self.patience is not None and n_without >= self.patience
 
 
-def macro_f1_with_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Macro-F1 over the classes in ``labels (B,)``, and the standard error of their mean recall.
+def summed(trainer: Trainer, values: Tensor) -> Tensor:
+    """The sum of ``values`` over all ranks."""
+    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
+    return total
+
+
+def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of cells of each class, by row, that are predicted to be of each ``(C, C)``."""
+    n_classes = logits.shape[1]
+    pairs = labels * n_classes + logits.argmax(1)
+    return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+def macro_f1_with_error(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """Macro-F1 over the classes that have cells in ``confusion (C, C)``, and the standard error of their mean recall.
 
     The error is binomial in each class, with one success and one failure added so that a class of
     a single cell does not count as certain.
     """
-    n_classes, present = logits.shape[1], labels.unique()
-    options: dict[str, Any] = {"num_classes": n_classes, "average": None}
-    f1 = multiclass_f1_score(logits.argmax(1), labels, **options)[present]
-    scores = multiclass_stat_scores(logits.argmax(1), labels, **options)[present]
-    hits, support = scores[:, 0] + 1.0, scores[:, 4] + 2.0
-    variance = hits / support * (1 - hits / support) / support
-    return f1.mean(), variance.sum().sqrt() / len(present)
+    hits, n_cells, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    present = n_cells > 0
+    f1 = (2 * hits / (n_cells + n_predicted).clamp(min=1))[present]
+    recall = ((hits + 1) / (n_cells + 2))[present]
+    variance = recall * (1 - recall) / (n_cells[present] + 2)
+    return f1.mean(), variance.sum().sqrt() / len(f1)
 
 
 def fit(
@@ -327,13 +353,17 @@ def fit(
 def validation_logits(
     network: GeneTransformer, minibatches: Minibatches, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``."""
+    """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``, of all ranks."""
     device = network.device
     logits, labels = [], []
     for tokens, codes, _, embedding in minibatches:
+        if not len(codes):
+            continue
         known = None if embedding is None else embedding.to(device)
         with autocast(device, precision):
             output = network(*(part.to(device) for part in tokens), known)
         logits.append(output.logits.cpu())
         labels.append(codes)
-    return torch.cat(logits).numpy(), torch.cat(labels).numpy()
+    logits.append(torch.empty(0, network.config.n_classes))  # a rank may have no validation cell
+    labels.append(torch.empty(0, dtype=torch.long))
+    return merged(torch.cat(logits).numpy()), merged(torch.cat(labels).numpy())

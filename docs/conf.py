@@ -71,6 +71,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"(?!celler\.).*"),
     (r"py:.*", r"(anndata|lightning|matplotlib|np|numba|numpy|pandas|pd|plt|sc|scanpy|scipy)\..*"),
     (r"py:.*", r"(scvi|sklearn|torch)\..*"),
+    # What a data module hands to scvi-tools' loops: an inner class, with no page.
+    (r"py:class", r"celler\.atlas\.inference\.CellBlocks"),
 ]
 
 PARAMETER = re.compile(r"(\w+(?:, \w+)*): (\S.*)")

@@ -197,7 +197,6 @@ TRAINING = {
         ["train_size=0.9", "validation_size=0.2", "at most 1"],
     ),
     "accelerator": (no_change, {"accelerator": "tpu"}, ["accelerator='tpu'", "'cpu'", "'auto'"]),
-    "a device too many": (no_change, {"accelerator": "cpu", "devices": 2}, ["devices=2", "'auto'"]),
     "no such device": (no_change, {"accelerator": "cpu", "devices": [7]}, ["devices=[7]", "[0]"]),
 }  # fmt: skip
 

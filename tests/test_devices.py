@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from celler import devices
-from celler.devices import autocast, choose_device, choose_precision, cpu_threads
+from celler.devices import (
+    autocast,
+    choose_device,
+    choose_precision,
+    choose_processes,
+    cpu_threads,
+)
 
 
 def test_precision_by_hardware(monkeypatch):
@@ -34,9 +40,37 @@ def test_devices_on_a_machine_without_gpu(monkeypatch):
         message = rf"accelerator='{accelerator}' is not available here; there is \['cpu'\]\."
         with pytest.raises(ValueError, match=message):
             choose_device(accelerator)
-    for given in (2, "4", 0, -1, [1], [0, 0], [], [-1]):
-        with pytest.raises(ValueError, match=r"devices=.* one device: 'auto', 1, or \[i\]"):
+    for given in ("4", 0, -1, [1], [0, 0], [], [-1]):
+        with pytest.raises(ValueError, match=r"devices=.* one device is 'auto', 1, or \[i\]"):
             choose_device("cpu", given)
+    assert choose_device("cpu", 2) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("launched", "processes"),
+    [
+        ({}, (3, 1)),
+        ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, (4, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, (2, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, (3, 1)),
+    ],
+)
+def test_processes_are_those_launched_or_asked_for(monkeypatch, launched, processes):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert choose_processes(3) == processes
+    assert choose_processes("auto") == (
+        processes if launched.get("SLURM_NTASKS") != "1" and launched else (1, 1)
+    )
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("gpu", 2) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="devices=3 was given; there are 2 GPUs"):
+        choose_device("gpu", 3)
 
 
 def test_devices_on_a_machine_with_two_gpus(monkeypatch):

@@ -56,7 +56,7 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
 def test_cells_of_one_run_are_spread_over_the_minibatches_of_a_block():
     found = minibatches(np.arange(6000), 100)
     runs_of = [len(np.unique(part // epochs.CHUNK_ROWS)) for part in found]
-    assert min(runs_of) >= 7, "of 12 runs"
+    assert min(runs_of) >= 3, "of 12 runs"
     n_sorted = sum((np.diff(part) > 0).all() for part in found)
     assert n_sorted == 0
 

@@ -228,6 +228,46 @@ def test_the_test_part_of_a_store_alone(dm, cells, streamed):
     toy.assert_close(soft, streamed.predict(test, soft=True, correct_shift=False))
 
 
+@pytest.mark.parametrize("block_rows", [8192, 400])
+def test_a_store_is_annotated_like_its_cells(dm, cells, streamed, block_rows, monkeypatch):
+    monkeypatch.setattr(inference, "BLOCK_ROWS", block_rows)
+    how = {"backoff": True, "false_alarm_rate": 0.1}
+    streamed.annotate_store(dm, "type", **how, overwrite=True)
+    adata = cells.copy()
+    streamed.annotate(adata, "type", **how)
+    found = dm.annotation("type")
+    wanted = adata.obs[[name for name in adata.obs if name.startswith("type")]]
+    assert list(found.columns) == list(wanted.columns)
+    assert list(found.index) == list(wanted.index)
+    for name in found:
+        if found[name].dtype == "category":
+            np.testing.assert_array_equal(found[name].astype(str), wanted[name].astype(str))
+        else:
+            np.testing.assert_allclose(found[name], wanted[name], atol=1e-4)
+
+
+def test_an_annotation_is_whole_or_not_there(dm, streamed, monkeypatch):
+    from celler.model import blocks
+
+    def interrupted(*_):
+        yield from ()
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(blocks, "block_outputs", interrupted)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        streamed.annotate_store(dm, "half")
+    with pytest.raises(KeyError, match="no annotation 'half'; it has"):
+        dm.annotation("half")
+
+
+def test_an_annotation_is_not_overwritten_by_mistake(dm, streamed):
+    streamed.annotate_store(dm, "once")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        streamed.annotate_store(dm, "once")
+    with pytest.raises(ValueError, match="a name that a folder can have"):
+        streamed.annotate_store(dm, "../out")
+
+
 # ---- errors ----
 
 

@@ -23,6 +23,7 @@ from celler.training import (
     Minibatch,
     TrainingConfig,
     TrainingPlan,
+    confusion_of,
     fit,
     macro_f1_with_error,
     validation_logits,
@@ -89,7 +90,9 @@ def test_macro_f1_is_sklearns_over_the_classes_present(rng):
     logits = rng.normal(size=(60, 7))
     logits[np.arange(60), labels] += 1.5
     prediction, present = logits.argmax(1), np.unique(labels)
-    macro_f1, error = macro_f1_with_error(torch.as_tensor(logits), torch.as_tensor(labels))
+    macro_f1, error = macro_f1_with_error(
+        confusion_of(torch.as_tensor(logits), torch.as_tensor(labels))
+    )
     options = {"labels": present, "average": None, "zero_division": 0}
     assert macro_f1.item() == pytest.approx(f1_score(labels, prediction, **options).mean())
     support = np.array([(labels == j).sum() for j in present])
@@ -100,7 +103,7 @@ def test_macro_f1_is_sklearns_over_the_classes_present(rng):
 
 def test_one_right_cell_is_not_certain():
     """One cell a class, both right: (1 + 1) / (1 + 2) each, variance 2/27, error √(4/27) / 2."""
-    macro_f1, error = macro_f1_with_error(torch.eye(2), torch.tensor([0, 1]))
+    macro_f1, error = macro_f1_with_error(torch.eye(2))
     assert macro_f1.item() == 1
     assert error.item() == pytest.approx(np.sqrt(4 / 27) / 2)
 
@@ -134,7 +137,7 @@ def script(monkeypatch, model, scores) -> list[dict[str, torch.Tensor]]:
     """Let validation report ``scores`` one by one; returns the weights it was asked about."""
     seen = []
 
-    def scripted(logits, labels):
+    def scripted(confusion):
         seen.append({name: w.clone() for name, w in model.state_dict().items()})
         return torch.tensor(scores[len(seen) - 1]), torch.tensor(0.0)
 

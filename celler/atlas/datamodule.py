@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scvi
 
+from celler.atlas.annotations import read_annotation
 from celler.atlas.inference import CellBlocks
 from celler.atlas.reading import Store
 
@@ -109,6 +111,10 @@ class DataModule:
                 raise ValueError(f"split={split!r} was given; the store has {names}.")
             index = np.flatnonzero(codes == names.index(split))
         return CellBlocks(self.store, index)
+
+    def annotation(self, key: str) -> pd.DataFrame:
+        """The table that :meth:`celler.model.Celler.annotate_store` wrote, a row per cell in the order of the store."""
+        return read_annotation(self.store.path, key)
 
     def _read_labels(self, key: str) -> None:
         codes, names = self.store.codes(key, "labels_key")

@@ -40,7 +40,7 @@ def epoch(
 ) -> Iterator[Block]:
     """The blocks of this rank in an epoch over the sorted rows ``index (n,)``, every one of them once.
 
-    Runs of neighbouring rows are shuffled, and a block mixes the rows of a dozen of them: in a store that was
+    Runs of neighbouring rows are shuffled, and a block mixes the rows of eight of them: in a store that was
     shuffled when it was built, as good as a shuffle of all rows. All ranks draw the same epoch from ``rng``; each
     takes its stretch of it, as many minibatches as every other, whose sizes differ by one at most.
 

@@ -18,7 +18,7 @@ from celler.atlas.manifest import STORE_NAME, read_manifest
 from celler.names import closest
 
 #: Most rows that are read from disk at once.
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 4096
 #: A gap of so many unwanted rows is read along: that many lie in one compressed chunk anyway.
 GAP = 64
 #: The codecs of the zarrs package, which decompress in parallel.

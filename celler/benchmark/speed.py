@@ -68,7 +68,7 @@ def measure_speed(
 
     Time is that of the processor on a CPU, all threads together, so that other jobs do not count; on a GPU it is wall
     time. Returns a row per measure: ``value`` and ``unit``, and where there is a floor the value ``at_floor`` and
-    the ``share`` of it that is reached. ``celler/benchmark/work.py`` counts operations and bytes.
+    the ``share`` of it that is reached. ``celler.benchmark.work`` counts operations and bytes.
     """
     device = choose_device(accelerator)
     with cpu_threads(n_threads):
@@ -95,7 +95,7 @@ def measure_speed(
 
 @suggest_keywords
 def speed_text(table: pd.DataFrame) -> str:
-    """A table of ``measure_speed`` to read, with what it was measured on."""
+    """What ``measure_speed`` gave as a table to read, with what it was measured on."""
     head = "\n".join(f"{name}: {value}" for name, value in table.attrs.items())
     shown = pd.DataFrame(
         {

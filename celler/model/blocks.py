@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -10,11 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from torch import distributed
 
+from celler.atlas.annotations import write_annotation
 from celler.inputs import ExpressionReader
 from celler.mining import rank_and_size
 from celler.model.forward import SHIFT_CELLS, Forward, Outputs, forward, report_empty
+from celler.model.labelling import BACKOFF_THRESHOLD, annotation_columns, check_question
+from celler.model.unknown import novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
+    from celler.atlas.datamodule import DataModule
     from celler.atlas.inference import CellBlocks
     from celler.model.celler import Celler
 
@@ -96,3 +101,44 @@ def gathered(part: list[Answer]) -> list[Answer]:
     parts: list[Any] = [None] * n_ranks
     distributed.all_gather_object(parts, part)
     return [each for one in parts for each in one]
+
+
+def annotate_store(
+    self: Celler,
+    datamodule: DataModule,
+    key_added: str = "celler",
+    *,
+    threshold: float | None = None,
+    unknown_label: str = "Unknown",
+    false_alarm_rate: float | None = None,
+    backoff: bool = False,
+    correct_shift: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Label every cell of a store, and write the table beside its cells; returns the path of the table.
+
+    ``<store>/annotations/<key_added>.zarr`` appears whole or not at all, the cells are not touched, and memory holds
+    one block. :meth:`celler.atlas.DataModule.annotation` reads it: the columns of :meth:`annotate`, by obs_name.
+
+    overwrite: replace a table of that name. Other arguments as in :meth:`annotate`.
+
+    Raises ``FileExistsError`` where the table is already, and what :meth:`predict` raises.
+    """
+    check_blocks(self, None, None, propagate=False)
+    check_question(self._tree, "class", threshold, None, backoff=backoff)
+    limit = novelty_threshold(self, false_alarm_rate)
+    if backoff and threshold is None:
+        threshold = BACKOFF_THRESHOLD
+    how = (threshold, unknown_label)
+
+    def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+        blocks = datamodule.inference_dataloader()
+        for index, adata, outputs in block_outputs(self, blocks, None, correct_shift):
+            if self._fitted.novelty is not None:
+                outputs = with_novelty(self, adata, np.arange(adata.n_obs), outputs, limit)
+            columns = annotation_columns(
+                outputs, self._decision, self._tree, key_added, *how, backoff=backoff
+            )
+            yield index, pd.DataFrame(columns, index=adata.obs_names)
+
+    return write_annotation(datamodule.store.path, key_added, tables(), overwrite=overwrite)

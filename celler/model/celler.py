@@ -18,6 +18,7 @@ from celler.decision import Decision
 from celler.devices import choose_device, choose_precision
 from celler.door import suggest_keywords_of_methods
 from celler.labels import LabelTree
+from celler.model.blocks import annotate_store
 from celler.model.explaining import get_gene_importance
 from celler.model.expression import impute, predict_expression
 from celler.model.extending import load_query_data, prepare_query_anndata
@@ -154,6 +155,7 @@ class Celler(BaseModelClass):
     train = train
     predict = predict
     annotate = annotate
+    annotate_store = annotate_store
     impute = impute
     predict_expression = predict_expression
     pretrain = pretrain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celler.devices import choose_device, choose_precision
+from celler.devices import choose_device, choose_precision, choose_processes
 from celler.inputs import ExpressionReader
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
@@ -44,7 +44,8 @@ def train(
 
     max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
     accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
-        ``devices=[i]``, or ``"mps"`` insist.
+        ``devices=[i]``, or ``"mps"`` insist. ``devices=4`` trains in four processes, one for each device,
+        which run the script from its start; those that torchrun or srun launched are taken as they are.
     train_size, validation_size: shares of each class. Validation cells choose the weights, by
         macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
     batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
@@ -66,6 +67,8 @@ def train(
     datamodule: a :class:`celler.atlas.DataModule`, the one the model was made with, whose cells are read from
         disk as they are needed: ``Celler(registry=dm.registry).train(datamodule=dm)``.
     """
+    if masked_weight and datamodule is not None:
+        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
     known = self._knowledge
     cells = cells_in_memory(self, seed) if datamodule is None else streamed_cells(self, datamodule)
     device = choose_device(accelerator, devices)
@@ -85,6 +88,7 @@ def train(
         show_progress=show_progress,
         seed=seed,
         teacher=None if known is None else known.teacher,
+        processes=choose_processes(devices),
     )
     knows_genes = self.is_pretrained or masked_weight > 0
     network = starting_network(self, cells.source.n_labelled, knows_genes, seed)

@@ -14,7 +14,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from celler.devices import choose_device, choose_precision
+from celler.devices import choose_device, choose_precision, choose_processes
 from celler.genes import selector
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.loading import OrderedMinibatches, ShuffledMinibatches
@@ -132,6 +132,7 @@ def pretrain(
         precision=self._precision,
         show_progress=show_progress,
         seed=seed,
+        processes=choose_processes(devices),
     )
     if before is None:
         self.module = build_network(self.module.config, seed)

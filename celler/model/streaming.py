@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from celler.model.celler import Celler
 
 #: Most cells that are held out for validation, and kept in memory.
-MAX_VALIDATION = 20_000
+MAX_VALIDATION = 10_000
 #: Cells of a class that its profile is made from.
 PROFILE_CELLS = 2000
 

@@ -50,7 +50,7 @@ class GeneTransformer(nn.Module):
 
     The evidence table carries small data, the encoder what is not linear in the genes; each is
     trained on its own loss, so neither can hide behind the other. ``encoder_share`` is the encoder's
-    weight in what they say together, see :func:`encoder_share`.
+    weight in what they say together, see ``encoder_share``.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

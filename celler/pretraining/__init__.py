@@ -37,6 +37,7 @@ class PretrainingConfig:
     precision: str = "float32"
     show_progress: bool = True
     seed: int = 0
+    processes: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         check_schedule(self)

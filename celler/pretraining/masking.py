@@ -10,6 +10,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from celler.mining import rank_and_size
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch, Tokenizer
 
@@ -116,7 +117,8 @@ class MaskedCells(Dataset[MaskedMinibatch]):
     def __getitem__(self, rows: np.ndarray) -> MaskedMinibatch:
         self.n_calls += 1
         draw = int(rows[0]) if self.is_fixed else self.n_calls
-        rng = np.random.default_rng((self.seed, int(self.is_fixed), draw))
+        rank = 0 if self.is_fixed else rank_and_size()[0]
+        rng = np.random.default_rng((self.seed, int(self.is_fixed), draw, rank))
         n_genes = self.X.shape[1]
         tokens = self.tokenizer(
             self.X[rows],
