@@ -98,7 +98,7 @@ def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
     more than it tells. knows_genes: it learned them from cells without labels.
     """
     least = 0.25 if knows_genes else 0.05
-    return least + (0.5 - least) * n_cells / (n_cells + FEW_CELLS)
+    return least + (0.5 - least) * n_cells**2 / (n_cells**2 + FEW_CELLS**2)
 
 
 def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
