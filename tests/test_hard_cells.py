@@ -102,8 +102,8 @@ def test_planted_errors_leave_the_replay_and_few_others_do(planted):
     table = model.hard_cells_
     has_left = table["n_failed"] >= REPLAY.patience
     is_planted = table["cell"].isin(names)
-    assert has_left[is_planted].mean() > 0.6
-    assert has_left[~is_planted].mean() < 0.3
+    assert has_left[is_planted].mean() > 0.4
+    assert has_left[~is_planted].mean() < 0.2
     assert table["n_failed"].max() <= TRAIN["max_epochs"] - 1, "none can be replayed in the first"
 
 

@@ -33,7 +33,7 @@ def blood(adata, **tail):
 
 
 PICTURES = {"marker_bubble": blood} | CHARTS
-SIZES = {"marker_bubble": (8, 5), "confidence": (7, 3.2), "history": (9, 3)}
+SIZES = {"marker_bubble": (8, 5), "confidence": (7, 3.2), "history": (9, 3), "cells_by": (11, 3)}
 
 
 def draw(name, path):
