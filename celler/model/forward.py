@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Cells from which a query's shift is estimated.
 SHIFT_CELLS = 5000
+#: A cell that is of a class with less probability than this is left out of its profile.
+NEGLIGIBLE = 1e-6
 #: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
 CHUNK_SIZE = 4096
 TOKENS_PER_PASS = 2**18
@@ -120,6 +122,7 @@ class Forward:
             return None, None
         plain = self.outputs(query, rows, batch_size)
         weights = self.decision.probabilities(plain.logits) * plain.has_counts[:, None]
+        weights[weights < NEGLIGIBLE] = 0
         found = profile(
             lambda block: query.values(rows[block], query.is_shared),
             lambda block: weights[block],
