@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +27,28 @@ class CellBlock:
     index: np.ndarray
     target_sums: np.ndarray
     rows: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Other rows that training sees in place of some cells, anew in each epoch.
+
+    X: ``(M, n_genes)``. of_cell: ``(n_cells,)``, the row of each cell, −1 for none. share: how often it is shown.
+    """
+
+    X: sparse.csr_matrix
+    of_cell: np.ndarray
+    share: float
+
+    def shown(self, block: CellBlock, rng: np.random.Generator) -> CellBlock:
+        """The block with some of its cells as their other row."""
+        other = self.of_cell[block.index]
+        is_other = (rng.random(len(other)) < self.share) & (other >= 0)
+        n_own = len(block.index)
+        X = sparse.vstack([block.X[block.index], self.X[other[is_other]]], format="csr")
+        rows = np.arange(n_own)
+        rows[is_other] = n_own + np.arange(is_other.sum())
+        return replace(block, X=X, rows=rows)
 
 
 class Blocks(Sized, Iterable[CellBlock], Protocol):
@@ -72,9 +94,13 @@ class InMemorySource(Dataset[CellBlock]):
     max_validation = None
 
     def __init__(
-        self, X: sparse.csr_matrix, labels: np.ndarray, target_sums: np.ndarray | None = None
+        self,
+        X: sparse.csr_matrix,
+        labels: np.ndarray,
+        target_sums: np.ndarray | None = None,
+        views: Views | None = None,
     ) -> None:
-        self.X, self.labels = X, labels
+        self.X, self.labels, self.views = X, labels, views
         self.target_sums = np.full(len(labels), TARGET_SUM) if target_sums is None else target_sums
 
     def __len__(self) -> int:
@@ -119,8 +145,14 @@ class BlocksInMemory:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[CellBlock]:
-        for index in self.sampler:
-            yield self.source[index]
+        views, sampler = self.source.views, self.sampler
+        if views is None or not isinstance(sampler, ShuffledMinibatches):
+            for index in sampler:
+                yield self.source[index]
+            return
+        rng = np.random.default_rng((sampler.seed, sampler.epoch, rank_and_size()[0]))
+        for index in sampler:
+            yield views.shown(self.source[index], rng)
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)

@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(["propagation", "prefetch"], 1),
     **dict.fromkeys(["inputs", "loading", "training", "decision", "checkpoint"], 2),
     **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels", "scgpt"], 2),
-    **dict.fromkeys(["pl", "pp", "atlas"], 3),
+    **dict.fromkeys(["pl", "pp", "atlas", "neighbourhoods"], 3),
     **dict.fromkeys(["model"], 4),
     **dict.fromkeys(["benchmark", "demo"], 5),
     **dict.fromkeys(["cli"], 6),

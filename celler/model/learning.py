@@ -10,7 +10,7 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.fitting import TrainingCells, fit_network, schedule
 from celler.model.knowledge import training_cells
-from celler.model.pretraining import adopt_pretrained, with_masked_task
+from celler.model.pretraining import adopt_pretrained, with_masked_task, with_neighbourhoods
 from celler.model.setup import LABELS_COLUMN
 from celler.model.streaming import streamed_cells
 from celler.network import GeneTransformer, build_network, encoder_share
@@ -110,12 +110,13 @@ def train(
 
 
 def cells_in_memory(self: Celler, seed: int) -> TrainingCells:
-    """The labelled cells of the registered AnnData."""
+    """The cells of the registered AnnData, of which the labelled ones are trained on."""
     self._require_registered()
     labels = self.adata.obs[LABELS_COLUMN]
     reader = ExpressionReader(self.adata, self._setup_args["layer"])
     columns = self._genes.columns_of(self.adata) if self._scgpt else None
-    return training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
+    cells = training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
+    return with_neighbourhoods(self, cells)
 
 
 def starting_network(

@@ -1,0 +1,97 @@
+"""Labelled cells that are also shown as their neighbourhood: what it is, when, and what it changes."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from test_joint import few
+from toy import SMALL, cells, pretrained
+
+from celler.loading import InMemorySource, Views
+from celler.model import Celler
+from celler.model.learning import cells_in_memory
+from celler.neighbourhoods import (
+    N_NEIGHBORS,
+    neighbourhood_share,
+    neighbourhoods,
+)
+
+
+@pytest.mark.parametrize("is_log", [False, True])
+def test_a_neighbourhood_is_the_mean_of_a_cell_and_the_nearest_without_a_label(rng, is_log):
+    counts = rng.poisson(2.0, size=(30, 7)) + 1.0
+    labels = np.full(30, -1)
+    labels[[3, 20]] = [1, 0]
+    points = rng.normal(size=(30, 2))
+    X = sparse.csr_matrix(np.log1p(counts) if is_log else counts)
+    views = neighbourhoods(lambda rows: X[rows], labels, points, 0.5, is_log=is_log)
+    share = 1e4 * counts / counts.sum(axis=1, keepdims=True)
+    for cell in (3, 20):
+        distance = np.linalg.norm(points - points[cell], axis=1)
+        free = [i for i in np.argsort(distance) if i not in (3, 20)][:N_NEIGHBORS]
+        expected = share[[cell, *free]].mean(axis=0)
+        actual = views.X[views.of_cell[cell]].toarray().ravel()
+        np.testing.assert_allclose(actual, np.log1p(expected) if is_log else expected, rtol=1e-5)
+    assert (views.of_cell[labels < 0] == -1).all()
+
+
+def test_fewer_unlabelled_cells_than_neighbours():
+    X, labels = sparse.csr_matrix(np.diag([1.0, 2.0, 3.0])), np.array([0, 1, -1])
+    views = neighbourhoods(lambda rows: X[rows], labels, np.zeros((3, 1)), 0.5, is_log=False)
+    np.testing.assert_allclose(views.X.toarray(), [[5e3, 0, 5e3], [0, 5e3, 5e3]])
+
+
+def test_what_an_epoch_shows(rng):
+    own, other = (sparse.csr_matrix(rng.poisson(3.0, size=(n, 4)) + 1.0) for n in (6, 2))
+    labels = np.array([0, -1, 1, 0, -1, 1])
+    of_cell = np.array([0, -1, 1, -1, -1, -1])
+    asked = np.array([0, 2, 3])
+    for share, expected in ((0.0, own[asked]), (1.0, sparse.vstack([other, own[[3]]]))):
+        source = InMemorySource(own, labels, views=Views(other, of_cell, share))
+        (block,) = source.shuffled(asked, 3, 0, None)
+        order = np.argsort(block.index)
+        np.testing.assert_array_equal(block.X[block.rows][order].toarray(), expected.toarray())
+        np.testing.assert_array_equal(block.labels[order], labels[asked])
+    (validated,) = source.ordered(asked, 3)
+    np.testing.assert_array_equal(validated.X[validated.rows].toarray(), own[asked].toarray())
+
+
+def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
+    X = sparse.csr_matrix(np.eye(40))
+    views = Views(2 * X, np.arange(40), 0.5)
+    source = InMemorySource(X, np.zeros(40, int), views=views)
+
+    def seen(seed, epoch):
+        blocks = source.shuffled(np.arange(40), 10, seed, None)
+        blocks.set_epoch(epoch)
+        return np.concatenate(
+            [block.X[block.rows].sum(axis=1).A1[np.argsort(block.index)] for block in blocks]
+        )
+
+    np.testing.assert_array_equal(seen(1, 3), seen(1, 3))
+    assert (seen(1, 3) != seen(1, 4)).any()
+    assert 8 < (seen(0, 0) == 2).sum() < 32
+
+
+def test_the_share_falls_with_the_labels():
+    assert neighbourhood_share(20, 4) == 0.5
+    shares = [neighbourhood_share(n, 10) for n in (10, 20, 100, 500)]
+    assert shares == sorted(shares, reverse=True)
+    assert neighbourhood_share(1000, 10) == 0
+
+
+def views_of(model):
+    return cells_in_memory(model, 0).source.views
+
+
+def test_only_a_pretrained_model_with_unlabelled_cells_has_neighbourhoods():
+    adata = few(cells(60))
+    setup = {"labels_key": "few"}
+    views = views_of(pretrained(adata, setup=setup, max_epochs=1))
+    is_labelled = adata.obs["few"].notna().to_numpy()
+    np.testing.assert_array_equal(views.of_cell >= 0, is_labelled)
+    assert views.share == neighbourhood_share(is_labelled.sum(), 4)
+    full = {"encoder": "transformer", "n_layers": 1}
+    assert views_of(pretrained(adata, setup, full, max_epochs=1)) is None
+    Celler.setup_anndata(adata, **setup)
+    assert views_of(Celler(adata, **SMALL)) is None
+    assert views_of(pretrained(cells(60), setup={"labels_key": "cell_type"}, max_epochs=1)) is None
