@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import anndata
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
@@ -316,3 +318,13 @@ def _spread_of_sums(
     """Coefficient of variation of the cells' sums; infinite for too few cells to tell."""
     sums = _sums(X, undo)
     return float(sums.std() / sums.mean()) if len(sums) >= 3 else math.inf
+
+
+def read_h5ad(path: Path) -> AnnData:
+    """The AnnData in a file; says which file when there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; name an .h5ad file.")
+    try:
+        return anndata.read_h5ad(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as .h5ad: {error}") from error

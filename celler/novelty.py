@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.utils.extmath import randomized_svd
 
-from celler.shift import Profile, linear, profile
+from celler.shift import Profile, class_sums, linear, profile
 
 #: Most variable genes that the distance looks at, and their principal components beside the class means.
 N_GENES, N_COMPONENTS = 2000, 50
@@ -142,7 +142,7 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
     genes = genes[variance[genes] > 0]
     in_class = np.eye(n_classes)[labels]
-    class_means = (logs.T @ in_class)[genes].T / in_class.sum(axis=0)[:, None]
+    class_means = class_sums(logs, in_class)[:, genes] / in_class.sum(axis=0)[:, None]
     in_class /= in_class.sum(axis=0)
     between = np.bincount(labels) @ np.square(class_means) / n_cells
     within = np.sqrt(np.maximum(squares[genes] - between, 0))

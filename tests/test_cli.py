@@ -11,7 +11,7 @@ import pytest
 from toy import cells
 
 import celler
-from celler import cli
+from celler.benchmark import command
 from celler.cli import main
 from celler.model import Celler
 
@@ -126,6 +126,44 @@ def test_annotate_options_are_passed_on(files):
     assert "celler" not in annotated.obs
 
 
+def test_annotate_does_what_the_library_does(files, tmp_path):
+    """With every option at once, and parents."""
+    trained = [*train(files), "--parent-labels-key", "lineage", "--out", str(tmp_path / "model")]
+    reference = ad.read_h5ad(files / "reference.h5ad")
+    reference.obs["lineage"] = reference.obs["cell_type"].isin(["type 0", "type 1"]).astype(str)
+    reference.write_h5ad(tmp_path / "reference.h5ad")
+    trained[1] = str(tmp_path / "reference.h5ad")
+    assert main(trained) == 0
+    query = ad.read_h5ad(files / "query.h5ad")
+    query.obs["leiden"] = np.resize(list("abc"), query.n_obs)
+    query.write_h5ad(tmp_path / "query.h5ad")
+    options = ["--threshold", "0.6", "--backoff", "--false-alarm-rate", "0.2", "--propagate"]
+    options += ["--unknown-label", "none", "--cluster-key", "leiden", "--no-correct-shift"]
+    options += ["--reference", str(tmp_path / "reference.h5ad")]
+    paths = [str(tmp_path / name) for name in ("model", "query.h5ad", "out.h5ad")]
+    assert main(["annotate", *paths[:2], "--out", paths[2], *options]) == 0
+    Celler.load(paths[0], adata=reference).annotate(
+        query,
+        threshold=0.6,
+        backoff=True,
+        false_alarm_rate=0.2,
+        propagate=True,
+        unknown_label="none",
+        cluster_key="leiden",
+        correct_shift=False,
+    )
+    written = ad.read_h5ad(paths[2]).obs
+    assert list(written) == list(query.obs)
+    for name in query.obs.filter(like="celler"):
+        np.testing.assert_array_equal(written[name].astype(str), query.obs[name].astype(str))
+    assert set(written["celler_level"]) >= {"class", "unknown"}
+
+
+def test_a_reference_is_for_propagation(files, capsys):
+    query = annotate(files, "x.h5ad", "--reference", str(files / "reference.h5ad"))
+    assert_refused(capsys, query, "--reference takes part in --propagate alone")
+
+
 def test_overwrite(files, capsys, monkeypatch):
     before = (files / "model" / "model.pt").read_bytes()
     with monkeypatch.context() as patch:
@@ -191,7 +229,7 @@ def test_cells_to_leave_out_are_marked_true(dtype, capsys):
     adata = cells(20)
     adata.obs["is_poor"] = np.resize([True, False, False, False], 20)
     adata.obs["is_poor"] = adata.obs["is_poor"].astype(dtype)
-    kept = cli._without(adata, "is_poor", Path("cells.h5ad"))
+    kept = command._without(adata, "is_poor", Path("cells.h5ad"))
     np.testing.assert_array_equal(kept.obs_names, np.delete(adata.obs_names, np.arange(0, 20, 4)))
     assert "15 cells, 5 left out" in capsys.readouterr().out
 
@@ -202,4 +240,4 @@ def test_other_marks_are_refused(values):
     adata.obs["is_poor"] = np.resize(np.array(values, dtype=object), 20)
     message = r"--exclude-key is_poor: the column of cells\.h5ad holds \[.*true or false, or 1 or 0"
     with pytest.raises(ValueError, match=message):
-        cli._without(adata, "is_poor", Path("cells.h5ad"))
+        command._without(adata, "is_poor", Path("cells.h5ad"))

@@ -9,9 +9,9 @@ from scipy import sparse
 from toy import assert_unchanged, cells, fit, snapshot, trained, truth
 
 import celler as cl
-from celler.inputs import query_reader
 from celler.model.explaining import contributions
 from celler.model.forward import token_passes
+from celler.model.query import align_query
 
 METHODS = ["evidence", "gradient"]
 
@@ -28,9 +28,7 @@ def importance(query: ad.AnnData, **options) -> pd.DataFrame:
 
 def tokens_of(model, query):
     """Tokens of all cells in their order."""
-    alignment, share = model._genes.align(query)
-    reader = query_reader(query, None)
-    parts = (model._tokenizer, alignment.gene_map, share, reader, np.arange(query.n_obs))
+    parts = (model._tokenizer, align_query(model, query), np.arange(query.n_obs))
     ((rows, tokens),) = token_passes(*parts)
     order = torch.as_tensor(np.argsort(rows))
     return type(tokens)(*(part[order] for part in tokens))

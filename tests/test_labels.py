@@ -101,7 +101,9 @@ MAPPING = {"T": "lymph T/NK", "NK": "lymph T/NK", "B": "lymph B", "not here": "x
 
 
 @pytest.mark.parametrize(
-    "kind", [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))], ids=str
+    "kind",
+    [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))],
+    ids=["dict", "Series", "LabelTree"],
 )
 def test_a_mapping_gives_the_tree_of_the_column(kind):
     tree = LabelTree(("B", "NK", "T")).with_parents(kind(MAPPING))

@@ -27,7 +27,9 @@ def both_levels(query) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.mark.parametrize(
-    "kind", [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))], ids=str
+    "kind",
+    [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))],
+    ids=["dict", "Series", "LabelTree"],
 )
 def test_a_mapping_does_what_the_column_does(kind, query):
     adata = cells()

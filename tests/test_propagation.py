@@ -11,6 +11,7 @@ from toy import assert_unchanged, cells, fit, snapshot, truth
 
 from celler.model import Celler
 from celler.model.propagating import graph_cells, logs_of
+from celler.model.query import align_query
 from celler.propagation import (
     N_NEIGHBORS,
     neighbor_graph,
@@ -203,7 +204,9 @@ def test_both_sides_are_compared_in_the_genes_they_share_and_the_query_without_i
     query = both[100:, 10:70].copy()
     query.var_names = [*query.var_names[:-5], *(f"other {i}" for i in range(5))]
     factors = np.linspace(0.5, 2, 80)
-    parts = graph_cells(model, query, ALL[:100], ALL[:300], factors)
+    with pytest.warns(UserWarning, match="55 of the model.s 80 genes"):
+        matched = align_query(model, query)
+    parts = graph_cells(model, matched, ALL[:100], ALL[:300], factors)
     linear = both.X.toarray().astype(float)[:, 10:65]
     has_values = linear.sum(axis=1) > 0
     np.testing.assert_array_equal(np.concatenate([part.has_values() for part in parts]), has_values)

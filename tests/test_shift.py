@@ -7,7 +7,7 @@ from scipy import sparse
 from toy import fit, truth
 
 from celler.datasets import toy_long_tail
-from celler.shift import HETEROGENEITY, PSEUDO_COUNT, Profile, profile, shift_factors
+from celler.shift import HETEROGENEITY, PSEUDO_COUNT, Profile, class_sums, profile, shift_factors
 
 
 def random_profiles(rng, n_classes=4, n_genes=300, n_cells=200, query_cells=None, factors=1.0):
@@ -178,3 +178,10 @@ def test_a_saved_model_corrects_alike(model, rng, tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(query, soft=True), model.predict(query, soft=True))
     embeddings = [loaded.get_latent_representation(query, correct_shift=on) for on in (True, False)]
     assert not np.allclose(*embeddings)
+
+
+@pytest.mark.parametrize("n_classes", [3, 200])
+def test_class_sums_are_those_of_a_dense_product(rng, n_classes):
+    X = sparse.random(60, 12, density=0.3, format="csr", rng=rng)
+    weights = np.eye(n_classes)[rng.integers(n_classes, size=60)] * rng.uniform(size=(60, 1))
+    np.testing.assert_allclose(class_sums(X, weights), weights.T @ X.toarray(), atol=1e-12)

@@ -81,6 +81,21 @@ def prepare(query: ad.AnnData, model: Celler) -> ad.AnnData:
     return renamed
 
 
+def stream(files: list[str], query: ad.AnnData) -> pd.DataFrame:
+    storage = cl.atlas.Storage(memory_gb=2)
+    built = cl.atlas.build(files, "store", labels_key="label", test_size=0.2, storage=storage)
+    assert_type(built, cl.atlas.Summary)
+    assert_type(cl.atlas.summary("store").by("tissue"), pd.DataFrame)
+    dm = cl.atlas.DataModule("store", labels_key="cell_type")
+    model = Celler(registry=dm.registry)
+    model.train(datamodule=dm, masked_weight=0.0)
+    print(model.predict(dataloader=dm.inference_dataloader(split="test")))
+    model.annotate_store(dm, "celler", treshold=0.5)  # type: ignore[call-arg]
+    assert_type(dm.annotation("celler"), pd.DataFrame)
+    cl.pl.cells_by(built.counts, ["tissue"], show=False)
+    return cl.benchmark.measure_speed("additive", n_cells=100)
+
+
 def compare(reference: ad.AnnData, query: ad.AnnData) -> str:
     part, rest = cl.benchmark.long_tail_split(reference, "cell_type", imbalance=1, seed=0)
     rows = cl.benchmark.run(part, rest, "cell_type", ["celler", "logreg"], seeds=2)

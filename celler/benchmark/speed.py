@@ -62,9 +62,12 @@ def measure_speed(
 ) -> pd.DataFrame:
     """Ceilings of the machine, and how near tokenizer, network, training and prediction come to their floors.
 
-    Synthetic cells: 500 of 3,000 genes, 20 types. encoder: as in :class:`celler.model.Celler`. accelerator: as in
-    ``train``. large: full self-attention in scGPT's size, width 512, 12 layers and 1,200 tokens. n_threads: of a CPU,
-    ``None`` for all. n_cells: ``None`` is as many as take about half a minute.
+    The cells are synthetic: 500 of 3,000 genes, 20 types.
+
+    encoder, accelerator: as in :class:`celler.model.Celler` and :meth:`celler.model.Celler.train`.
+    large: full self-attention in scGPT's size, width 512, 12 layers and 1,200 tokens.
+    n_threads: of a CPU, ``None`` for all.
+    n_cells: ``None`` is as many as take about half a minute.
 
     Time is that of the processor on a CPU, all threads together, so that other jobs do not count; on a GPU it is wall
     time. Returns a row per measure: ``value`` and ``unit``, and where there is a floor the value ``at_floor`` and

@@ -12,10 +12,10 @@ from anndata import AnnData
 from torch import distributed
 
 from celler.atlas.annotations import write_annotation
-from celler.inputs import ExpressionReader
 from celler.mining import rank_and_size
-from celler.model.forward import SHIFT_CELLS, Forward, Outputs, forward, report_empty
+from celler.model.forward import SHIFT_CELLS, Forward, Outputs, report_empty
 from celler.model.labelling import BACKOFF_THRESHOLD, annotation_columns, check_question
+from celler.model.query import Query, align_query
 from celler.model.unknown import novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def answer_blocks(
     blocks: CellBlocks,
     batch_size: int | None,
     correct_shift: bool,
-    answer: Callable[[AnnData, np.ndarray, Outputs], Any],
+    answer: Callable[[Query, np.ndarray, Outputs], Any],
 ) -> Any:
     """What ``answer`` says of each block, in the order of the store; with torch.distributed, of all ranks."""
     found = [
-        (index, answer(adata, np.arange(adata.n_obs), outputs))
-        for index, adata, outputs in block_outputs(self, blocks, batch_size, correct_shift)
+        (index, answer(query, np.arange(len(index)), outputs))
+        for index, query, outputs in block_outputs(self, blocks, batch_size, correct_shift)
     ]
     found = sorted(gathered(found), key=lambda part: int(part[0][0]))
     parts = [part for _, part in found]
@@ -61,36 +61,20 @@ def answer_blocks(
 
 def block_outputs(
     self: Celler, blocks: CellBlocks, batch_size: int | None, correct_shift: bool
-) -> Iterator[tuple[np.ndarray, AnnData, Outputs]]:
+) -> Iterator[tuple[np.ndarray, Query, Outputs]]:
     """Rows of the store, their cells and outputs, block by block.
 
     What differs from the reference in all classes alike is judged once, by a sample of all cells.
     """
-    from celler.model.querying import aligned
-
-    sample = blocks.sample(SHIFT_CELLS)
-    alignment, share, reader = aligned(self, sample)
-    profile = self._fitted.profile
-    trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
-    way, factors = Forward(*trained, self._precision), None
+    sample = align_query(self, blocks.sample(SHIFT_CELLS))
+    way, factors = Forward.of(self), None
     if correct_shift:
-        rows = np.arange(sample.n_obs)
-        factors = way.shift(reader, rows, alignment, share, batch_size)[1]
+        factors = way.shift(sample, np.arange(sample.adata.n_obs), batch_size)[1]
     for index, adata in blocks:
-        rows = np.arange(adata.n_obs)
-        outputs = forward(
-            self.module,
-            self._tokenizer,
-            alignment.gene_map,
-            share,
-            ExpressionReader(adata),
-            rows,
-            batch_size=batch_size,
-            precision=self._precision,
-            factors=factors,
-        )
+        query, rows = sample.block(adata), np.arange(adata.n_obs)
+        outputs = way.outputs(query, rows, batch_size, factors)
         report_empty(outputs.has_counts, rows, adata)
-        yield index, adata, outputs
+        yield index, query, outputs
 
 
 def gathered(part: list[Answer]) -> list[Answer]:
@@ -133,12 +117,12 @@ def annotate_store(
 
     def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
         blocks = datamodule.inference_dataloader()
-        for index, adata, outputs in block_outputs(self, blocks, None, correct_shift):
+        for index, query, outputs in block_outputs(self, blocks, None, correct_shift):
             if self._fitted.novelty is not None:
-                outputs = with_novelty(self, adata, np.arange(adata.n_obs), outputs, limit)
+                outputs = with_novelty(self, query, np.arange(len(index)), outputs, limit)
             columns = annotation_columns(
                 outputs, self._decision, self._tree, key_added, *how, backoff=backoff
             )
-            yield index, pd.DataFrame(columns, index=adata.obs_names)
+            yield index, pd.DataFrame(columns, index=query.adata.obs_names)
 
     return write_annotation(datamodule.store.path, key_added, tables(), overwrite=overwrite)

@@ -23,11 +23,11 @@ from celler.model.explaining import get_gene_importance
 from celler.model.expression import impute, predict_expression
 from celler.model.extending import load_query_data, prepare_query_anndata
 from celler.model.fitting import Fitted
-from celler.model.forward import Genes
 from celler.model.knowledge import Knowledge
 from celler.model.learning import train
 from celler.model.pretrained import from_pretrained
 from celler.model.pretraining import Pretrained, adopt_pretrained, pretrain
+from celler.model.query import Genes
 from celler.model.querying import (
     annotate,
     get_latent_representation,

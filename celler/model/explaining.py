@@ -13,9 +13,9 @@ from anndata import AnnData
 from torch import Tensor
 from torch.func import functional_call
 
-from celler.inputs import query_reader
-from celler.model.forward import TOKENS_PER_PASS, Outputs, token_passes
-from celler.model.querying import forward_cells, query_cells
+from celler.model.forward import TOKENS_PER_PASS, Forward, Outputs, token_passes
+from celler.model.query import Query, align_query
+from celler.model.querying import query_cells
 from celler.network import GeneTransformer
 from celler.tl.columns import label_column
 from celler.tokenizer import TokenBatch
@@ -71,8 +71,9 @@ def get_gene_importance(
     _check_request(self, groupby, n_genes, method, per_cell)
     adata, index = query_cells(self, adata, indices)
     groups = None if groupby is None else label_column(adata, groupby, "groupby")[index]
-    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
-    cells = _Cells(self, adata, index, outputs, batch_size)
+    query = align_query(self, adata)
+    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
+    cells = _Cells(self, query, index, outputs, batch_size)
     names = self._genes.names.to_numpy()
     if per_cell:
         return _cell_table(cells, names, method, n_genes)
@@ -86,7 +87,7 @@ class _Cells:
     """The cells asked for, in passes of tokens as :meth:`predict` reads them."""
 
     model: Celler
-    adata: AnnData
+    query: Query
     index: np.ndarray
     outputs: Outputs
     batch_size: int | None
@@ -101,12 +102,9 @@ class _Cells:
     ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
         """Positions in ``index`` and tokens on the device, pass by pass."""
         model, device = self.model, self.model.module.device
-        alignment, share = model._genes.align(self.adata)
         passes = token_passes(
             model._tokenizer,
-            alignment.gene_map,
-            share,
-            query_reader(self.adata, model._setup_args["layer"]),
+            self.query,
             self.index[positions],
             batch_size=self.batch_size,
             factors=self.outputs.factors,
@@ -208,7 +206,7 @@ def _cell_table(
 ) -> pd.DataFrame:
     """Rows of all cells with counts, in their order."""
     network, classes, codes = cells.model.module, cells.model.classes_, cells.codes
-    cell_names, tables = cells.adata.obs_names[cells.index], {}
+    cell_names, tables = cells.query.adata.obs_names[cells.index], {}
     for positions, tokens in cells.passes(np.flatnonzero(cells.outputs.has_counts), method):
         second, label = torch.as_tensor(codes[positions], device=network.device).T
         target = (F.one_hot(label, len(classes)) - F.one_hot(second, len(classes))).float()

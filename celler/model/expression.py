@@ -14,7 +14,7 @@ from torch import Tensor
 from celler.devices import autocast
 from celler.model.forward import rows_of, token_passes
 from celler.model.pretraining import batch_names, known_key
-from celler.model.querying import aligned
+from celler.model.query import align_query
 from celler.names import closest
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch
@@ -91,7 +91,7 @@ def decoded(
     self: Celler, adata: AnnData, index: np.ndarray, asked: Tensor
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions in ``index`` and the expected expression ``(n, M)`` of the genes ``asked (M,)``."""
-    alignment, share, reader = aligned(self, adata)
+    query = align_query(self, adata)
     pretrained, device = self._pretrained, self.module.device
     assert pretrained is not None
     decoder = pretrained.decoder.to(device).eval()
@@ -100,9 +100,7 @@ def decoded(
     self.module.eval()
     passes = token_passes(
         self._tokenizer,
-        alignment.gene_map,
-        share,
-        reader,
+        query,
         index,
         batch_size=max(1, VALUES_PER_PASS // max(1, len(asked))),
     )
@@ -120,7 +118,7 @@ def decoded(
             )
         # Pretraining shows as many absent genes as hidden ones; the odds are those among all genes.
         n_tokens = (~tokens.padding_mask).sum(1, keepdim=True)
-        odds = (n_tokens.clamp(min=1) / alignment.n_matched).log()
+        odds = (n_tokens.clamp(min=1) / query.alignment.n_matched).log()
         is_there = (presence.float() + odds).sigmoid()
         expected = is_there * at_quantile(tokens, value.float())
         yield rows, expected.cpu().numpy()

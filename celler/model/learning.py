@@ -43,6 +43,8 @@ def train(
 ) -> None:
     """Train on the labelled cells of the registered AnnData, or of a store on disk.
 
+    After :meth:`pretrain` and with few labels, means of the unlabelled cells that are registered are seen as well.
+
     max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
     accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
         ``devices=[i]``, or ``"mps"`` insist. ``devices=4`` trains in four processes, one for each device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -46,24 +47,23 @@ class Loaders:
 
     def _training_minibatch(self, block: CellBlock, number: int) -> Minibatch:
         rng = np.random.default_rng((self.config.seed, number, rank_and_size()[0]))
-        tokens = self.tokenizer(
-            block.X,
-            self._gene_map,
-            rows=block.rows,
-            is_log=self.is_log,
-            target_sum=block.target_sums,
-            token_dropout=self.config.token_dropout,
-            seeds=rng.integers(2**63, size=len(block.index)).astype(np.uint64),
-        )
-        return as_minibatch(tokens, block, self.embedding)
+        seeds = rng.integers(2**63, size=len(block.index)).astype(np.uint64)
+        return self._minibatch(block, self.config.token_dropout, seeds)
 
     def _validation_minibatch(self, block: CellBlock, number: int) -> Minibatch:
+        return self._minibatch(block)
+
+    def _minibatch(
+        self, block: CellBlock, token_dropout: float = 0.0, seeds: np.ndarray | None = None
+    ) -> Minibatch:
         tokens = self.tokenizer(
             block.X,
             self._gene_map,
             rows=block.rows,
             is_log=self.is_log,
             target_sum=block.target_sums,
+            token_dropout=token_dropout,
+            seeds=seeds,
         )
         return as_minibatch(tokens, block, self.embedding)
 
@@ -71,7 +71,7 @@ class Loaders:
     def _is_pinned(self) -> bool:
         return self.config.device.type == "cuda"
 
-    @property
+    @cached_property
     def _gene_map(self) -> np.ndarray:
         """The identity: the reference's columns are the model's genes."""
         return np.arange(self.source.n_genes, dtype=np.int32)

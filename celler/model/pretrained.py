@@ -16,7 +16,7 @@ from celler.devices import choose_device, choose_precision
 from celler.door import warn
 from celler.genes import align_genes
 from celler.inputs import ExpressionReader
-from celler.model.forward import Genes
+from celler.model.query import Genes
 from celler.scgpt import (
     ARGS,
     VOCABULARY,

@@ -19,7 +19,7 @@ from celler.genes import selector
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.loading import OrderedMinibatches, ShuffledMinibatches
 from celler.model.forward import rows_of
-from celler.model.querying import aligned
+from celler.model.query import align_query
 from celler.names import column
 from celler.network import build_network
 from celler.network.decoder import GeneDecoder
@@ -170,8 +170,8 @@ def unlabelled_cells(
         of_cells.append(batch_names(self.adata, key))
     if adata is not None:
         rows_of(adata, None)
-        alignment, _share, reader = aligned(self, adata)
-        blocks.append(proportional(reader) @ selector(alignment.gene_map, len(self._genes.names)))
+        query = align_query(self, adata)
+        blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
         of_cells.append(batch_names(adata, known_key(self, adata)))
     if not blocks:
         raise ValueError("this model was loaded without an AnnData; pass the cells as adata.")

@@ -7,14 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anndata import AnnData
 from scipy import sparse
 
 from celler.door import warn
-from celler.genes import selector
-from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.labels import as_strings, indices_of
 from celler.model.forward import CHUNK_SIZE, Outputs, Propagation
+from celler.model.query import Query, align_query
 from celler.model.setup import LABELS_COLUMN
 from celler.propagation import neighbor_graph, neighbor_weight, principal_components, propagate
 from celler.shift import linear
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 def with_propagation(
     self: Celler,
-    adata: AnnData,
+    query: Query,
     index: np.ndarray,
     outputs: Outputs,
     candidates: list[str] | None = None,
@@ -40,7 +38,7 @@ def with_propagation(
     probabilities = self._decision.probabilities(outputs.logits, possible)
     labelled, codes = labelled_cells(self)
     is_free = outputs.has_counts.copy()
-    if adata is self.adata:
+    if query.adata is self.adata:
         is_free &= ~np.isin(index, labelled)
         if len(index) and not is_free.any():
             warn(
@@ -49,7 +47,7 @@ def with_propagation(
             )
     is_possible = np.isin(codes, possible)
     labelled, codes = labelled[is_possible], codes[is_possible]
-    held, free = graph_cells(self, adata, labelled, index[is_free], outputs.factors)
+    held, free = graph_cells(self, query, labelled, index[is_free], outputs.factors)
     is_held, is_kept = held.has_values(), free.has_values()
     is_free[is_free] = is_kept
     nodes = [replace(held, index=labelled[is_held]), replace(free, index=free.index[is_kept])]
@@ -95,20 +93,20 @@ def labelled_cells(self: Celler) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``index (n,)`` of a reader, and ``to_genes (n_vars, G)``, which of its columns are the genes compared.
+    """Rows ``index (n,)`` of a query, and which of the model's genes are compared, ``is_shared (n_genes,)``.
 
-    factors: ``(G,)``, by which their expression is multiplied.
+    factors: ``(G,)``, by which the expression of those is multiplied.
     """
 
-    reader: ExpressionReader
+    query: Query
     index: np.ndarray
-    to_genes: sparse.csr_matrix
+    is_shared: np.ndarray
     factors: np.ndarray
 
     def logs(self, positions: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per 10,000 ``(n, G)`` of ``positions (n,)`` in ``index``."""
-        X = self.reader.rows(self.index[positions]) @ self.to_genes
-        X = linear(X, is_log=is_log(self.reader)) @ sparse.diags_array(self.factors)
+        X = self.query.values(self.index[positions], self.is_shared)
+        X = linear(X, is_log=self.query.is_log) @ sparse.diags_array(self.factors)
         return sparse.csr_matrix(linear(X, is_log=False).log1p(), dtype=np.float32)
 
     def has_values(self) -> np.ndarray:
@@ -116,32 +114,31 @@ class Part:
         found = np.zeros(len(self.index), bool)
         for start in range(0, len(found), CHUNK_SIZE):
             rows = slice(start, start + CHUNK_SIZE)
-            X = self.reader.rows(self.index[rows]) @ self.to_genes
+            X = self.query.values(self.index[rows], self.is_shared)
             found[rows] = np.asarray(X.sum(axis=1)).ravel() > 0
         return found
 
 
 def graph_cells(
     self: Celler,
-    adata: AnnData,
+    query: Query,
     labelled: np.ndarray,
     free: np.ndarray,
     factors: np.ndarray | None,
 ) -> list[Part]:
-    """The rows ``labelled`` of the model's AnnData and ``free`` of ``adata``, with the genes that both have.
+    """The rows ``labelled`` of the model's AnnData and ``free`` of ``query``, with the genes that both have.
 
-    factors: ``(n_genes,)``, of the shift of ``adata``; they hold for all of its rows.
+    factors: ``(n_genes,)``, of the shift of ``query``; they hold for all of its rows.
     """
-    layer, n_genes = self._setup_args["layer"], len(self._genes.names)
-    sources = [self.adata if len(labelled) else adata, adata]
-    gene_maps = [self._genes.align(source)[0].gene_map for source in sources]
-    is_shared = np.all([np.isin(np.arange(n_genes), gene_map) for gene_map in gene_maps], axis=0)
-    parts = []
-    for source, rows, gene_map in zip(sources, [labelled, free], gene_maps, strict=True):
-        to_genes = selector(gene_map, n_genes)[:, is_shared]
-        by_gene = np.ones(n_genes) if factors is None or source is not adata else factors
-        parts.append(Part(query_reader(source, layer), rows, to_genes, by_gene[is_shared]))
-    return parts
+    is_own = query.adata is self.adata or not len(labelled)
+    reference = query if is_own else align_query(self, self.adata)
+    is_shared = reference.is_shared & query.is_shared
+    by_gene = np.ones(is_shared.sum()) if factors is None else factors[is_shared]
+    of_labelled = by_gene if is_own else np.ones(is_shared.sum())
+    return [
+        Part(reference, labelled, is_shared, of_labelled),
+        Part(query, free, is_shared, by_gene),
+    ]
 
 
 def logs_of(parts: list[Part], positions: np.ndarray) -> sparse.csr_matrix:

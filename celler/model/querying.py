@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler.door import warn
-from celler.genes import GeneAlignment
-from celler.inputs import ExpressionReader, is_log, query_reader
 from celler.model.annotation import (
     check_target,
     gene_record,
@@ -29,6 +26,7 @@ from celler.model.labelling import (
     level_probabilities,
 )
 from celler.model.propagating import with_propagation
+from celler.model.query import Query, align_query
 from celler.model.unknown import fitted_novelty, novelty_threshold, with_novelty
 
 if TYPE_CHECKING:
@@ -91,13 +89,15 @@ def predict(
         raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
     limit = novelty_threshold(self, false_alarm_rate)
 
-    def answer(adata: AnnData, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
+    def answer(query: Query, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
         if limit is not None and not soft:
-            outputs = with_novelty(self, adata, index, outputs, limit)
+            outputs = with_novelty(self, query, index, outputs, limit)
         probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
         names = self._tree.levels[level]
         if soft:
-            return pd.DataFrame(probabilities, index=adata.obs_names[index], columns=list(names))
+            return pd.DataFrame(
+                probabilities, index=query.adata.obs_names[index], columns=list(names)
+            )
         if backoff:
             how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
             return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
@@ -105,10 +105,11 @@ def predict(
 
     if dataloader is not None:
         return answer_blocks(self, dataloader, batch_size, correct_shift, answer)
-    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
+    query = align_query(self, adata)
+    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
     if propagate:
-        outputs = with_propagation(self, adata, index, outputs, candidates)
-    return answer(adata, index, outputs)
+        outputs = with_propagation(self, query, index, outputs, candidates)
+    return answer(query, index, outputs)
 
 
 def annotate(
@@ -145,11 +146,12 @@ def annotate(
     check_question(self._tree, "class", threshold, None, backoff=backoff)
     clusters = check_target(adata, key_added, cluster_key)
     limit = novelty_threshold(self, false_alarm_rate)
-    outputs = forward_cells(self, adata, index, None, correct_shift)
+    query = align_query(self, adata)
+    outputs = Forward.of(self)(query, index, batch_size=None, correct_shift=correct_shift)
     if propagate:
-        outputs = with_propagation(self, adata, index, outputs)
+        outputs = with_propagation(self, query, index, outputs)
     if self._fitted.novelty is not None:  # a model saved by an earlier version has none
-        outputs = with_novelty(self, adata, index, outputs, limit)
+        outputs = with_novelty(self, query, index, outputs, limit)
     if backoff and threshold is None:
         threshold = BACKOFF_THRESHOLD
     how = (threshold, unknown_label)
@@ -161,7 +163,7 @@ def annotate(
     record = annotation_record(outputs, self._decision, self._tree, *how, backoff=backoff)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": correct_shift}
     record |= {"false_alarm_rate": "none" if false_alarm_rate is None else false_alarm_rate}
-    record |= {"genes": gene_record(*self._genes.align(adata))}
+    record |= {"genes": gene_record(query.alignment, query.expression_share)}
     write_annotation(adata, key_added, columns, record)
 
 
@@ -179,7 +181,8 @@ def get_latent_representation(
     normalize: divide each row by its L2 norm, as scGPT does, so that products are cosines.
     """
     adata, index = query_cells(self, adata, indices, needs_classes=not self.is_pretrained)
-    embedding = forward_cells(self, adata, index, batch_size, correct_shift).embedding
+    way, query = Forward.of(self), align_query(self, adata)
+    embedding = way(query, index, batch_size=batch_size, correct_shift=correct_shift).embedding
     if normalize:
         embedding /= np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-12)
     return embedding
@@ -203,8 +206,9 @@ def get_novelty(
     """
     adata, index = query_cells(self, adata, indices)
     fitted_novelty(self)
-    outputs = forward_cells(self, adata, index, batch_size, correct_shift)
-    scored = with_novelty(self, adata, index, outputs, None)
+    query = align_query(self, adata)
+    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
+    scored = with_novelty(self, query, index, outputs, None)
     assert scored.novelty is not None
     return scored.novelty
 
@@ -222,28 +226,3 @@ def query_cells(
     if adata is None:
         raise ValueError("this model was loaded without an AnnData; pass the one to label.")
     return adata, rows_of(adata, indices)
-
-
-def forward_cells(
-    self: Celler, adata: AnnData, index: np.ndarray, batch_size: int | None, correct_shift: bool
-) -> Outputs:
-    """Outputs for the rows ``index (N,)``."""
-    alignment, share, reader = aligned(self, adata)
-    profile = self._fitted.profile if self.is_trained else None
-    trained = (self.module, self._tokenizer, self._genes, self._decision, profile)
-    return Forward(*trained, self._precision)(
-        reader, index, alignment, share, batch_size=batch_size, correct_shift=correct_shift
-    )
-
-
-def aligned(self: Celler, adata: AnnData) -> tuple[GeneAlignment, float, ExpressionReader]:
-    """A query's genes, the share of expression they carry, and its reader; what the genes are is said once."""
-    alignment, share = self._genes.align(adata)
-    reader = query_reader(adata, self._setup_args["layer"])
-    # Raises for scaled values: the report is said once, and would go down with the error.
-    is_log(reader)
-    report = self._genes.report(alignment, share, reader)
-    if report is not None and report not in self._reported:
-        self._reported.add(report)
-        warn(report)
-    return alignment, share, reader

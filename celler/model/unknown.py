@@ -6,12 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from anndata import AnnData
 from scipy import sparse
 
-from celler.genes import selector
-from celler.inputs import ExpressionReader, is_log
 from celler.model.forward import CHUNK_SIZE, Outputs
+from celler.model.query import Query
 from celler.novelty import MIN_CELLS, Novelty
 from celler.shift import linear
 
@@ -36,24 +34,17 @@ def novelty_threshold(self: Celler, false_alarm_rate: float | None) -> float | N
 
 
 def with_novelty(
-    self: Celler, adata: AnnData, index: np.ndarray, outputs: Outputs, threshold: float | None
+    self: Celler, query: Query, index: np.ndarray, outputs: Outputs, threshold: float | None
 ) -> Outputs:
     """``outputs`` of the rows ``index (N,)`` with their novelty; NaN for a cell without counts."""
     novelty, reference = fitted_novelty(self), self._fitted.profile
     assert reference is not None
-    gene_map = self._genes.align(adata)[0].gene_map
-    n_genes = len(self._genes.names)
-    to_genes = selector(gene_map, n_genes)
-    is_shared = np.isin(np.arange(n_genes), gene_map)
-    layer = self._setup_args["layer"]
-    reader = ExpressionReader(adata, layer if layer in adata.layers else None)
-    values_are_log = is_log(reader)
-    factors = np.ones(n_genes) if outputs.factors is None else outputs.factors
+    factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
     scores = np.full(len(index), np.nan, np.float32)
     for start in range(0, len(index), CHUNK_SIZE):
         rows = slice(start, start + CHUNK_SIZE)
-        X = linear(reader.rows(index[rows]) @ to_genes, is_log=values_are_log)
+        X = linear(query.values(index[rows]), is_log=query.is_log)
         X = sparse.csr_matrix(X @ sparse.diags_array(factors))
-        scores[rows] = novelty.score(X, reference, is_shared, is_log=False)
+        scores[rows] = novelty.score(X, reference, query.is_shared, is_log=False)
     scores[~outputs.has_counts] = np.nan
     return replace(outputs, novelty=scores, novelty_threshold=threshold)

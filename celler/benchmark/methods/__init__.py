@@ -22,14 +22,15 @@ class Fit(Protocol):
     Both AnnData are the method's own: ``X`` is CSR float32, ``uns["kind"]`` says what it holds (see
     :func:`celler.pp.check_input`), and the query has the genes of the reference that it measured, in
     the reference's order. Preprocessing belongs into ``fit``, where the clock runs.
-
-    query: the cells that will be asked for, without labels, for methods that learn from them too.
-    seed: of every draw.
     """
 
-    def __call__(
-        self, reference: AnnData, labels_key: str, query: AnnData, seed: int
-    ) -> Predict: ...
+    def __call__(self, reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
+        """Learn, and return what labels other cells.
+
+        query: the cells that will be asked for, without labels, for methods that learn from them too.
+        seed: of every draw.
+        """
+        ...
 
 
 @dataclass(frozen=True)
