@@ -33,7 +33,8 @@ class CellBlock:
 class Views:
     """Other rows that training sees in place of some cells, anew in each epoch.
 
-    X: ``(M, n_genes)``. of_cell: ``(n_cells,)``, the row of each cell, −1 for none. share: how often it is shown.
+    X: ``(M, n_genes)``. of_cell: ``(n_cells, K)``, the rows for each cell, one of which is drawn; −1 for none.
+    share: how often one is shown.
     """
 
     X: sparse.csr_matrix
@@ -42,9 +43,9 @@ class Views:
 
     def shown(self, block: CellBlock, rng: np.random.Generator) -> CellBlock:
         """The block with some of its cells as their other row."""
-        other = self.of_cell[block.index]
-        is_other = (rng.random(len(other)) < self.share) & (other >= 0)
-        n_own = len(block.index)
+        n_own, n_rows = len(block.index), self.of_cell.shape[1]
+        other = self.of_cell[block.index, rng.integers(n_rows, size=n_own)]
+        is_other = (rng.random(n_own) < self.share) & (other >= 0)
         X = sparse.vstack([block.X[block.index], self.X[other[is_other]]], format="csr")
         rows = np.arange(n_own)
         rows[is_other] = n_own + np.arange(is_other.sum())

@@ -127,10 +127,12 @@ def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-de
     n_tokens = np.empty(len(spans), np.int64)
     for b in range(len(spans)):
         n = n_bad = 0
-        for i in range(spans[b, 0], spans[b, 1]):
-            is_positive = bits[i] > 0
-            n_bad += (bits[i] >= _INFINITE) | ((bits[i] < 0) & (bits[i] != _MINUS_ZERO))
-            n += is_positive & (gene_map[indices[i]] >= 0)
+        # Slices and unsigned indices: numba then looks out for no negative index, which costs as much as the rest.
+        of_cell, columns = bits[spans[b, 0] : spans[b, 1]], indices[spans[b, 0] : spans[b, 1]]
+        for i in range(len(of_cell)):
+            key = of_cell[i]
+            n_bad += (key >= _INFINITE) | ((key < 0) & (key != _MINUS_ZERO))
+            n += (key > 0) & (gene_map[np.uint32(columns[i])] >= 0)
         if n_bad:
             return n_tokens, b
         n_tokens[b] = n
@@ -148,12 +150,14 @@ def _next_random(state):  # type: ignore[no-untyped-def]
 
 
 class _Distinct(NamedTuple):
-    """Hash table of one cell's distinct values; a slot is in use where ``stamp`` is the cell's row.
+    """Hash table of one cell's distinct values; a slot is in use where the upper half of ``tag`` is the cell's row.
 
-    ``bits`` are those of the float32 value, ``n_equal`` tokens have it, ``order`` lists the slots by rising value.
+    The lower half of ``tag`` and ``bits`` are those of the float32 value. ``n_equal (slots, 4)`` tokens have it,
+    counted in four turns: most counts are 1, and an addition to the same place has to wait for the last one.
+    ``order`` lists the slots by rising value.
     """
 
-    stamp: np.ndarray
+    tag: np.ndarray
     bits: np.ndarray
     n_equal: np.ndarray
     order: np.ndarray
@@ -177,7 +181,7 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
     while size < 2 * longest:
         size *= 2
     distinct = _Distinct(
-        np.full(size, -1, np.int32), np.empty(size, np.int32), np.empty(size, np.int32),
+        np.full(size, -1, np.int64), np.empty(size, np.int32), np.empty((size, 4), np.int32),
         np.empty(longest, np.int32),
         np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
     )  # fmt: skip
@@ -194,24 +198,26 @@ def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[n
     A positive float32 orders as its bits do, and a cell holds few distinct values, so bins and
     logarithms are computed once per distinct value: sorting the row would cost several times more.
     """
-    size_mask = len(distinct.bits) - 1
-    n_distinct = n = 0
+    size_mask, row_tag = np.uint64(len(distinct.bits) - 1), np.int64(row) << 32
+    n_distinct, n = 0, np.uint64(0)
     for i in range(len(bits)):
-        key, gene = bits[i], gene_map[indices[i]]
+        key, gene = bits[i], gene_map[np.uint32(indices[i])]
         if key <= 0 or gene < 0:  # 0 and -0 are explicit zeros
             continue
+        tag = row_tag | key
         slot = (
             (np.uint64(np.uint32(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
         ) & size_mask
-        while distinct.stamp[slot] == row and distinct.bits[slot] != key:
-            slot = (slot + 1) & size_mask
-        if distinct.stamp[slot] != row:
-            distinct.stamp[slot], distinct.bits[slot], distinct.n_equal[slot] = row, key, 0
-            distinct.order[n_distinct] = slot
-            n_distinct += 1
-        distinct.n_equal[slot] += 1
+        while distinct.tag[slot] != tag:
+            if distinct.tag[slot] >> 32 != row:
+                distinct.tag[slot], distinct.bits[slot], distinct.n_equal[slot] = tag, key, 0
+                distinct.order[n_distinct] = slot
+                n_distinct += 1
+                break
+            slot = (slot + np.uint64(1)) & size_mask
+        distinct.n_equal[slot, n & np.uint64(3)] += 1
         mapped.gene[n], mapped.slot[n] = gene, slot
-        n += 1
+        n += np.uint64(1)
     _sort(distinct.order[:n_distinct], distinct.bits)
     return n_distinct
 
@@ -241,10 +247,11 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
     values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
     total = 0.0
     for slot in order:
-        total += distinct.n_equal[slot] * (np.expm1(values[slot]) if is_log else values[slot])
+        distinct.n_equal[slot, 0] = distinct.n_equal[slot].sum()
+        total += distinct.n_equal[slot, 0] * (np.expm1(values[slot]) if is_log else values[slot])
     last = -1
     for rank, slot in enumerate(order):
-        last += distinct.n_equal[slot]
+        last += distinct.n_equal[slot, 0]
         distinct.bin[slot] = n_bins - 1 if n == 1 else last * (n_bins - 2) // (n - 1) + 1
         value = np.expm1(values[slot]) if is_log else values[slot]
         distinct.log[slot] = np.log1p(value * (target_sum / total))
@@ -257,8 +264,10 @@ def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
     state = seed
     for k in range(n):
         state, u = _next_random(state)
-        is_kept[k] = u * (n - k) < n_kept
-        n_kept -= is_kept[k]
+        # In whole numbers, which is the same and does not make the next draw wait for a conversion.
+        is_this_kept = np.int64(u * (n - k)) < n_kept
+        is_kept[k] = is_this_kept
+        n_kept -= is_this_kept
 
 
 @numba.njit(cache=True, nogil=True)
@@ -288,10 +297,10 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
             _keep_random(n, n_kept[b], seeds[b], mapped.is_kept)
         else:
             _keep_highest(n, n_kept[b], distinct.rank, mapped)
-        t = 0
-        for k in range(n):
-            if mapped.is_kept[k]:
-                slot = mapped.slot[k]
-                gene_ids[b, t], values[b, t] = mapped.gene[k], distinct.bin[slot]
-                expression[b, t] = distinct.log[slot]
-                t += 1
+        t = k = np.uint64(0)
+        while t < n_kept[b]:  # without a branch: which tokens are kept cannot be foreseen
+            slot = np.uint32(mapped.slot[k])
+            gene_ids[b, t], values[b, t] = mapped.gene[k], distinct.bin[slot]
+            expression[b, t] = distinct.log[slot]
+            t += np.uint64(mapped.is_kept[k])
+            k += np.uint64(1)

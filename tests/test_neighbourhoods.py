@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 from test_joint import few
 from toy import SMALL, cells, pretrained
 
 from celler.loading import InMemorySource, Views
-from celler.model import Celler
+from celler.model import Celler, unlabelled
 from celler.model.learning import cells_in_memory
-from celler.neighbourhoods import (
-    N_NEIGHBORS,
-    neighbourhood_share,
-    neighbourhoods,
-)
+from celler.model.unlabelled import with_neighbourhoods
+from celler.neighbourhoods import N_AVERAGED, mean_share, neighbourhoods, with_class_means
+from celler.training import TrainingConfig
 
 
 @pytest.mark.parametrize("is_log", [False, True])
@@ -27,9 +26,9 @@ def test_a_neighbourhood_is_the_mean_of_a_cell_and_the_nearest_without_a_label(r
     share = 1e4 * counts / counts.sum(axis=1, keepdims=True)
     for cell in (3, 20):
         distance = np.linalg.norm(points - points[cell], axis=1)
-        free = [i for i in np.argsort(distance) if i not in (3, 20)][:N_NEIGHBORS]
+        free = [i for i in np.argsort(distance) if i not in (3, 20)][:N_AVERAGED]
         expected = share[[cell, *free]].mean(axis=0)
-        actual = views.X[views.of_cell[cell]].toarray().ravel()
+        actual = views.X[views.of_cell[cell, 0]].toarray().ravel()
         np.testing.assert_allclose(actual, np.log1p(expected) if is_log else expected, rtol=1e-5)
     assert (views.of_cell[labels < 0] == -1).all()
 
@@ -43,7 +42,7 @@ def test_fewer_unlabelled_cells_than_neighbours():
 def test_what_an_epoch_shows(rng):
     own, other = (sparse.csr_matrix(rng.poisson(3.0, size=(n, 4)) + 1.0) for n in (6, 2))
     labels = np.array([0, -1, 1, 0, -1, 1])
-    of_cell = np.array([0, -1, 1, -1, -1, -1])
+    of_cell = np.array([[0], [-1], [1], [-1], [-1], [-1]])
     asked = np.array([0, 2, 3])
     for share, expected in ((0.0, own[asked]), (1.0, sparse.vstack([other, own[[3]]]))):
         source = InMemorySource(own, labels, views=Views(other, of_cell, share))
@@ -57,7 +56,7 @@ def test_what_an_epoch_shows(rng):
 
 def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
     X = sparse.csr_matrix(np.eye(40))
-    views = Views(2 * X, np.arange(40), 0.5)
+    views = Views(2 * X, np.arange(40)[:, None], 0.5)
     source = InMemorySource(X, np.zeros(40, int), views=views)
 
     def seen(seed, epoch):
@@ -72,24 +71,59 @@ def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
     assert 8 < (seen(0, 0) == 2).sum() < 32
 
 
+def test_what_was_found_to_be_of_another_class_is_not_near(rng):
+    counts = rng.poisson(2.0, size=(7, 5)) + 1.0
+    labels, found = np.array([0, 1, -1, -1, -1, -1, -1]), np.array([0, 0, 1, 0, 0, 1, 0])
+    X, share = sparse.csr_matrix(counts), 1e4 * counts / counts.sum(axis=1, keepdims=True)
+    views = neighbourhoods(lambda rows: X[rows], labels, counts, 0.5, is_log=False, found=found)
+    for cell, members in ((0, [0, 3, 4, 6]), (1, [1, 2, 5])):
+        np.testing.assert_allclose(
+            views.X[[cell]].toarray()[0], share[members].mean(axis=0), rtol=1e-5
+        )
+
+
+def test_class_means_are_of_unlabelled_cells_found_in_the_class(rng):
+    counts = rng.poisson(2.0, size=(9, 5)) + 1.0
+    labels = np.array([0, 1, 2, -1, -1, -1, -1, -1, -1])
+    found = np.array([1, 1, 1, 0, 1, 0, 1, 1, 1])
+    X, share = sparse.csr_matrix(counts), 1e4 * counts / counts.sum(axis=1, keepdims=True)
+    first = neighbourhoods(lambda rows: X[rows], labels, counts, 0.5, is_log=False)
+    views = with_class_means(first, lambda rows: X[rows], labels, found, 0, is_log=False)
+    for cell, members in ((0, [3, 5]), (1, [4, 6, 7, 8])):
+        actual = views.X[views.of_cell[cell, 1]].toarray().ravel()
+        np.testing.assert_allclose(actual, share[members].mean(axis=0), rtol=1e-5)
+    assert views.of_cell[2, 1] == views.of_cell[2, 0] == first.of_cell[2, 0]
+    assert (views.of_cell[labels < 0] == -1).all()
+
+
 def test_the_share_falls_with_the_labels():
-    assert neighbourhood_share(20, 4) == 0.5
-    shares = [neighbourhood_share(n, 10) for n in (10, 20, 100, 500)]
+    assert mean_share(40, 4) == 0.5
+    shares = [mean_share(n, 10) for n in (10, 20, 100, 450)]
     assert shares == sorted(shares, reverse=True)
-    assert neighbourhood_share(1000, 10) == 0
+    assert mean_share(451, 10) == 0
 
 
 def views_of(model):
-    return cells_in_memory(model, 0).source.views
+    config, network = TrainingConfig(1, 32), model.module
+    before = {name: weights.clone() for name, weights in network.state_dict().items()}
+    cells = with_neighbourhoods(model, cells_in_memory(model, 0), network, config)
+    for name, weights in network.state_dict().items():
+        assert torch.equal(weights, before[name])
+    assert not model.is_trained
+    return cells.source.views
 
 
-def test_only_a_pretrained_model_with_unlabelled_cells_has_neighbourhoods():
+def test_only_a_pretrained_model_with_unlabelled_cells_has_them(monkeypatch):
     adata = few(cells(60))
     setup = {"labels_key": "few"}
     views = views_of(pretrained(adata, setup=setup, max_epochs=1))
     is_labelled = adata.obs["few"].notna().to_numpy()
-    np.testing.assert_array_equal(views.of_cell >= 0, is_labelled)
-    assert views.share == neighbourhood_share(is_labelled.sum(), 4)
+    np.testing.assert_array_equal((views.of_cell >= 0).all(axis=1), is_labelled)
+    assert views.share == mean_share(is_labelled.sum(), 4)
+    monkeypatch.setattr(unlabelled, "MAX_UNLABELLED", 12)
+    fewer = views_of(pretrained(adata, setup=setup, max_epochs=1))
+    np.testing.assert_array_equal((fewer.of_cell >= 0).all(axis=1), is_labelled)
+    assert (fewer.X != views.X).nnz
     full = {"encoder": "transformer", "n_layers": 1}
     assert views_of(pretrained(adata, setup, full, max_epochs=1)) is None
     Celler.setup_anndata(adata, **setup)

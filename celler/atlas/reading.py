@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -121,7 +122,11 @@ class Store:
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Rows]:
         """The rows of each of the ``blocks``, whole blocks at a time, each in the order it names them."""
-        waiting: list[np.ndarray] = []
+        return self.parts([block] for block in blocks)
+
+    def parts(self, blocks: Iterable[list[np.ndarray]]) -> Iterator[Rows]:
+        """The rows of each part of each of the ``blocks``, which are read whole."""
+        waiting: deque[np.ndarray] = deque()
         with self._lock:
             self._requests.of(blocks, waiting)
             loaded = iter(self._loader)
@@ -129,7 +134,7 @@ class Store:
                 loaded, None
             )  # from here on the loader has its requests, and others may ask
         while first is not None:
-            yield Rows(waiting.pop(0), first["X"])
+            yield Rows(waiting.popleft(), first["X"])
             first = next(loaded, None)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,14 +13,14 @@ from celler.atlas.reading import GAP
 
 
 class Requests(Sampler):
-    """A sampler that is told what to read: one minibatch for each block of rows."""
+    """A sampler that is told what to read: blocks of rows, and the parts in which each is handed out."""
 
     def __init__(self) -> None:
-        self._blocks: Iterable[np.ndarray] = ()
-        self._waiting: list[np.ndarray] = []
+        self._blocks: Iterable[list[np.ndarray]] = ()
+        self._waiting: deque[np.ndarray] = deque()
 
-    def of(self, blocks: Iterable[np.ndarray], waiting: list[np.ndarray]) -> None:
-        """Read ``blocks`` next; each is appended to ``waiting`` when it is asked for."""
+    def of(self, blocks: Iterable[list[np.ndarray]], waiting: deque[np.ndarray]) -> None:
+        """Read ``blocks`` next; the parts of each are appended to ``waiting`` when it is asked for."""
         self._blocks, self._waiting = blocks, waiting
 
     @property
@@ -41,10 +42,10 @@ class Requests(Sampler):
         return (self._request(block, waiting) for block in blocks)
 
     @staticmethod
-    def _request(block: np.ndarray, waiting: list[np.ndarray]) -> dict[str, Any]:
-        waiting.append(block)
-        rows = with_gaps(np.unique(block))
-        return {"requests": rows, "splits": [np.searchsorted(rows, block)]}
+    def _request(parts: list[np.ndarray], waiting: deque[np.ndarray]) -> dict[str, Any]:
+        waiting.extend(parts)
+        rows = with_gaps(np.unique(np.concatenate(parts)))
+        return {"requests": rows, "splits": [np.searchsorted(rows, part) for part in parts]}
 
 
 def with_gaps(rows: np.ndarray) -> np.ndarray:

@@ -10,9 +10,10 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model.fitting import TrainingCells, fit_network, schedule
 from celler.model.knowledge import training_cells
-from celler.model.pretraining import adopt_pretrained, with_masked_task, with_neighbourhoods
+from celler.model.pretraining import adopt_pretrained, with_masked_task
 from celler.model.setup import LABELS_COLUMN
 from celler.model.streaming import streamed_cells
+from celler.model.unlabelled import with_neighbourhoods
 from celler.network import GeneTransformer, build_network, encoder_share
 from celler.training import PRETRAINED_RATE, TrainingConfig
 
@@ -42,6 +43,8 @@ def train(
 ) -> None:
     """Train on the labelled cells of the registered AnnData, or of a store on disk.
 
+    After :meth:`pretrain` and with few labels, means of the unlabelled cells that are registered are seen as well.
+
     max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
     accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
         ``devices=[i]``, or ``"mps"`` insist. ``devices=4`` trains in four processes, one for each device,
@@ -55,7 +58,7 @@ def train(
     replay: which misclassified cells of an epoch the next one trains again, see
         :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
     masked_weight: above 0, each step also hides genes of as many cells, unlabelled ones included, and adds
-        this many times the loss of predicting them, see :meth:`pretrain`. Little is gained after it.
+        this many times the loss of predicting them, see :meth:`pretrain`, which gains more where labels are few.
     learning_rate: peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a
         thirtieth of it.
     refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
@@ -90,8 +93,8 @@ def train(
         teacher=None if known is None else known.teacher,
         processes=choose_processes(devices),
     )
-    knows_genes = self.is_pretrained or masked_weight > 0
-    network = starting_network(self, cells.source.n_labelled, knows_genes, seed)
+    network = starting_network(self, cells.source.n_labelled, masked_weight > 0, seed)
+    cells = with_neighbourhoods(self, cells, network, config)
     config, pretrained = with_masked_task(self, config, masked_weight)
     fitted = fit_network(
         network,
@@ -110,23 +113,26 @@ def train(
 
 
 def cells_in_memory(self: Celler, seed: int) -> TrainingCells:
-    """The cells of the registered AnnData, of which the labelled ones are trained on."""
+    """The labelled cells of the registered AnnData."""
     self._require_registered()
     labels = self.adata.obs[LABELS_COLUMN]
     reader = ExpressionReader(self.adata, self._setup_args["layer"])
     columns = self._genes.columns_of(self.adata) if self._scgpt else None
-    cells = training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
-    return with_neighbourhoods(self, cells)
+    return training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
 
 
 def starting_network(
-    self: Celler, n_labelled: int, knows_genes: bool, seed: int
+    self: Celler, n_labelled: int, will_know_genes: bool, seed: int
 ) -> GeneTransformer:
-    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``.
+
+    will_know_genes: it learns them from unlabelled cells beside the labels.
+    """
     if self.is_trained or self._knowledge is not None:
         return self.module
     network = build_network(self.module.config, seed)
     if not self._scgpt:
+        knows_genes = self.is_pretrained or will_know_genes
         network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
     if self.is_pretrained:
         network.encoder.load_state_dict(self.module.encoder.state_dict())

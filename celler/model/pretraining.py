@@ -17,13 +17,10 @@ from scipy import sparse
 from celler.devices import choose_device, choose_precision, choose_processes
 from celler.genes import selector
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.loading import InMemorySource, OrderedMinibatches, ShuffledMinibatches
-from celler.model.fitting import TrainingCells
+from celler.loading import OrderedMinibatches, ShuffledMinibatches
 from celler.model.forward import rows_of
 from celler.model.query import align_query
-from celler.model.querying import get_latent_representation
 from celler.names import column
-from celler.neighbourhoods import neighbourhood_share, neighbourhoods
 from celler.network import build_network
 from celler.network.decoder import GeneDecoder
 from celler.pretraining import (
@@ -220,21 +217,6 @@ def with_masked_task(
     history = {} if before is None else before.history
     left = Pretrained(decoder, batches, share_of(cells), cells.X.shape[0], history)
     return replace(config, masked_task=MaskedTask(decoder, minibatches, weight)), left
-
-
-def with_neighbourhoods(self: Celler, cells: TrainingCells) -> TrainingCells:
-    """The cells, the labelled ones also as their neighbourhood where a pretrained encoder tells what is near."""
-    source, before = cells.source, self._pretrained
-    share = neighbourhood_share(source.n_labelled, len(self._tree.classes))
-    if before is None or self._knowledge is not None or self.is_trained or not share:
-        return cells
-    # The cell token of full attention is not asked which genes are there, and knows little of types.
-    if before.decoder.token is not None or (source.labels >= 0).all():
-        return cells
-    assert isinstance(source, InMemorySource)
-    embedding = get_latent_representation(self)
-    views = neighbourhoods(source.rows, source.labels, embedding, share, is_log=cells.is_log)
-    return cells._replace(source=InMemorySource(source.X, source.labels, source.target_sums, views))
 
 
 def masked_loaders(

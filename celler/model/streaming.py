@@ -104,11 +104,11 @@ class StreamedBlocks:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
         plan = list(epochs.epoch(self.index, self.batch_size, rng, again))
-        read = prefetch(self.source.store.stream(block.index for block in plan), 1)
-        for block, rows in zip(plan, read, strict=True):
-            X = rows.X.astype(np.float32)  # once, and not for each minibatch
-            for part in block.minibatches:
-                yield self.source.block(X, rows.index[part], np.arange(part.start, part.stop))
+        parts = ([block.index[part] for part in block.minibatches] for block in plan)
+        # As many minibatches ahead as a block has: while they are used, the next block is read.
+        n_ahead = max(len(block.ends) for block in plan)
+        for rows in prefetch(self.source.store.parts(parts), n_ahead):
+            yield self.source.block(rows.X, rows.index, np.arange(len(rows.index)))
 
 
 class KeptBlocks:

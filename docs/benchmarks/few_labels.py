@@ -1,10 +1,10 @@
 """A few labelled cells of each type, all others unlabelled: macro-F1 on the unlabelled ones.
 
-    python docs/benchmarks/few_labels.py DATA --out few.csv [--methods a,b] [--labels 2,5,10] [--seeds 5] [--scanvi]
+    python docs/benchmarks/few_labels.py DATA --out f.csv [--methods a,b] [--labels 2,5,10] [--seeds 5] [--figure a.png]
 
 DATA is a folder with the files of ``SETS``, all of counts. A method is a function in ``METHODS`` from labelled and
-unlabelled cells and a seed to the labels of the latter. ``--scanvi`` adds scANVI, some five minutes a run.
-Finished rows are kept in the file, and a run that was stopped goes on.
+unlabelled cells and a seed to the labels of the latter; scANVI takes minutes a run. Finished rows are kept in the
+file, and a run that was stopped goes on.
 """
 
 import argparse
@@ -18,9 +18,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from celler.benchmark.methods import Fit, logreg
 from celler.benchmark.methods.scanvi import N_STEPS
+from celler.colors import color_classes
 from celler.metrics import summary
 from celler.model import Celler
 
@@ -30,6 +33,15 @@ SETS = {
     "endocrine": "mouse_endocrinogenesis_3696.h5ad",
 }
 Answers = dict[str, np.ndarray]
+#: Columns of the figure, and how their lines look.
+STYLES = {
+    "celler": "o-",
+    "celler, propagate": "o--",
+    "celler, pretrain": "s-",
+    "celler, pretrain and propagate": "s--",
+    "scANVI": "^-",
+    "logistic regression": "v:",
+}
 
 
 def with_celler(labelled: ad.AnnData, unlabelled: ad.AnnData, seed: int) -> Answers:
@@ -141,9 +153,9 @@ def main() -> None:
     parser.add_argument("--methods", default="celler,logreg")
     parser.add_argument("--labels", default="2,5,10")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--scanvi", action="store_true")
+    parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    methods = options.methods.split(",") + ["scanvi"] * options.scanvi
+    methods = options.methods.split(",")
     runs = ["set", "n_labels", "seed", "run"]
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=runs)
     known = set(done[runs].itertuples(index=False, name=None))
@@ -185,6 +197,30 @@ def main() -> None:
         lambda sd: "" if sd != sd else f" ± {sd:.3f}"
     )
     print(text.unstack("set").to_string())
+    if options.figure:
+        curves(table).savefig(options.figure, dpi=150)
+
+
+def curves(table: pd.DataFrame) -> Figure:
+    """Macro-F1 against labelled cells of a type, a panel for each set, mean and sd over draws."""
+    figure, panels = plt.subplots(1, len(SETS), figsize=(10, 3.4), layout="constrained")
+    colors = color_classes(list(STYLES))
+    for panel, name in zip(panels, SETS, strict=True):
+        for method, style in STYLES.items():
+            rows = table[(table["set"] == name) & (table["method"] == method)]
+            found = rows.groupby("n_labels")["macro_f1"].agg(["mean", "std"])
+            panel.errorbar(
+                found.index, found["mean"], found["std"], fmt=style, color=colors[method],
+                ms=5, capsize=2, label=method,
+            )  # fmt: skip
+        panel.set(xscale="log", xlabel="labelled cells of a type", title=name)
+        panel.set_xticks([2, 5, 10], ["2", "5", "10"])
+        panel.minorticks_off()
+    panels[0].set_ylabel("macro-F1")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
+    return figure
 
 
 if __name__ == "__main__":
