@@ -16,6 +16,8 @@ from celler.shift import Profile, class_sums, linear, profile
 N_GENES, N_COMPONENTS = 2000, 50
 #: Cells that the distance is fitted on; a class gives its share of them, or this many where it has them.
 N_CELLS, N_OF_CLASS = 5000, 50
+#: Cells that are worked on at once.
+BLOCK_SIZE = 1000
 #: Share of the covariance that is replaced by a sphere of the same size.
 SHRINKAGE = 0.05
 #: Cells of the whole reference's profile mixed into that of each class, so that a small class excludes no gene.
@@ -134,9 +136,9 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     """Space and profile of cells ``X (N, G)`` with codes ``labels (N,)``, every class with a cell."""
     n_cells, n_classes = len(labels), int(labels.max()) + 1
     logs = _logs(X, is_log=is_log)
-    detected = np.bincount(logs.indices, minlength=X.shape[1])
+    detected, squares = _detected_and_squares(logs)
+    squares /= n_cells
     mean = np.asarray(logs.mean(axis=0)).ravel()
-    squares = np.bincount(logs.indices, np.square(logs.data), X.shape[1]) / n_cells
     variance = squares - mean**2
     variance[detected < min(3, n_cells)] = -1
     genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
@@ -169,6 +171,7 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
         lambda block: np.eye(n_classes)[labels[block]],
         n_cells,
         is_log=is_log,
+        block_size=BLOCK_SIZE,
     )
     return space, everything
 
@@ -183,6 +186,14 @@ def measure(
     :math:`\min_k \sum_g q_g \log(q_g / \pi_{kg})`, :math:`q` being the cell's shares. Depth is the logarithm of
     its detected genes over those of a mean cell.
     """
+    if X.shape[0] > BLOCK_SIZE:
+        starts = range(0, X.shape[0], BLOCK_SIZE)
+        blocks = [
+            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log)
+            for start in starts
+        ]
+        nearest, depth, parts = zip(*blocks, strict=True)
+        return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
     share = reference.share
     logs = _logs(X, is_log=is_log, target=1e4 * float(share[is_shared].sum()))
     P = _project(space, logs, is_shared)
@@ -201,10 +212,25 @@ def measure(
 
 def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.csr_matrix:
     """``log1p`` of counts per ``target``, explicit zeros dropped."""
-    logs = sparse.csr_matrix(linear(X, is_log=is_log) * (target / 1e4))
-    logs.data = np.log1p(logs.data)
-    logs.eliminate_zeros()
+    logs = linear(X, is_log=is_log)  # values of its own, beside the indices of X
+    logs.data *= target / 1e4
+    np.log1p(logs.data, out=logs.data)
+    if not logs.data.all():
+        logs = logs.copy()
+        logs.eliminate_zeros()
     return logs
+
+
+def _detected_and_squares(logs: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that express each gene, and the sum of its squared values, ``(G,)``."""
+    # In steps: what bincount makes of its input takes more memory than the input.
+    n_genes, step = logs.shape[1], 2**20
+    detected, squares = np.zeros(n_genes, np.int64), np.zeros(n_genes)
+    for start in range(0, logs.nnz, step):
+        genes, values = logs.indices[start : start + step], logs.data[start : start + step]
+        detected += np.bincount(genes, minlength=n_genes)
+        squares += np.bincount(genes, np.square(values), n_genes)
+    return detected, squares
 
 
 def _directions(Z: np.ndarray, means: np.ndarray) -> np.ndarray:

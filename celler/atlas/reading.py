@@ -113,11 +113,16 @@ class Store:
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
         """Counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
+        X = self.counts(index)
+        return sparse.csr_matrix((X.data.astype(np.float32), X.indices, X.indptr), X.shape)
+
+    def counts(self, index: np.ndarray) -> sparse.csr_matrix:
+        """As :meth:`rows`, in the type that the store has."""
         distinct, position = np.unique(index, return_inverse=True)
         parts = [part.X for part in self.stream(pieces(distinct))]
         if not parts:
             return sparse.csr_matrix((0, len(self.genes)), dtype=np.float32)
-        X = (sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]).astype(np.float32)
+        X = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
         return X if np.array_equal(distinct, index) else X[position]
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Rows]:

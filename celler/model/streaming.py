@@ -129,7 +129,7 @@ class KeptBlocks:
         parts = list(self.minibatches)
         if rank_and_size() not in self.kept:
             index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
-            kept = InMemorySource(self.source.rows(index), self.source.labels[index])
+            kept = InMemorySource(self.source.store.counts(index), self.source.labels[index])
             self.kept = {rank_and_size(): kept}
         kept, start = self.kept[rank_and_size()], 0
         for part in parts:
