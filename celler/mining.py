@@ -90,6 +90,22 @@ class HardCells:
         chosen = within(chosen, int(self.replay.max_share * self.class_counts.sum()))
         self.replayed, self._replayed_labels = chosen["index"], chosen["label"]
 
+    def to_plain(self) -> dict[str, Any]:
+        """What the next epochs depend on, as tensors and numbers."""
+        chosen = {"replayed": self.replayed, "replayed_labels": self._replayed_labels}
+        columns = {name: self.listed[name] for name in LISTED.names or ()} | chosen
+        plain = {name: torch.tensor(values.copy()) for name, values in columns.items()}
+        return plain | {"n_failed": self._n_failed}
+
+    def restore(self, plain: dict[str, Any]) -> None:
+        """Set what :meth:`to_plain` gave."""
+        self.replayed = plain["replayed"].numpy()
+        self._replayed_labels = plain["replayed_labels"].numpy()
+        self.listed = np.empty(len(plain["index"]), LISTED)
+        for name in LISTED.names or ():
+            self.listed[name] = plain[name].numpy()
+        self._n_failed = plain["n_failed"]
+
     def report(self) -> dict[str, float]:
         """``replayed_share`` of the training cells, and of which class: ``replayed_<code>`` cells."""
         counts = np.bincount(self._replayed_labels, minlength=len(self.class_counts))

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,10 +90,12 @@ def run_plan(
     title: str,
     shown: dict[str, str],
     n_threads: int | None,
+    ckpt_path: Path | None = None,
 ) -> None:
     """Fit ``plan`` on the minibatches; the global random state and the number of threads stay as they were.
 
     shown: metrics of the progress bar and their short names. n_threads: of a CPU, at most; ``None`` is all.
+    ckpt_path: to go on from, where it is there.
     """
     if has_bars(config):
         callbacks = [ProgressBar(title, shown), *callbacks]
@@ -106,12 +109,16 @@ def run_plan(
             callbacks=callbacks,
             enable_progress_bar=False,
             logger=False,
-            enable_checkpointing=False,
+            enable_checkpointing=ckpt_path is not None,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
         )
-        trainer.fit(plan, train, validation)
+        there = ckpt_path if ckpt_path is not None and ckpt_path.is_file() else None
+        # Tensors and numbers alone: a file of someone else must not run code.
+        trainer.fit(
+            plan, train, validation, ckpt_path=there, weights_only=None if there is None else True
+        )
 
 
 def placement(config: RunConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from celler.devices import autocast
 from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay, merged
 from celler.network import GeneTransformer
+from celler.resuming import EachEpoch
 from celler.running import by_metric, check_schedule, one_cycle, run_plan
 from celler.tokenizer import TokenBatch
 
@@ -101,6 +103,7 @@ class TrainingConfig:
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
     processes: tuple[int, int] = (1, 1)
+    ckpt_path: Path | None = None
 
     def __post_init__(self) -> None:
         check_schedule(self)
@@ -145,7 +148,7 @@ class TrainingPlan(LightningModule):
 
     def on_train_start(self) -> None:
         """Other noise and dropout on each rank: the first draws what one process would."""
-        if self.global_rank:
+        if self.global_rank and not self.trainer.current_epoch:  # else resumed
             seed = self.config.seed + 1_000_003 * self.global_rank
             self.generator.manual_seed(seed)
             torch.manual_seed(seed)
@@ -266,6 +269,14 @@ class BestWeights(Callback):
         self.best, self.n_epochs = -1.0, 0
         self.state: dict[str, Tensor] | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a training that is resumed."""
+        return {"best": self.best, "n_epochs": self.n_epochs, "state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What :meth:`state_dict` gave."""
+        vars(self).update(state_dict)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the epoch that just ended."""
         metrics = trainer.callback_metrics
@@ -333,20 +344,38 @@ def fit(
         # Their matrix products are so small that a second thread was never faster on minibatches of 32,
         # and twice as slow where threads sleep while they wait or the cores are busy.
         n_threads = max(1, config.batch_size // 128)
+    callbacks: list[Callback] = [] if validation is None else [best]
+    if config.ckpt_path is not None:
+        known = given(network, class_counts, config)
+        callbacks.append(EachEpoch(config.ckpt_path, known, train))
     run_plan(
         plan,
         train,
         validation,
         config,
-        callbacks=[] if validation is None else [best],
+        callbacks=callbacks,
         title=title,
         shown={"validation_macro_f1": "macro_f1"},
         n_threads=n_threads,
+        ckpt_path=config.ckpt_path,
     )
     if best.state is not None:
         plan.load_state_dict(best.state)
     plan.to(config.device).eval()
     return by_metric(plan.curves)
+
+
+def given(
+    network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig
+) -> dict[str, Any]:
+    """What a training must have in common with the one that it resumes."""
+    names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "seed", "processes")
+    return {name: getattr(config, name) for name in names} | {
+        "network": repr(network.config),
+        "loss": repr(config.loss),
+        "replay": repr(config.replay),
+        "class_counts": np.asarray(class_counts).tolist(),
+    }
 
 
 @torch.inference_mode()

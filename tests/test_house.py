@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(["door", "devices"], 0),
     **dict.fromkeys(["tokenizer", "network", "losses", "ontology", "running"], 1),
     **dict.fromkeys(["genes", "metrics", "mining", "datasets", "shift", "version", "colors"], 1),
-    **dict.fromkeys(["propagation", "prefetch"], 1),
+    **dict.fromkeys(["propagation", "prefetch", "resuming"], 1),
     **dict.fromkeys(["inputs", "loading", "training", "decision", "checkpoint"], 2),
     **dict.fromkeys(["pretraining", "novelty", "rehearsal", "tl", "labels", "scgpt"], 2),
     **dict.fromkeys(["pl", "pp", "atlas", "neighbourhoods"], 3),
@@ -29,7 +29,7 @@ FLOORS = {
 }
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
 #: `train` keeps scANVI's seven parameters beside its own.
-WIDE = {"train": 15}
+WIDE = {"train": 16}
 # Documented by scvi-tools for those who build on BaseModelClass, although their names start with "_".
 ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
 

@@ -176,6 +176,24 @@ def test_the_same_seed_trains_the_same_model(dm, streamed):
     pd.testing.assert_frame_equal(again.history, streamed.history)
 
 
+def test_a_stopped_training_resumes_to_the_same_model(dm, streamed, tmp_path, monkeypatch):
+    how = toy.QUICK | {"datamodule": dm, "ckpt_path": tmp_path / "last.ckpt"}
+    end = TrainingPlan.on_validation_epoch_end
+
+    def stopped(self):
+        if self.trainer.current_epoch == 2:
+            raise RuntimeError("stopped")
+        end(self)
+
+    monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", stopped)
+    with pytest.raises(RuntimeError, match="stopped"):
+        Celler(registry=dm.registry, **toy.SMALL).train(**how)
+    monkeypatch.undo()
+    resumed = Celler(registry=dm.registry, **toy.SMALL)
+    resumed.train(**how)
+    pd.testing.assert_frame_equal(resumed.history, streamed.history)
+
+
 def test_small_blocks_change_nothing_but_the_order(dm, monkeypatch):
     from celler.atlas import epochs
 

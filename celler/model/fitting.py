@@ -152,7 +152,7 @@ def fit_network(
         if len(labelled) < REFIT_BELOW if refit is None else refit:
             train = labelled
             trained.load_state_dict(initial)
-            _, hard_cells = run(network, loaders, train, None, config, "Refitting on all cells")
+            _, hard_cells = run(network, loaders, train, None, of_refit(config), "Refitting")
     expression = class_profile(source, train, len(classes), is_log=is_log)
     expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
     return Fitted(
@@ -184,6 +184,12 @@ def run(
     train = loaders.shuffled(rows, hard_cells)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
     return curves, hard_cells
+
+
+def of_refit(config: TrainingConfig) -> TrainingConfig:
+    """With a checkpoint of its own, beside that of the first training."""
+    path = config.ckpt_path
+    return replace(config, ckpt_path=path and path.with_name(path.name + ".refit"))
 
 
 def name_classes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from celler.devices import choose_device, choose_precision, choose_processes
@@ -40,6 +42,7 @@ def train(
     seed: int = 0,
     show_progress: bool = True,
     datamodule: DataModule | None = None,
+    ckpt_path: str | os.PathLike[str] | None = None,
 ) -> None:
     """Train on the labelled cells of the registered AnnData, or of a store on disk.
 
@@ -69,9 +72,10 @@ def train(
         ``logging.INFO`` hides the bars of all models.
     datamodule: a :class:`celler.atlas.DataModule`, the one the model was made with, whose cells are read from
         disk as they are needed: ``Celler(registry=dm.registry).train(datamodule=dm)``.
+    ckpt_path: a file that is written after each epoch. Where it is there already, training goes on from it, to
+        the same model that it would have become; a refit has its own beside it.
     """
-    if masked_weight and datamodule is not None:
-        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
+    check_masked(masked_weight, datamodule, ckpt_path)
     known = self._knowledge
     cells = cells_in_memory(self, seed) if datamodule is None else streamed_cells(self, datamodule)
     device = choose_device(accelerator, devices)
@@ -92,6 +96,7 @@ def train(
         seed=seed,
         teacher=None if known is None else known.teacher,
         processes=choose_processes(devices),
+        ckpt_path=checkpoint_file(ckpt_path),
     )
     network = starting_network(self, cells.source.n_labelled, masked_weight > 0, seed)
     cells = with_neighbourhoods(self, cells, network, config)
@@ -110,6 +115,32 @@ def train(
     if pretrained is not None:
         adopt_pretrained(self, pretrained)
     self._adopt(fitted if known is None else known.complete(fitted, cells.source))
+
+
+def check_masked(masked_weight: float, datamodule: DataModule | None, ckpt_path: object) -> None:
+    """Raise where the masked task cannot go along."""
+    if masked_weight and datamodule is not None:
+        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
+    if masked_weight and ckpt_path is not None:
+        raise ValueError(
+            "a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out."
+        )
+
+
+def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
+    """The path of a file; raises ``FileNotFoundError`` or ``IsADirectoryError`` where none can be written."""
+    if ckpt_path is None:
+        return None
+    path = Path(ckpt_path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"ckpt_path={str(path)!r} is a folder; name a file in it, such as last.ckpt."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"ckpt_path={str(path)!r} is in a folder that is not there; make {str(path.parent)!r} first."
+        )
+    return path
 
 
 def cells_in_memory(self: Celler, seed: int) -> TrainingCells:

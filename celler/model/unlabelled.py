@@ -87,7 +87,7 @@ def first_labels(
             train_size=1.0,
             validation_size=None,
             refit=False,
-            config=config,
+            config=replace(config, ckpt_path=None),
         )
     )
     found = self._tree.encode(np.asarray(predict(guide, indices=rows, propagate=True)))
