@@ -222,6 +222,7 @@ def test_every_option_has_been_tried():
         "early_stopping",
         "show_progress",
         "datamodule",
+        "ckpt_path",
     }
     for function, options in ((Celler.__init__, NETWORK_OPTIONS), (Celler.train, TRAIN_OPTIONS)):
         assert set(inspect.signature(function).parameters) - elsewhere == set(options)
