@@ -19,14 +19,14 @@ class CellBlock:
     """Some cells: rows of the CSR matrix ``X``, ``labels (B,)`` codes and ``index (B,)``, their row in the source.
 
     target_sums: ``(B,)``, what the tokenizer scales each cell to.
-    rows: ``(B,)``, which rows of ``X`` they are, ``None`` for all in order.
+    rows: ``(B,)``, which rows of ``X`` they are.
     """
 
     X: sparse.csr_matrix
     labels: np.ndarray
     index: np.ndarray
     target_sums: np.ndarray
-    rows: np.ndarray | None = None
+    rows: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +32,23 @@ class TokenBatch(NamedTuple):
     values: Tensor
     expression: Tensor
     padding_mask: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """Minibatches one after another; iterating gives each.
+
+    flat: what all of them hold, each part ``(N,)``. shapes: (B, T) of each minibatch.
+    """
+
+    flat: TokenBatch
+    shapes: list[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        areas = [n_cells * width for n_cells, width in self.shapes]
+        parts = zip(*(part.split(areas) for part in self.flat), strict=True)
+        for each, shape in zip(parts, self.shapes, strict=True):
+            yield TokenBatch(*(part.view(shape) for part in each))
 
 
 class BadValueError(ValueError):
@@ -78,9 +96,33 @@ class Tokenizer:
         token_dropout: float = 0.0,
         seeds: np.ndarray | None = None,
     ) -> TokenBatch:
-        """Tokenize rows of ``X``.
+        """Rows of ``X`` as one minibatch; arguments and errors as in :meth:`minibatches`."""
+        sizes = [X.shape[0] if rows is None else len(rows)]
+        (tokens,) = self.minibatches(
+            X, gene_map, sizes, rows=rows, is_log=is_log, target_sum=target_sum,
+            token_dropout=token_dropout, seeds=seeds,
+        )  # fmt: skip
+        return tokens
+
+    def minibatches(
+        self,
+        X: sparse.csr_matrix,
+        gene_map: np.ndarray,
+        sizes: list[int],
+        *,
+        rows: np.ndarray | None = None,
+        is_log: bool = False,
+        target_sum: float | np.ndarray = TARGET_SUM,
+        token_dropout: float = 0.0,
+        seeds: np.ndarray | None = None,
+    ) -> TokenBatches:
+        """Rows of ``X`` in several minibatches.
+
+        Made at once: a thread that asks for Python's lock again and again makes the one with the network wait each
+        time, for longer than the tokens take.
 
         gene_map: ``(n_vars,)`` int32, vocabulary row of each column, −1 to skip the column.
+        sizes: cells of each minibatch, in order; each is as wide as its longest cell.
         rows: ``(B,)``, which rows of ``X`` to take, without a copy of them; ``None`` is all.
         is_log: the values are natural ``log1p`` values and not proportional to counts.
         target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``, for all
@@ -104,16 +146,25 @@ class Tokenizer:
         n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
         if self.max_genes is not None:
             n_kept = np.minimum(n_kept, self.max_genes)
-        shape = (len(n_kept), max(1, int(n_kept.max(initial=0))))
-        gene_ids, values = np.zeros(shape, np.int32), np.zeros(shape, np.uint8)
-        expression = np.zeros(shape, np.float32)
+        shapes = shapes_of(n_kept, sizes)
+        ends = np.cumsum(np.repeat([width for _, width in shapes], sizes), dtype=np.int64)
+        size = int(ends[-1]) if len(ends) else 0
+        gene_ids, values = np.zeros(size, np.int32), np.zeros(size, np.uint8)
+        expression = np.zeros(size, np.float32)
         _fill_tokens(
             spans, X.indices, bits, gene_map, n_tokens, n_kept,
             self.n_bins, is_log, np.broadcast_to(np.float64(target_sum), len(n_kept)).copy(),
             np.empty(0, np.uint64) if seeds is None else seeds,
-            gene_ids, values, expression,
+            ends, (gene_ids, values, expression),
         )  # fmt: skip
-        return TokenBatch(*map(torch.from_numpy, (gene_ids, values, expression, values == 0)))
+        whole = map(torch.from_numpy, (gene_ids, values, expression, values == 0))
+        return TokenBatches(TokenBatch(*whole), shapes)
+
+
+def shapes_of(n_tokens: np.ndarray, sizes: list[int]) -> list[tuple[int, int]]:
+    """(B, T) of minibatches of ``sizes`` cells, each as wide as the most of its cells' ``n_tokens (N,)``."""
+    parts = np.split(n_tokens, np.cumsum(sizes)[:-1])
+    return [(len(part), max(1, int(part.max(initial=0)))) for part in parts]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -282,9 +333,9 @@ def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _fill_tokens(  # type: ignore[no-untyped-def]
     spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
-    gene_ids, values, expression,
+    ends, flat,
 ):  # fmt: skip
-    """Write the tokens of every row."""
+    """Write every row's genes, bins and expression to the arrays ``flat``; its place there ends at ``ends (B,)``."""
     distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
     for b in range(len(n_tokens)):
         n = n_tokens[b]
@@ -297,10 +348,11 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
             _keep_random(n, n_kept[b], seeds[b], mapped.is_kept)
         else:
             _keep_highest(n, n_kept[b], distinct.rank, mapped)
+        place = slice(ends[b - 1] if b else 0, ends[b])
+        ids, bins, levels = flat[0][place], flat[1][place], flat[2][place]
         t = k = np.uint64(0)
         while t < n_kept[b]:  # without a branch: which tokens are kept cannot be foreseen
             slot = np.uint32(mapped.slot[k])
-            gene_ids[b, t], values[b, t] = mapped.gene[k], distinct.bin[slot]
-            expression[b, t] = distinct.log[slot]
+            ids[t], bins[t], levels[t] = mapped.gene[k], distinct.bin[slot], distinct.log[slot]
             t += np.uint64(mapped.is_kept[k])
             k += np.uint64(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +36,10 @@ class Minibatch(NamedTuple):
 
     def to(self, device: torch.device) -> Minibatch:
         """On ``device``; from pinned memory the copy goes on while the caller does."""
-        return self._map(lambda part: part.to(device, non_blocking=True))
 
-    def pinned(self) -> Minibatch:
-        """In pinned memory."""
-        return self._map(Tensor.pin_memory)
+        def change(part: Tensor) -> Tensor:
+            return part.to(device, non_blocking=True)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Minibatch:
         embedding = None if self.embedding is None else change(self.embedding)
         tokens = TokenBatch(*map(change, self.tokens))
         return Minibatch(tokens, change(self.labels), change(self.source_index), embedding)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -9,6 +10,9 @@ from scipy import sparse
 from celler import loading
 from celler.loading import InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
 from celler.mining import HardCells, Replay
+from celler.model.loaders import Loaders, together
+from celler.tokenizer import Tokenizer
+from celler.training import TrainingConfig
 
 QUICK = settings(max_examples=100, deadline=None)
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
@@ -197,3 +201,31 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
     )
     dealt = [parts[i % n_ranks][i // n_ranks].tolist() for i in range(len(sizes))]
     assert dealt == [minibatch.tolist() for minibatch in alone]
+
+
+def test_blocks_of_one_matrix_are_taken_together_few_at_first():
+    source = InMemorySource(sparse.csr_matrix(np.eye(70)), np.zeros(70, np.int64))
+    blocks = [source[np.arange(k, k + 2)] for k in range(0, 70, 2)]
+    groups = list(together(blocks, n_cells=16))
+    assert [len(group) for group in groups] == [1, 2, 4, 8, 8, 8, 4]
+    assert [id(block) for group in groups for block in group] == [id(block) for block in blocks]
+    other = InMemorySource(source.X.copy(), source.labels)
+    mixed = [source[np.arange(2)], other[np.arange(2)], other[np.arange(2)]]
+    assert [len(group) for group in together(mixed)] == [1, 2]
+
+
+def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part.clone()
+    )
+    X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
+    source, rows = InMemorySource(X, np.arange(12)), np.arange(12)
+    on_cpu, on_gpu = (
+        Loaders(source, Tokenizer(), False, TrainingConfig(1, 4, device=torch.device(device)))
+        for device in ("cpu", "cuda")
+    )
+    plain, moved = (list(loaders.shuffled(rows, None)) for loaders in (on_cpu, on_gpu))
+    assert len(pinned) == 2 * 6  # a group of one minibatch and one of two
+    for one, other in zip(plain, moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

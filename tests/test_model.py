@@ -17,7 +17,7 @@ from celler.loading import InMemorySource
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
 from celler.model.fitting import schedule
-from celler.model.loaders import as_minibatch
+from celler.model.loaders import Loaders
 
 
 def log_values(adata) -> np.ndarray:
@@ -269,12 +269,15 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
     """In training; validation reads whole cells."""
     n_read, n_there = [], []
 
-    def counting(tokens, block, embedding):
-        n_read.append((~tokens.padding_mask).sum().item())
-        n_there.append(block.X[block.rows].nnz)
-        return as_minibatch(tokens, block, embedding)
+    joined = Loaders._joined
 
-    monkeypatch.setattr("celler.model.loaders.as_minibatch", counting)
+    def counting(self, blocks, *how):
+        found = joined(self, blocks, *how)
+        n_read.append((~found.tokens.flat.padding_mask).sum().item())
+        n_there.append(sum(block.X[block.rows].nnz for block in blocks))
+        return found
+
+    monkeypatch.setattr(Loaders, "_joined", counting)
     for rate in (0.0, 0.6):
         n_read.clear(), n_there.clear()
         fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)

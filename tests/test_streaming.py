@@ -146,7 +146,7 @@ def test_one_step_on_the_same_minibatch_is_equal(dm, cells, streamed):
     loaders = [Loaders(source, streamed._tokenizer, False, config) for source in (store, memory)]
     of_store = next(iter(loaders[0].shuffled(rows, None)))
     block = memory[of_store.source_index.numpy()]
-    of_memory = loaders[1]._training_minibatch(block, 0)
+    (of_memory,) = loaders[1]._for_training([block], 0)
     losses, gradients = [], []
     for minibatch in (of_store, of_memory):
         torch.manual_seed(0)

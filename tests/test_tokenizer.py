@@ -269,3 +269,18 @@ def test_dropout_needs_seeds():
         Tokenizer()(
             sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1
         )
+
+
+def test_several_minibatches_at_once_are_what_each_is_alone(rng):
+    X = sparse.csr_matrix(rng.poisson(0.4, size=(20, 30)), dtype=np.float32)
+    rows, seeds = rng.permutation(20)[:17], rng.integers(2**63, size=17).astype(np.uint64)
+    gene_map, ends = np.arange(30, dtype=np.int32), [0, 1, 9, 17]
+    how = {"token_dropout": 0.3, "target_sum": rng.uniform(1e3, 1e4, 17)}
+    together = Tokenizer().minibatches(X, gene_map, [1, 8, 8], rows=rows, seeds=seeds, **how)
+    for start, end, found in zip(ends[:-1], ends[1:], together, strict=True):
+        part = slice(start, end)
+        of_part = {"token_dropout": 0.3, "target_sum": how["target_sum"][part]}
+        alone = Tokenizer()(X, gene_map, rows=rows[part], seeds=seeds[part], **of_part)
+        assert [each.shape for each in found] == [each.shape for each in alone]
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)

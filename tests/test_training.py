@@ -60,20 +60,13 @@ def config(**options) -> TrainingConfig:
 
 
 @pytest.mark.parametrize("embedding", [None, torch.zeros(80, 2)])
-def test_a_minibatch_goes_to_a_device_with_all_its_parts(cells, embedding, monkeypatch):
-    minibatch = next(iter(cells[0]))._replace(embedding=embedding)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # needs a GPU
-    for moved, device in (
-        (minibatch.to(torch.device("meta")), "meta"),
-        (minibatch.pinned(), "cpu"),
-    ):
-        parts = [*moved.tokens, moved.labels, moved.source_index]
-        parts += [] if moved.embedding is None else [moved.embedding]
-        assert {part.device.type for part in parts} == {device}
-        assert (moved.embedding is None) == (embedding is None)
-        assert isinstance(moved.tokens, TokenBatch)
-    assert moved.labels is not minibatch.labels
-    torch.testing.assert_close(moved, minibatch)
+def test_a_minibatch_goes_to_a_device_with_all_its_parts(cells, embedding):
+    moved = next(iter(cells[0]))._replace(embedding=embedding).to(torch.device("meta"))
+    parts = [*moved.tokens, moved.labels, moved.source_index]
+    parts += [] if moved.embedding is None else [moved.embedding]
+    assert {part.device.type for part in parts} == {"meta"}
+    assert (moved.embedding is None) == (embedding is None)
+    assert isinstance(moved.tokens, TokenBatch)
 
 
 def assert_same_weights(one, other):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,11 @@ from torch import Tensor
 from celler.loading import Blocks, CellBlock, Source
 from celler.mining import HardCells, rank_and_size
 from celler.prefetch import prefetch
-from celler.tokenizer import TokenBatch, Tokenizer
+from celler.tokenizer import TokenBatch, TokenBatches, Tokenizer
 from celler.training import Minibatch, Minibatches, TrainingConfig
+
+#: Cells that are tokenized at once: at each handover the two threads wait for each other.
+CELLS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -34,42 +37,48 @@ class Loaders:
         """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
         config = self.config
         blocks = self.source.shuffled(rows, config.batch_size, config.seed, hard_cells)
-        return TokenMinibatches(blocks, self._training_minibatch, self._is_pinned)
+        return TokenMinibatches(blocks, self._for_training)
 
     def ordered(self, rows: np.ndarray) -> Minibatches:
         """For validation: in order, whole cells."""
         blocks = self.source.ordered(rows, 4 * self.config.batch_size)
-        return TokenMinibatches(blocks, self._validation_minibatch, self._is_pinned)
+        return TokenMinibatches(blocks, self._for_validation)
 
     def class_counts(self, rows: np.ndarray) -> np.ndarray:
         """Cells of each class among ``rows``, ``(C,)``."""
         return np.bincount(self.source.labels[rows], minlength=self.source.labels.max() + 1)
 
-    def _training_minibatch(self, block: CellBlock, number: int) -> Minibatch:
-        rng = np.random.default_rng((self.config.seed, number, rank_and_size()[0]))
-        seeds = rng.integers(2**63, size=len(block.index)).astype(np.uint64)
-        return self._minibatch(block, self.config.token_dropout, seeds)
+    def _for_training(self, blocks: list[CellBlock], number: int) -> Joined:
+        rank = rank_and_size()[0]
+        seeds = [
+            np.random.default_rng((self.config.seed, number + i, rank)).integers(
+                2**63, size=len(block.index)
+            )
+            for i, block in enumerate(blocks)
+        ]
+        dropout, of_cell = self.config.token_dropout, np.concatenate(seeds).astype(np.uint64)
+        return self._joined(blocks, dropout, of_cell)
 
-    def _validation_minibatch(self, block: CellBlock, number: int) -> Minibatch:
-        return self._minibatch(block)
+    def _for_validation(self, blocks: list[CellBlock], number: int) -> Joined:
+        return self._joined(blocks)
 
-    def _minibatch(
-        self, block: CellBlock, token_dropout: float = 0.0, seeds: np.ndarray | None = None
-    ) -> Minibatch:
-        tokens = self.tokenizer(
-            block.X,
+    def _joined(
+        self, blocks: list[CellBlock], token_dropout: float = 0.0, seeds: np.ndarray | None = None
+    ) -> Joined:
+        tokens = self.tokenizer.minibatches(
+            blocks[0].X,
             self._gene_map,
-            rows=block.rows,
+            [len(block.index) for block in blocks],
+            rows=np.concatenate([block.rows for block in blocks]),
             is_log=self.is_log,
-            target_sum=block.target_sums,
+            target_sum=np.concatenate([block.target_sums for block in blocks]),
             token_dropout=token_dropout,
             seeds=seeds,
         )
-        return as_minibatch(tokens, block, self.embedding)
-
-    @property
-    def _is_pinned(self) -> bool:
-        return self.config.device.type == "cuda"
+        labels = torch.from_numpy(np.concatenate([block.labels for block in blocks]))
+        index = torch.from_numpy(np.concatenate([block.index for block in blocks]))
+        joined = Joined(tokens, labels, index, self.embedding)
+        return joined.pinned() if self.config.device.type == "cuda" else joined
 
     @cached_property
     def _gene_map(self) -> np.ndarray:
@@ -77,19 +86,44 @@ class Loaders:
         return np.arange(self.source.n_genes, dtype=np.int32)
 
 
-class TokenMinibatches:
-    """Minibatches that ``make`` makes of ``blocks`` in a thread, while the network computes.
+@dataclass(frozen=True)
+class Joined:
+    """Successive minibatches in one piece, with ``labels (N,)`` and ``index (N,)``; iterating gives each.
 
-    make: is also given the minibatch's number since the first epoch. What is drawn at random depends on that
-        alone, so that a training which is resumed draws what it would have drawn.
-    is_pinned: in memory from which a GPU copies by itself.
+    embedding: ``(n_cells, D)`` of all cells of the source, where it is known.
+    """
+
+    tokens: TokenBatches
+    labels: Tensor
+    index: Tensor
+    embedding: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        sizes = [n_cells for n_cells, _ in self.tokens.shapes]
+        parts = zip(self.tokens, self.labels.split(sizes), self.index.split(sizes), strict=True)
+        for tokens, labels, index in parts:
+            known = None if self.embedding is None else self.embedding[index]
+            yield Minibatch(tokens, labels, index, known)
+
+    def pinned(self) -> Joined:
+        """In memory from which a GPU copies by itself."""
+        tokens = replace(
+            self.tokens, flat=TokenBatch(*(part.pin_memory() for part in self.tokens.flat))
+        )
+        return Joined(tokens, self.labels.pin_memory(), self.index.pin_memory(), self.embedding)
+
+
+class TokenMinibatches:
+    """Minibatches that ``join`` makes of ``blocks`` in a thread, while the network computes.
+
+    join: makes those of some blocks that are rows of the same matrix. It is also given the number of the first
+        since the first epoch. What is drawn at random depends on that alone, so that a training which is
+        resumed draws what it would have drawn.
     """
 
     # An attribute named `sampler` would make it a DataLoader to Lightning.
-    def __init__(
-        self, blocks: Blocks, make: Callable[[CellBlock, int], Minibatch], is_pinned: bool
-    ) -> None:
-        self.blocks, self.make, self.is_pinned, self.epoch = blocks, make, is_pinned, 0
+    def __init__(self, blocks: Blocks, join: Callable[[list[CellBlock], int], Joined]) -> None:
+        self.blocks, self.join, self.epoch = blocks, join, 0
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -100,20 +134,29 @@ class TokenMinibatches:
         self.blocks.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Minibatch]:
-        yield from prefetch(self._made())
+        for joined in prefetch(self._joined(), 1):
+            yield from joined  # cut here: the thread would ask for Python's lock for each
 
-    def _made(self) -> Iterator[Minibatch]:
-        first = self.epoch * len(self)
+    def _joined(self) -> Iterator[Joined]:
+        number = self.epoch * len(self)
         self.epoch += 1
-        for i, block in enumerate(self.blocks):
-            minibatch = self.make(block, first + i)
-            yield minibatch.pinned() if self.is_pinned else minibatch
+        for blocks in together(self.blocks):
+            yield self.join(blocks, number)
+            number += len(blocks)
 
 
-def as_minibatch(
-    tokens: TokenBatch, block: CellBlock, embedding: Tensor | None = None
-) -> Minibatch:
-    """The tokens of a block with its labels and index, and its part of ``embedding (n_cells, D)``."""
-    index = torch.from_numpy(block.index)
-    known = None if embedding is None else embedding[index]
-    return Minibatch(tokens, torch.from_numpy(block.labels), index, known)
+def together(
+    blocks: Iterable[CellBlock], n_cells: int = CELLS_AT_ONCE
+) -> Iterator[list[CellBlock]]:
+    """Successive blocks of the same matrix, up to ``n_cells``; few at first, which are waited for."""
+    waiting: list[CellBlock] = []
+    n_most, n_waiting = 1, 0
+    for block in blocks:
+        n_waiting += len(block.index)
+        is_full = len(waiting) == n_most or n_waiting > n_cells
+        if waiting and (is_full or block.X is not waiting[0].X):
+            yield waiting
+            waiting, n_most, n_waiting = [], 2 * n_most, len(block.index)
+        waiting.append(block)
+    if waiting:
+        yield waiting
