@@ -12,8 +12,10 @@ __all__ = ["prefetch"]
 Item = TypeVar("Item")
 
 
-def prefetch(iterable: Iterable[Item], n: int = 2) -> Iterator[Item]:
+def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
     """The items of ``iterable`` in their order, at most ``n`` of them made before they are asked for.
+
+    While the caller works on an item the next ``n`` are made, so that ``n + 1`` are in memory.
 
     One thread makes them, so that it pays where making an item releases the GIL: compiled code, reading. An
     error is raised where its item would have come. The thread starts with the first item that is asked for; it
@@ -51,8 +53,8 @@ def _ahead(iterable: Iterable[Item], n: int) -> Iterator[Item]:
                 raise error
             if not items:
                 return
-            yield items.pop()
             slots.release()
+            yield items.pop()
     finally:
         is_stopped.set()
         slots.release()

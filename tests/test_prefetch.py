@@ -31,7 +31,7 @@ def test_an_item_is_made_while_another_is_worked_on():
         is_made.set()
         yield 2
 
-    ahead = prefetch(items(), 2)
+    ahead = prefetch(items())
     assert next(ahead) == 1
     assert is_made.wait(10), "the second was not made before it was asked for"
     assert list(ahead) == [2]
@@ -46,9 +46,9 @@ def test_no_more_are_made_ahead_than_n():
             yield i
             was_made.release()
 
-    ahead = prefetch(items(), 3)
+    ahead = prefetch(items(), 2)
     next(ahead)
-    # Item 0 is in work, so 1 and 2 may wait, and no place is free for 3 until 0 is done.
+    # Item 0 is in work, so 1 and 2 may wait, and no place is free for 3 until 1 is asked for.
     for _ in range(2):
         assert was_made.acquire(timeout=10)
     assert not was_made.acquire(timeout=0.05)

@@ -30,7 +30,7 @@ class CellBlocks:
     def __iter__(self) -> Iterator[tuple[np.ndarray, AnnData]]:
         rank, n_ranks = rank_and_size()
         blocks = list(pieces(self.index, BLOCK_ROWS))[rank::n_ranks]
-        return prefetch(map(self._anndata, self.store.stream(blocks)), 1)
+        return prefetch(map(self._anndata, self.store.stream(blocks)))
 
     def sample(self, n_cells: int) -> AnnData:
         """At most so many of the cells, drawn at random, the same at each call."""

@@ -134,7 +134,7 @@ class TokenMinibatches:
         self.blocks.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Minibatch]:
-        for joined in prefetch(self._joined(), 1):
+        for joined in prefetch(self._joined()):
             yield from joined  # cut here: the thread would ask for Python's lock for each
 
     def _joined(self) -> Iterator[Joined]:
