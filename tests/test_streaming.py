@@ -111,6 +111,16 @@ def test_what_was_built_can_be_read(cells, tmp_path):
 # ---- training ----
 
 
+def test_an_epoch_gives_every_cell_once_with_its_counts(dm, cells):
+    rows = np.flatnonzero(dm.labels >= 0)
+    blocks = list(StoreSource(dm.store, dm.labels).shuffled(rows, 64, 0, None))
+    assert len({id(block.X) for block in blocks}) == 2, "one block of two parts"
+    np.testing.assert_array_equal(np.sort(np.concatenate([b.index for b in blocks])), rows)
+    for block in blocks:
+        counts = cells.X[block.index]
+        np.testing.assert_array_equal(block.X[block.rows].toarray(), counts.toarray())
+
+
 def test_a_model_of_the_store_is_a_model_of_the_cells(streamed, in_memory, dm, cells):
     np.testing.assert_array_equal(streamed.classes_, in_memory.classes_)
     assert streamed.parents_ == in_memory.parents_

@@ -113,8 +113,7 @@ class Store:
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
         """Counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
-        X = self.counts(index)
-        return sparse.csr_matrix((X.data.astype(np.float32), X.indices, X.indptr), X.shape)
+        return as_float(self.counts(index))
 
     def counts(self, index: np.ndarray) -> sparse.csr_matrix:
         """As :meth:`rows`, in the type that the store has."""
@@ -145,6 +144,11 @@ class Store:
     @property
     def _starts(self) -> np.ndarray:
         return np.cumsum(self.sizes) - self.sizes
+
+
+def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """``X`` in float32; its indices are shared."""
+    return sparse.csr_matrix((X.data.astype(np.float32), X.indices, X.indptr), X.shape)
 
 
 def pieces(index: np.ndarray, n_most: int = BLOCK_ROWS) -> Iterator[np.ndarray]:

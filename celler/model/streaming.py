@@ -3,7 +3,7 @@
 Training asks of a source, beside minibatches, for single rows, for validation cells and for cells that show what
 the classes look like. In memory all of that is indexing. A store answers each in bounded memory:
 
-- minibatches are read in blocks of neighbouring runs, one ahead of the one in use;
+- blocks of neighbouring runs are read, one ahead of the one that minibatches are made of;
 - hard cells are read along with the block in whose minibatches they come again, by their row;
 - validation cells, at most ``MAX_VALIDATION``, are read once and kept;
 - profiles of the classes are made from the first ``PROFILE_CELLS`` cells of each. A store is shuffled when it is
@@ -12,13 +12,16 @@ the classes look like. In memory all of that is indexing. A store answers each i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
 from celler.atlas import epochs
+from celler.atlas.epochs import PART_ROWS, Block
+from celler.atlas.reading import BLOCK_ROWS, as_float
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches
 from celler.mining import HardCells, rank_and_size
 from celler.model.fitting import TrainingCells, check_classes, warn_of_small_classes
@@ -103,12 +106,25 @@ class StreamedBlocks:
         again = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        plan = list(epochs.epoch(self.index, self.batch_size, rng, again))
-        parts = ([block.index[part] for part in block.minibatches] for block in plan)
-        # As many minibatches ahead as a block has: while they are used, the next block is read.
-        n_ahead = max(len(block.ends) for block in plan)
-        for rows in prefetch(self.source.store.parts(parts), n_ahead):
-            yield self.source.block(rows.X, rows.index, np.arange(len(rows.index)))
+        plan = epochs.epoch(self.index, self.batch_size, rng, again)
+        # As many parts ahead as a block has: while they are used, the next block is read.
+        for part, places, X in prefetch(self._read(plan), BLOCK_ROWS // PART_ROWS):
+            for minibatch in part.minibatches:
+                yield self.source.block(X, part.index[minibatch], places[minibatch])
+
+    def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
+        """The parts of each block: rows, each one's place among the counts, and these, in their order on disk."""
+        waiting: deque[Block] = deque()
+
+        def wanted() -> Iterator[list[np.ndarray]]:
+            for block in plan:
+                parts = list(block.parts)
+                waiting.extend(parts)
+                yield [np.unique(part.index) for part in parts]
+
+        for read in self.source.store.parts(wanted()):
+            part = waiting.popleft()
+            yield part, np.searchsorted(read.index, part.index), as_float(read.X)
 
 
 class KeptBlocks:
