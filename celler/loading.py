@@ -85,8 +85,8 @@ class Source(Protocol):
     ) -> Blocks:
         """For training: the cells ``index``, shuffled anew in each epoch, and the hard cells once more."""
 
-    def ordered(self, index: np.ndarray, batch_size: int) -> Blocks:
-        """For validation: the cells ``index``, always alike; ranks share them."""
+    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> Blocks:
+        """For validation: the cells ``index``, always alike; ranks share them, or each has all."""
 
 
 class InMemorySource(Dataset[CellBlock]):
@@ -131,8 +131,8 @@ class InMemorySource(Dataset[CellBlock]):
     ) -> Blocks:
         return BlocksInMemory(self, ShuffledMinibatches(index, batch_size, seed, hard_cells))
 
-    def ordered(self, index: np.ndarray, batch_size: int) -> Blocks:
-        return BlocksInMemory(self, OrderedMinibatches(index, batch_size, is_shared=True))
+    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> Blocks:
+        return BlocksInMemory(self, OrderedMinibatches(index, batch_size, is_shared=is_shared))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,81 @@
 
 import pickle
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
+
+
+def stopped_early(seen: dict[str, object]) -> None:
+    """A training that stops at the first epoch that is further below the best than a standard error."""
+    import toy
+
+    from celler import training
+
+    first = training.BestWeights.__init__
+    training.BestWeights.__init__ = lambda self, module, _: first(self, module, 1)
+    seen["stopped"] = toy.fit(
+        toy.cells(400), accelerator="cpu", max_epochs=60, learning_rate=3.0
+    ).history
+    training.BestWeights.__init__ = first
+
+
+def embedded(seen: dict[str, object], model) -> None:
+    """What a frozen encoder's embedding is, computed while the processes are connected."""
+    import toy
+
+    from celler.loading import InMemorySource
+    from celler.model.frozen import embed
+    from celler.model.loaders import Loaders
+    from celler.training import TrainingConfig
+
+    adata = toy.cells(101)
+    source = InMemorySource(adata.X, np.zeros(101, np.int64))
+    config = TrainingConfig(max_epochs=1, batch_size=8, show_progress=False)
+    loaders = Loaders(source, model._tokenizer, False, config)
+    seen["embedding"] = embed(model.module, loaders, np.arange(1, 101)).numpy()
+
+
+def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
+    """Pretraining, training, stopping, going on and labelling, from a store."""
+    import toy
+
+    from celler import training
+    from celler.atlas import DataModule, inference
+    from celler.mining import rank_and_size
+    from celler.model import Celler
+
+    dm = DataModule(store, labels_key="cell_type")
+    how = toy.QUICK | {"datamodule": dm, "accelerator": "cpu"}
+    streamed = Celler(registry=dm.registry, **toy.SMALL)
+    streamed.train(**how)
+    end = training.TrainingPlan.on_validation_epoch_end
+
+    def stopped(self):
+        if self.trainer.current_epoch == 2:
+            raise InterruptedError
+        end(self)
+
+    training.TrainingPlan.on_validation_epoch_end = stopped
+    with suppress(InterruptedError):
+        Celler(registry=dm.registry, **toy.SMALL).train(**how, ckpt_path=folder / "last.ckpt")
+    training.TrainingPlan.on_validation_epoch_end = end
+    resumed = Celler(registry=dm.registry, **toy.SMALL)
+    resumed.train(**how, ckpt_path=folder / "last.ckpt")
+    inference.BLOCK_ROWS = 100
+    seen |= {
+        "streamed_history": streamed.history,
+        "resumed_history": resumed.history,
+        "streamed_counts": streamed.class_counts_,
+        "streamed": streamed.predict(dataloader=dm.inference_dataloader(), soft=True),
+        "resumed": resumed.predict(dataloader=dm.inference_dataloader(), soft=True),
+    }
+    streamed.save(folder / f"model{rank_and_size()[0]}")
+    pretrained = Celler(registry=dm.registry, **toy.SMALL)
+    pretrained.pretrain(2, datamodule=dm, accelerator="cpu", show_progress=False)
+    seen["pretrained"] = pretrained.pretraining_history
+    seen["pretrained_weights"] = pretrained.module.encoder.gene.detach().numpy()
 
 
 def child(folder: Path, store: str) -> None:
@@ -29,6 +103,7 @@ def child(folder: Path, store: str) -> None:
 
     training.TrainingPlan.on_train_epoch_end = noted
     model = toy.fit(toy.cells(400), accelerator="cpu", max_epochs=6)
+    ShuffledMinibatches.__iter__ = first
     seen |= {
         "rank": rank_and_size(),
         "history": model.history,
@@ -40,19 +115,9 @@ def child(folder: Path, store: str) -> None:
         "hard": model.hard_cells_,
     }
     if store != "none":
-        from celler.atlas import DataModule
-        from celler.model import Celler
-
-        dm = DataModule(store, labels_key="cell_type")
-        streamed = Celler(registry=dm.registry, **toy.SMALL)
-        streamed.train(datamodule=dm, accelerator="cpu", **toy.QUICK)
-        from celler.atlas import inference
-
-        inference.BLOCK_ROWS = 100
-        seen["streamed_history"] = streamed.history
-        seen["streamed_counts"] = streamed.class_counts_
-        seen["streamed"] = streamed.predict(dataloader=dm.inference_dataloader(), soft=True)
-        streamed.save(folder / f"model{rank_and_size()[0]}")
+        embedded(seen, model)
+        stopped_early(seen)
+        of_store(seen, folder, store)
     (folder / f"{rank_and_size()[0]}.pickle").write_bytes(pickle.dumps(seen))
 
 

@@ -59,8 +59,7 @@ def masked_minibatches(model):
     from celler.model.pretraining import masked_loaders, unlabelled_cells
     from celler.pretraining import PretrainingConfig
 
-    found, _ = unlabelled_cells(model, None)
-    return masked_loaders(model, found, 0.0, PretrainingConfig(1, 32))[0]
+    return masked_loaders(model, unlabelled_cells(model, None), 0.0, PretrainingConfig(1, 32))[0]
 
 
 def test_its_minibatches_never_end_and_differ_by_epoch():

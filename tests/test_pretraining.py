@@ -9,11 +9,12 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score
 from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, snapshot, truth
 
+from celler.loading import InMemorySource
 from celler.model import Celler
 from celler.network import NetworkConfig, build_network
 from celler.network.decoder import GeneDecoder, context_of
 from celler.pretraining import MaskedLoss, PretrainingConfig, start_from_components
-from celler.pretraining.masking import MaskedCells, hide
+from celler.pretraining.masking import MaskedMinibatches, Masking, hide
 from celler.tokenizer import Tokenizer
 
 N_GENES, N_BINS = 30, 11
@@ -86,13 +87,15 @@ def test_context_is_the_lowest_visible_bin_and_the_number_of_genes():
 
 
 def test_validation_masks_are_always_the_same_and_training_masks_are_not(counts):
-    options = {"mask_ratio": 0.3, "seed": 0}
-    batch = np.zeros(counts.shape[0], np.int64)
-    rows = np.arange(5)
-    fixed = MaskedCells(counts, batch, Tokenizer(N_BINS), "additive", **options, is_fixed=True)
-    np.testing.assert_array_equal(fixed[rows].gene_ids, fixed[rows].gene_ids)
-    drawn = MaskedCells(counts, batch, Tokenizer(N_BINS), "additive", **options)
-    assert not np.array_equal(drawn[rows].gene_ids, drawn[rows].gene_ids)
+    source = InMemorySource(counts, np.zeros(counts.shape[0], np.int64))
+    masking = Masking(Tokenizer(N_BINS), "additive", mask_ratio=0.3, seed=0)
+    blocks = source.ordered(np.arange(5), 5)
+    fixed = MaskedMinibatches(blocks, masking, is_fixed=True)
+    drawn = MaskedMinibatches(blocks, masking)
+    for minibatches, is_alike in ((fixed, True), (drawn, False)):
+        assert len(minibatches) == 1
+        (first,), (second,) = list(minibatches), list(minibatches)
+        assert np.array_equal(first.gene_ids, second.gene_ids) == is_alike
 
 
 # ---- the loss ----

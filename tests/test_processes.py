@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import toy
 
 ROOT = Path(__file__).parents[1]
@@ -94,9 +95,7 @@ def test_macro_f1_is_that_of_all_validation_cells(ranks):
 
     adata = toy.cells(N_CELLS)
     model = toy.fit(adata, max_epochs=1)
-    model.module.load_state_dict(
-        {k: __import__("torch").tensor(v) for k, v in ranks[0]["weights"].items()}
-    )
+    model.module.load_state_dict({k: torch.tensor(v) for k, v in ranks[0]["weights"].items()})
     held_out = ranks[0]["validation"]
     labels = model.predict(adata[held_out].copy(), correct_shift=False)
     score = f1_score(toy.truth(adata)[held_out], labels, average="macro")
@@ -118,6 +117,41 @@ def test_a_store_is_shared_and_its_labels_are_gathered(ranks, store):
     pd.testing.assert_frame_equal(ranks[0]["streamed"], ranks[1]["streamed"])
     dm = DataModule(store, labels_key="cell_type")
     assert list(ranks[0]["streamed"].index) == list(dm.store.names(np.arange(len(dm))))
+
+
+@pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
+def test_a_stopped_training_goes_on_to_the_same_model(ranks):
+    for rank in ranks:
+        pd.testing.assert_frame_equal(rank["resumed_history"], rank["streamed_history"])
+        pd.testing.assert_frame_equal(rank["resumed"], rank["streamed"])
+
+
+@pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
+def test_pretraining_from_a_store_is_the_same_on_both_ranks(ranks):
+    pd.testing.assert_frame_equal(ranks[0]["pretrained"], ranks[1]["pretrained"])
+    np.testing.assert_array_equal(*(rank["pretrained_weights"] for rank in ranks))
+    assert len(ranks[0]["pretrained"]) == 2
+
+
+@pytest.mark.skipif(find_spec("annbatch") is None, reason="the longer half runs with the stores")
+def test_training_stops_at_the_same_epoch_on_both_ranks(ranks):
+    pd.testing.assert_frame_equal(ranks[0]["stopped"], ranks[1]["stopped"])
+    assert 1 < len(ranks[0]["stopped"]) < 60
+
+
+@pytest.mark.skipif(find_spec("annbatch") is None, reason="the longer half runs with the stores")
+def test_a_frozen_encoder_embeds_each_cell_once_for_all_ranks(ranks):
+    from process_cases import embedded
+
+    model = toy.fit(toy.cells(N_CELLS), max_epochs=1)
+    weights = {k: torch.tensor(v) for k, v in ranks[0]["weights"].items()}
+    model.module.load_state_dict(weights)
+    alone: dict = {}
+    embedded(alone, model)
+    for rank in ranks:
+        np.testing.assert_allclose(rank["embedding"], alone["embedding"], atol=1e-5)
+    assert (alone["embedding"][0] == 0).all()
+    assert (alone["embedding"][1:] != 0).any(1).all()
 
 
 def test_two_machines_are_two_processes(ranks, tmp_path):

@@ -282,7 +282,8 @@ class Celler(BaseModelClass):
             build = "from_pretrained(scgpt_folder, adata)" if self._scgpt else "Celler(adata)"
             raise RuntimeError(
                 "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
-                f"{build}.train(); or, to go on from this one, Celler.load_query_data(adata, model)."
+                f"{build}.train(); from a store on disk, train(datamodule=dm); to go on from this model, "
+                "Celler.load_query_data(adata, model)."
             )
 
     def _require_trained(self) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 from celler.devices import autocast
+from celler.mining import rank_and_size
 from celler.network import GeneTransformer
 from celler.running import has_bars
 
@@ -41,7 +42,10 @@ def prepared(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Lo
 
 @torch.no_grad()
 def embed(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tensor:
-    """Embedding ``(n_cells, D)`` of the cells ``rows`` of the source, zeros elsewhere."""
+    """Embedding ``(n_cells, D)`` of the cells ``rows`` of the source, zeros elsewhere.
+
+    Processes that are connected already share the cells; all get the embedding of all.
+    """
     config = loaders.config
     embedding = torch.zeros(len(loaders.source), network.config.d_model)
     network.to(config.device).eval()
@@ -49,5 +53,9 @@ def embed(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tenso
     for minibatch in tqdm(minibatches, "Embedding", disable=not has_bars(config)):
         with autocast(config.device, config.precision):
             output = network(*(part.to(config.device) for part in minibatch.tokens))
-        embedding[minibatch.source_index] = output.embedding.cpu()
-    return embedding
+        embedding[minibatch.source_index] = output.embedding.float().cpu()
+    if rank_and_size()[1] == 1:
+        return embedding
+    embedding = embedding.to(config.device)
+    distributed.all_reduce(embedding)
+    return embedding.cpu()

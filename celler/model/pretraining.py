@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from scipy import sparse
 from celler.devices import choose_device, choose_precision, choose_processes
 from celler.genes import selector
 from celler.inputs import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.loading import OrderedMinibatches, ShuffledMinibatches
+from celler.loading import InMemorySource, Source
 from celler.model.forward import rows_of
 from celler.model.query import align_query
+from celler.model.streaming import StoreSource, check_fits
 from celler.names import column
 from celler.network import build_network
 from celler.network.decoder import GeneDecoder
@@ -30,15 +30,18 @@ from celler.pretraining import (
     start_from_components,
 )
 from celler.pretraining.joint import MaskedTask
-from celler.pretraining.masking import MaskedCells, MaskedMinibatch, bins_of
+from celler.pretraining.masking import MaskedMinibatch, MaskedMinibatches, Masking, bins_of
 from celler.shift import linear
 from celler.training import TrainingConfig
 
 if TYPE_CHECKING:
+    from celler.atlas.datamodule import DataModule
     from celler.model.celler import Celler
 
 #: Validation cells beyond this many tell nothing more.
 MAX_VALIDATION = 5000
+#: Cells of a store that tell what its genes look like.
+STORE_SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,26 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class UnlabelledCells:
-    """Counts ``X (N, n_genes)`` of the model's genes, or what is proportional to them, and batch codes ``(N,)``."""
+    """Cells to learn from: the rows ``index (N,)`` of ``source``, whose labels are codes of ``batches``.
 
-    X: sparse.csr_matrix
-    batch: np.ndarray
+    sample: ``(n, n_genes)``, counts or what is proportional to them, of all the cells or enough of them to tell what
+        genes look like.
+    """
+
+    source: Source
+    index: np.ndarray
+    sample: sparse.csr_matrix
+    batches: tuple[str, ...]
 
     def log_rows(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """``log1p`` of counts per 10,000, ``(n, n_genes)``."""
-        return linear(self.X[rows], is_log=False).log1p()
+        """``log1p`` of counts per 10,000 of rows of the sample, ``(n, n_genes)``."""
+        return linear(self.sample[rows], is_log=False).log1p()
+
+    @property
+    def share(self) -> np.ndarray:
+        """Mean share of the counts that each gene has ``(n_genes,)``."""
+        total = np.asarray(self.sample.sum(axis=0), dtype=np.float64).ravel()
+        return np.asarray(total / total.sum())
 
 
 def pretrain(
@@ -96,6 +111,7 @@ def pretrain(
     devices: int | str | list[int] = "auto",
     seed: int = 0,
     show_progress: bool = True,
+    datamodule: DataModule | None = None,
 ) -> None:
     """Learn the genes from cells, labelled or not: hide some of a cell's genes and predict them from the others.
 
@@ -111,6 +127,8 @@ def pretrain(
     validation_size: share of the cells, 5,000 at most, that chooses the weights; 0 does without.
     early_stopping: stop when the validation loss has not fallen for a quarter of the epochs (5 at least).
     accelerator, devices, seed, show_progress: as in :meth:`train`.
+    datamodule: a :class:`celler.atlas.DataModule` with the model's genes, whose training cells take the place of
+        the registered ones and are read from disk as they are needed.
 
     Raises ``RuntimeError`` after :meth:`train`, whose classes rest on the encoder as it is.
     """
@@ -118,8 +136,11 @@ def pretrain(
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} was given; 0 <= it < 1 is needed.")
     before: Pretrained | None = self._pretrained
-    cells, batches = unlabelled_cells(self, adata)
-    n_cells = cells.X.shape[0]
+    if datamodule is None:
+        cells = unlabelled_cells(self, adata)
+    else:
+        cells = streamed_unlabelled(self, datamodule, adata)
+    n_cells = len(cells.index)
     device = choose_device(accelerator, devices)
     self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
     config = PretrainingConfig(
@@ -136,13 +157,13 @@ def pretrain(
     )
     if before is None:
         self.module = build_network(self.module.config, seed)
-        start_from_components(self.module, cells.log_rows, n_cells, seed)
-    decoder = new_decoder(self, cells, len(batches), seed) if before is None else before.decoder
+        start_from_components(self.module, cells.log_rows, cells.sample.shape[0], seed)
+    decoder = new_decoder(self, cells, seed) if before is None else before.decoder
     train, validation = masked_loaders(self, cells, validation_size, config)
     history = fit_masked(self.module, decoder, train, validation, config)
     if before is not None:
         history = {name: before.history.get(name, []) + history[name] for name in history}
-    adopt_pretrained(self, Pretrained(decoder, batches, share_of(cells), n_cells, history))
+    adopt_pretrained(self, Pretrained(decoder, cells.batches, cells.share, n_cells, history))
 
 
 def require_untrained(self: Celler) -> None:
@@ -158,10 +179,8 @@ def require_untrained(self: Celler) -> None:
         )
 
 
-def unlabelled_cells(
-    self: Celler, adata: AnnData | None
-) -> tuple[UnlabelledCells, tuple[str, ...]]:
-    """The model's cells and those of ``adata``, without empty ones, and the names of the batches."""
+def unlabelled_cells(self: Celler, adata: AnnData | None) -> UnlabelledCells:
+    """The model's cells and those of ``adata``, without empty ones."""
     key = self._setup_args["batch_key"]
     blocks, of_cells = [], []
     if self.adata is not None:
@@ -174,18 +193,51 @@ def unlabelled_cells(
         blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
         of_cells.append(batch_names(adata, known_key(self, adata)))
     if not blocks:
-        raise ValueError("this model was loaded without an AnnData; pass the cells as adata.")
+        raise ValueError(
+            "this model has no AnnData; pass the cells as adata, or a store of them as datamodule."
+        )
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)
     X.sort_indices()  # what is hidden is drawn by place, and must not depend on the order of columns
     has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
-    if has_counts.sum() < 2:
-        raise ValueError(f"{int(has_counts.sum())} cells have counts; at least 2 are needed.")
+    check_enough(int(has_counts.sum()))
     X, names = X[has_counts], names[has_counts]
-    before = self._pretrained
-    batches = tuple(sorted(set(names) - {""})) if before is None else before.batches
-    return UnlabelledCells(
-        X, pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
-    ), batches
+    batches = known_batches(self, names)
+    codes = pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
+    return UnlabelledCells(InMemorySource(X, codes), np.arange(len(codes)), X, batches)
+
+
+def streamed_unlabelled(
+    self: Celler, datamodule: DataModule, adata: AnnData | None
+) -> UnlabelledCells:
+    """The training cells of a store, without empty ones; their sample is the first of them, for a store is shuffled."""
+    check_fits(self, datamodule, ["gene_names"])
+    if adata is not None:
+        raise ValueError(
+            "adata was given together with datamodule; pass one of them, or put the cells into the store: "
+            "cl.atlas.build takes several sources."
+        )
+    store = datamodule.store
+    index = np.flatnonzero(datamodule.is_train & ~store.is_empty())
+    check_enough(len(index))
+    codes, names = datamodule.batches
+    batches = known_batches(
+        self, np.array(names, object)[np.unique(codes[index][codes[index] >= 0])]
+    )
+    code_of = np.append(pd.Index(batches).get_indexer(pd.Index(names)), -1).astype(np.int32)
+    sample = store.rows(index[:STORE_SAMPLE])
+    return UnlabelledCells(StoreSource(store, code_of[codes]), index, sample, batches)
+
+
+def known_batches(self: Celler, names: np.ndarray) -> tuple[str, ...]:
+    """The batches that the model's decoder knows, or will."""
+    before: Pretrained | None = self._pretrained
+    return tuple(sorted(set(names) - {""})) if before is None else before.batches
+
+
+def check_enough(n_cells: int) -> None:
+    """Raise ``ValueError`` where there is nothing to learn from."""
+    if n_cells < 2:
+        raise ValueError(f"{n_cells} cells have counts; at least 2 are needed.")
 
 
 def with_masked_task(
@@ -205,9 +257,9 @@ def with_masked_task(
             "from_pretrained or load_query_data made or that reads a store on disk; leave it at 0."
         )
     before: Pretrained | None = self._pretrained
-    cells, batches = unlabelled_cells(self, None)
+    cells = unlabelled_cells(self, None)
     if before is None:
-        decoder = new_decoder(self, cells, len(batches), config.seed)
+        decoder = new_decoder(self, cells, config.seed)
     else:
         decoder = deepcopy(before.decoder)
     masking = PretrainingConfig(
@@ -215,7 +267,7 @@ def with_masked_task(
     )
     minibatches, _ = masked_loaders(self, cells, 0.0, masking)
     history = {} if before is None else before.history
-    left = Pretrained(decoder, batches, share_of(cells), cells.X.shape[0], history)
+    left = Pretrained(decoder, cells.batches, cells.share, len(cells.index), history)
     return replace(config, masked_task=MaskedTask(decoder, minibatches, weight)), left
 
 
@@ -223,24 +275,16 @@ def masked_loaders(
     self: Celler, cells: UnlabelledCells, validation_size: float, config: PretrainingConfig
 ) -> tuple[Iterable[MaskedMinibatch], Iterable[MaskedMinibatch] | None]:
     """Minibatches to learn from and, with the same genes hidden in every epoch, to validate on."""
-    n_cells, seed = cells.X.shape[0], config.seed
+    n_cells, seed, source = len(cells.index), config.seed, cells.source
     order = np.random.default_rng(seed).permutation(n_cells)
     n_validation = min(round(validation_size * n_cells), MAX_VALIDATION)
-    held_out, learned = np.sort(order[:n_validation]), np.sort(order[n_validation:])
-    masked = partial(
-        MaskedCells,
-        cells.X,
-        cells.batch,
-        self._tokenizer,
-        self.module.config.encoder,
-        mask_ratio=config.mask_ratio,
-        seed=seed,
-    )
-    train = masked().loader(ShuffledMinibatches(learned, config.batch_size, seed))
+    held_out, learned = (cells.index[np.sort(part)] for part in np.split(order, [n_validation]))
+    masking = Masking(self._tokenizer, self.module.config.encoder, config.mask_ratio, seed)
+    train = MaskedMinibatches(source.shuffled(learned, config.batch_size, seed, None), masking)
     if not n_validation:
         return train, None
-    ordered = OrderedMinibatches(held_out, 2 * config.batch_size)
-    return train, masked(is_fixed=True).loader(ordered)
+    ordered = source.ordered(held_out, 2 * config.batch_size, is_shared=False)
+    return train, MaskedMinibatches(ordered, masking, is_fixed=True)
 
 
 def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
@@ -267,25 +311,19 @@ def batch_names(adata: AnnData, key: str | None) -> np.ndarray:
     return values.astype(object).where(values.notna(), "").astype(str).to_numpy().astype(object)
 
 
-def share_of(cells: UnlabelledCells) -> np.ndarray:
-    """Mean share of a cell's counts that each gene has ``(n_genes,)``."""
-    total = np.asarray(cells.X.sum(axis=0), dtype=np.float64).ravel()
-    return np.asarray(total / total.sum())
-
-
 def n_epochs(n_cells: int, batch_size: int) -> int:
     """10 up to 50,000 cells, then fewer as their number grows, and at least 1,000 steps in at most 100 epochs."""
     n_steps = -(-n_cells // max(1, batch_size))
     return max(1, round(10 * min(1.0, 50_000 / n_cells)), min(100, -(-1000 // n_steps)))
 
 
-def new_decoder(self: Celler, cells: UnlabelledCells, n_batches: int, seed: int) -> GeneDecoder:
+def new_decoder(self: Celler, cells: UnlabelledCells, seed: int) -> GeneDecoder:
     """A decoder for the model's encoder that knows each gene's mean, other weights from ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        decoder = GeneDecoder(self.module.config, n_batches)
-    rows = np.random.default_rng(seed).permutation(cells.X.shape[0])[:PCA_CELLS]
-    decoder.start_from(bins_of(cells.X[np.sort(rows)], self._tokenizer))
+        decoder = GeneDecoder(self.module.config, len(cells.batches))
+    rows = np.random.default_rng(seed).permutation(cells.sample.shape[0])[:PCA_CELLS]
+    decoder.start_from(bins_of(cells.sample[np.sort(rows)], self._tokenizer))
     return decoder
 
 

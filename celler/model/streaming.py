@@ -20,6 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from celler.atlas import epochs
+from celler.atlas.datamodule import DataModule
 from celler.atlas.epochs import PART_ROWS, Block
 from celler.atlas.reading import BLOCK_ROWS, as_float
 from celler.loading import CellBlock, InMemorySource, OrderedMinibatches
@@ -29,7 +30,6 @@ from celler.prefetch import prefetch
 from celler.tokenizer import TARGET_SUM
 
 if TYPE_CHECKING:
-    from celler.atlas.datamodule import DataModule
     from celler.atlas.reading import Store
     from celler.model.celler import Celler
 
@@ -73,8 +73,8 @@ class StoreSource:
     ) -> StreamedBlocks:
         return StreamedBlocks(self, index, batch_size, seed, hard_cells)
 
-    def ordered(self, index: np.ndarray, batch_size: int) -> KeptBlocks:
-        return KeptBlocks(self, index, batch_size)
+    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> KeptBlocks:
+        return KeptBlocks(self, OrderedMinibatches(index, batch_size, is_shared=is_shared))
 
     def block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
         """The cells ``index (B,)``, which are ``rows (B,)`` of the counts ``X``."""
@@ -130,9 +130,8 @@ class StreamedBlocks:
 class KeptBlocks:
     """Validation minibatches of this rank, read from the store once."""
 
-    def __init__(self, source: StoreSource, index: np.ndarray, batch_size: int) -> None:
-        self.source = source
-        self.minibatches = OrderedMinibatches(index, batch_size, is_shared=True)
+    def __init__(self, source: StoreSource, minibatches: OrderedMinibatches) -> None:
+        self.source, self.minibatches = source, minibatches
         self.kept: dict[tuple[int, int], InMemorySource] = {}
 
     def __len__(self) -> int:
@@ -157,18 +156,28 @@ class KeptBlocks:
 def streamed_cells(self: Celler, datamodule: DataModule) -> TrainingCells:
     """The labelled training cells of a store; raises ``ValueError`` where the model was not made for it."""
     check_fits(self, datamodule)
+    if datamodule.labels_key is None:
+        raise ValueError(
+            "this data module has no labels_key, which is enough for pretrain alone; name the column of cell types: "
+            f"DataModule(path, labels_key=...). Columns: {datamodule.store.columns}."
+        )
     check_classes(tuple(datamodule.classes))
     warn_of_small_classes(datamodule.labels, tuple(datamodule.classes), ())
     source = StoreSource(datamodule.store, datamodule.labels)
     return TrainingCells(source, datamodule.store.names, False)
 
 
-def check_fits(self: Celler, datamodule: DataModule) -> None:
+def check_fits(
+    self: Celler, datamodule: DataModule, keys: Iterable[str] = ("gene_names", "classes", "parents")
+) -> None:
     """Raise ``ValueError`` unless genes and classes of the model are those of the store."""
+    if not isinstance(datamodule, DataModule):
+        raise TypeError(
+            f"datamodule is a {type(datamodule).__name__}; a celler.atlas.DataModule is needed: "
+            "dm = cl.atlas.DataModule(path, labels_key=...)."
+        )
     described = datamodule.registry["celler"]
-    differing = [
-        key for key in described if list(described[key]) != list(self._described.get(key, []))
-    ]
+    differing = [key for key in keys if list(described[key]) != list(self._described.get(key, []))]
     if differing:
         raise ValueError(
             f"the model and the store differ in {', '.join(differing)}; make the model of the same data module: "

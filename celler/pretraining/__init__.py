@@ -127,9 +127,10 @@ class PretrainingPlan(LightningModule):
         self.log("validation_correlation", torch.corrcoef(torch.stack([value, bins]))[0, 1])
 
     def on_train_epoch_end(self) -> None:
-        """Copy the epoch's metrics."""
+        """Copy the epoch's metrics; the loss is that of all ranks."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        row["train_loss"] = float(torch.stack(self.losses).mean())
+        loss = torch.stack(self.losses).mean()
+        row["train_loss"] = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
         self.losses.clear()
         self.curves.append(row)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+from celler.loading import Blocks, CellBlock
 from celler.mining import rank_and_size
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch, Tokenizer
@@ -91,43 +93,28 @@ def hide(
     )
 
 
-class MaskedCells(Dataset[MaskedMinibatch]):
-    """Cells with genes hidden: ``cells[rows]`` is a minibatch, drawn anew each time or, ``is_fixed``, always alike.
+@dataclass(frozen=True)
+class Masking:
+    """Hides the share ``mask_ratio`` of the genes of cells, for an encoder of the kind ``encoder``."""
 
-    X: ``(N, n_genes)``, counts of the model's genes or what is proportional to them. batch: codes ``(N,)``.
-    """
+    tokenizer: Tokenizer
+    encoder: str
+    mask_ratio: float
+    seed: int
 
-    def __init__(
-        self,
-        X: sparse.csr_matrix,
-        batch: np.ndarray,
-        tokenizer: Tokenizer,
-        encoder: str,
-        *,
-        mask_ratio: float,
-        seed: int,
-        is_fixed: bool = False,
-    ) -> None:
-        self.X, self.batch, self.tokenizer, self.encoder = X, batch, tokenizer, encoder
-        self.mask_ratio, self.seed, self.is_fixed, self.n_calls = mask_ratio, seed, is_fixed, 0
-
-    def __len__(self) -> int:
-        return len(self.batch)
-
-    def __getitem__(self, rows: np.ndarray) -> MaskedMinibatch:
-        self.n_calls += 1
-        draw = int(rows[0]) if self.is_fixed else self.n_calls
-        rank = 0 if self.is_fixed else rank_and_size()[0]
-        rng = np.random.default_rng((self.seed, int(self.is_fixed), draw, rank))
-        n_genes = self.X.shape[1]
+    def __call__(self, block: CellBlock, draw: tuple[int, ...]) -> MaskedMinibatch:
+        """The cells of ``block``, whose labels are batch codes; which genes depends on ``draw`` alone."""
+        rng = np.random.default_rng((self.seed, *draw))
+        n_genes = block.X.shape[1]
         tokens = self.tokenizer(
-            self.X[rows],
+            block.X,
             np.arange(n_genes, dtype=np.int32),
-            seeds=rng.integers(2**63, size=len(rows)).astype(np.uint64),
+            rows=block.rows,
+            seeds=rng.integers(2**63, size=len(block.rows)).astype(np.uint64),
         )
         return hide(
             tokens,
-            torch.from_numpy(self.batch[rows]),
+            torch.from_numpy(block.labels),
             mask_ratio=self.mask_ratio,
             n_genes=n_genes,
             n_bins=self.tokenizer.n_bins,
@@ -135,12 +122,22 @@ class MaskedCells(Dataset[MaskedMinibatch]):
             generator=torch.Generator().manual_seed(int(rng.integers(2**63))),
         )
 
-    def loader(self, sampler: Sampler[np.ndarray]) -> DataLoader[MaskedMinibatch]:
-        """The minibatches that ``sampler`` deals."""
-        # A loader draws from the global random state at each epoch unless it has a generator.
-        return DataLoader(
-            self, sampler=sampler, batch_size=None, collate_fn=as_it_is, generator=torch.Generator()
-        )
+
+class MaskedMinibatches:
+    """The minibatches of ``blocks`` with genes hidden, drawn anew each time or, ``is_fixed``, always alike."""
+
+    def __init__(self, blocks: Blocks, masking: Masking, *, is_fixed: bool = False) -> None:
+        self.blocks, self.masking, self.is_fixed, self.n_given = blocks, masking, is_fixed, 0
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[MaskedMinibatch]:
+        for block in self.blocks:
+            self.n_given += 1
+            rank = rank_and_size()[0]
+            draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank)
+            yield self.masking(block, draw)
 
 
 def bins_of(X: sparse.csr_matrix, tokenizer: Tokenizer) -> sparse.csr_matrix:
@@ -151,8 +148,3 @@ def bins_of(X: sparse.csr_matrix, tokenizer: Tokenizer) -> sparse.csr_matrix:
     share = tokens.values[is_real].double() / (tokenizer.n_bins - 1)
     gene = tokens.gene_ids[is_real]
     return sparse.csr_matrix((share.numpy(), (row.numpy(), gene.numpy())), X.shape)
-
-
-def as_it_is(minibatch: Any) -> Any:
-    """The minibatch: what :class:`MaskedCells` gives is one already."""
-    return minibatch

@@ -19,9 +19,10 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from celler.loading import InMemorySource
 from celler.model import Celler
 from celler.pretraining import MaskedLoss
-from celler.pretraining.masking import MaskedCells, bins_of
+from celler.pretraining.masking import Masking, bins_of
 from celler.shift import linear
 
 SETS = ("pbmc3k_annotated", "onek1k_40donors_7811")
@@ -57,16 +58,9 @@ def errors(adata: anndata.AnnData, seed: int) -> dict[str, float]:
     Celler.setup_anndata(reference)
     model = Celler(reference)
     model.pretrain(seed=seed, show_progress=False)
-    cells = MaskedCells(
-        sparse.csr_matrix(adata.X)[test],
-        np.full(n_test, -1),
-        model._tokenizer,
-        "additive",
-        mask_ratio=0.15,
-        seed=seed,
-        is_fixed=True,
-    )
-    masked = cells[np.arange(n_test)]
+    source = InMemorySource(sparse.csr_matrix(adata.X)[test], np.full(n_test, -1))
+    masking = Masking(model._tokenizer, "additive", mask_ratio=0.15, seed=seed)
+    masked = masking(source[np.arange(n_test)], (1, 0, 0))
     with torch.inference_mode():
         loss = MaskedLoss(model.module.encoder, model._pretrained.decoder)
         value = loss.outputs(masked)[0].numpy()

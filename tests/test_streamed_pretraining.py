@@ -1,0 +1,151 @@
+"""Pretraining from a store on disk agrees with pretraining from memory."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toy
+from scipy import sparse
+
+from celler.model import Celler
+from celler.model.pretraining import masked_loaders, streamed_unlabelled, unlabelled_cells
+from celler.pretraining import PretrainingConfig
+
+pytest.importorskip("annbatch")
+
+from store_cases import shuffled, write_store
+
+from celler.atlas import DataModule
+
+SETUP = {"labels_key": "cell_type", "batch_key": "donor"}
+QUICK = {"max_epochs": 3, "show_progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Cells of three donors, a tenth for tests, two without a label, one without counts."""
+    adata = shuffled(toy.cells(1200))
+    rng = np.random.default_rng(0)
+    adata.obs["split"] = np.where(rng.random(1200) < 0.1, "test", "train")
+    adata.obs["donor"] = rng.choice(["c", "a", "b"], 1200)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.iloc[[3, 700], adata.obs.columns.get_loc("cell_type")] = np.nan
+    adata.obs.iloc[5, adata.obs.columns.get_loc("cell_type")] = np.nan
+    adata.X = sparse.diags_array((np.arange(1200) != 5).astype(np.float32)) @ adata.X
+    adata.X = sparse.csr_matrix(adata.X)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def folder(cells, tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=2)
+
+
+@pytest.fixture(scope="module")
+def dm(folder):
+    return DataModule(folder, **SETUP)
+
+
+@pytest.fixture(scope="module")
+def in_memory(cells):
+    train = cells[cells.obs["split"] == "train"].copy()
+    Celler.setup_anndata(train, **SETUP)
+    return Celler(train, **toy.SMALL)
+
+
+@pytest.fixture(scope="module")
+def streamed(dm):
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    model.pretrain(datamodule=dm, **QUICK)
+    return model
+
+
+def test_the_cells_are_those_in_memory(dm, in_memory):
+    of_store = streamed_unlabelled(Celler(registry=dm.registry, **toy.SMALL), dm, None)
+    of_memory = unlabelled_cells(in_memory, None)
+    assert of_store.batches == of_memory.batches == ("a", "b", "c")
+    assert len(of_store.index) == len(of_memory.index)
+    np.testing.assert_array_equal(of_store.sample.toarray(), of_memory.sample.toarray())
+    codes = of_store.source.labels[of_store.index]
+    np.testing.assert_array_equal(codes, of_memory.source.labels)
+
+
+def test_validation_minibatches_are_those_in_memory(dm, in_memory):
+    config = PretrainingConfig(1, 64)
+    (_, of_store), (_, of_memory) = (
+        masked_loaders(in_memory, cells, 0.2, config)
+        for cells in (streamed_unlabelled(in_memory, dm, None), unlabelled_cells(in_memory, None))
+    )
+    assert len(of_store) == len(of_memory) > 1
+    for one, other in zip(of_store, of_memory, strict=True):
+        # Which genes are hidden is drawn by the row, which differs.
+        torch.testing.assert_close(one.batch, other.batch)
+        assert one.bins.shape == other.bins.shape
+
+
+def test_an_epoch_shows_every_cell_once(dm, in_memory):
+    train, none = masked_loaders(
+        in_memory, streamed_unlabelled(in_memory, dm, None), 0.0, PretrainingConfig(1, 64)
+    )
+    assert none is None
+    minibatches = list(train)
+    assert len(minibatches) == len(train)
+    wanted = unlabelled_cells(in_memory, None)
+    seen = np.concatenate([minibatch.batch.numpy() for minibatch in minibatches])
+    np.testing.assert_array_equal(np.bincount(seen), np.bincount(wanted.source.labels))
+
+
+def test_the_store_teaches_as_much_as_memory(dm, streamed, cells):
+    losses = []
+    for seed in (0, 1):
+        train = cells[cells.obs["split"] == "train"].copy()
+        Celler.setup_anndata(train, **SETUP)
+        model = Celler(train, **toy.SMALL)
+        model.pretrain(seed=seed, **QUICK)
+        losses.append(model.pretraining_history["validation_loss"].min())
+    loss = streamed.pretraining_history["validation_loss"].min()
+    assert min(losses) - 0.05 <= loss <= max(losses) + 0.05
+
+
+def test_the_same_seed_learns_the_same(dm, streamed):
+    again = Celler(registry=dm.registry, **toy.SMALL)
+    again.pretrain(datamodule=dm, **QUICK)
+    pd.testing.assert_frame_equal(again.pretraining_history, streamed.pretraining_history)
+    again.pretrain(datamodule=dm, **QUICK)
+    assert len(again.pretraining_history) == 6, "a second call continues"
+
+
+def test_a_pretrained_model_trains_and_is_saved(dm, cells, tmp_path):
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    model.pretrain(datamodule=dm, **QUICK)
+    model.train(datamodule=dm, **toy.QUICK)
+    model.save(tmp_path)
+    query = toy.cells(300, seed=1)
+    assert (Celler.load(tmp_path).predict(query) == toy.truth(query)).mean() > 0.7
+    assert model.predict_expression(query).shape == query.shape
+
+
+def test_labels_are_not_needed(folder, in_memory):
+    dm = DataModule(folder)
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    model.pretrain(datamodule=dm, **QUICK)
+    assert model.is_pretrained
+    with pytest.raises(ValueError, match="no labels_key.*'cell_type'"):
+        model.train(datamodule=dm, **toy.QUICK)
+    other = Celler(in_memory.adata, **toy.SMALL)
+    other.load_encoder(model)
+    assert other.is_pretrained
+
+
+def test_what_does_not_fit_is_refused(dm, in_memory, tmp_path, cells):
+    with pytest.raises(ValueError, match=r"pass one of them.*cl\.atlas\.build"):
+        in_memory.pretrain(datamodule=dm, adata=cells, **QUICK)
+    write_store(tmp_path, cells[:, ::-1].copy())
+    with pytest.raises(ValueError, match="differ in gene_names"):
+        in_memory.pretrain(datamodule=DataModule(tmp_path, **SETUP), **QUICK)
+    for train in (in_memory.pretrain, in_memory.train):
+        with pytest.raises(TypeError, match="is a str; a celler.atlas.DataModule is needed"):
+            train(1, datamodule=str(tmp_path))
+    with pytest.raises(ValueError, match="or a store of them as datamodule"):
+        Celler(registry=dm.registry).pretrain(1)
+    assert not in_memory.is_pretrained
