@@ -21,7 +21,6 @@ from stores import (
 import celler as cl
 from celler.atlas.engine import require_engine
 from celler.atlas.manifest import read_manifest
-from celler.benchmark import make_files
 from celler.cli import main
 
 
@@ -371,28 +370,3 @@ def test_the_command_builds_and_counts(files, tmp_path, capsys):
     assert "liver" in capsys.readouterr().out
     assert main([*command, "--columns", "donor"]) == 2
     assert "'donor' was given; NAME=COLUMN" in capsys.readouterr().err
-
-
-def test_the_benchmark_measures_a_build(tmp_path, capsys):
-    pytest.importorskip("annbatch")
-    command = ["benchmark", "atlas", "--cells", "60", "--genes", "2000", "--files", "2"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "peak_memory_mb" in said
-    sources = [anndata.read_h5ad(path) for path in sorted((tmp_path / "sources").iterdir())]
-    store = read_store(tmp_path / "store")
-    for i, source in enumerate(sources):
-        cells = [f"part_{i}:{cell}" for cell in source.obs_names]
-        found = store[cells][:, source.var_names].X
-        np.testing.assert_array_equal(found.toarray(), source.X.toarray())
-
-
-def test_synthetic_files_have_what_is_asked(tmp_path):
-    paths = make_files(tmp_path, 101, n_genes=3000, n_files=2, n_values=200)
-    sources = [anndata.read_h5ad(path) for path in paths]
-    assert [source.n_obs for source in sources] == [51, 50]
-    for source in sources:
-        assert source.n_vars == 2850
-        assert 150 < np.diff(source.X.indptr).mean() < 220
-        assert source.X.has_canonical_format
-        assert (source.X.data >= 1).all()

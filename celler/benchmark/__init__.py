@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
         "recipes": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
         "speed": ["measure_speed", "speed_text"],
+        "streaming": ["measure_streaming", "measure_training"],
         "synthetic": ["synthetic_cells"],
         "tasks": ["long_tail_split", "thin"],
     },
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from celler.benchmark.recipes import ablation_text as ablation_text
     from celler.benchmark.speed import measure_speed as measure_speed
     from celler.benchmark.speed import speed_text as speed_text
+    from celler.benchmark.streaming import measure_streaming as measure_streaming
+    from celler.benchmark.streaming import measure_training as measure_training
     from celler.benchmark.synthetic import synthetic_cells as synthetic_cells
     from celler.benchmark.tasks import long_tail_split as long_tail_split
     from celler.benchmark.tasks import thin as thin

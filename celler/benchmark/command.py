@@ -90,7 +90,8 @@ def _add_ablation(kinds: Any) -> None:
 
 def _add_corpus(kinds: Any) -> None:
     corpus = kinds.add_parser(
-        "atlas", help="build a store of synthetic cells and measure time, memory and disk"
+        "atlas",
+        help="build a store of synthetic cells and train from it: time, memory, disk, cells per second",
     )
     corpus.add_argument("--cells", type=int, default=100_000, help="default: 100000")
     corpus.add_argument("--genes", type=int, default=20_000, help="default: 20000")
@@ -99,6 +100,10 @@ def _add_corpus(kinds: Any) -> None:
     corpus.add_argument(
         "--out", type=Path, default=Path("atlas"), help="folder for its files (default: atlas)"
     )
+    corpus.add_argument(
+        "--store", type=Path, help="read this one, with obs columns cell_type and donor; build none"
+    )
+    corpus.add_argument("--rounds", type=int, default=5, help="of reading (default: 5)")
     corpus.set_defaults(command=_corpus)
 
 
@@ -222,14 +227,23 @@ def _ablation(options: argparse.Namespace) -> None:
 
 def _corpus(options: argparse.Namespace) -> None:
     from celler.atlas.engine import require_engine
-    from celler.benchmark import make_files, measure_build
+    from celler.benchmark import make_files, measure_build, measure_streaming, measure_training
 
     require_engine()
-    sources, store = options.out / "sources", options.out / "store"
-    paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
-    for name, value in measure_build(paths, store, options.memory_gb).items():
-        print(f"{name}: {value:,.2f}")
-    print(f"wrote {store}; {sources} can be deleted")
+    store = options.store
+    if store is None:
+        sources, store = options.out / "sources", options.out / "store"
+        paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
+        _say("building", measure_build(paths, store, options.memory_gb))
+        print(f"wrote {store}; {sources} can be deleted")
+    _say("reading", measure_streaming(store, n_rounds=options.rounds))
+    _say("training an epoch", measure_training(store))
+
+
+def _say(what: str, figures: dict[str, float]) -> None:
+    print(f"{what}:")
+    for name, value in figures.items():
+        print(f"  {name}: {value:,.2f}")
 
 
 def _speed(options: argparse.Namespace) -> None:
