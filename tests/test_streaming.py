@@ -90,6 +90,8 @@ def test_labels_are_those_of_the_training_cells(dm, cells):
         names, np.where(is_labelled, cells.obs["cell_type"].astype(str), "none")
     )
     assert dm.classes == sorted(set(cells.obs["cell_type"].dropna()))
+    found = pd.Series(dm.column("cell_type"), cells.obs_names).astype(object)
+    pd.testing.assert_series_equal(found, cells.obs["cell_type"], check_names=False)
     assert "1,500 cells x 80 genes" in repr(dm)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import scvi
 
 from celler.atlas.annotations import read_annotation
+from celler.atlas.balance import check_balance
 from celler.atlas.inference import CellBlocks
 from celler.atlas.reading import Store
 
@@ -28,6 +29,9 @@ class DataModule:
     batch_key: column of the donor/assay batch, for the decoder of pretraining.
     parent_labels_key: column of the coarser types.
     unlabeled_category: the value of ``labels_key`` that means "no label"; missing values mean the same.
+    class_balance: b from 0 to 1. In training a class of n cells comes in proportion to n^(1 − b): 0 is each cell once
+        an epoch, 1 each class equally often. No cell comes more than 16 times, and an epoch stays as long. The loss
+        goes by the numbers of cells that there are, so rare types gain recall.
 
     Cells whose ``split`` is "test" are kept out of all training. ``classes`` are the types that the others
     have, ``labels (n_cells,)`` their codes, −1 for unlabelled and test cells.
@@ -43,7 +47,10 @@ class DataModule:
         batch_key: str | None = None,
         parent_labels_key: str | None = None,
         unlabeled_category: str = "Unknown",
+        class_balance: float = 0.0,
     ) -> None:
+        check_balance(class_balance)
+        self.class_balance = class_balance
         self.store = Store(path)
         self.labels_key, self.batch_key = labels_key, batch_key
         self.parent_labels_key, self.unlabeled_category = parent_labels_key, unlabeled_category
@@ -90,6 +97,11 @@ class DataModule:
                 "parents": self.parents,
             },
         }
+
+    def column(self, key: str) -> pd.Categorical:
+        """A column of the cells' obs ``(n_cells,)``, for all cells in the order of the store."""
+        codes, names = self.store.codes(key)
+        return pd.Categorical.from_codes(codes, names)
 
     @cached_property
     def batches(self) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import sparse
 
 from celler.atlas import epochs
+from celler.atlas.balance import drawn_rows, n_drawn
 from celler.atlas.datamodule import DataModule
 from celler.atlas.epochs import PART_ROWS, Block
 from celler.atlas.reading import BLOCK_ROWS, as_float
@@ -44,8 +45,8 @@ class StoreSource:
 
     max_validation = MAX_VALIDATION
 
-    def __init__(self, store: Store, labels: np.ndarray) -> None:
-        self.store, self.labels = store, labels
+    def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
+        self.store, self.labels, self.class_balance = store, labels, class_balance
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,11 +107,19 @@ class StreamedBlocks:
         again = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        plan = epochs.epoch(self.index, self.batch_size, rng, again)
+        plan = epochs.epoch(self._drawn(rng), self.batch_size, rng, again)
         # As many parts ahead as a block has: while they are used, the next block is read.
         for part, places, X in prefetch(self._read(plan), BLOCK_ROWS // PART_ROWS):
             for minibatch in part.minibatches:
                 yield self.source.block(X, part.index[minibatch], places[minibatch])
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The rows of an epoch, ascending."""
+        if self.source.class_balance == 0:
+            return self.index
+        labels = self.source.labels[self.index]
+        wanted = n_drawn(np.bincount(labels), self.source.class_balance)
+        return drawn_rows(self.index, labels, wanted, rng)
 
     def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
         """The parts of each block: rows, each one's place among the counts, and these, in their order on disk."""
@@ -163,7 +172,7 @@ def streamed_cells(self: Celler, datamodule: DataModule) -> TrainingCells:
         )
     check_classes(tuple(datamodule.classes))
     warn_of_small_classes(datamodule.labels, tuple(datamodule.classes), ())
-    source = StoreSource(datamodule.store, datamodule.labels)
+    source = StoreSource(datamodule.store, datamodule.labels, datamodule.class_balance)
     return TrainingCells(source, datamodule.store.names, False)
 
 
