@@ -146,6 +146,8 @@ def test_what_does_not_fit_is_refused(dm, in_memory, tmp_path, cells):
     for train in (in_memory.pretrain, in_memory.train):
         with pytest.raises(TypeError, match="is a str; a celler.atlas.DataModule is needed"):
             train(1, datamodule=str(tmp_path))
+    with pytest.raises(ValueError, match="masked_weight needs the cells in memory"):
+        Celler(registry=dm.registry).train(1, datamodule=dm, masked_weight=1.0)
     with pytest.raises(ValueError, match="or a store of them as datamodule"):
         Celler(registry=dm.registry).pretrain(1)
     assert not in_memory.is_pretrained

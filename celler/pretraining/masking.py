@@ -16,6 +16,9 @@ from celler.mining import rank_and_size
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch, Tokenizer
 
+#: Cells whose bins are made at once.
+BLOCK = 1024
+
 
 class MaskedMinibatch(NamedTuple):
     """B cells with up to M genes hidden.
@@ -142,9 +145,16 @@ class MaskedMinibatches:
 
 def bins_of(X: sparse.csr_matrix, tokenizer: Tokenizer) -> sparse.csr_matrix:
     """Bins of counts ``X (N, n_genes)`` as shares of the highest."""
-    tokens = tokenizer(X, np.arange(X.shape[1], dtype=np.int32))
-    is_real = ~tokens.padding_mask
-    row = torch.arange(len(is_real))[:, None].expand_as(is_real)[is_real]
-    share = tokens.values[is_real].double() / (tokenizer.n_bins - 1)
-    gene = tokens.gene_ids[is_real]
-    return sparse.csr_matrix((share.numpy(), (row.numpy(), gene.numpy())), X.shape)
+    genes = np.arange(X.shape[1], dtype=np.int32)
+    parts = []
+    for start in range(
+        0, max(1, X.shape[0]), BLOCK
+    ):  # tokens take several times the memory of counts
+        block = X[start : start + BLOCK]
+        tokens = tokenizer(block, genes)
+        is_real = ~tokens.padding_mask
+        row = torch.arange(len(is_real))[:, None].expand_as(is_real)[is_real]
+        share = tokens.values[is_real].double() / (tokenizer.n_bins - 1)
+        gene = tokens.gene_ids[is_real]
+        parts.append(sparse.csr_matrix((share.numpy(), (row.numpy(), gene.numpy())), block.shape))
+    return sparse.vstack(parts, format="csr")
