@@ -7,6 +7,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import toy
 
 
 def write_store(folder: Path, adata: ad.AnnData, n_datasets: int = 2) -> Path:
@@ -37,3 +38,14 @@ def write_store(folder: Path, adata: ad.AnnData, n_datasets: int = 2) -> Path:
 def shuffled(adata: ad.AnnData, seed: int = 0) -> ad.AnnData:
     """The same cells in random order, as a build leaves them."""
     return adata[np.random.default_rng(seed).permutation(adata.n_obs)].copy()
+
+
+def reference(n_obs: int, donors: list[str]) -> ad.AnnData:
+    """Toy cells in the order of their store, a tenth for tests, two without a label."""
+    adata = shuffled(toy.cells(n_obs))
+    rng = np.random.default_rng(0)
+    adata.obs["split"] = np.where(rng.random(n_obs) < 0.1, "test", "train")
+    adata.obs["donor"] = rng.choice(donors, n_obs)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.iloc[[3, 700], adata.obs.columns.get_loc("cell_type")] = np.nan
+    return adata

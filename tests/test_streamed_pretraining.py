@@ -13,7 +13,7 @@ from celler.pretraining import PretrainingConfig
 
 pytest.importorskip("annbatch")
 
-from store_cases import shuffled, write_store
+from store_cases import reference, write_store
 
 from celler.atlas import DataModule
 
@@ -24,12 +24,7 @@ QUICK = {"max_epochs": 3, "show_progress": False, "accelerator": "cpu"}
 @pytest.fixture(scope="module")
 def cells():
     """Cells of three donors, a tenth for tests, two without a label, one without counts."""
-    adata = shuffled(toy.cells(1200))
-    rng = np.random.default_rng(0)
-    adata.obs["split"] = np.where(rng.random(1200) < 0.1, "test", "train")
-    adata.obs["donor"] = rng.choice(["c", "a", "b"], 1200)
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
-    adata.obs.iloc[[3, 700], adata.obs.columns.get_loc("cell_type")] = np.nan
+    adata = reference(1200, ["c", "a", "b"])
     adata.obs.iloc[5, adata.obs.columns.get_loc("cell_type")] = np.nan
     adata.X = sparse.diags_array((np.arange(1200) != 5).astype(np.float32)) @ adata.X
     adata.X = sparse.csr_matrix(adata.X)

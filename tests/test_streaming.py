@@ -13,7 +13,7 @@ from celler.training import TrainingConfig, TrainingPlan
 
 pytest.importorskip("annbatch")
 
-from store_cases import shuffled, write_store
+from store_cases import reference, write_store
 
 from celler.atlas import DataModule, build, engine, inference
 from celler.loading import InMemorySource
@@ -24,14 +24,7 @@ SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
 
 @pytest.fixture(scope="module")
 def cells():
-    """A reference in the order of its store, a tenth of it for tests and some cells unlabelled."""
-    adata = shuffled(toy.cells(1500))
-    rng = np.random.default_rng(0)
-    adata.obs["split"] = np.where(rng.random(1500) < 0.1, "test", "train")
-    adata.obs["donor"] = rng.choice(["a", "b"], 1500)
-    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
-    adata.obs.iloc[[3, 700], adata.obs.columns.get_loc("cell_type")] = np.nan
-    return adata
+    return reference(1500, ["a", "b"])
 
 
 @pytest.fixture(scope="module")

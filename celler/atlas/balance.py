@@ -23,8 +23,6 @@ def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
     Class c with n_c cells has a share proportional to :math:`n_c^{1 - b}` with b = ``class_balance``, but no more than
     16 times its cells.
     """
-    if class_balance == 0:
-        return class_counts
     share, most = class_counts ** (1.0 - class_balance), MAX_COPIES * class_counts.astype(float)
     share[class_counts == 0] = 0
     total, is_full = class_counts.sum(), np.zeros(len(share), bool)

@@ -34,10 +34,8 @@ class Block:
     @property
     def parts(self) -> Iterator[Block]:
         """Minibatches of about ``PART_ROWS`` rows together."""
-        start = 0
-        for ends in np.array_split(
-            self.ends, min(len(self.ends), -(-len(self.index) // PART_ROWS))
-        ):
+        start, n_parts = 0, min(len(self.ends), -(-len(self.index) // PART_ROWS))
+        for ends in np.array_split(self.ends, n_parts):
             yield Block(self.index[start : ends[-1]], ends - start)
             start = int(ends[-1])
 
@@ -50,7 +48,7 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
 def epoch(
     index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray
 ) -> Iterator[Block]:
-    """The blocks of this rank in an epoch over the sorted rows ``index (n,)``, every one of them once.
+    """The blocks of this rank in an epoch over the sorted rows ``index (n,)``, each as often as it stands there.
 
     Runs of neighbouring rows are shuffled, and a block mixes the rows of eight of them: in a store that was
     shuffled when it was built, as good as a shuffle of all rows. All ranks draw the same epoch from ``rng``; each

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler.atlas.reading import BLOCK_ROWS, Rows, Store, pieces
+from celler.atlas.reading import BLOCK_ROWS, Rows, Store, as_float, pieces
 from celler.mining import rank_and_size
 from celler.prefetch import prefetch
 
@@ -41,4 +41,4 @@ class CellBlocks:
     def _anndata(self, rows: Rows) -> tuple[np.ndarray, AnnData]:
         obs = pd.DataFrame(index=pd.Index(self.store.names(rows.index).astype(str)))
         var = pd.DataFrame(index=pd.Index(self.store.genes))
-        return rows.index, AnnData(rows.X.astype(np.float32), obs=obs, var=var)
+        return rows.index, AnnData(as_float(rows.X), obs=obs, var=var)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler.benchmark.process import run_script
 from celler.door import suggest_keywords
 
 N_TYPES, N_DONORS, N_MARKERS = 30, 20, 50
@@ -65,12 +64,7 @@ def measure_build(sources: list[Path], out: Path, memory_gb: float = 4.0) -> dic
     Raises ``RuntimeError`` with what it said where it fails.
     """
     arguments = json.dumps([list(map(str, sources)), str(out), memory_gb])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = run_script(SCRIPT, arguments)
     return measured | {"sources_gb": _gigabytes(sources), "store_gb": _gigabytes([out])}
 
 

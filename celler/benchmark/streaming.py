@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,6 +17,7 @@ from celler.atlas.datamodule import DataModule
 from celler.atlas.epochs import CHUNK_ROWS
 from celler.atlas.manifest import STORE_NAME
 from celler.atlas.reading import BLOCK_ROWS, PIPELINE
+from celler.benchmark.process import run_script
 from celler.devices import cpu_threads
 from celler.door import suggest_keywords
 from celler.model import Celler
@@ -94,16 +92,7 @@ def measure_training(
 
     Raises ``RuntimeError`` with what it said where it fails.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(store), labels_key],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    return run_script(SCRIPT, str(store), labels_key)
 
 
 def _readers(dm: DataModule) -> dict[str, Iterable[Any]]:
@@ -122,9 +111,12 @@ def _readers(dm: DataModule) -> dict[str, Iterable[Any]]:
 
 def token_minibatches(dm: DataModule) -> Iterable[Any]:
     """Minibatches of tokens of all cells of the store, as training is given them."""
+    return _loaders(dm, Celler(registry=dm.registry)).shuffled(np.arange(len(dm)), None)
+
+
+def _loaders(dm: DataModule, model: Celler) -> Loaders:
     config = TrainingConfig(max_epochs=1, batch_size=BATCH_SIZE)
-    loaders = Loaders(StoreSource(dm.store, dm.labels), _model(dm)._tokenizer, False, config)
-    return loaders.shuffled(np.arange(len(dm)), None)
+    return Loaders(StoreSource(dm.store, dm.labels), model._tokenizer, False, config)
 
 
 def _annbatch(dm: DataModule, *, has_obs: bool) -> Any:
@@ -169,11 +161,9 @@ def _warmed(minibatches: Iterable[Any]) -> Iterator[Any]:
 
 def _lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
     """Share of the time of training steps that goes to reading; steps with and without it take turns."""
-    model = _model(dm)
-    config = TrainingConfig(max_epochs=1, batch_size=BATCH_SIZE)
-    rows = np.flatnonzero(dm.labels >= 0)
-    loaders = Loaders(StoreSource(dm.store, dm.labels), model._tokenizer, False, config)
-    plan = TrainingPlan(model.module.train(), loaders.class_counts(rows), config)
+    model, rows = Celler(registry=dm.registry), np.flatnonzero(dm.labels >= 0)
+    loaders = _loaders(dm, model)
+    plan = TrainingPlan(model.module.train(), loaders.class_counts(rows), loaders.config)
     optimizer = torch.optim.AdamW(model.module.parameters(), fused=True)
     kept = list(islice(loaders.shuffled(rows, None), N_KEPT))
 
@@ -192,7 +182,3 @@ def _lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
             (seconds(cycle(kept)), seconds(loaders.shuffled(rows, None))) for _ in range(n_rounds)
         ]
     return float(np.median([1 - without / reading for without, reading in times]))
-
-
-def _model(dm: DataModule) -> Celler:
-    return Celler(registry=dm.registry)

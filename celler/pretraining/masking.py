@@ -16,7 +16,7 @@ from celler.mining import rank_and_size
 from celler.network.decoder import context_of
 from celler.tokenizer import TokenBatch, Tokenizer
 
-#: Cells whose bins are made at once.
+#: Cells whose bins are made at once: tokens take several times the memory of counts.
 BLOCK = 1024
 
 
@@ -147,9 +147,7 @@ def bins_of(X: sparse.csr_matrix, tokenizer: Tokenizer) -> sparse.csr_matrix:
     """Bins of counts ``X (N, n_genes)`` as shares of the highest."""
     genes = np.arange(X.shape[1], dtype=np.int32)
     parts = []
-    for start in range(
-        0, max(1, X.shape[0]), BLOCK
-    ):  # tokens take several times the memory of counts
+    for start in range(0, max(1, X.shape[0]), BLOCK):
         block = X[start : start + BLOCK]
         tokens = tokenizer(block, genes)
         is_real = ~tokens.padding_mask

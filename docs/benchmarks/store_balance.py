@@ -29,16 +29,11 @@ def halves(file: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
     if "is_qc_class" in adata.obs:
         adata = adata[~adata.obs["is_qc_class"].astype(bool)].copy()
     rng = np.random.default_rng(seed)
-    is_train = rng.random(adata.n_obs) < 0.5
+    half = np.flatnonzero(rng.random(adata.n_obs) < 0.5)
     types = adata.obs["cell_type"].astype(str).to_numpy()
-    counts = pd.Series(types[is_train]).value_counts()
-    for rank, (name, n) in enumerate(counts.items()):
-        most = max(3, round(counts.iloc[0] * 100 ** (-rank / (len(counts) - 1))))
-        rows = np.flatnonzero(is_train & (types == name))
-        is_train[rng.permutation(rows)[most:]] = False
-        assert n == len(rows)
-    test = np.setdiff1d(np.arange(adata.n_obs), np.flatnonzero(is_train))
-    return adata[is_train].copy(), adata[test].copy()
+    train = half[cl.benchmark.thin(types[half], 100, at_least=3, rng=rng)]
+    test = np.setdiff1d(np.arange(adata.n_obs), train)
+    return adata[train].copy(), adata[test].copy()
 
 
 def scores(train: ad.AnnData, test: ad.AnnData, store: Path, seed: int) -> list[dict]:
