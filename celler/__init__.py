@@ -19,9 +19,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pl",
         "pp",
         "tl",
-        "tokenizer",
     ],
-    submod_attrs={"version": ["__version__"]},
+    submod_attrs={"_utils._version": ["__version__"]},
 )
 
 if TYPE_CHECKING:
@@ -36,5 +35,4 @@ if TYPE_CHECKING:
     from celler import pl as pl
     from celler import pp as pp
     from celler import tl as tl
-    from celler import tokenizer as tokenizer
-    from celler.version import __version__ as __version__
+    from celler._utils._version import __version__ as __version__

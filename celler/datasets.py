@@ -8,7 +8,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from celler.door import suggest_keywords
+from celler._utils._messages import suggest_keywords
 
 __all__ = ["pbmc68k", "toy_long_tail"]
 

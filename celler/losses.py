@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from celler.door import suggest_keywords_of_methods
+from celler._utils._messages import suggest_keywords_of_methods
 
 __all__ = [
     "DEFAULT",

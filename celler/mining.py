@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-from celler.door import suggest_keywords_of_methods
+from celler._utils._distributed import merged
+from celler._utils._messages import suggest_keywords_of_methods
 
 __all__ = ["HardCells", "Replay"]
 
 #: Minibatches whose outcomes may wait on the device before they are looked through.
 N_WAITING = 200
+
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
 
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
@@ -184,20 +186,3 @@ def within(passes: np.ndarray, n_most: int) -> np.ndarray:
     passes = passes[order]
     _, first = np.unique(passes["index"], return_index=True)
     return passes[np.sort(first)][:n_most]
-
-
-def merged(part: np.ndarray) -> np.ndarray:
-    """The parts of all ranks, one after the other; ``part`` itself where there is one process."""
-    n_ranks = rank_and_size()[1]
-    if n_ranks == 1:
-        return part
-    parts: list[Any] = [None] * n_ranks
-    distributed.all_gather_object(parts, part)
-    return np.concatenate(parts)
-
-
-def rank_and_size() -> tuple[int, int]:
-    """Rank of the process and number of ranks under torch.distributed; (0, 1) without it."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -61,7 +61,7 @@ CHILD = f"""
 import sys
 import numpy as np
 import torch
-from celler.loading import ShuffledMinibatches
+from celler.data._sources import ShuffledMinibatches
 from celler.mining import HardCells, Replay
 
 {inspect.getsource(outcomes)}

@@ -12,40 +12,43 @@ def stopped_early(seen: dict[str, object]) -> None:
     """A training that stops at the first epoch that is further below the best than a standard error."""
     import toy
 
-    from celler import training
+    from celler.training import _callbacks
 
-    first = training.BestWeights.__init__
-    training.BestWeights.__init__ = lambda self, module, _: first(self, module, 1)
+    first = _callbacks.BestWeights.__init__
+    _callbacks.BestWeights.__init__ = lambda self, module, _: first(self, module, 1)
     seen["stopped"] = toy.fit(
         toy.cells(400), accelerator="cpu", max_epochs=60, learning_rate=3.0
     ).history
-    training.BestWeights.__init__ = first
+    _callbacks.BestWeights.__init__ = first
 
 
 def embedded(seen: dict[str, object], model) -> None:
     """What a frozen encoder's embedding is, computed while the processes are connected."""
     import toy
 
-    from celler.loading import InMemorySource
-    from celler.model.frozen import embed
-    from celler.model.loaders import Loaders
-    from celler.training import TrainingConfig
+    from celler.data._loader import Loaders
+    from celler.data._sources import InMemorySource
+    from celler.model._fit import embed
+    from celler.training._plan import TrainingConfig
 
     adata = toy.cells(101)
     source = InMemorySource(adata.X, np.zeros(101, np.int64))
     config = TrainingConfig(max_epochs=1, batch_size=8, show_progress=False)
-    loaders = Loaders(source, model._tokenizer, False, config)
-    seen["embedding"] = embed(model.module, loaders, np.arange(1, 101)).numpy()
+    loaders = Loaders(
+        source, model._tokenizer, False, config.batch_size, config.seed, config.token_dropout
+    )
+    seen["embedding"] = embed(model.module, loaders, np.arange(1, 101), config).numpy()
 
 
 def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
     """Pretraining, training, stopping, going on and labelling, from a store."""
     import toy
 
-    from celler import training
-    from celler.atlas import DataModule, inference
-    from celler.mining import rank_and_size
+    from celler._utils._distributed import rank_and_size
+    from celler.atlas import DataModule
+    from celler.atlas import _store as inference
     from celler.model import Celler
+    from celler.training import _plan as training
 
     dm = DataModule(store, labels_key="cell_type")
     how = toy.QUICK | {"datamodule": dm, "accelerator": "cpu"}
@@ -82,9 +85,9 @@ def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
 def child(folder: Path, store: str) -> None:
     import toy
 
-    from celler import training
-    from celler.loading import ShuffledMinibatches
-    from celler.mining import rank_and_size
+    from celler._utils._distributed import rank_and_size
+    from celler.data._samplers import ShuffledMinibatches
+    from celler.training import _plan as training
 
     seen: dict[str, object] = {"visited": []}
     first = ShuffledMinibatches.__iter__

@@ -11,10 +11,10 @@ import pandas as pd
 import zarr
 from scipy import sparse
 
-import celler.atlas.building
-import celler.atlas.plan
-import celler.atlas.shuffling
-import celler.atlas.summarising
+import celler.atlas._build
+import celler.atlas._plan
+import celler.atlas._summary
+import celler.atlas._write
 
 
 def make_cells(
@@ -54,21 +54,21 @@ def use_any_engine(monkeypatch) -> None:
     def close(store: Path) -> None:
         zarr.open_group(store, mode="a", zarr_format=3)
 
-    monkeypatch.setattr(celler.atlas.building, "require_engine", lambda: None)
-    monkeypatch.setattr(celler.atlas.summarising, "require_engine", lambda: None)
-    monkeypatch.setattr(celler.atlas.shuffling, "_write_zarr", write_zarr)
-    monkeypatch.setattr(celler.atlas.building, "close_collection", close)
+    monkeypatch.setattr(celler.atlas._build, "require_engine", lambda: None)
+    monkeypatch.setattr(celler.atlas._summary, "require_engine", lambda: None)
+    monkeypatch.setattr(celler.atlas._write, "_write_zarr", write_zarr)
+    monkeypatch.setattr(celler.atlas._build, "close_collection", close)
 
 
 def cut_small(monkeypatch) -> None:
     """Several blocks per source and several datasets, although the sources are small."""
-    monkeypatch.setattr(celler.atlas.plan, "BYTES_PER_VALUE", 6e5)
-    monkeypatch.setattr(celler.atlas.shuffling, "N_VALUES", 1200)
+    monkeypatch.setattr(celler.atlas._plan, "BYTES_PER_VALUE", 6e5)
+    monkeypatch.setattr(celler.atlas._write, "N_VALUES", 1200)
 
 
 def read_store(out: Path) -> anndata.AnnData:
     """All cells of a store in their order, read by anndata alone."""
-    names = celler.atlas.summarising.dataset_names(out / "cells.zarr")
+    names = celler.atlas._summary.dataset_names(out / "cells.zarr")
     parts = [anndata.read_zarr(out / "cells.zarr" / name) for name in names]
     whole = anndata.concat(parts)
     for part in parts:
@@ -82,8 +82,8 @@ def read_store(out: Path) -> anndata.AnnData:
 
 def assert_equal_stores(one: Path, other: Path) -> None:
     """Same cells in the same order in the same datasets."""
-    names = celler.atlas.summarising.dataset_names(one / "cells.zarr")
-    assert names == celler.atlas.summarising.dataset_names(other / "cells.zarr")
+    names = celler.atlas._summary.dataset_names(one / "cells.zarr")
+    assert names == celler.atlas._summary.dataset_names(other / "cells.zarr")
     for name in names:
         a, b = (anndata.read_zarr(out / "cells.zarr" / name) for out in (one, other))
         pd.testing.assert_frame_equal(a.obs, b.obs)

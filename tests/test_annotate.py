@@ -7,9 +7,9 @@ import pytest
 from anndata import ImplicitModificationWarning
 from toy import assert_equal_frames, cells, fit, trained
 
-from celler.colors import PALETTE, UNKNOWN_COLOR
+from celler._utils._version import __version__
+from celler.pl._colors import PALETTE, UNKNOWN_COLOR
 from celler.tl import majority_vote
-from celler.version import __version__
 
 CLASSES = [f"type {j}" for j in range(4)]
 

@@ -19,9 +19,8 @@ from stores import (
 )
 
 import celler as cl
-from celler.atlas.engine import require_engine
-from celler.atlas.manifest import read_manifest
-from celler.cli import main
+from celler.atlas._store import read_manifest, require_engine
+from celler.cli._main import main
 
 
 @pytest.fixture(autouse=True)
@@ -323,7 +322,7 @@ def test_without_the_engine_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r'3\.11 was found.*3\.12 or newer.*"celler\[atlas\]"'):
         require_engine()
     monkeypatch.setattr(sys, "version_info", (3, 12, 1))
-    monkeypatch.setattr("celler.atlas.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("celler.atlas._store.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'not annbatch: pip install "celler\[atlas\]"'):
         require_engine()
 

@@ -16,9 +16,10 @@ import pytest
 from stores import assert_equal_stores, cut_small, make_cells, use_any_engine, write_zarr
 
 import celler as cl
-from celler.atlas import building, shuffling
-from celler.atlas.dealing import BlockFormat
-from celler.atlas.manifest import read_manifest
+from celler.atlas import _build as building
+from celler.atlas import _write as shuffling
+from celler.atlas._store import read_manifest
+from celler.atlas._write import BlockFormat
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +86,14 @@ def kill_at(monkeypatch, place, name, n_call, *, after):
 @pytest.mark.parametrize(
     ("place", "name", "n_call"),
     [
-        ("celler.atlas.plan", "scan", 2),
-        ("celler.atlas.plan", "gene_space", 1),
-        ("celler.atlas.dealing.BlockFormat", "write", 3),
-        ("celler.atlas.shuffling", "_write_zarr", 2),
-        ("celler.atlas.building", "close_collection", 1),
-        ("celler.atlas.building", "count_cells", 1),
-        ("celler.atlas.building", "write_json", 2),
-        ("celler.atlas.building.shutil", "rmtree", 1),
+        ("celler.atlas._plan", "scan", 2),
+        ("celler.atlas._plan", "gene_space", 1),
+        ("celler.atlas._write.BlockFormat", "write", 3),
+        ("celler.atlas._write", "_write_zarr", 2),
+        ("celler.atlas._build", "close_collection", 1),
+        ("celler.atlas._build", "count_cells", 1),
+        ("celler.atlas._build", "write_json", 2),
+        ("celler.atlas._build.shutil", "rmtree", 1),
     ],
 )
 def test_a_killed_build_goes_on_to_the_same_store(

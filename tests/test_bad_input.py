@@ -358,7 +358,7 @@ def test_prediction(case):
 
 def test_arguments_are_checked_before_the_cells_are_read(monkeypatch):
     monkeypatch.setattr(
-        "celler.model.forward.Forward.outputs", lambda *_, **__: pytest.fail("too late")
+        "celler.model._forward.Forward.outputs", lambda *_, **__: pytest.fail("too late")
     )
     for arguments in ({"level": "x"}, {"threshold": 2}, {"candidates": ["x"]}):
         with pytest.raises(
@@ -368,7 +368,7 @@ def test_arguments_are_checked_before_the_cells_are_read(monkeypatch):
 
 
 def test_a_bad_value_in_a_cell_that_was_not_probed_is_named(monkeypatch):
-    monkeypatch.setattr("celler.inputs.N_PROBED", 2)
+    monkeypatch.setattr("celler.data._expression.N_PROBED", 2)
     query = cells(60, seed=1)
     query.X = query.X.toarray()
     query.X[17, 4] = -1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy
 
-from celler.atlas.balance import MAX_COPIES, check_balance, drawn_rows, n_drawn
+from celler.atlas._source import MAX_COPIES, check_balance, drawn_rows, n_drawn
 
 COUNTS = np.array([9000, 900, 90, 10])
 
@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 def epoch(folder, balance):
     from celler.atlas import DataModule
-    from celler.model.streaming import StoreSource
+    from celler.atlas._source import StoreSource
 
     dm = DataModule(folder, labels_key="cell_type", class_balance=balance)
     source = StoreSource(dm.store, dm.labels, dm.class_balance)
@@ -103,9 +103,9 @@ def test_an_epoch_of_a_store_mixes_the_classes_and_stays_as_long(folder):
 
 
 def test_the_loss_and_the_report_go_by_the_cells_that_there_are(folder, monkeypatch):
-    from celler import training
     from celler.atlas import DataModule
     from celler.model import Celler
+    from celler.training import _plan as training
 
     told = []
     first = training.TrainingPlan.__init__

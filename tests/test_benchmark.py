@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from sklearn.metrics import accuracy_score, f1_score
 
-from celler import cli
 from celler.benchmark import (
     Variant,
     ablation,
@@ -21,8 +20,9 @@ from celler.benchmark import (
     long_tail_split,
     thin,
 )
-from celler.benchmark import recipes as module
-from celler.benchmark.recipes import VARIANTS
+from celler.benchmark import _ablation as module
+from celler.benchmark._ablation import VARIANTS
+from celler.cli import _main as cli
 from celler.losses import DEFAULT, HDM, CrossEntropy, GInf
 from celler.mining import Replay
 from celler.model import Celler

@@ -8,7 +8,7 @@ import pytest
 from stores import read_store, use_any_engine
 
 from celler.benchmark import make_files
-from celler.cli import main
+from celler.cli._main import main
 
 
 @pytest.fixture(autouse=True)

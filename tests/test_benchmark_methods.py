@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from celler.benchmark.cells import LABELS_KEY, Cells
+from celler.benchmark._compare import LABELS_KEY, Cells
 from celler.benchmark.methods import METHODS
 from celler.benchmark.methods.shared import log_values, on_genes
 from celler.model import Celler

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from celler import checkpoint
-from celler.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from celler.model import _checkpoint as checkpoint
+from celler.model._checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 
 CONTENTS = {
     "weights": {"a": torch.arange(3000.0), "b": torch.ones(2, 3, dtype=torch.bfloat16)},

@@ -11,8 +11,8 @@ import pytest
 from toy import cells
 
 import celler
-from celler.benchmark import command
-from celler.cli import main
+from celler.cli import _benchmark as command
+from celler.cli._main import main
 from celler.model import Celler
 
 
@@ -218,7 +218,16 @@ def test_a_warning_is_one_line(files, tmp_path, capsys):
 
 def test_a_shell_gets_the_exit_status(tmp_path):
     """In a process of its own, where a traceback would show."""
-    command = [sys.executable, "-m", "celler.cli", "annotate", "m", "q.h5ad", "--out", "q.h5ad"]
+    command = [
+        sys.executable,
+        "-m",
+        "celler.cli",
+        "annotate",
+        "m",
+        "q.h5ad",
+        "--out",
+        "q.h5ad",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "celler annotate: --out q.h5ad is the query itself; name another file.\n"

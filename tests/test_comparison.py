@@ -12,11 +12,12 @@ import toy
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from celler import cli
-from celler.benchmark import Method, class_scores, comparison, run, summary
-from celler.benchmark.cells import LABELS_KEY, Cells
+from celler.benchmark import Method, class_scores, run, summary
+from celler.benchmark import _compare as comparison
+from celler.benchmark._compare import LABELS_KEY, Cells
+from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
-from celler.benchmark.process import CELLS, Measured, run_alone
+from celler.cli import _main as cli
 
 FAST = ["logreg", "linear_svm"]
 

@@ -5,7 +5,15 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from celler.benchmark import class_figure, comparison, score_figure, summary, summary_text
+from celler.benchmark import (
+    _compare as comparison,
+)
+from celler.benchmark import (
+    class_figure,
+    score_figure,
+    summary,
+    summary_text,
+)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import norm
 
-from celler.decision import (
+from celler.inference._calibration import (
     TEMPERATURE_SPREAD,
     TYPICAL_TEMPERATURE,
     Decision,

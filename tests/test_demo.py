@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
 
-from celler.cli import main
+from celler.cli._demo import MARKERS, DemoResult, compare, report
+from celler.cli._main import main
 from celler.datasets import pbmc68k
-from celler.demo import MARKERS, DemoResult, compare, report
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from celler import devices
-from celler.devices import (
+from celler._utils import _devices as devices
+from celler._utils._devices import (
     autocast,
     choose_device,
     choose_precision,

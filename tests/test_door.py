@@ -7,7 +7,7 @@ import pytest
 from toy import QUICK, SMALL, celler_warning, cells, fit, trained
 
 import celler as cl
-from celler.door import suggest_keywords, suggest_keywords_of_methods
+from celler._utils._messages import suggest_keywords, suggest_keywords_of_methods
 from celler.model import Celler
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celler.atlas import epochs
-from celler.atlas.reading import GAP, pieces
+from celler.atlas import _source as epochs
+from celler.atlas._store import GAP, pieces
 
 QUICK = settings(max_examples=60, deadline=None)
 SEEDS = st.integers(0, 1000)

@@ -9,9 +9,9 @@ from scipy import sparse
 from toy import assert_unchanged, cells, fit, snapshot, trained, truth
 
 import celler as cl
-from celler.model.explaining import contributions
-from celler.model.forward import token_passes
-from celler.model.query import align_query
+from celler.data._query import token_passes
+from celler.model._explain import contributions
+from celler.model._forward import align_query
 
 METHODS = ["evidence", "gradient"]
 
@@ -166,7 +166,7 @@ def test_missing_genes_order_minibatches_and_logarithms(query, method, rng):
 
 def test_a_shift_is_undone_as_predict_does(query, monkeypatch):
     factors = np.linspace(0.5, 2, query.n_vars)
-    monkeypatch.setattr("celler.model.forward.shift_factors", lambda *_: factors)
+    monkeypatch.setattr("celler.model._forward.shift_factors", lambda *_: factors)
     table = trained().get_gene_importance(query, groupby="cell_type", n_genes=None)
     shifted = query.copy()
     shifted.X = query.X @ sparse.diags_array(factors)

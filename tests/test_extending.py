@@ -9,9 +9,9 @@ from scipy import sparse
 from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, assert_unchanged, cells, fit, snapshot, truth
 
+from celler.data._augmentation import draw_cells, n_rehearsed
+from celler.data._profile import Profile, profile
 from celler.model import Celler
-from celler.rehearsal import draw_cells, n_rehearsed
-from celler.shift import Profile, profile
 
 
 def without(adata: ad.AnnData, *names: str) -> ad.AnnData:

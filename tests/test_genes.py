@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.genes import (
+from celler.data._genes import (
     align_genes,
     check_unique,
     gene_names,

@@ -11,7 +11,8 @@ from toy import cells, fit, trained, truth
 
 from celler.mining import HardCells, Replay
 from celler.model import Celler
-from celler.model.fitting import HARD_CELL_COLUMNS, hard_cell_table
+from celler.model._fit import hard_cell_table
+from celler.model._state import HARD_CELL_COLUMNS
 
 N_PLANTED = 20
 TRAIN = {"max_epochs": 12, "batch_size": 32, "train_size": 1.0}
@@ -64,7 +65,7 @@ def watched(monkeypatch) -> list[Watched]:
         made.append(Watched(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("celler.model.fitting.HardCells", make)
+    monkeypatch.setattr("celler.model._fit.HardCells", make)
     return made
 
 

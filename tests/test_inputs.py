@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from celler.inputs import (
+from celler.data._expression import (
     ExpressionReader,
     bad_value,
     check_values,
@@ -295,7 +295,9 @@ def test_a_file_is_probed_and_not_read_whole(rng, kind, tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     sizes = []
-    monkeypatch.setattr("celler.inputs.detect", lambda X: sizes.append(X.shape[0]) or detect(X))
+    monkeypatch.setattr(
+        "celler.data._expression.detect", lambda X: sizes.append(X.shape[0]) or detect(X)
+    )
     try:
         reader = ExpressionReader(backed)
         assert reader.state.kind == "counts"

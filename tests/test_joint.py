@@ -10,11 +10,10 @@ from toy import SMALL, assert_close, cells, fit, pretrained, truth
 
 from celler.losses import CrossEntropy
 from celler.model import Celler
-from celler.network import NetworkOutput, encoder_share
-from celler.network.decoder import GeneDecoder
-from celler.pretraining import MaskedLoss
-from celler.pretraining.joint import MaskedTask, endless
-from celler.training import TrainingConfig, TrainingPlan, parameter_groups
+from celler.network._heads import GeneDecoder
+from celler.network._network import NetworkOutput, encoder_share
+from celler.training._masked import MaskedLoss, MaskedTask, endless
+from celler.training._plan import TrainingConfig, TrainingPlan, parameter_groups
 
 
 def few(adata, n=5):
@@ -56,8 +55,8 @@ def test_a_step_adds_the_weighted_masked_loss():
 
 
 def masked_minibatches(model):
-    from celler.model.pretraining import masked_loaders, unlabelled_cells
-    from celler.pretraining import PretrainingConfig
+    from celler.model._pretrain import masked_loaders, unlabelled_cells
+    from celler.training._masked import PretrainingConfig
 
     return masked_loaders(model, unlabelled_cells(model, None), 0.0, PretrainingConfig(1, 32))[0]
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from celler import loading
-from celler.loading import InMemorySource, OrderedMinibatches, ShuffledMinibatches, split
+from celler.data import _samplers, _sources
+from celler.data._loader import Loaders, together
+from celler.data._samplers import OrderedMinibatches, ShuffledMinibatches, split
+from celler.data._sources import InMemorySource
+from celler.data._tokenizer import Tokenizer
 from celler.mining import HardCells, Replay
-from celler.model.loaders import Loaders, together
-from celler.tokenizer import Tokenizer
-from celler.training import TrainingConfig
 
 QUICK = settings(max_examples=100, deadline=None)
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
@@ -184,7 +184,8 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
     parts = []
     for rank in range(n_ranks):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loading, "rank_and_size", lambda rank=rank: (rank, n_ranks))
+            for module in (_samplers, _sources):
+                patch.setattr(module, "rank_and_size", lambda rank=rank: (rank, n_ranks))
             sampler = ShuffledMinibatches(np.arange(n), batch_size, seed, replaying(replayed))
             parts.append(list(sampler))
             assert len(parts[-1]) == len(sampler) == -(-n // (batch_size * n_ranks))
@@ -222,7 +223,7 @@ def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
     X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
     source, rows = InMemorySource(X, np.arange(12)), np.arange(12)
     on_cpu, on_gpu = (
-        Loaders(source, Tokenizer(), False, TrainingConfig(1, 4, device=torch.device(device)))
+        Loaders(source, Tokenizer(), False, 4, 0, device=torch.device(device))
         for device in ("cpu", "cuda")
     )
     plain, moved = (list(loaders.shuffled(rows, None)) for loaders in (on_cpu, on_gpu))

@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, assert_equal_frames, cells, fit, trained, truth
 
-from celler.loading import InMemorySource
+from celler.data._loader import Loaders
+from celler.data._sources import InMemorySource
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
-from celler.model.fitting import schedule
-from celler.model.loaders import Loaders
+from celler.model._fit import schedule
 
 
 def log_values(adata) -> np.ndarray:
@@ -109,7 +109,7 @@ ASTRAY = {
 def test_early_stopping_after_half_of_the_epochs(monkeypatch, early_stopping, n_epochs):
     scores = iter([0.9] + [0.1] * 40)
     monkeypatch.setattr(
-        "celler.training.macro_f1_with_error",
+        "celler.training._plan.macro_f1_with_error",
         lambda *_: (torch.tensor(next(scores)), torch.tensor(0.01)),
     )
     history = fit(cells(60), max_epochs=40, early_stopping=early_stopping).history

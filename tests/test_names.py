@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from celler.names import closest, column
+from celler._utils._messages import closest, column
 
 
 def test_a_missing_column_suggests_the_closest():

@@ -7,12 +7,13 @@ from scipy import sparse
 from test_joint import few
 from toy import SMALL, cells, pretrained
 
-from celler.loading import InMemorySource, Views
-from celler.model import Celler, unlabelled
-from celler.model.learning import cells_in_memory
-from celler.model.unlabelled import with_neighbourhoods
-from celler.neighbourhoods import N_AVERAGED, mean_share, neighbourhoods, with_class_means
-from celler.training import TrainingConfig
+from celler.data._augmentation import N_AVERAGED, mean_share, neighbourhoods, with_class_means
+from celler.data._sources import InMemorySource, Views
+from celler.model import Celler
+from celler.model import _few_labels as unlabelled
+from celler.model._few_labels import with_neighbourhoods
+from celler.model._train import cells_in_memory
+from celler.training._plan import TrainingConfig
 
 
 @pytest.mark.parametrize("is_log", [False, True])

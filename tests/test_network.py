@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from celler.network import GeneTransformer, NetworkConfig, build_network
-from celler.network.additive import weighted_sum
-from celler.network.attention import Block, TransformerEncoder
-from celler.network.heads import VGGHead
-from celler.network.latent import groups_by_length
+from celler.network._config import NetworkConfig
+from celler.network._encoders import Block, TransformerEncoder, groups_by_length, weighted_sum
+from celler.network._heads import VGGHead
+from celler.network._network import GeneTransformer, build_network
 
 SMALL = {"n_genes": 40, "n_classes": 5, "n_bins": 11, "d_model": 16, "n_heads": 4, "n_latents": 3}
 KINDS = [
@@ -111,7 +110,7 @@ def test_an_empty_cell_is_finite_and_its_gradient_too(options):
 @pytest.mark.parametrize("group_size", [1, 2, 5, 16])
 def test_the_companions_of_a_cell_change_nothing(tokens, group_size, monkeypatch):
     """Neither in its minibatch nor in the group of like length with which it attends."""
-    monkeypatch.setattr("celler.network.latent.GROUP_SIZE", group_size)
+    monkeypatch.setattr("celler.network._encoders.GROUP_SIZE", group_size)
     model = network()
     together = model(*tokens)
     for cell in range(5):
@@ -139,7 +138,7 @@ def test_groups_have_each_cell_once_and_room_for_it(rng):
 @pytest.mark.parametrize("group_size", [2, 16])
 def test_latent_attention_is_attention_over_each_token(tokens, group_size, monkeypatch):
     """Keys of gene + bin, values of gene, softmax over the cell's tokens, per cell, head and latent."""
-    monkeypatch.setattr("celler.network.latent.GROUP_SIZE", group_size)
+    monkeypatch.setattr("celler.network._encoders.GROUP_SIZE", group_size)
     encoder = network(encoder="latent").encoder
     gene_ids, values, _, is_padding = tokens
     actual = encoder.attend(gene_ids.long(), values.long(), is_padding)

@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from toy import assert_unchanged, cells, fit, snapshot, trained, truth
 
+from celler.data._profile import profile
+from celler.inference._novelty import PRIOR_CELLS, SHRINKAGE, fit_novelty, fit_space, measure
 from celler.model import Celler
-from celler.novelty import PRIOR_CELLS, SHRINKAGE, fit_novelty, fit_space, measure
-from celler.shift import profile
 
 EVERY = np.ones(80, bool)
 

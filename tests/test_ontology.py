@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.labels import LabelTree
-from celler.ontology import read_obo
+from celler.labels import LabelTree, read_obo
 
 FILE = Path(__file__).parent / "data" / "cells.obo"
 TERMS = ["CL:0000084", "CL:0000623", "CL:0000236", "CL:0000576"]  # T, NK, B, monocyte

@@ -9,10 +9,18 @@ import pytest
 import toy
 from sklearn.metrics import f1_score
 
-from celler import cli
-from celler.benchmark import comparison, level_scores, level_table, paper_cells, paper_table
-from celler.benchmark.paper import SETS
-from celler.benchmark.process import Measured
+from celler.benchmark import (
+    _compare as comparison,
+)
+from celler.benchmark import (
+    level_scores,
+    level_table,
+    paper_cells,
+    paper_table,
+)
+from celler.benchmark._paper import SETS
+from celler.benchmark._process import Measured
+from celler.cli import _main as cli
 from celler.model import Celler
 from celler.pp import check_input
 

@@ -11,7 +11,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from celler import pl
-from celler.colors import PALETTE, color_classes
+from celler.pl._colors import PALETTE, color_classes
 
 mpl.use("Agg")
 

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.testing.compare import compare_images
 from pl_cases import CHARTS, annotated
 
-from celler.pl import layout, legends, marker_bubble, panels
+from celler.pl import _chart, _confusion, marker_bubble
 
 mpl.use("Agg")
 IMAGES = Path(__file__).parent / "images"
@@ -38,14 +38,15 @@ SIZES = {"marker_bubble": (8, 5), "confidence": (7, 3.2), "history": (9, 3), "ce
 
 def draw(name, path):
     """Write the picture, with panels of the same size whatever the size of the text around them."""
-    margins = layout.Margins(1.2, 0.6, 0.2, 0.4)
+    margins = _chart.Margins(1.2, 0.6, 0.2, 0.4)
     beside = margins if name in ("confidence", "history") else margins._replace(right=1.7)
     returned = {} if name == "marker_bubble" else {"return_fig": True}
     with (
         plt.style.context("default"),
-        patch.object(layout, "_margins", lambda *_, **__: layout.Margins(2.1, 0.6, 0.6, 0.7)),
-        patch.object(panels, "margins_of", lambda _: beside),
-        patch.object(legends, "margins_of", lambda _: margins),
+        patch.object(_chart, "_margins", lambda *_, **__: _chart.Margins(2.1, 0.6, 0.6, 0.7)),
+        patch.object(_chart, "margins_of", lambda _: beside),
+        patch.object(_chart, "room_beside", lambda _: margins.right + _chart.LEGEND_PAD),
+        patch.object(_confusion, "room_beside", lambda _: margins.right + _chart.LEGEND_PAD),
     ):
         size = SIZES.get(name, (5, 3.2))
         figure = PICTURES[name](annotated(), title="Blood", figsize=size, **returned)

@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 
 from celler import pl
 from celler.metrics import expected_calibration_error, frequency_groups
-from celler.pl.panels import apart
+from celler.pl._chart import apart
 from celler.tl import evaluate
 
 mpl.use("Agg")

@@ -16,9 +16,9 @@ from scipy import sparse
 
 from celler.datasets import toy_long_tail
 from celler.pl import marker_bubble
-from celler.pl.table import automatic_markers
+from celler.pl._markers import automatic_markers
+from celler.tl import _markers as values_module
 from celler.tl import rank_markers
-from celler.tl import values as values_module
 
 mpl.use("Agg")
 

@@ -20,7 +20,7 @@ from toy import (
 )
 
 import celler as cl
-from celler.inputs import ExpressionReader
+from celler.data._expression import ExpressionReader
 
 ENSEMBL = [f"ENSG{i:011d}" for i in range(80)]
 

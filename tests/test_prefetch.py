@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from celler.prefetch import prefetch
+from celler._utils._prefetch import prefetch
 
 
 def n_threads() -> int:

@@ -9,13 +9,14 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score
 from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, snapshot, truth
 
-from celler.loading import InMemorySource
+from celler.data._sources import InMemorySource
+from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
-from celler.network import NetworkConfig, build_network
-from celler.network.decoder import GeneDecoder, context_of
-from celler.pretraining import MaskedLoss, PretrainingConfig, start_from_components
-from celler.pretraining.masking import MaskedMinibatches, Masking, hide
-from celler.tokenizer import Tokenizer
+from celler.network._config import NetworkConfig
+from celler.network._heads import GeneDecoder, context_of
+from celler.network._network import build_network
+from celler.training._masked import MaskedLoss, PretrainingConfig, start_from_components
+from celler.training._masking import MaskedMinibatches, Masking, hide
 
 N_GENES, N_BINS = 30, 11
 BRIEF = {"max_epochs": 2, "batch_size": 64, "show_progress": False}

@@ -9,16 +9,15 @@ from sklearn.decomposition import PCA
 from sklearn.semi_supervised import LabelSpreading
 from toy import assert_unchanged, cells, fit, snapshot, truth
 
-from celler.model import Celler
-from celler.model.propagating import graph_cells, logs_of
-from celler.model.query import align_query
-from celler.propagation import (
+from celler.inference._propagation import (
     N_NEIGHBORS,
     neighbor_graph,
     neighbor_weight,
     principal_components,
     propagate,
 )
+from celler.model import Celler
+from celler.model._forward import align_query, graph_cells, logs_of
 
 ALL = np.arange(400)
 

@@ -190,18 +190,20 @@ def test_batch_size_has_no_influence(query, batch_size):
 
 def test_more_cells_than_one_chunk(query, monkeypatch):
     expected, order = soft(query), np.random.default_rng(0).permutation(60)
-    monkeypatch.setattr("celler.model.forward.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
     assert_close(soft(query), expected)
     assert_close(soft(query, indices=order), expected.iloc[order])
-    monkeypatch.setattr("celler.model.forward.TOKENS_PER_PASS", 50)
+    monkeypatch.setattr("celler.data._query.TOKENS_PER_PASS", 50)
     assert_close(soft(query), expected)
 
 
 def test_chunks_are_all_that_is_read_at_once(query, monkeypatch):
     sizes = []
     read = ad.AnnData.__getitem__
-    monkeypatch.setattr("celler.model.forward.CHUNK_SIZE", 7)
-    monkeypatch.setattr("celler.inputs.N_PROBED", 4)
+    monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.data._expression.N_PROBED", 4)
     monkeypatch.setattr(
         ad.AnnData,
         "__getitem__",

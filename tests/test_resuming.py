@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import toy
 
-from celler.resuming import EachEpoch
+from celler.training._callbacks import EachEpoch
 
 SETUP = {"labels_key": "cell_type"}
 HOW = {"max_epochs": 6, "batch_size": 64, "show_progress": False, "accelerator": "cpu"}
@@ -22,7 +22,7 @@ def whole():
 
 def stop_after(monkeypatch, n_epochs):
     """Raise when an epoch more has begun, as if the process had been killed."""
-    from celler.training import TrainingPlan
+    from celler.training._plan import TrainingPlan
 
     step = TrainingPlan.training_step
 

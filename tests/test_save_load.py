@@ -13,8 +13,8 @@ import torch
 from scipy import sparse
 from toy import SMALL, assert_equal_frames, assert_unchanged, cells, fit, snapshot, soft, trained
 
-from celler.checkpoint import FILE_NAME, FORMAT_VERSION
 from celler.model import Celler
+from celler.model._checkpoint import FILE_NAME, FORMAT_VERSION
 
 STORED = Path(__file__).parent / "data" / "saved_model"
 

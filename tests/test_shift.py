@@ -6,8 +6,9 @@ import pytest
 from scipy import sparse
 from toy import fit, truth
 
+from celler.data._profile import Profile, class_sums, profile
 from celler.datasets import toy_long_tail
-from celler.shift import HETEROGENEITY, PSEUDO_COUNT, Profile, class_sums, profile, shift_factors
+from celler.inference._shift import HETEROGENEITY, PSEUDO_COUNT, shift_factors
 
 
 def random_profiles(rng, n_classes=4, n_genes=300, n_cells=200, query_cells=None, factors=1.0):

@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from celler.benchmark import measure_speed, speed_text, synthetic_cells
 from celler.benchmark.work import Ceilings, Work, forward_work, training_work
-from celler.cli import main
-from celler.network import NetworkConfig, build_network
-from celler.tokenizer import TokenBatch, Tokenizer
+from celler.cli._main import main
+from celler.data._tokenizer import TokenBatch, Tokenizer
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
 
 SIZES = {"n_genes": 90, "n_classes": 7, "d_model": 16, "n_heads": 2, "n_latents": 4}
 N_CELLS, N_TOKENS = 16, 30

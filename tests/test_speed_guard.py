@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from celler.benchmark import synthetic_cells
 from celler.benchmark.speed import numpy_loop
-from celler.network import NetworkConfig, build_network
-from celler.tokenizer import Tokenizer
+from celler.data._tokenizer import Tokenizer
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
 
 N_ATTEMPTS, N_ROUNDS, MARGIN = 3, 7, 1.3
 

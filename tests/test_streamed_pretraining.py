@@ -8,8 +8,8 @@ import toy
 from scipy import sparse
 
 from celler.model import Celler
-from celler.model.pretraining import masked_loaders, streamed_unlabelled, unlabelled_cells
-from celler.pretraining import PretrainingConfig
+from celler.model._pretrain import masked_loaders, streamed_unlabelled, unlabelled_cells
+from celler.training._masked import PretrainingConfig
 
 pytest.importorskip("annbatch")
 

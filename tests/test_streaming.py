@@ -7,17 +7,19 @@ import torch
 import toy
 from sklearn.metrics import f1_score
 
+from celler.data._loader import Loaders
 from celler.model import Celler
-from celler.model.loaders import Loaders
-from celler.training import TrainingConfig, TrainingPlan
+from celler.training._plan import TrainingConfig, TrainingPlan
 
 pytest.importorskip("annbatch")
 
 from store_cases import reference, write_store
 
-from celler.atlas import DataModule, build, engine, inference
-from celler.loading import InMemorySource
-from celler.model.streaming import StoreSource
+from celler.atlas import DataModule, build
+from celler.atlas import _store as engine
+from celler.atlas import _store as inference
+from celler.atlas._source import StoreSource
+from celler.data._sources import InMemorySource
 
 SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
 
@@ -148,7 +150,12 @@ def test_one_step_on_the_same_minibatch_is_equal(dm, cells, streamed):
     store = StoreSource(dm.store, dm.labels)
     memory = InMemorySource(cells.X, dm.labels.astype(np.int64))
     rows = np.flatnonzero(dm.labels >= 0)
-    loaders = [Loaders(source, streamed._tokenizer, False, config) for source in (store, memory)]
+    loaders = [
+        Loaders(
+            source, streamed._tokenizer, False, config.batch_size, config.seed, config.token_dropout
+        )
+        for source in (store, memory)
+    ]
     of_store = next(iter(loaders[0].shuffled(rows, None)))
     block = memory[of_store.source_index.numpy()]
     (of_memory,) = loaders[1]._for_training([block], 0)
@@ -200,7 +207,7 @@ def test_a_stopped_training_resumes_to_the_same_model(dm, streamed, tmp_path, mo
 
 
 def test_small_blocks_change_nothing_but_the_order(dm, monkeypatch):
-    from celler.atlas import epochs
+    from celler.atlas import _source as epochs
 
     monkeypatch.setattr(epochs, "BLOCK_ROWS", 128)
     monkeypatch.setattr(epochs, "CHUNK_ROWS", 16)
@@ -211,7 +218,7 @@ def test_small_blocks_change_nothing_but_the_order(dm, monkeypatch):
 
 
 def test_validation_cells_are_capped_and_rare_types_keep_theirs(dm, monkeypatch):
-    from celler.loading import split
+    from celler.data._samplers import split
 
     labels = np.repeat([0, 1, 2], [9000, 900, 60])
     train, validation = split(
@@ -270,7 +277,7 @@ def test_a_store_is_annotated_like_its_cells(dm, cells, streamed, block_rows, mo
 
 
 def test_an_annotation_is_whole_or_not_there(dm, streamed, monkeypatch):
-    from celler.model import blocks
+    from celler.model import _predict as blocks
 
     def interrupted(*_):
         yield from ()

@@ -13,7 +13,8 @@ from pl_cases import assert_same
 from scipy import sparse
 
 from celler.datasets import pbmc68k, toy_long_tail
-from celler.tl import rank_markers, values
+from celler.tl import _markers as values
+from celler.tl import rank_markers
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse, stats
 
-from celler.tokenizer import BadValueError, TokenBatch, Tokenizer
+from celler.data._tokenizer import BadValueError, TokenBatch, Tokenizer
 
 QUICK = settings(max_examples=40, deadline=None)
 MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)

@@ -12,22 +12,17 @@ from sklearn.metrics import f1_score, recall_score
 from torch import nn
 from torch.utils.data import DataLoader
 
-from celler import training
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import TokenBatch, Tokenizer
 from celler.datasets import toy_long_tail
 from celler.losses import HDM, RIDE, CrossEntropy
 from celler.mining import HardCells, Replay
-from celler.network import NetworkConfig, build_network
-from celler.tokenizer import TokenBatch, Tokenizer
-from celler.training import (
-    BestWeights,
-    Minibatch,
-    TrainingConfig,
-    TrainingPlan,
-    confusion_of,
-    fit,
-    macro_f1_with_error,
-    validation_logits,
-)
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
+from celler.training import _plan as training
+from celler.training._callbacks import BestWeights
+from celler.training._plan import TrainingConfig, TrainingPlan, confusion_of, macro_f1_with_error
+from celler.training._run import fit, validation_logits
 
 N_GENES, N_CLASSES = 40, 4
 

@@ -8,16 +8,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "building": ["build"],
-        "datamodule": ["DataModule"],
-        "settings": ["Storage"],
-        "summarising": ["Summary", "summary"],
+        "_build": ["build"],
+        "_datamodule": ["DataModule"],
+        "_options": ["Storage"],
+        "_summary": ["Summary", "summary"],
     },
 )
 
 if TYPE_CHECKING:
-    from celler.atlas.building import build as build
-    from celler.atlas.datamodule import DataModule as DataModule
-    from celler.atlas.settings import Storage as Storage
-    from celler.atlas.summarising import Summary as Summary
-    from celler.atlas.summarising import summary as summary
+    from celler.atlas._build import build as build
+    from celler.atlas._datamodule import DataModule as DataModule
+    from celler.atlas._options import Storage as Storage
+    from celler.atlas._summary import Summary as Summary
+    from celler.atlas._summary import summary as summary

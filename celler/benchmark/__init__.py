@@ -9,42 +9,42 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "atlas": ["make_files", "measure_build"],
-        "comparison": ["class_scores", "run", "summary", "summary_text"],
-        "figures": ["class_figure", "score_figure"],
+        "_compare": ["class_scores", "run", "summary", "summary_text"],
+        "_figures": ["class_figure", "score_figure"],
         "methods": ["Fit", "Method"],
-        "paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
-        "recipes": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
+        "_paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
+        "_ablation": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
         "speed": ["measure_speed", "speed_text"],
         "streaming": ["measure_streaming", "measure_training"],
         "synthetic": ["synthetic_cells"],
-        "tasks": ["long_tail_split", "thin"],
+        "_tasks": ["long_tail_split", "thin"],
     },
 )
 
 if TYPE_CHECKING:
+    from celler.benchmark._ablation import Variant as Variant
+    from celler.benchmark._ablation import ablation as ablation
+    from celler.benchmark._ablation import ablation_figure as ablation_figure
+    from celler.benchmark._ablation import ablation_table as ablation_table
+    from celler.benchmark._ablation import ablation_text as ablation_text
+    from celler.benchmark._compare import class_scores as class_scores
+    from celler.benchmark._compare import run as run
+    from celler.benchmark._compare import summary as summary
+    from celler.benchmark._compare import summary_text as summary_text
+    from celler.benchmark._figures import class_figure as class_figure
+    from celler.benchmark._figures import score_figure as score_figure
+    from celler.benchmark._paper import level_scores as level_scores
+    from celler.benchmark._paper import level_table as level_table
+    from celler.benchmark._paper import paper_cells as paper_cells
+    from celler.benchmark._paper import paper_table as paper_table
+    from celler.benchmark._tasks import long_tail_split as long_tail_split
+    from celler.benchmark._tasks import thin as thin
     from celler.benchmark.atlas import make_files as make_files
     from celler.benchmark.atlas import measure_build as measure_build
-    from celler.benchmark.comparison import class_scores as class_scores
-    from celler.benchmark.comparison import run as run
-    from celler.benchmark.comparison import summary as summary
-    from celler.benchmark.comparison import summary_text as summary_text
-    from celler.benchmark.figures import class_figure as class_figure
-    from celler.benchmark.figures import score_figure as score_figure
     from celler.benchmark.methods import Fit as Fit
     from celler.benchmark.methods import Method as Method
-    from celler.benchmark.paper import level_scores as level_scores
-    from celler.benchmark.paper import level_table as level_table
-    from celler.benchmark.paper import paper_cells as paper_cells
-    from celler.benchmark.paper import paper_table as paper_table
-    from celler.benchmark.recipes import Variant as Variant
-    from celler.benchmark.recipes import ablation as ablation
-    from celler.benchmark.recipes import ablation_figure as ablation_figure
-    from celler.benchmark.recipes import ablation_table as ablation_table
-    from celler.benchmark.recipes import ablation_text as ablation_text
     from celler.benchmark.speed import measure_speed as measure_speed
     from celler.benchmark.speed import speed_text as speed_text
     from celler.benchmark.streaming import measure_streaming as measure_streaming
     from celler.benchmark.streaming import measure_training as measure_training
     from celler.benchmark.synthetic import synthetic_cells as synthetic_cells
-    from celler.benchmark.tasks import long_tail_split as long_tail_split
-    from celler.benchmark.tasks import thin as thin

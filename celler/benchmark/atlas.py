@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celler.benchmark.process import run_script
-from celler.door import suggest_keywords
+from celler._utils._messages import suggest_keywords
+from celler.benchmark._process import run_script
 
 N_TYPES, N_DONORS, N_MARKERS = 30, 20, 50
 #: Cells made at once.

@@ -18,15 +18,16 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from celler._utils._devices import autocast, choose_device, choose_precision, cpu_threads
+from celler._utils._messages import suggest_keywords
 from celler.benchmark.synthetic import synthetic_cells
 from celler.benchmark.work import Ceilings, Work, forward_work, tokenizer_work, training_work
-from celler.devices import autocast, choose_device, choose_precision, cpu_threads
-from celler.door import suggest_keywords
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
-from celler.network import GeneTransformer, NetworkConfig, build_network
-from celler.running import one_cycle
-from celler.tokenizer import Tokenizer
-from celler.training import Minibatch, TrainingConfig, TrainingPlan, parameter_groups
+from celler.network._config import NetworkConfig
+from celler.network._network import GeneTransformer, build_network
+from celler.training._plan import TrainingConfig, TrainingPlan, one_cycle, parameter_groups
 
 __all__ = ["measure_speed", "speed_text"]
 
@@ -263,7 +264,7 @@ def _forward(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
 
 
 def _step(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
-    """A training step as :class:`celler.training.TrainingPlan` does it, without Lightning around it."""
+    """A training step as :class:`celler.training._plan.TrainingPlan` does it, without Lightning around it."""
     X, n = bench.cells.X[: bench.batch_size], bench.batch_size
     tokens = Tokenizer()(
         X,

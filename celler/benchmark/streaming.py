@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from celler.atlas.datamodule import DataModule
-from celler.atlas.epochs import CHUNK_ROWS
-from celler.atlas.manifest import STORE_NAME
-from celler.atlas.reading import BLOCK_ROWS, PIPELINE
-from celler.benchmark.process import run_script
-from celler.devices import cpu_threads
-from celler.door import suggest_keywords
+from celler._utils._devices import cpu_threads
+from celler._utils._messages import suggest_keywords
+from celler.atlas._datamodule import DataModule
+from celler.atlas._source import CHUNK_ROWS, StoreSource
+from celler.atlas._store import BLOCK_ROWS, PIPELINE, STORE_NAME
+from celler.benchmark._process import run_script
+from celler.data._loader import Loaders
 from celler.model import Celler
-from celler.model.loaders import Loaders
-from celler.model.streaming import StoreSource
-from celler.training import TrainingConfig, TrainingPlan
+from celler.training._plan import TrainingConfig, TrainingPlan
 
 BATCH_SIZE = 128
+CONFIG = TrainingConfig(max_epochs=1, batch_size=BATCH_SIZE)
 #: Minibatches that a reader gives before the clock starts: files are opened and a block is read.
 N_WARM = 4
 #: Minibatches in memory that training takes again and again where nothing is read.
@@ -35,7 +34,7 @@ N_KEPT = 40
 SCRIPT = """
 import json, sys, time
 import celler as cl
-from celler.benchmark.process import memory_mb
+from celler.benchmark._process import memory_mb
 from celler.benchmark.streaming import token_minibatches
 dm = cl.atlas.DataModule(sys.argv[1], labels_key=sys.argv[2])
 figures = {"memory_before_mb": memory_mb("VmHWM")}
@@ -115,8 +114,15 @@ def token_minibatches(dm: DataModule) -> Iterable[Any]:
 
 
 def _loaders(dm: DataModule, model: Celler) -> Loaders:
-    config = TrainingConfig(max_epochs=1, batch_size=BATCH_SIZE)
-    return Loaders(StoreSource(dm.store, dm.labels), model._tokenizer, False, config)
+
+    return Loaders(
+        StoreSource(dm.store, dm.labels),
+        model._tokenizer,
+        False,
+        CONFIG.batch_size,
+        CONFIG.seed,
+        CONFIG.token_dropout,
+    )
 
 
 def _annbatch(dm: DataModule, *, has_obs: bool) -> Any:
@@ -163,7 +169,7 @@ def _lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
     """Share of the time of training steps that goes to reading; steps with and without it take turns."""
     model, rows = Celler(registry=dm.registry), np.flatnonzero(dm.labels >= 0)
     loaders = _loaders(dm, model)
-    plan = TrainingPlan(model.module.train(), loaders.class_counts(rows), loaders.config)
+    plan = TrainingPlan(model.module.train(), loaders.class_counts(rows), CONFIG)
     optimizer = torch.optim.AdamW(model.module.parameters(), fused=True)
     kept = list(islice(loaders.shuffled(rows, None), N_KEPT))
 

@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celler.door import suggest_keywords
+from celler._utils._messages import suggest_keywords
 
 __all__ = ["synthetic_cells"]
 

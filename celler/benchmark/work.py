@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celler.network import NetworkConfig
+from celler.network._config import NetworkConfig
 
 __all__ = ["Ceilings", "Work", "forward_work", "tokenizer_work", "training_work"]
 

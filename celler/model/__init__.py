@@ -1,5 +1,5 @@
 """The model class users meet."""
 
-from celler.model.celler import Celler
+from celler.model._celler import Celler
 
 __all__ = ["Celler"]

@@ -1,12 +1,12 @@
 """Plots: an AnnData or a table in, a matplotlib figure out; what is drawn is read, never written."""
 
-from celler.pl.bubble import marker_bubble
-from celler.pl.certainty import confidence, reliability
-from celler.pl.corpus import cells_by
-from celler.pl.curves import history
-from celler.pl.flows import alluvial, composition
-from celler.pl.frequency import class_counts, f1_by_frequency
-from celler.pl.predictions import confusion, prediction_bubble
+from celler.pl._confidence import confidence, reliability
+from celler.pl._confusion import confusion, prediction_bubble
+from celler.pl._corpus import cells_by
+from celler.pl._flows import alluvial, composition
+from celler.pl._history import history
+from celler.pl._long_tail import class_counts, f1_by_frequency
+from celler.pl._markers import marker_bubble
 
 __all__ = [
     "alluvial",

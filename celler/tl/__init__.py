@@ -1,7 +1,7 @@
 """Tools: evaluate predicted labels, vote within clusters, rank markers."""
 
-from celler.tl.evaluation import Evaluation, evaluate
-from celler.tl.markers import rank_markers
-from celler.tl.voting import majority_vote
+from celler.tl._evaluate import Evaluation, evaluate
+from celler.tl._majority_vote import majority_vote
+from celler.tl._markers import rank_markers
 
 __all__ = ["Evaluation", "evaluate", "majority_vote", "rank_markers"]

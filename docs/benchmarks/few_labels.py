@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 
 from celler.benchmark.methods import Fit, logreg
 from celler.benchmark.methods.scanvi import N_STEPS
-from celler.colors import color_classes
 from celler.metrics import summary
 from celler.model import Celler
+from celler.pl._colors import color_classes
 
 SETS = {
     "cbmc": "cbmc_cite_8617_nogenes.h5ad",

@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import Tokenizer
 from celler.datasets import toy_long_tail
 from celler.losses import HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.mining import HardCells, Replay
-from celler.network import NetworkConfig, build_network
-from celler.tokenizer import Tokenizer
-from celler.training import Minibatch, TrainingConfig, TrainingPlan
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
+from celler.training._plan import TrainingConfig, TrainingPlan
 
 LOSSES = {
     "Cross-entropy": CrossEntropy(),

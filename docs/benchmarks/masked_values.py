@@ -19,11 +19,11 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from celler.loading import InMemorySource
+from celler.data._profile import linear
+from celler.data._sources import InMemorySource
 from celler.model import Celler
-from celler.pretraining import MaskedLoss
-from celler.pretraining.masking import Masking, bins_of
-from celler.shift import linear
+from celler.training._masked import MaskedLoss
+from celler.training._masking import Masking, bins_of
 
 SETS = ("pbmc3k_annotated", "onek1k_40donors_7811")
 N_NEIGHBOURS = 15

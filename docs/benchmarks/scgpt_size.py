@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from celler.model import Celler
-from celler.network import NetworkConfig
-from celler.network.scgpt import ScGPTEncoder
+from celler.network._config import NetworkConfig
+from celler.network._scgpt import ScGPTEncoder
 
 N_TOKENS = 60_697
 ARGS = {

@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from celler import benchmark
-from celler.benchmark.comparison import mean_and_sd
+from celler.benchmark._compare import mean_and_sd
 from celler.benchmark.methods import METHODS
 
 Task = Iterator[tuple[ad.AnnData, ad.AnnData, list[int]]]

@@ -15,7 +15,7 @@ import anndata as ad
 import numpy as np
 from scipy import sparse
 
-from celler.tokenizer import Tokenizer
+from celler.data._tokenizer import Tokenizer
 
 N_BINS = 51
 

@@ -11,15 +11,17 @@ from statistics import median
 
 import numpy as np
 
+from celler._utils._devices import choose_device
 from celler.benchmark import synthetic_cells
-from celler.devices import choose_device
-from celler.loading import InMemorySource
+from celler.data._loader import Loaders, Minibatch
+from celler.data._sources import InMemorySource
+from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
-from celler.model import forward as forward_module
-from celler.model.loaders import Loaders
-from celler.network import NetworkConfig, build_network
-from celler.tokenizer import Tokenizer
-from celler.training import Minibatch, TrainingConfig, fit
+from celler.model import _forward as forward_module
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
+from celler.training._plan import TrainingConfig
+from celler.training._run import fit
 
 CELLS = synthetic_cells(8000)
 LABELS = CELLS.obs["cell_type"].cat.codes.to_numpy().astype(np.int64)
@@ -46,7 +48,14 @@ def train(*, is_made: bool) -> float:
     config = TrainingConfig(
         max_epochs=2, batch_size=32, device=choose_device("cpu"), show_progress=False
     )
-    loaders = Loaders(InMemorySource(CELLS.X, LABELS), Tokenizer(), False, config)
+    loaders = Loaders(
+        InMemorySource(CELLS.X, LABELS),
+        Tokenizer(),
+        False,
+        config.batch_size,
+        config.seed,
+        config.token_dropout,
+    )
     minibatches = loaders.shuffled(np.arange(len(LABELS)), None)
     minibatches = Made(list(minibatches)) if is_made else minibatches
     network = build_network(NetworkConfig(n_genes=CELLS.n_vars, n_classes=20), 0)

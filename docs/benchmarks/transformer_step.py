@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from celler.benchmark.synthetic import synthetic_cells
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import Tokenizer
 from celler.losses import DEFAULT
-from celler.network import NetworkConfig, build_network
-from celler.running import one_cycle
-from celler.tokenizer import Tokenizer
-from celler.training import Minibatch, TrainingConfig, TrainingPlan, parameter_groups
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
+from celler.training._plan import TrainingConfig, TrainingPlan, one_cycle, parameter_groups
 
 N_GENES, N_CLASSES = 3000, 20
 

@@ -1,0 +1,1 @@
+"""Ground floor: messages, devices, processes, prefetching and the version."""

@@ -1,0 +1,9 @@
+"""The version, read from the installed package; pyproject.toml holds it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+__all__ = ["__version__"]
+
+__version__: str = version("celler")

@@ -1,0 +1,322 @@
+"""Building: many files of cells become one store on disk, shuffled once, in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from celler._utils._messages import has_progress, suggest_keywords
+from celler.atlas._files import Source, UnreadableSource
+from celler.atlas._options import (
+    COLUMNS,
+    PRIMARY,
+    PerSource,
+    Settings,
+    Storage,
+    check_sources_named,
+    of_source,
+    read_mapping,
+    read_parents,
+)
+from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
+from celler.atlas._store import FILE_NAME, STORE_NAME, require_engine
+from celler.atlas._summary import Summary, count_cells, summary
+from celler.atlas._write import close_collection, deal, format_of, write_dataset
+from celler.labels import LabelTree
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def name_sources(sources: Any, folder: Path, settings: Settings) -> list[Source]:
+    """Sources with names; AnnData objects are written to ``folder`` and named by their place."""
+    if isinstance(sources, str | Path | AnnData):
+        raise TypeError(f"sources is one {type(sources).__name__}; pass a list, or a dict by name.")
+    if isinstance(sources, Mapping):
+        pairs: Iterable[tuple[str | None, Any]] = ((str(k), v) for k, v in sources.items())
+    else:
+        pairs = ((None, source) for source in sources)
+    found = []
+    for number, (name, source) in enumerate(pairs):
+        if isinstance(source, AnnData):
+            found.append(_spooled(name or f"source_{number}", number, source, folder, settings))
+        elif isinstance(source, str | Path):
+            path = Path(source)
+            found.append(Source(name or _stem(path), path.absolute()))
+        else:
+            raise TypeError(
+                f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
+            )
+    repeated = [name for name, n in Counter(source.name for source in found).items() if n > 1]
+    if repeated:
+        raise ValueError(
+            f"several sources are named {repeated}; pass a dict with a name for each path."
+        )
+    if not found:
+        raise ValueError("sources is empty; name at least one file.")
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.stem if path.suffix in SUFFIXES else path.name
+
+
+def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> Source:
+    """What the build needs of an AnnData, on disk; one that is there already must be of the same cells."""
+    path = folder / f"source_{number:05d}.h5ad"
+    ends = [str(adata.obs_names[i]) for i in (0, -1)] if adata.n_obs else []
+    cells = {"name": name, "n_obs": adata.n_obs, "n_vars": adata.n_vars, "ends": ends}
+    record = path.with_suffix(".json")
+    if record.exists():
+        before = json.loads(record.read_text())
+        if before != cells:
+            raise ValueError(
+                f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
+                "build needs the same AnnData in the same order. Delete the folder to begin anew."
+            )
+        return Source(name, path)
+    keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
+    keys |= {key for defaults in COLUMNS.values() for key in defaults} | {PRIMARY}
+    obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
+    part = path.with_suffix(".part.h5ad")
+    _slim(adata, obs, of_source(settings.layer, name)).write_h5ad(part)
+    part.replace(path)
+    write_json(record, cells)
+    return Source(name, path)
+
+
+def _slim(adata: AnnData, obs: pd.DataFrame, layer: str | None) -> AnnData:
+    """The matrices that may be read, with their genes."""
+    whole = adata.to_memory() if adata.isbacked else adata
+    names = [layer] if layer not in (None, "X", "raw") else []
+    layers = {name: whole.layers[name] for name in names if name in whole.layers}
+    slim = AnnData(
+        X=None if layers or layer == "raw" else whole.X,
+        obs=obs,
+        var=whole.var.copy(),
+        layers=layers,
+    )
+    if layer in (None, "raw") and whole.raw is not None:
+        slim.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
+    return slim
+
+
+WORK_NAME = "unfinished"
+
+
+class UnfinishedBuild(ValueError):
+    """A folder holds the work of another build."""
+
+
+@suggest_keywords
+def build(
+    sources: Iterable[str | Path | AnnData] | Mapping[str, str | Path | AnnData],
+    out: str | os.PathLike[str],
+    *,
+    labels_key: PerSource,
+    genes: str | Iterable[str] = "union",
+    gene_key: PerSource = None,
+    layer: PerSource = None,
+    columns: Mapping[str, PerSource] | None = None,
+    mapping: Mapping[str, str | None] | pd.Series | pd.DataFrame | str | Path | None = None,
+    parents: Mapping[str, str] | pd.Series | LabelTree | None = None,
+    drop: Iterable[str] = (),
+    test_size: float = 0.1,
+    seed: int = 0,
+    storage: Storage | None = None,
+) -> Summary:
+    """Build a store ``out`` of raw counts from many files: one gene space, one set of columns, shuffled once.
+
+    Needs Python 3.12 and ``pip install "celler[atlas]"``. The options that take a column's name also take a
+    dict from source to name, where sources differ. A build that was interrupted is finished by the same call.
+
+    sources: paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path.
+        AnnData objects too, also from an iterator; these are first copied to disk one by one, and a repeated
+        call must give them in the same order.
+    out: folder to write. It is a store once it holds ``manifest.json``, which comes last.
+    labels_key: column of ``obs`` with the cell types; missing ones and "unknown" are unlabelled.
+    genes: ``"union"`` or ``"intersection"`` of the sources' genes, or a list of names. Names are matched as
+        by :func:`celler.pp.align_genes`; a gene that a source lacks counts 0 there.
+    gene_key: column of ``var`` with the names of the genes; None = ``var_names``, or the column that matches.
+    layer: where the raw counts are: "X", "raw" or a layer. None = ``X`` where it holds counts, else ``raw``.
+    columns: column of ``obs`` for ``parent_type``, ``tissue``, ``disease``, ``donor``, ``assay``, ``dataset`` or
+        ``is_primary_data``; None = none. Those not named are taken from the columns of these names, and of
+        ``donor_id`` and ``dataset_id``; ``dataset`` is the source's name where there is no column.
+    mapping: new label by label of the sources, None = unlabelled: a dict, a table of two columns or its
+        path, or an ontology (``.obo``), whose names then replace its ids and synonyms.
+    parents: parent by class. None = from ``parent_type``, where each class has one.
+    drop: labels, before or after ``mapping``, whose cells are left out, such as doublets.
+    test_size: share of the cells kept for testing, whole donors; 0 = none.
+    seed: of the order of the cells and of the split.
+    storage: type of the counts and memory to stay in; None = ``Storage()``: uint16 and 4 GB.
+
+    Cells whose barcode and dataset occur before are left out, as are cells that ``is_primary_data`` says are
+    counted elsewhere, and cells without counts. The manifest says how many of each.
+    """
+    require_engine()
+    settings = Settings(
+        labels_key,
+        genes if isinstance(genes, str) else tuple(map(str, genes)),
+        gene_key,
+        layer,
+        dict(columns or {}),
+        read_mapping(mapping),
+        read_parents(parents),
+        _names(drop, "drop"),
+        test_size,
+        seed,
+        storage or Storage(),
+    )
+    out = Path(out)
+    folder = out / WORK_NAME
+    if (out / FILE_NAME).exists() and not folder.exists():
+        raise FileExistsError(
+            f"{out} is a finished store; name another folder, or delete it first."
+        )
+    if out.exists() and not folder.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds other files; name a new or empty folder.")
+    with _room_on_disk(out):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (out / FILE_NAME).exists():
+            with _nothing_left(folder):
+                _build(out, folder, sources, settings)
+        shutil.rmtree(folder)
+    return summary(out)
+
+
+def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
+    """All steps but the last; each goes on where an interrupted build stopped."""
+    _check_same(folder, settings)
+    plan = Plan.load(folder)
+    named = name_sources(sources, folder, settings)
+    check_sources_named(settings, [source.name for source in named])
+    if plan is None:
+        with _bar(None, "Scan") as bar:
+            plan = make_plan(folder, named, settings, bar)
+    _check_unchanged(plan, named)
+    store = out / STORE_NAME
+    if not store.exists():
+        _check_room(plan)
+        _write_cells(plan, named)
+        (folder / STORE_NAME).rename(store)
+    counts, datasets = count_cells(store, plan.categories.get("cell_type", []))
+    write_json(out / FILE_NAME, make_manifest(plan, counts, datasets))
+
+
+def _write_cells(plan: Plan, sources: list[Source]) -> None:
+    n_cells = sum(record["n_cells"] for record in plan.sources)
+    with _bar(n_cells, "Shuffle") as bar:
+        for number, source in enumerate(sources):
+            for n_rows in deal(plan, number, source):
+                bar.update(n_rows)
+    with _bar(plan.n_kept, "Write") as bar:
+        for bucket in range(plan.n_buckets):
+            bar.update(write_dataset(plan, bucket))
+    close_collection(plan.folder / STORE_NAME)
+
+
+def _bar(total: int | None, title: str) -> Any:
+    return tqdm(total=total, desc=title, unit="cell", unit_scale=True, disable=not has_progress())
+
+
+def _names(values: Iterable[str], argument: str) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise TypeError(f"{argument}={values!r} is one string; pass a list of names.")
+    return tuple(map(str, values))
+
+
+def _check_same(folder: Path, settings: Settings) -> None:
+    """Make sure that what is there was begun with the same options; without a plan yet, begin anew."""
+    path, record = folder / "settings.json", settings.as_record()
+    before = json.loads(path.read_text()) if path.exists() else {}
+    other = [name for name, value in record.items() if before.get(name) != value]
+    if other and Plan.load(folder) is not None:
+        changes = ", ".join(f"{name} {before.get(name)!r} -> {record[name]!r}" for name in other)
+        raise UnfinishedBuild(
+            f"{folder.parent} holds an unfinished build with other options: {changes}. Call with those "
+            "of before to finish it, or delete the folder to begin anew."
+        )
+    if other:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        write_json(path, record)
+
+
+def _check_unchanged(plan: Plan, sources: list[Source]) -> None:
+    before = [(record["name"], record["path"]) for record in plan.sources]
+    now = [(source.name, str(source.path)) for source in sources]
+    changed = [name for name, _ in set(before) ^ set(now)] if before != now else []
+    if before != now and not changed:
+        changed = ["the order"]
+    changed += [
+        source.name
+        for source, record in zip(sources, plan.sources, strict=False)
+        if not changed
+        and source.stamp() != record["stamp"]
+        and source.checksum() != record["sha256"]
+    ]
+    if changed:
+        raise UnfinishedBuild(
+            f"{plan.folder.parent} holds an unfinished build of other sources; changed: {sorted(set(changed))}. "
+            "Give those of before to finish it, or delete the folder to begin anew."
+        )
+
+
+def _check_room(plan: Plan) -> None:
+    """Raise now what would come after hours: blocks on the disk take a known size."""
+    layout = format_of(plan)
+    width = layout.index.itemsize + layout.value.itemsize
+    n_values = sum(record["n_values"] for record in plan.sources)
+    share = plan.n_kept / max(1, sum(record["n_cells"] for record in plan.sources))
+    needed = int(share * n_values * width)
+    written = sum(path.stat().st_size for path in plan.folder.glob("block_*"))
+    free = shutil.disk_usage(plan.folder).free
+    if needed > free + written:
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e9:.3g} GB are needed for the shuffle and some half of it more for the store, "
+            f"{free / 1e9:.3g} GB are free",
+            str(plan.folder),
+        )
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Where sources or options cannot be used, the work goes too: with others it would be of no use."""
+    try:
+        yield
+    except UnfinishedBuild:
+        raise
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        # a source that could be read until now may be there again, and unchanged
+        if not (isinstance(error, UnreadableSource) and (folder / "plan.json").exists()):
+            shutil.rmtree(folder)
+            with suppress(OSError):  # it holds something else
+                folder.parent.rmdir()
+        raise
+
+
+@contextmanager
+def _room_on_disk(out: Path) -> Iterator[None]:
+    """Where the disk is full, say what is left and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"no room left on the disk of {out} ({error.strerror}). It is no store yet; what is done is in "
+            f"{WORK_NAME}/. Make room and call again with the same arguments to go on, or delete the folder",
+            str(out),
+        ) from error

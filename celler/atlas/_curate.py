@@ -1,0 +1,314 @@
+"""Scanning: what a source holds, in the words of the store, and which of its cells are taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from celler.atlas._files import Contents, Source, find_counts
+from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
+from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
+from celler.labels import Ontology, read_obo
+
+#: Share of the fewer genes, the source's or the space's, that both must have.
+MIN_OVERLAP = 0.2
+
+
+@dataclass(frozen=True)
+class SourceGenes:
+    """Genes of a source: its names, those of its ``var``, and where they come from in messages."""
+
+    source: str
+    names: pd.Index
+    var: pd.DataFrame | None
+
+    @classmethod
+    def of(cls, source: str, var: pd.DataFrame, gene_key: str | None) -> SourceGenes:
+        """Names from ``var_names``, or from the column ``gene_key`` alone."""
+        try:
+            names = gene_names(var, gene_key).astype(str)
+        except KeyError as error:
+            raise KeyError(f"source {source!r}: {error.args[0]}") from error
+        return cls(source, names, var if gene_key is None else None)
+
+
+@dataclass(frozen=True)
+class GeneSpace:
+    """``names`` of the store's genes; ``maps`` has the gene of each source's columns, −1 for none."""
+
+    names: pd.Index
+    maps: list[np.ndarray]
+    reports: list[dict[str, Any]]
+
+
+def gene_space(sources: Sequence[SourceGenes], genes: str | Sequence[str]) -> GeneSpace:
+    """Align all sources: to the union or the intersection of their genes, or to a list of names.
+
+    Names match as in :func:`celler.pp.align_genes`; where ``var_names`` do not, a column of ``var``
+    that does is taken. The first source's kind of names is that of a union. Columns of a source that
+    are one gene are added up. Raises ``ValueError`` for a source of other genes.
+    """
+    is_open = isinstance(genes, str)
+    if is_open:
+        first = without_version(sources[0].names)
+        space = first[(first != "")].unique()
+    else:
+        space = pd.Index(genes, dtype=object).astype(str)
+        check_unique(space, "the names in genes")
+    maps, reports = [], []
+    for source in sources:
+        found, names, report = _align(source, space)
+        if is_open:
+            extra = (found < 0) & np.asarray(names != "")
+            fresh = without_version(names[extra])
+            space = space.append(fresh.unique())
+            found[extra] = space.get_indexer(fresh)
+        maps.append(found)
+        reports.append(report)
+    if genes == "intersection":
+        space, maps = _shared(sources, space, maps)
+    for found, report in zip(maps, reports, strict=True):
+        columns = found[found >= 0]
+        report["n_in_store"] = len(np.unique(columns))
+        report["n_added_up"] = len(columns) - report["n_in_store"]
+    return GeneSpace(space, maps, reports)
+
+
+def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
+    """Gene of each column, −1 for one the space lacks; the names that matched, and a report."""
+    is_vocabulary = len(source.names) < len(space)
+    try:
+        match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary)
+    except ValueError as error:
+        raise _other_genes(source, space) from error
+    names = source.names
+    if match.column is not None and source.var is not None:
+        names = gene_names(source.var, match.column).astype(str)
+    report = {
+        "n_genes": len(names),
+        "names": f"var[{match.column!r}]" if match.column is not None else "var_names",
+        "n_matched": match.n_matched,
+        "inexact": match.n_inexact,
+    }
+    return np.maximum(match.gene_map, match.repeated).astype(np.int64), names, report
+
+
+def _shared(
+    sources: Sequence[SourceGenes], space: pd.Index, maps: list[np.ndarray]
+) -> tuple[pd.Index, list[np.ndarray]]:
+    """The genes that all sources have."""
+    n_sources = np.zeros(len(space), int)
+    for found in maps:
+        n_sources[np.unique(found[found >= 0])] += 1
+    is_shared = n_sources == len(maps)
+    if not is_shared.any():
+        raise ValueError(
+            f"no gene is in all {len(sources)} sources; pass genes='union' or a list of names, or leave out "
+            "the source that shares least."
+        )
+    place = np.append(np.where(is_shared, is_shared.cumsum() - 1, -1), -1)
+    return space[is_shared], [place[found] for found in maps]
+
+
+def _other_genes(source: SourceGenes, space: pd.Index) -> ValueError:
+    kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
+    columns = [] if source.var is None else list(map(str, source.var.columns))
+    return ValueError(
+        f"source {source.source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has "
+        f"{len(source.names):,} {kinds[0]} such as {list(source.names[:3])}, the store {len(space):,} {kinds[1]} "
+        f"such as {list(space[:3])}; columns of its var: {columns}. Name the column that holds the store's kind "
+        f"with gene_key={{{source.source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, "
+        "mapping=...), or leave it out."
+    )
+
+
+#: Why a cell is not taken, by its code; 0 is taken.
+REASONS = ("kept", "not primary", "dropped class", "duplicate")
+
+KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
+
+#: Names read at once.
+N_NAMES = 200_000
+
+N_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a source: ``codes (n,)`` and categories of each column, and why one is left out.
+
+    hashes: ``(n,)`` uint64 of dataset and barcode, by which duplicates are found.
+    is_numbered: obs_names are plain numbers, which say nothing of a cell's identity.
+    """
+
+    codes: dict[str, np.ndarray]
+    categories: dict[str, list[str]]
+    reason: np.ndarray
+    hashes: np.ndarray
+    is_numbered: bool
+
+    def save(self, path: Path) -> None:
+        """Write to an .npz, at once or not at all."""
+        head = json.dumps({"categories": self.categories, "is_numbered": self.is_numbered})
+        arrays: dict[str, Any] = {f"codes_{name}": codes for name, codes in self.codes.items()}
+        part = path.with_suffix(".part.npz")
+        np.savez(part, head=np.array(head), reason=self.reason, hashes=self.hashes, **arrays)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Cells:
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            head = json.loads(str(arrays["head"]))
+            codes = {name: arrays[f"codes_{name}"] for name in head["categories"]}
+            return cls(codes, reason=arrays["reason"], hashes=arrays["hashes"], **head)
+
+    def names(self, contents: Contents, start: int, stop: int) -> list[str]:
+        """``dataset:barcode`` of these rows; ``source:number`` where cells only have numbers."""
+        names = contents.names(start, stop)
+        if self.is_numbered:
+            return [f"{contents.source.name}:{name}" for name in names]
+        datasets = np.array(self.categories["dataset"], object)
+        of_cell = datasets[self.codes["dataset"][start:stop]]
+        return [f"{dataset}:{name}" for dataset, name in zip(of_cell, names, strict=True)]
+
+
+def scan(source: Source, settings: Settings) -> tuple[Cells, dict[str, Any]]:
+    """The cells of a source, and a record of it for the plan."""
+    with source.open() as contents:
+        place = find_counts(contents, of_source(settings.layer, source.name))
+        matrix = contents.matrix(place)
+        columns = _columns(contents, settings)
+        seen = set(columns["cell_type"].categories) if "cell_type" in columns else set()
+        if "cell_type" in columns:
+            columns["cell_type"] = _mapped(columns["cell_type"], settings.labels, source)
+        reason = _reasons(contents, columns, seen, settings)
+        cells = Cells(
+            codes={name: np.asarray(part.codes) for name, part in columns.items()},
+            categories={name: list(part.categories) for name, part in columns.items()},
+            reason=reason,
+            hashes=np.empty(contents.n_obs, np.uint64),
+            is_numbered=all(name.isdecimal() for name in contents.names(0, 100)),
+        )
+        for start in range(0, contents.n_obs, N_NAMES):
+            stop = min(start + N_NAMES, contents.n_obs)
+            names = np.array(cells.names(contents, start, stop), object)
+            cells.hashes[start:stop] = pd.util.hash_array(names)
+    record = {
+        "name": source.name,
+        "path": str(source.path),
+        "sha256": source.checksum(),
+        "n_cells": contents.n_obs,
+        "n_values": matrix.nnz,
+        "counts": place,
+        "labels": sorted(seen | set(cells.categories.get("cell_type", []))),
+    }
+    return cells, record
+
+
+def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical]:
+    """The canonical columns that the source has, as text."""
+    source, found = contents.source, {}
+    for name, defaults in COLUMNS.items():
+        if name == "cell_type":
+            key, argument = of_source(settings.labels_key, source.name), "labels_key"
+        elif name in settings.columns:
+            key, argument = of_source(settings.columns[name], source.name), f"columns[{name!r}]"
+        else:
+            key, argument = next((k for k in defaults if k in contents.columns), None), ""
+        if key is not None:
+            found[name] = _as_text(contents.column(key, argument), key, source)
+    dataset = found.get("dataset")
+    if dataset is None:
+        zeros = np.zeros(contents.n_obs, np.int32)
+        found["dataset"] = pd.Categorical.from_codes(zeros, [source.name])
+    elif (dataset.codes < 0).any():
+        if source.name not in dataset.categories:
+            dataset = dataset.add_categories([source.name])
+        found["dataset"] = dataset.fillna(source.name)
+    return found
+
+
+def _as_text(values: pd.Series, key: str, source: Source) -> pd.Categorical:
+    """Categories as text; empty text and "unknown" are no value. Numbers with a point are refused."""
+    column = pd.Categorical(values)
+    floats = [c for c in column.categories if isinstance(c, float) and c != int(c)]
+    if floats:
+        raise ValueError(
+            f"obs[{key!r}] of {source} holds numbers such as {floats[0]:g}; text or categories are needed."
+        )
+    whole = [int(c) if isinstance(c, float) else c for c in column.categories]
+    names = [str(c).strip() for c in whole]
+    return _renamed(
+        column, {i: n for i, n in enumerate(names) if n.casefold() not in ("", "unknown")}
+    )
+
+
+def _mapped(
+    labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: Source
+) -> pd.Categorical:
+    """Labels under the names of the mapping, or of the ontology; those it does not name stay."""
+    if mapping is None:
+        return labels
+    names = list(labels.categories)
+    if isinstance(mapping, Path):
+        new: dict[int, str | None] = dict(enumerate(_terms(names, read_obo(mapping), source)))
+    else:
+        new = {i: mapping.get(name, name) for i, name in enumerate(names)}
+    return _renamed(labels, {i: name for i, name in new.items() if name is not None})
+
+
+def _terms(names: list[str], ontology: Ontology, source: Source) -> list[str]:
+    found, problems = [], []
+    for name in names:
+        try:
+            found.append(ontology.find(name).name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        more = f" And {len(problems) - N_LISTED} more." * (len(problems) > N_LISTED)
+        raise ValueError(
+            f"{len(problems)} labels of {source} are no terms of the ontology. "
+            f"{' '.join(problems[:N_LISTED])}{more} Rename them with a dict or table as mapping instead."
+        )
+    return found
+
+
+def _renamed(column: pd.Categorical, names: Mapping[int, str]) -> pd.Categorical:
+    """Categories by the name of their code; codes without one have no value."""
+    categories = sorted(set(names.values()))
+    place = {name: i for i, name in enumerate(categories)}
+    table = np.full(len(column.categories) + 1, -1, np.int32)
+    for code, name in names.items():
+        table[code] = place[name]
+    return pd.Categorical.from_codes(table[column.codes], categories)
+
+
+def _reasons(
+    contents: Contents, columns: Mapping[str, pd.Categorical], seen: set[str], settings: Settings
+) -> np.ndarray:
+    """Why each cell is left out, as far as the source itself tells."""
+    reason = np.full(contents.n_obs, KEPT, np.uint8)
+    key = PRIMARY if PRIMARY in contents.columns else None
+    if PRIMARY in settings.columns:
+        key = of_source(settings.columns[PRIMARY], contents.source.name)
+    if key is not None:
+        values = contents.column(key, f"columns[{PRIMARY!r}]")
+        is_primary = values.astype(str).str.casefold()
+        if not set(is_primary.unique()) <= {"true", "false", "1", "0"}:
+            raise ValueError(
+                f"obs[{key!r}] of {contents.source} holds {is_primary.unique()[:3].tolist()}; true or false is "
+                f"needed for every cell, or columns={{{PRIMARY!r}: None}} to leave the column alone."
+            )
+        reason[is_primary.isin(["false", "0"]).to_numpy()] = NOT_PRIMARY
+    labels = columns.get("cell_type")
+    if labels is not None and settings.drop:
+        dropped = labels.categories.isin(settings.drop)
+        reason[np.append(dropped, False)[labels.codes] & (reason == KEPT)] = DROPPED
+    return reason

@@ -1,0 +1,255 @@
+"""Reading: an on-disk store's cells, at random or in blocks, as CSR rows and never dense."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from celler._utils._distributed import rank_and_size
+from celler._utils._messages import closest
+from celler._utils._prefetch import prefetch
+from celler._utils._version import __version__
+
+#: What annbatch needs.
+PYTHON = (3, 12)
+
+
+def require_engine() -> None:
+    """Raise ``ImportError`` where stores can neither be written nor streamed."""
+    found = ".".join(map(str, sys.version_info[:2]))
+    way = 'pip install "celler[atlas]"'
+    if tuple(sys.version_info[:2]) < PYTHON:
+        raise ImportError(
+            f"Python {found} was found; cl.atlas needs Python 3.12 or newer, as annbatch does. In an "
+            f"environment of it: {way}. Everything else works here."
+        )
+    if find_spec("annbatch") is None:
+        raise ImportError(f"Python {found} was found, which will do, but not annbatch: {way}.")
+
+
+FILE_NAME, STORE_NAME = "manifest.json", "cells.zarr"
+
+FORMAT, FORMAT_VERSION = "celler-atlas", 1
+
+
+def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
+
+    Keys: ``format``, ``version``, ``n_cells``, ``genes``, ``classes``, ``parents`` (by class), ``class_counts``
+    (by split, in the order of the classes), ``columns``, ``dtype``, ``seed``, ``datasets`` (cells by name),
+    ``sources``, ``dropped``, ``settings`` and ``versions``.
+    """
+    path = Path(out) / FILE_NAME
+    if not path.is_file():
+        is_begun = (Path(out) / "unfinished").is_dir()
+        hint = (
+            " A build was begun there: call cl.atlas.build again with the same arguments to finish it."
+            if is_begun
+            else " cl.atlas.build writes one."
+        )
+        raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}.{hint}")
+    manifest = json.loads(path.read_text())
+    if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is of {manifest.get('format')!r}, version {manifest.get('version')!r}; this celler "
+            f"({__version__}) reads {FORMAT!r}, version {FORMAT_VERSION}. Install the celler that wrote it."
+        )
+    return manifest
+
+
+#: Most rows that are read from disk at once.
+BLOCK_ROWS = 4096
+
+#: A gap of so many unwanted rows is read along: that many lie in one compressed chunk anyway.
+GAP = 64
+
+#: The codecs of the zarrs package, which decompress in parallel.
+PIPELINE = "zarrs.ZarrsCodecPipeline"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some cells of a store: ``index (B,)``, their rows, and counts ``X (B, n_genes)``."""
+
+    index: np.ndarray
+    X: sparse.csr_matrix
+
+
+class Store:
+    """The cells of a folder that :func:`celler.atlas.build` wrote; a row is a cell's place in it.
+
+    Nothing but the compressed rows' places is kept in memory, 8 bytes a cell. Raises ``ImportError`` without
+    the atlas extra and ``FileNotFoundError`` for a folder that is no store or was never finished.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        require_engine()
+        self.path = Path(path)
+        self.manifest = read_manifest(path)
+        self._open()
+
+    def _open(self) -> None:
+        import anndata
+        import zarr
+        from annbatch import DatasetCollection, Loader
+
+        from celler.atlas._sampler import Requests
+
+        self._groups: list[Any] = list(
+            DatasetCollection(zarr.open_group(self.path / STORE_NAME, mode="r"))
+        )
+        datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
+        self.sizes = np.array([dataset.shape[0] for dataset in datasets])
+        self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
+        self._requests, self._lock = Requests(GAP), threading.Lock()
+        self._loader = Loader(batch_sampler=self._requests, return_index=True, preload_to_gpu=False)
+        self._loader.add_datasets(datasets)
+        # The codecs are chosen when the arrays are opened, which the first read does.
+        with zarr.config.set({"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {}):
+            self.rows(np.array([0]))
+
+    def __len__(self) -> int:
+        return int(self.sizes.sum())
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the obs columns."""
+        return [str(name) for name in self._groups[0]["obs"].attrs["column-order"]]
+
+    def codes(self, key: str, argument: str = "key") -> tuple[np.ndarray, list[str]]:
+        """Category codes ``(n_cells,)`` of an obs column, −1 for none, and the categories."""
+        if key not in self.columns:
+            raise KeyError(
+                f"{argument}={key!r} is not a column of the store.{closest(key, self.columns)} "
+                f"Columns: {self.columns}."
+            )
+        columns = [group["obs"][key] for group in self._groups]
+        if any(column.attrs["encoding-type"] != "categorical" for column in columns):
+            raise ValueError(
+                f"{argument}={key!r} does not hold categories; choose another column of {self.columns}."
+            )
+        categories = [
+            [str(name) for name in strings(column["categories"])[:]] for column in columns
+        ]
+        if any(names != categories[0] for names in categories):
+            raise ValueError(
+                f"the datasets of {self.path} differ in the categories of {key!r}; build the store anew."
+            )
+        return np.concatenate([column["codes"][:] for column in columns]), categories[0]
+
+    def names(self, index: np.ndarray) -> np.ndarray:
+        """obs_names of the rows ``index (n,)``."""
+        names = np.empty(len(index), object)
+        for group, start, size in zip(self._groups, self._starts, self.sizes, strict=True):
+            is_here = (index >= start) & (index < start + size)
+            if is_here.any():
+                rows, position = np.unique(index[is_here] - start, return_inverse=True)
+                found = index_of(group["obs"]).get_orthogonal_selection((rows,))
+                names[is_here] = np.asarray(found, object)[position]
+        return names
+
+    def is_empty(self) -> np.ndarray:
+        """Cells without counts ``(n_cells,)``."""
+        return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
+
+    def rows(self, index: np.ndarray) -> sparse.csr_matrix:
+        """Counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
+        return as_float(self.counts(index))
+
+    def counts(self, index: np.ndarray) -> sparse.csr_matrix:
+        """As :meth:`rows`, in the type that the store has."""
+        distinct, position = np.unique(index, return_inverse=True)
+        parts = [part.X for part in self.stream(pieces(distinct))]
+        if not parts:
+            return sparse.csr_matrix((0, len(self.genes)), dtype=np.float32)
+        X = sparse.vstack(parts, format="csr") if len(parts) > 1 else parts[0]
+        return X if np.array_equal(distinct, index) else X[position]
+
+    def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Rows]:
+        """The rows of each of the ``blocks``, whole blocks at a time, each in the order it names them."""
+        return self.parts([block] for block in blocks)
+
+    def parts(self, blocks: Iterable[list[np.ndarray]]) -> Iterator[Rows]:
+        """The rows of each part of each of the ``blocks``, which are read whole."""
+        waiting: deque[np.ndarray] = deque()
+        with self._lock:
+            self._requests.of(blocks, waiting)
+            loaded = iter(self._loader)
+            first = next(
+                loaded, None
+            )  # from here on the loader has its requests, and others may ask
+        while first is not None:
+            yield Rows(waiting.popleft(), first["X"])
+            first = next(loaded, None)
+
+    @property
+    def _starts(self) -> np.ndarray:
+        return np.cumsum(self.sizes) - self.sizes
+
+
+def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:
+    """``X`` in float32; its indices are shared."""
+    return sparse.csr_matrix((X.data.astype(np.float32), X.indices, X.indptr), X.shape)
+
+
+def pieces(index: np.ndarray, n_most: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+    """Sorted rows ``index (n,)`` in blocks for which at most ``n_most`` rows are read."""
+    if not len(index):
+        return
+    gaps = np.diff(index, prepend=index[0] - 1)
+    n_read = np.cumsum(np.where(gaps <= GAP, gaps, 1)) - 1
+    yield from np.split(index, np.flatnonzero(np.diff(n_read // n_most)) + 1)
+
+
+def index_of(table: Any) -> Any:
+    """The array of row names of a stored DataFrame."""
+    return strings(table[table.attrs["_index"]])
+
+
+def strings(stored: Any) -> Any:
+    """The array of stored strings, which may come with a mask for missing ones."""
+    return stored["values"] if "nullable" in stored.attrs["encoding-type"] else stored
+
+
+class CellBlocks:
+    """Cells of a store in blocks: iterating gives ``index (n,)``, their rows, and an AnnData of counts.
+
+    With torch.distributed each rank is given its part of the blocks.
+
+    index: rows of the store, ascending ``(N,)``.
+    """
+
+    def __init__(self, store: Store, index: np.ndarray) -> None:
+        self.store, self.index = store, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, AnnData]]:
+        rank, n_ranks = rank_and_size()
+        blocks = list(pieces(self.index, BLOCK_ROWS))[rank::n_ranks]
+        return prefetch(map(self._anndata, self.store.stream(blocks)))
+
+    def sample(self, n_cells: int) -> AnnData:
+        """At most so many of the cells, drawn at random, the same at each call."""
+        rows = np.random.default_rng(0).permutation(len(self.index))[:n_cells]
+        index = self.index[np.sort(rows)]
+        return self._anndata(Rows(index, self.store.rows(index)))[1]
+
+    def _anndata(self, rows: Rows) -> tuple[np.ndarray, AnnData]:
+        obs = pd.DataFrame(index=pd.Index(self.store.names(rows.index).astype(str)))
+        var = pd.DataFrame(index=pd.Index(self.store.genes))
+        return rows.index, AnnData(as_float(rows.X), obs=obs, var=var)

@@ -1,0 +1,118 @@
+"""Summary: how many cells a store has, by tissue, disease, type and split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from celler._utils._messages import closest
+from celler.atlas._store import STORE_NAME, read_manifest, require_engine
+
+#: Columns that a table of all combinations has, where the store has them.
+BY = ("cell_type", "parent_type", "tissue", "disease", "dataset", "split")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a store holds; ``str()`` says it in words.
+
+    counts: cells of each combination of type, parent, tissue, disease, dataset and split, the columns that
+        the store has, and ``cells``; combinations without cells are left out.
+    manifest: the store's manifest: genes, classes, sources, what was dropped, versions.
+    """
+
+    counts: pd.DataFrame
+    manifest: dict[str, Any]
+
+    def by(self, column: str) -> pd.DataFrame:
+        """Cells of each value of a column and each split, and the number of types there; most cells first."""
+        columns = [name for name in self.counts if name != "cells"]
+        if column not in columns:
+            raise KeyError(
+                f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}."
+            )
+        cells = self.counts.assign(split=self.counts["split"].astype(str))
+        table = cells.pivot_table(
+            index=column,
+            columns="split",
+            values="cells",
+            aggfunc="sum",
+            fill_value=0,
+            observed=True,
+        )
+        table = table.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None)
+        table.insert(0, "cells", table.sum(axis=1))
+        if column != "cell_type" and "cell_type" in columns:
+            table["types"] = cells.groupby(column, observed=True)["cell_type"].nunique()
+        return table.sort_values("cells", ascending=False, kind="stable")
+
+    def __str__(self) -> str:
+        held = self.manifest
+        split = held["n_cells_by_split"]
+        left = ", ".join(f"{n:,} {reason}" for reason, n in held["dropped"].items() if n)
+        n_none = sum(held["unlabeled"].values())
+        several = [
+            f"{self.counts[name].nunique():,} {name}s"
+            for name in ("tissue", "disease")
+            if name in self.counts
+        ]
+        return (
+            f"Store of {held['n_cells']:,} cells ({split['train']:,} train, {split['test']:,} test) and "
+            f"{len(held['genes']):,} genes from {len(held['sources'])} sources: "
+            + ", ".join([f"{len(held['classes']):,} cell types", *several])
+            + f", {n_none:,} cells unlabelled. Left out: {left or 'none'}."
+        )
+
+    __repr__ = __str__
+
+
+def summary(out: str | os.PathLike[str]) -> Summary:
+    """Count the cells of the store ``out`` by type, parent, tissue, disease, dataset and split.
+
+    Columns of obs are read, one dataset of the collection at a time. ``celler.pl.composition`` and
+    ``celler.pl.class_counts`` draw the tables.
+    """
+    require_engine()
+    manifest = read_manifest(out)
+    columns = [name for name in BY if name in manifest["columns"]]
+    how: dict[str, Any] = {"dropna": False, "observed": True}
+    tables = [
+        obs.groupby(columns, **how).size().rename("cells").reset_index()
+        for obs in read_obs(Path(out) / STORE_NAME, columns)
+    ]
+    counts = pd.concat(tables, ignore_index=True)
+    return Summary(counts.groupby(columns, **how)["cells"].sum().reset_index(), manifest)
+
+
+def read_obs(store: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+    """These columns of obs of each dataset, in their order; categories are equal in all."""
+    import zarr
+
+    for name in dataset_names(store):
+        group = zarr.open_group(store / name / "obs", mode="r")
+        yield pd.DataFrame({column: anndata.io.read_elem(group[column]) for column in columns})
+
+
+def dataset_names(store: Path) -> list[str]:
+    """Names of the datasets of a collection, in their order."""
+    names = [path.name for path in store.glob("dataset_*") if path.is_dir()]
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def count_cells(store: Path, classes: list[str]) -> tuple[np.ndarray, dict[str, int]]:
+    """Cells of each split and class ``(2, C + 1)``, the last column unlabelled ones, and of each dataset."""
+    counts = np.zeros((2, len(classes) + 1), np.int64)
+    datasets = {}
+    columns = ["split", *(["cell_type"] if classes else [])]
+    for name, obs in zip(dataset_names(store), read_obs(store, columns), strict=True):
+        datasets[name] = len(obs)
+        labels = obs["cell_type"].cat.codes.to_numpy() if classes else np.full(len(obs), -1)
+        np.add.at(counts, (obs["split"].cat.codes.to_numpy(), labels), 1)
+    return counts, datasets

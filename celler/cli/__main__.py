@@ -1,0 +1,7 @@
+"""``python -m celler.cli``."""
+
+import sys
+
+from celler.cli import main
+
+sys.exit(main())

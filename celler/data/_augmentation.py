@@ -1,0 +1,139 @@
+"""Neighbourhoods: means of unlabelled cells that training sees in place of a labelled one, where labels are few."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from scipy import sparse
+
+from celler.data._profile import Profile, linear
+from celler.data._sources import Views
+
+Rows = Callable[[np.ndarray], sparse.csr_matrix]
+
+#: Unlabelled cells that are averaged.
+N_AVERAGED = 10
+
+#: A cell is shown as a mean half of the times where a class has so many labelled cells in the mean over classes,
+#: and never where it has more than that.
+FEW_CELLS, MOST_CELLS = 10, 45
+
+
+def mean_share(n_labelled: int, n_classes: int) -> float:
+    """How often a labelled cell is shown as a mean: the less, the more labelled cells there are of a class."""
+    n = n_labelled / max(1, n_classes)
+    return FEW_CELLS / (FEW_CELLS + n) if n <= MOST_CELLS else 0.0
+
+
+def neighbourhoods(
+    rows: Rows,
+    labels: np.ndarray,
+    embedding: np.ndarray,
+    share: float,
+    *,
+    is_log: bool,
+    found: np.ndarray | None = None,
+) -> Views:
+    """Means of each labelled cell and the ten unlabelled ones nearest to it.
+
+    rows: gives counts or, with ``is_log``, ``log1p`` values ``(n, G)`` of positions ``(n,)``.
+    labels: ``(N,)``, −1 where there is none. embedding: ``(N, D)``, in which cells are near.
+    found: ``(N,)``, codes of a first training; only cells found to be of its class are then near a cell.
+    """
+    labelled, members = np.flatnonzero(labels >= 0), []
+    for cell in labelled:
+        others = of_class(int(labels[cell]), labels, found)
+        distance = np.square(embedding[others] - embedding[cell]).sum(axis=1)
+        members.append(np.array([cell, *others[np.argsort(distance, kind="stable")][:N_AVERAGED]]))
+    of_cell = np.full((len(labels), 1), -1)
+    of_cell[labelled, 0] = np.arange(len(labelled))
+    return Views(means(rows, members, is_log=is_log), of_cell, share)
+
+
+def with_class_means(
+    views: Views, rows: Rows, labels: np.ndarray, found: np.ndarray, seed: int, *, is_log: bool
+) -> Views:
+    """The views, and for each labelled cell the mean of ten unlabelled ones that were found to be of its class.
+
+    found: ``(N,)``, as above. Where a class was not found there is the neighbourhood alone.
+    """
+    rng, of_cell = np.random.default_rng(seed), np.repeat(views.of_cell, 2, axis=1)
+    members: list[np.ndarray] = []
+    for cell in np.flatnonzero(labels >= 0):
+        others = of_class(int(labels[cell]), labels, found)
+        if len(others):
+            of_cell[cell, 1] = views.X.shape[0] + len(members)
+            members.append(rng.choice(others, min(N_AVERAGED, len(others)), replace=False))
+    if not members:
+        return views
+    X = sparse.vstack([views.X, means(rows, members, is_log=is_log)], format="csr")
+    return replace(views, X=X, of_cell=of_cell)
+
+
+def of_class(code: int, labels: np.ndarray, found: np.ndarray | None) -> np.ndarray:
+    """Unlabelled cells, and with ``found`` those of them that are of the class ``code``."""
+    is_free = labels < 0
+    return np.flatnonzero(is_free if found is None else is_free & (found == code))
+
+
+def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_matrix:
+    """Mean counts per 10,000 ``(M, G)`` of each group of positions, or with ``is_log`` the logarithm of it and 1."""
+    needed, position = np.unique(np.concatenate(members), return_inverse=True)
+    sizes = np.array([len(group) for group in members])
+    weights = np.repeat(1 / sizes, sizes)
+    start = np.concatenate([[0], np.cumsum(sizes)])
+    averaging = sparse.csr_matrix((weights, position, start), (len(members), len(needed)))
+    mean = averaging @ linear(rows(needed), is_log=is_log)
+    return sparse.csr_matrix(mean.log1p() if is_log else mean, dtype=np.float32)
+
+
+#: Most cells drawn, all classes together, and of a class with as many the least.
+MAX_CELLS = 5000
+
+MIN_CELLS = 20
+
+#: Standard deviation of the logarithm of a cell's total count.
+DEPTH_SPREAD = 0.4
+
+
+def n_rehearsed(class_counts: np.ndarray) -> np.ndarray:
+    """Cells to draw of each class ``(C,)``: as many as there were, or a share of each to stay below the most."""
+    share = min(1.0, MAX_CELLS / class_counts.sum())
+    least = np.minimum(class_counts, MIN_CELLS)
+    return np.maximum(least, np.round(class_counts * share)).astype(np.int64)
+
+
+def draw_cells(
+    profile: Profile, n_cells: np.ndarray, rng: np.random.Generator, block_size: int = 256
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    r"""Counts ``(n, G)`` of ``n_cells (C,)`` cells of each class, and their class codes ``(n,)``.
+
+    Gamma-Poisson, gene by gene on its own: with the class mean :math:`m_{kg}` as a share of the cell's total
+    count :math:`D`, and the dispersion :math:`\phi_g` that is beyond Poisson's :math:`10^4 / D`,
+
+    .. math:: x_g \sim \operatorname{Poisson}(D\, m_{kg}\, \gamma_g), \qquad
+        \operatorname{Var} \gamma_g = \max(\phi_g - 10^4 / D, 0) / m_{kg} .
+
+    The profile does not say :math:`D`; most genes are nearly Poisson, so their median dispersion does. Genes
+    that were never measured in a class have no counts.
+    """
+    poisson = float(np.median(profile.dispersion))
+    parts = []
+    for k, n in enumerate(n_cells):
+        genes = np.flatnonzero(np.nan_to_num(profile.mean[k]) > 0)
+        mean = profile.mean[k, genes].astype(np.float64)
+        beyond = np.maximum(profile.dispersion[genes] - poisson, 0) / mean
+        shape = 1 / np.maximum(beyond, 1e-3)
+        for start in range(0, n, block_size):
+            size = (min(block_size, n - start), len(genes))
+            depth = 1e4 / poisson * rng.lognormal(0.0, DEPTH_SPREAD, (size[0], 1))
+            counts = rng.poisson(depth * mean / mean.sum() * rng.gamma(shape, 1 / shape, size))
+            empty = counts.sum(axis=1) == 0
+            counts[empty, mean.argmax()] = 1
+            rows, columns = np.nonzero(counts)
+            values = counts[rows, columns].astype(np.float32)
+            shape_of_part = (size[0], profile.mean.shape[1])
+            parts.append(sparse.csr_matrix((values, (rows, genes[columns])), shape_of_part))
+    return sparse.vstack(parts, format="csr"), np.repeat(np.arange(len(n_cells)), n_cells)

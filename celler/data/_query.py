@@ -1,0 +1,207 @@
+"""Queries: the cells of any AnnData, and how its genes become the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from celler._utils._prefetch import prefetch
+from celler.data._expression import (
+    ExpressionReader,
+    bad_value,
+    is_log,
+)
+from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
+from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
+
+#: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
+CHUNK_SIZE = 4096
+
+TOKENS_PER_PASS = 2**18
+
+
+@dataclass(frozen=True)
+class Genes:
+    """The model's genes: ``names`` and each one's mean share of a reference cell's counts ``(n_genes,)``.
+
+    is_vocabulary: they are all genes of a species and not those of a reference.
+    """
+
+    names: pd.Index
+    share: np.ndarray
+    key: str | None = None
+    is_vocabulary: bool = False
+
+    def names_of(self, adata: AnnData) -> pd.Index:
+        """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
+        if self.key is not None and self.key in adata.var.columns:
+            return gene_names(adata.var, self.key)
+        check_unique(adata.var_names, "the query's genes")
+        return adata.var_names
+
+    def columns_of(self, adata: AnnData) -> np.ndarray:
+        """Columns ``(n_genes,)`` of a registered AnnData, which has all of them."""
+        return gene_names(adata.var, self.key).get_indexer(self.names)
+
+    def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
+        """Alignment of a query and the share of the reference's expression its genes carry."""
+        names = self.names_of(adata)
+        alignment = align_genes(names, self.names, adata.var, is_vocabulary=self.is_vocabulary)
+        matched = alignment.gene_map[alignment.gene_map >= 0]
+        return alignment, float(self.share[matched].sum())
+
+    def report(
+        self, alignment: GeneAlignment, share: float, reader: ExpressionReader
+    ) -> str | None:
+        """What there is to tell of an alignment, ``None`` where all is as it should be."""
+        if not self.is_vocabulary:
+            return None if alignment.is_exact else alignment.describe(share)
+        if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
+            return None
+        X = reader.probe()
+        X = X.expm1() if is_log(reader) else X
+        by_gene = np.asarray(X.sum(axis=0)).ravel()
+        read = by_gene[alignment.gene_map >= 0].sum() / max(by_gene.sum(), 1e-9)
+        return alignment.describe_extra(float(read))
+
+
+@dataclass(frozen=True)
+class Query:
+    """Cells to label: their ``reader``, and which of the model's ``n_genes`` genes its columns are.
+
+    expression_share: of the reference's expression, what the query's genes carry there.
+    """
+
+    reader: ExpressionReader
+    alignment: GeneAlignment
+    expression_share: float
+    n_genes: int
+
+    @property
+    def adata(self) -> AnnData:
+        """The AnnData of the cells."""
+        return self.reader.adata
+
+    @property
+    def gene_map(self) -> np.ndarray:
+        """The model's gene of each column ``(n_vars,)``, -1 for none."""
+        return self.alignment.gene_map
+
+    @cached_property
+    def is_log(self) -> bool:
+        """Whether the values are logarithms."""
+        return is_log(self.reader)
+
+    @cached_property
+    def is_shared(self) -> np.ndarray:
+        """Which of the model's genes are there ``(n_genes,)``."""
+        return np.isin(np.arange(self.n_genes), self.gene_map)
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether the columns are the model's genes, in their order."""
+        return np.array_equal(self.gene_map, np.arange(self.n_genes))
+
+    def block(self, adata: AnnData) -> Query:
+        """The cells of ``adata`` in place of these: its ``X`` has the same columns and state."""
+        return replace(self, reader=ExpressionReader(adata))
+
+    def values(self, rows: np.ndarray, kept: np.ndarray | None = None) -> sparse.csr_matrix:
+        """Values of ``rows (n,)`` in the model's genes or those ``kept (n_genes,)``; 0 for one that is not there."""
+        X = self.reader.rows(rows)
+        if self.is_exact and (kept is None or kept.all()):
+            return X
+        to_genes = selector(self.gene_map, self.n_genes)
+        return X @ (to_genes if kept is None else to_genes[:, kept])
+
+
+def token_passes(
+    tokenizer: Tokenizer,
+    query: Query,
+    index: np.ndarray,
+    *,
+    batch_size: int | None = None,
+    factors: np.ndarray | None = None,
+    n_tokens: int = TOKENS_PER_PASS,
+) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    """Positions in ``index (N,)`` and the tokens of those cells, pass by pass; arguments as :meth:`Forward.outputs`.
+
+    A query that lacks genes is scaled to the share its genes carry in the reference, so that the others read as
+    masked, not as zero.
+
+    n_tokens: tokens of a pass, where ``batch_size`` is ``None``.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
+    by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
+    for rows, tokens in prefetch(_tokenized(tokenizer, query, index, batch_size, n_tokens)):
+        yield rows, tokens if by_gene is None else rescaled(tokens, by_gene)
+
+
+def _tokenized(
+    tokenizer: Tokenizer, query: Query, index: np.ndarray, batch_size: int | None, n_tokens: int
+) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    """As :func:`token_passes`, before any factors."""
+    target_sum = TARGET_SUM * query.expression_share
+    for start in range(0, len(index), CHUNK_SIZE):
+        chunk = index[start : start + CHUNK_SIZE]
+        X = query.reader.rows(chunk)
+        for rows in _passes(np.diff(X.indptr), batch_size, n_tokens):
+            try:
+                tokens = tokenizer(
+                    X, query.gene_map, rows=rows, is_log=query.is_log, target_sum=target_sum
+                )
+            except BadValueError as error:
+                cell = str(query.adata.obs_names[chunk[rows[error.row]]])
+                raise bad_value(error.value, query.reader, cell) from None
+            yield start + rows, tokens
+
+
+def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
+    """Expression times ``factors (n_genes,)``, the sum of a cell's linear values as before; bins stay."""
+    linear = tokens.expression.expm1()
+    changed = linear * factors[tokens.gene_ids.long()]
+    changed *= linear.sum(1, keepdim=True) / changed.sum(1, keepdim=True).clamp(min=1e-9)
+    return tokens._replace(expression=changed.log1p())
+
+
+def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarray:
+    """Positions ``(N,)`` that ``indices`` (positions, a boolean mask, or ``None`` for all) selects."""
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
+    if indices is None:
+        return np.arange(adata.n_obs)
+    index = np.asarray(indices)
+    if index.dtype == bool and index.ndim == 1:
+        if len(index) != adata.n_obs:
+            raise IndexError(
+                f"a mask of {len(index):,} values was given for {adata.n_obs:,} cells."
+            )
+        return np.flatnonzero(index)
+    if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices={indices!r} was given; a list or array of whole numbers or a boolean mask is needed. "
+            "For names: adata.obs_names.get_indexer(names)."
+        )
+    if index.size and not (-adata.n_obs <= index.min() and index.max() < adata.n_obs):
+        raise IndexError(
+            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to "
+            f"{adata.n_obs - 1}."
+        )
+    return index.astype(np.int64) % max(1, adata.n_obs)
+
+
+def _passes(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
+    """Rows in groups of like length, so that little of a pass is padding."""
+    order = np.argsort(lengths, kind="stable")
+    if batch_size is None:
+        batch_size = max(1, n_tokens // max(1, int(lengths.max(initial=1))))
+    return np.array_split(order, -(-len(order) // batch_size))

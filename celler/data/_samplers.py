@@ -1,0 +1,113 @@
+"""Samplers: the stratified split, and the rows of each minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from celler._utils._distributed import rank_and_size
+from celler.mining import HardCells
+
+#: Where validation cells are capped, a class may give this many whatever its share.
+N_VALIDATED = 50
+
+
+def split(
+    labels: np.ndarray,
+    *,
+    train_size: float,
+    validation_size: float | None,
+    seed: int,
+    max_validation: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stratified split of the cells with ``labels (n,)`` into sorted row indices (train, validation).
+
+    Each class gives its share of cells, rounded to the nearest; a class of three or more always
+    gives one to validation, a smaller class none, and every class keeps one for training.
+    ``validation_size=None`` takes all that ``train_size`` leaves.
+
+    max_validation: most validation cells, about: beyond it a class gives its share of so many, but a small one
+        up to 50; training gets the others.
+    """
+    share = 1.0 - train_size if validation_size is None else validation_size
+    if not 0 < train_size <= 1 or not 0 <= share < 1 or train_size + share > 1 + 1e-9:
+        raise ValueError(
+            f"train_size={train_size} and validation_size={validation_size} were given; "
+            "0 < train_size <= 1 and a sum of at most 1 are needed."
+        )
+    rng = np.random.default_rng(seed)
+    most = 1.0 if max_validation is None else min(1.0, max_validation / max(1, share * len(labels)))
+    train, validation = [], []
+    for label in np.unique(labels):
+        cells = rng.permutation(np.flatnonzero(labels == label))
+        n = len(cells)
+        n_validation = min(max(1, round(share * n)), n - 1) if n >= 3 and share > 0 else 0
+        if most < 1:
+            n_validation = min(n_validation, max(N_VALIDATED, round(most * n_validation)))
+        n_train = max(1, min(round(train_size * n), n - n_validation))
+        if train_size + share > 1 - 1e-9:
+            n_train = n - n_validation  # all cells are used, whatever the rounding
+        validation.append(cells[:n_validation])
+        train.append(cells[n_validation : n_validation + n_train])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
+
+
+class ShuffledMinibatches(Sampler[np.ndarray]):
+    """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number.
+
+    The cells that ``hard_cells`` chose are in the epoch twice, which makes its minibatches larger and
+    not more: the learning rate's schedule counts on their number. With torch.distributed all ranks
+    draw the same epoch and each takes its part of the minibatches.
+    """
+
+    def __init__(
+        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None
+    ) -> None:
+        self.index, self.batch_size, self.seed, self.epoch = index, batch_size, seed, 0
+        self.hard_cells = hard_cells
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next: not the first where training is resumed."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
+        replayed = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
+        cells = rng.permutation(np.concatenate([self.index, replayed]))
+        rank, n_ranks = rank_and_size()
+        # With fewer cells than ranks some come twice: a minibatch of none has no gradient.
+        cells = np.resize(cells, max(len(cells), len(self) * n_ranks))
+        # Equal parts rather than a last minibatch of a few cells, whose gradient is mostly noise.
+        yield from np.array_split(cells, len(self) * n_ranks)[rank::n_ranks]
+
+
+class OrderedMinibatches(Sampler[np.ndarray]):
+    """Row indices in minibatches, in the order given.
+
+    is_shared: with torch.distributed each rank takes its part of the cells; one minibatch at least, be it empty.
+    """
+
+    def __init__(self, index: np.ndarray, batch_size: int, *, is_shared: bool = False) -> None:
+        self.index, self.batch_size, self.is_shared = index, batch_size, is_shared
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self._part) // self.batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch is alike."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        part = self._part
+        for k in range(len(self)):
+            yield part[k * self.batch_size : (k + 1) * self.batch_size]
+
+    @property
+    def _part(self) -> np.ndarray:
+        rank, n_ranks = rank_and_size() if self.is_shared else (0, 1)
+        return self.index[rank::n_ranks]

@@ -1,0 +1,320 @@
+"""Novelty: how far a cell is from every class of the reference, beyond how far its known cells are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy import sparse
+from scipy.spatial.distance import cdist
+from sklearn.utils.extmath import randomized_svd
+
+from celler.data._profile import Profile, class_sums, linear, profile
+
+#: Most variable genes that the distance looks at, and their principal components beside the class means.
+N_GENES, N_COMPONENTS = 2000, 50
+
+#: Cells that the distance is fitted on; a class gives its share of them, or this many where it has them.
+N_CELLS, N_OF_CLASS = 5000, 50
+
+#: Cells that are worked on at once.
+BLOCK_SIZE = 1000
+
+#: Share of the covariance that is replaced by a sphere of the same size.
+SHRINKAGE = 0.05
+
+#: Cells of the whole reference's profile mixed into that of each class, so that a small class excludes no gene.
+PRIOR_CELLS = 5.0
+
+#: Parts of the cross-validation that finds how novel known cells look.
+N_FOLDS = 5
+
+#: Ridge of the least-squares fit where genes are missing.
+RIDGE = 0.1
+
+#: Known cells of all classes mixed into the location and spread of each class.
+CLASS_PRIOR = 10.0
+
+#: With fewer labelled cells there is no novelty.
+MIN_CELLS = 20
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where distances are taken: ``(x[genes] - center) * scale`` projected on ``components (k, H)``.
+
+    means: ``(C, k)`` of the classes. whitening: ``(k, k)``, the within-class covariance becomes a sphere.
+    detection: ``(G,)``, share of the reference's cells that express a gene.
+    """
+
+    genes: np.ndarray
+    center: np.ndarray
+    scale: np.ndarray
+    components: np.ndarray
+    means: np.ndarray
+    whitening: np.ndarray
+    detection: np.ndarray
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """A fitted score: its space, and per part the ``slope (2,)`` over depth, and the ``location (2, C)`` and
+    ``spread (2, C)`` of known cells. ``known (n,)``: the scores of known cells that were held out, sorted.
+    """
+
+    space: Space
+    slope: np.ndarray
+    location: np.ndarray
+    spread: np.ndarray
+    known: np.ndarray
+
+    def score(
+        self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool
+    ) -> np.ndarray:
+        """Scores ``(N,)`` of counts or ``log1p`` values ``X (N, G)``; 0 ± 1 for known cells.
+
+        reference: the classes' profile. is_shared: ``(G,)``, False for genes that the query lacks.
+        """
+        nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
+        standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)
+        return np.asarray(standard.sum(axis=0))
+
+    def threshold(self, false_alarm_rate: float) -> float:
+        """The score that this share of known cells exceeds."""
+        if not 0 < false_alarm_rate < 1:
+            raise ValueError(
+                f"false_alarm_rate={false_alarm_rate} was given; a share between 0 and 1 is needed, such as 0.05."
+            )
+        return float(np.quantile(self.known, 1 - false_alarm_rate))
+
+    def to_plain(self) -> dict[str, np.ndarray]:
+        """Arrays by name, for a checkpoint."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: own[name] for name in own if name != "space"} | vars(own["space"])
+
+    @classmethod
+    def from_plain(cls, arrays: dict[str, np.ndarray]) -> Novelty:
+        """What :meth:`to_plain` was made from."""
+        names = {field.name for field in fields(Space)}
+        space = Space(**{name: arrays[name] for name in names})
+        return cls(space, **{name: arrays[name] for name in arrays if name not in names})
+
+
+def fit_novelty(
+    rows: Callable[[np.ndarray], sparse.csr_matrix],
+    labels: np.ndarray,
+    reference: Profile,
+    *,
+    is_log: bool,
+    seed: int,
+) -> Novelty | None:
+    """The score of a reference with codes ``labels (N,)``; ``None`` for fewer than 20 cells.
+
+    rows: gives counts or ``log1p`` values ``(n, G)`` of positions. How novel known cells look is found by
+    cross-validation: each fifth of the cells is scored by a fit of the others.
+    """
+    if len(labels) < MIN_CELLS:
+        return None
+    rng = np.random.default_rng(seed)
+    cells = _sample(labels, rng)
+    X, codes = rows(cells), labels[cells]
+    everywhere, folds = np.ones(X.shape[1], bool), _folds(codes, rng)
+    nearest, depth = np.zeros(len(codes), int), np.zeros(len(codes))
+    parts = np.zeros((2, len(codes)))
+    for fold in range(N_FOLDS):
+        held_out = folds == fold
+        classes, renumbered = np.unique(codes[~held_out], return_inverse=True)
+        space, part = fit_space(X[~held_out], renumbered, is_log=is_log)
+        found, depth[held_out], parts[:, held_out] = measure(
+            space, part, X[held_out], everywhere, is_log=is_log
+        )
+        nearest[held_out] = classes[found]
+    seen = parts[:, folds >= 0], nearest[folds >= 0], depth[folds >= 0]
+    how = _calibrate(*seen, len(reference.n_cells))
+    known = _standardise(*seen, *how).sum(axis=0)
+    slope, location, spread = how
+    total = max(float(known.std()), 1e-9)
+    space, _ = fit_space(X, codes, is_log=is_log)
+    stored = (slope, location, spread * total, np.sort(known / total))
+    return Novelty(space, *(values.astype(np.float32) for values in stored))
+
+
+def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tuple[Space, Profile]:
+    """Space and profile of cells ``X (N, G)`` with codes ``labels (N,)``, every class with a cell."""
+    n_cells, n_classes = len(labels), int(labels.max()) + 1
+    logs = _logs(X, is_log=is_log)
+    detected, squares = _detected_and_squares(logs)
+    squares /= n_cells
+    mean = np.asarray(logs.mean(axis=0)).ravel()
+    variance = squares - mean**2
+    variance[detected < min(3, n_cells)] = -1
+    genes = np.sort(np.argsort(-variance, kind="stable")[:N_GENES])
+    genes = genes[variance[genes] > 0]
+    in_class = np.eye(n_classes)[labels]
+    class_means = class_sums(logs, in_class)[:, genes] / in_class.sum(axis=0)[:, None]
+    in_class /= in_class.sum(axis=0)
+    between = np.bincount(labels) @ np.square(class_means) / n_cells
+    within = np.sqrt(np.maximum(squares[genes] - between, 0))
+    scale = 1 / np.maximum(within, max(np.median(within), 1e-6))
+    center = mean[genes]
+    # Single precision from here on: the passes over this matrix are most of the time.
+    Z = logs[:, genes].astype(np.float32).toarray()
+    Z -= center.astype(np.float32)
+    Z *= scale.astype(np.float32)
+    components = _directions(Z, (class_means - center) * scale)
+    P = (Z @ components.T.astype(np.float32)).astype(np.float64)
+    means = in_class.T @ P
+    residual = P - means[labels]
+    covariance = residual.T @ residual / max(1, n_cells - n_classes)
+    size = np.trace(covariance) / len(covariance)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * max(size, 1e-9) * np.eye(
+        len(covariance)
+    )
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+    values = (center, scale, components, means, whitening, detected / n_cells)
+    space = Space(genes, *(value.astype(np.float32) for value in values))
+    everything = profile(
+        lambda block: X[block],
+        lambda block: np.eye(n_classes)[labels[block]],
+        n_cells,
+        is_log=is_log,
+        block_size=BLOCK_SIZE,
+    )
+    return space, everything
+
+
+def measure(
+    space: Space, reference: Profile, X: sparse.csr_matrix, is_shared: np.ndarray, *, is_log: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Nearest class ``(N,)``, depth ``(N,)`` and both parts ``(2, N)`` of cells ``X (N, G)``.
+
+    The parts are the logarithm of the squared Mahalanobis distance to the nearest class, and the deviance per
+    count, in nats, of the cell's counts from the class profile :math:`\pi_k` they fit best,
+    :math:`\min_k \sum_g q_g \log(q_g / \pi_{kg})`, :math:`q` being the cell's shares. Depth is the logarithm of
+    its detected genes over those of a mean cell.
+    """
+    if X.shape[0] > BLOCK_SIZE:
+        starts = range(0, X.shape[0], BLOCK_SIZE)
+        blocks = [
+            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log)
+            for start in starts
+        ]
+        nearest, depth, parts = zip(*blocks, strict=True)
+        return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
+    share = reference.share
+    logs = _logs(X, is_log=is_log, target=1e4 * float(share[is_shared].sum()))
+    P = _project(space, logs, is_shared)
+    whitening = space.whitening.astype(np.float64).T
+    distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")
+    rates = _rates(reference, is_shared)
+    q = linear(X, is_log=is_log) / 1e4
+    entropy = q.copy()
+    entropy.data *= np.log(np.maximum(entropy.data, 1e-30))
+    deviance = np.asarray(entropy.sum(axis=1)).ravel() - (q @ np.log(rates).T).max(axis=1)
+    n_detected = np.asarray((X != 0).sum(axis=1)).ravel()
+    depth = np.log(np.maximum(n_detected, 1) / max(space.detection[is_shared].sum(), 1e-9))
+    parts = np.stack([np.log(np.maximum(distance.min(axis=1), 1e-12)), deviance])
+    return distance.argmin(axis=1), depth, parts
+
+
+def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.csr_matrix:
+    """``log1p`` of counts per ``target``, explicit zeros dropped."""
+    logs = linear(X, is_log=is_log)  # values of its own, beside the indices of X
+    logs.data *= target / 1e4
+    np.log1p(logs.data, out=logs.data)
+    if not logs.data.all():
+        logs = logs.copy()
+        logs.eliminate_zeros()
+    return logs
+
+
+def _detected_and_squares(logs: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that express each gene, and the sum of its squared values, ``(G,)``."""
+    # In steps: what bincount makes of its input takes more memory than the input.
+    n_genes, step = logs.shape[1], 2**20
+    detected, squares = np.zeros(n_genes, np.int64), np.zeros(n_genes)
+    for start in range(0, logs.nnz, step):
+        genes, values = logs.indices[start : start + step], logs.data[start : start + step]
+        detected += np.bincount(genes, minlength=n_genes)
+        squares += np.bincount(genes, np.square(values), n_genes)
+    return detected, squares
+
+
+def _directions(Z: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Orthonormal rows ``(k, H)`` that span the principal components of ``Z (N, H)`` and the class ``means``."""
+    n_components = max(1, min(N_COMPONENTS, len(Z) // 5, Z.shape[1] - 1))
+    principal = randomized_svd(Z, n_components, random_state=0, n_iter=4)[2]
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    means = np.divide(means, lengths, out=np.zeros_like(means), where=lengths > 0)
+    _, sizes, rows = np.linalg.svd(np.concatenate([principal, means]), full_matrices=False)
+    return np.asarray(rows[sizes > 1e-6])
+
+
+def _project(space: Space, logs: sparse.csr_matrix, is_shared: np.ndarray) -> np.ndarray:
+    """Coordinates ``(N, k)``; where genes are missing, the least-squares fit of the others, slightly shrunk."""
+    is_used = is_shared[space.genes]
+    Z = (logs[:, space.genes[is_used]].toarray() - space.center[is_used]) * space.scale[is_used]
+    components = space.components[:, is_used]
+    if is_used.all():
+        return np.asarray(Z @ components.T)
+    gram = components @ components.T + RIDGE * np.eye(len(components))
+    return np.asarray(np.linalg.solve(gram, components @ Z.T).T)
+
+
+def _rates(reference: Profile, is_shared: np.ndarray) -> np.ndarray:
+    """Share of a class's counts that each shared gene has ``(C, G)``; rows sum to 1 over the shared genes."""
+    mean = reference.restricted(np.ones(len(is_shared), bool)).mean.astype(np.float64) / 1e4
+    n_cells = reference.n_cells[:, None]
+    rates = (mean * n_cells + PRIOR_CELLS * reference.share) / (n_cells + PRIOR_CELLS) + 1e-6
+    rates = np.where(is_shared, rates, 0)
+    rates /= rates.sum(axis=1, keepdims=True)
+    return np.where(is_shared, rates, 1.0)
+
+
+def _calibrate(
+    parts: np.ndarray, nearest: np.ndarray, depth: np.ndarray, n_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slope over depth, location and spread per class of both ``parts (2, N)``, shrunk to those of all cells."""
+    x, n_cells = depth - depth.mean(), np.bincount(nearest, minlength=n_classes)
+    slope = parts @ x / (1.1 * x @ x + 1e-9)
+    rest = parts - slope[:, None] * depth
+    mean, variance = rest.mean(axis=1, keepdims=True), rest.var(axis=1, keepdims=True)
+    sums = np.stack([np.bincount(nearest, part, n_classes) for part in rest])
+    location = (sums + CLASS_PRIOR * mean) / (n_cells + CLASS_PRIOR)
+    squares = np.square(rest - location[:, nearest])
+    sums = np.stack([np.bincount(nearest, part, n_classes) for part in squares])
+    spread = np.sqrt((sums + CLASS_PRIOR * variance) / (n_cells + CLASS_PRIOR))
+    return slope, location, np.maximum(spread, 1e-9)
+
+
+def _standardise(
+    parts: np.ndarray,
+    nearest: np.ndarray,
+    depth: np.ndarray,
+    slope: np.ndarray,
+    location: np.ndarray,
+    spread: np.ndarray,
+) -> np.ndarray:
+    """Both ``parts (2, N)`` in standard deviations above known cells of the nearest class and like depth."""
+    rest = parts - slope[:, None] * depth
+    return np.asarray((rest - location[:, nearest]) / spread[:, nearest])
+
+
+def _sample(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Positions, ascending, of at most about ``N_CELLS`` cells, small classes whole."""
+    kept = []
+    for label in np.unique(labels):
+        cells = rng.permutation(np.flatnonzero(labels == label))
+        kept.append(cells[: max(N_OF_CLASS, round(N_CELLS * len(cells) / len(labels)))])
+    return np.sort(np.concatenate(kept))
+
+
+def _folds(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A fold per cell ``(N,)``, each class spread evenly over them; a class of one cell is in none."""
+    folds = np.full(len(labels), -1)
+    for label in np.unique(labels):
+        cells = rng.permutation(np.flatnonzero(labels == label))
+        if len(cells) > 1:
+            folds[cells] = np.arange(len(cells)) % N_FOLDS
+    return folds

@@ -1,0 +1,298 @@
+"""Why this label: which genes speak for it, and how much, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from anndata import AnnData
+from torch import Tensor
+from torch.func import functional_call
+
+from celler.data._query import TOKENS_PER_PASS, Query, token_passes
+from celler.data._tokenizer import TokenBatch
+from celler.inference._outputs import Outputs
+from celler.model._forward import Forward, align_query
+from celler.model._predict import query_cells
+from celler.network._network import GeneTransformer
+from celler.tl._columns import label_column
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from celler.model._celler import Celler
+
+Method = Literal["evidence", "gradient"]
+
+#: Tokens of a pass with gradients, and the cells of a group that are asked: one backward pass for each group.
+GRADIENT_TOKENS = 2**14
+
+GRADIENT_CELLS = 200
+
+
+def get_gene_importance(
+    self: Celler,
+    adata: AnnData | None = None,
+    indices: np.ndarray | list[int] | None = None,
+    groupby: str | None = None,
+    n_genes: int | None = 10,
+    *,
+    method: Method = "evidence",
+    per_cell: bool = False,
+    batch_size: int | None = None,
+    correct_shift: bool = True,
+) -> pd.DataFrame:
+    r"""The genes that speak for a label, best first, of each predicted class, group of cells or cell.
+
+    A gene's contribution :math:`c_{igk}` is its part of the logit of class :math:`k` in cell :math:`i`, less its
+    part of the mean logit of all classes, since only differences of logits decide. The unit is that of a
+    logit: a natural logarithm of odds, before the temperature. The importance in a group is the mean over its
+    cells less what the same gene contributes elsewhere, the mean of the other groups' means:
+
+    .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
+
+    groupby: column of ``adata.obs``; ``None`` is the predicted class. A group with the name of a class is
+        explained as that class, another as the class that most of its cells are predicted to be.
+    n_genes: most genes of each group: those with a positive contribution *and* importance, so that the cells
+        express what is listed. ``None`` is all genes of the model, for and against.
+    method: ``"evidence"``, the linear expert, exact: importances of all genes sum to the difference of its mean
+        centred logits. ``"gradient"``, the full model: gradient times input, exact to the first order, of up
+        to 200 cells of each group, drawn at random with a fixed seed.
+    per_cell: a group for each cell instead, by its name; the importance is then the part of its label's logit
+        less that of the runner-up, and the cell's own genes are listed.
+    indices, batch_size, correct_shift: as in :meth:`predict`, as is how genes and values are read.
+
+    Returns a row per gene, ``group``, ``gene`` (the model's name), ``importance`` and ``label``, the class
+    explained; then ``contribution`` and ``elsewhere``, or with ``per_cell`` ``runner_up``. It can be passed to
+    :func:`celler.pl.marker_bubble` as its markers. Cells without counts or without a group are left out.
+    """
+    _check_request(self, groupby, n_genes, method, per_cell)
+    adata, index = query_cells(self, adata, indices)
+    groups = None if groupby is None else label_column(adata, groupby, "groupby")[index]
+    query = align_query(self, adata)
+    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
+    cells = _Cells(self, query, index, outputs, batch_size)
+    names = self._genes.names.to_numpy()
+    if per_cell:
+        return _cell_table(cells, names, method, n_genes)
+    if groups is None:
+        groups = pd.Categorical.from_codes(cells.codes[:, -1], list(self.classes_))
+    return _group_table(cells, names, method, n_genes, groups)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells asked for, in passes of tokens as :meth:`predict` reads them."""
+
+    model: Celler
+    query: Query
+    index: np.ndarray
+    outputs: Outputs
+    batch_size: int | None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Class codes of the runner-up and of the label ``(N, 2)``."""
+        return np.argsort(self.outputs.logits, axis=1, kind="stable")[:, -2:]
+
+    def passes(
+        self, positions: np.ndarray, method: Method
+    ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+        """Positions in ``index`` and tokens on the device, pass by pass."""
+        model, device = self.model, self.model.module.device
+        passes = token_passes(
+            model._tokenizer,
+            self.query,
+            self.index[positions],
+            batch_size=self.batch_size,
+            factors=self.outputs.factors,
+            n_tokens=GRADIENT_TOKENS if method == "gradient" else TOKENS_PER_PASS,
+        )
+        for rows, tokens in passes:
+            yield positions[rows], TokenBatch(*(part.to(device) for part in tokens))
+
+
+class _Means(NamedTuple):
+    """Mean contribution of every gene in each group and in the others ``(groups, n_genes)``."""
+
+    contribution: np.ndarray
+    elsewhere: np.ndarray
+
+
+def contributions(
+    network: GeneTransformer, tokens: TokenBatch, targets: list[Tensor], method: Method
+) -> list[Tensor]:
+    r"""What each token adds to weighted sums of the logits: ``(B, T)`` for each of ``targets (B, C)``.
+
+    Gradient times input, :math:`e_t \cdot \partial z / \partial e_t` with the token's gene embedding
+    :math:`e_t` and its row of the evidence table; where an encoder reads expression times embedding that is
+    :math:`x_t\, \partial z / \partial x_t`, and it is defined where one reads no expression too.
+    """
+    gene_ids = tokens.gene_ids.long()
+    if method == "evidence":
+        assert network.evidence is not None
+        table = network.evidence.weight.detach()
+        return [
+            tokens.expression * (F.embedding(gene_ids, table) @ target[:, :, None]).squeeze(2)
+            for target in targets
+        ]
+    network.eval()
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+    # A row of its own for every token, so that the gradient of a row is that of the token.
+    rows = {
+        name: weights[name][gene_ids.flatten()].requires_grad_()
+        for name in ("encoder.gene", "evidence.weight")
+        if name in weights
+    }
+    own = torch.arange(gene_ids.numel(), device=gene_ids.device).view_as(gene_ids)
+    logits = functional_call(network, weights | rows, (own, *tokens[1:])).logits
+    parts = []
+    for target in targets:
+        gradients = torch.autograd.grad(
+            (logits * target).sum(), list(rows.values()), retain_graph=target is not targets[-1]
+        )
+        total = torch.stack(
+            [(a * b).sum(1) for a, b in zip(gradients, rows.values(), strict=True)]
+        ).sum(0)
+        parts.append(total.detach().view_as(gene_ids).masked_fill(tokens.padding_mask, 0))
+    return parts
+
+
+def _check_request(
+    self: Celler, groupby: str | None, n_genes: int | None, method: str, per_cell: bool
+) -> None:
+    self._require_trained()
+    if method not in ("evidence", "gradient"):
+        raise ValueError(f"method={method!r} was given; 'evidence' or 'gradient' is needed.")
+    if n_genes is not None and n_genes < 1:
+        raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed, or None for all.")
+    if per_cell and groupby is not None:
+        raise ValueError(f"per_cell=True makes every cell a group; leave out groupby={groupby!r}.")
+    if method == "evidence" and self.module.evidence is None:
+        raise ValueError("this model has no evidence table; pass method='gradient'.")
+
+
+def _group_table(
+    cells: _Cells, names: np.ndarray, method: Method, n_genes: int | None, groups: pd.Categorical
+) -> pd.DataFrame:
+    """Rows of all groups that have cells with counts."""
+    codes = np.where(cells.outputs.has_counts, groups.codes, -1)
+    present = np.unique(codes[codes >= 0])
+    group_of = np.full(len(codes), -1)
+    group_of[codes >= 0] = np.searchsorted(present, codes[codes >= 0])
+    group_names = [str(groups.categories[code]) for code in present]
+    labels = _explained(cells, group_of, group_names)
+    if method == "evidence":
+        means = _evidence_means(cells, group_of, labels)
+    else:
+        means = _gradient_means(cells, group_of, labels)
+    classes, tables = cells.model.classes_, []
+    for k, name in enumerate(group_names):
+        importance = means.contribution[k] - means.elsewhere[k]
+        order = _best(importance, n_genes, means.contribution[k] > 0)
+        columns = {"group": name, "gene": names[order], "importance": importance[order]}
+        columns |= {"label": classes[labels[k]]}
+        columns |= {part: getattr(means, part)[k, order] for part in _Means._fields}
+        tables.append(pd.DataFrame(columns))
+    if not tables:
+        raise ValueError("no cell has both counts and a group; nothing can be explained.")
+    return pd.concat(tables, ignore_index=True)
+
+
+def _cell_table(
+    cells: _Cells, names: np.ndarray, method: Method, n_genes: int | None
+) -> pd.DataFrame:
+    """Rows of all cells with counts, in their order."""
+    network, classes, codes = cells.model.module, cells.model.classes_, cells.codes
+    cell_names, tables = cells.query.adata.obs_names[cells.index], {}
+    for positions, tokens in cells.passes(np.flatnonzero(cells.outputs.has_counts), method):
+        second, label = torch.as_tensor(codes[positions], device=network.device).T
+        target = (F.one_hot(label, len(classes)) - F.one_hot(second, len(classes))).float()
+        (parts,) = contributions(network, tokens, [target], method)
+        for row, position in enumerate(positions):
+            n_tokens = int((~tokens.padding_mask[row]).sum())
+            importance = parts[row, :n_tokens].cpu().numpy().astype(np.float64)
+            order = _best(importance, n_genes, np.ones(n_tokens, bool))
+            columns = {
+                "group": str(cell_names[position]),
+                "gene": names[tokens.gene_ids[row, order].cpu().numpy()],
+                "importance": importance[order],
+                "label": classes[codes[position, 1]],
+                "runner_up": classes[codes[position, 0]],
+            }
+            tables[position] = pd.DataFrame(columns)
+    if not tables:
+        raise ValueError("no cell has counts; nothing can be explained.")
+    return pd.concat([tables[position] for position in sorted(tables)], ignore_index=True)
+
+
+def _best(importance: np.ndarray, n_genes: int | None, is_for: np.ndarray) -> np.ndarray:
+    """Genes in order of importance: all, or the best ``n_genes`` of those that speak for the label."""
+    order = np.argsort(-importance, kind="stable")
+    if n_genes is None:
+        return order
+    return order[(importance[order] > 0) & is_for[order]][:n_genes]
+
+
+def _explained(cells: _Cells, group_of: np.ndarray, group_names: list[str]) -> np.ndarray:
+    """Code of the class that each group is explained as ``(groups,)``."""
+    classes = list(cells.model.classes_)
+    predicted = cells.codes[:, -1]
+    majority = [np.bincount(predicted[group_of == k]).argmax() for k in range(len(group_names))]
+    return np.array(
+        [
+            classes.index(name) if name in classes else code
+            for name, code in zip(group_names, majority, strict=True)
+        ],
+        dtype=np.int64,
+    )
+
+
+def _evidence_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> _Means:
+    """From the groups' mean expression, since the contributions are linear in it."""
+    network, n_groups = cells.model.module, len(labels)
+    assert network.evidence is not None
+    weight = network.evidence.weight.detach().double().cpu().numpy()
+    weight = (weight - weight.mean(axis=1, keepdims=True)).T[labels]
+    total = np.zeros((n_groups, weight.shape[1]))
+    for positions, tokens in cells.passes(np.flatnonzero(group_of >= 0), "evidence"):
+        groups = torch.as_tensor(group_of[positions], device=network.device)[:, None]
+        place = groups * weight.shape[1] + tokens.gene_ids.long()
+        total += _scattered(place, tokens.expression, total.size).reshape(total.shape)
+    mean = total / np.bincount(group_of[group_of >= 0], minlength=n_groups)[:, None]
+    others = (mean.sum(axis=0) - mean) / max(1, n_groups - 1)
+    return _Means(weight * mean, weight * others)
+
+
+def _gradient_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> _Means:
+    """From up to :data:`GRADIENT_CELLS` cells of each group, with a backward pass for each group's class."""
+    network, n_groups = cells.model.module, len(labels)
+    rng = np.random.default_rng(0)
+    drawn = [
+        rng.permutation(np.flatnonzero(group_of == k))[:GRADIENT_CELLS] for k in range(n_groups)
+    ]
+    n_cells, positions = np.array([len(part) for part in drawn]), np.sort(np.concatenate(drawn))
+    n_genes, n_classes = network.config.n_genes, network.config.n_classes
+    means = _Means(np.zeros((n_groups, n_genes)), np.zeros((n_groups, n_genes)))
+    targets = torch.eye(n_classes, device=network.device)[torch.as_tensor(labels)] - 1 / n_classes
+    for rows, tokens in cells.passes(positions, "gradient"):
+        of_cells = [target.expand(len(rows), -1) for target in targets]
+        for k, part in enumerate(contributions(network, tokens, of_cells, "gradient")):
+            is_own = group_of[rows] == k
+            share = 1 / n_cells[group_of[rows]]
+            for mean, weight in zip(
+                means, (share * is_own, share * ~is_own / max(1, n_groups - 1)), strict=True
+            ):
+                by_cell = torch.as_tensor(weight, device=network.device)[:, None]
+                mean[k] += _scattered(tokens.gene_ids.long(), part * by_cell, n_genes)
+    return means
+
+
+def _scattered(places: Tensor, values: Tensor, size: int) -> np.ndarray:
+    """Sum of ``values`` at each of ``size`` places, float64."""
+    total = torch.zeros(size, dtype=torch.float64, device=places.device)
+    return total.index_add_(0, places.flatten(), values.double().flatten()).cpu().numpy()

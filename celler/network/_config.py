@@ -1,0 +1,54 @@
+"""Sizes and kinds of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Encoder = Literal["additive", "latent", "transformer", "scgpt"]
+
+Head = Literal["mlp", "vgg"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes and kinds of a :class:`GeneTransformer`; see :class:`celler.model.Celler` for each.
+
+    d_feed, pad_value: of the ``"scgpt"`` encoder, width of the feed-forward layers and value of the cell token.
+    """
+
+    n_genes: int
+    n_classes: int
+    n_bins: int = 51
+    encoder: Encoder = "additive"
+    head: Head = "mlp"
+    n_layers: int = 1
+    d_model: int = 64
+    n_heads: int = 4
+    n_latents: int = 8
+    dropout_rate: float = 0.3
+    use_evidence: bool = True
+    d_feed: int = 512
+    pad_value: float = -2.0
+
+    @property
+    def reads_expression(self) -> bool:
+        """Whether anything reads the values themselves rather than their bins."""
+        return self.use_evidence or self.encoder in ("additive", "latent")
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "n_latents", "d_feed"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
+        if self.encoder != "additive" and self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; "
+                f"take d_model={self.n_heads * max(1, round(self.d_model / self.n_heads))}."
+            )
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate={self.dropout_rate} was given; 0 <= it < 1 is needed.")
+        for name, kinds in (("encoder", get_args(Encoder)), ("head", get_args(Head))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}."
+                )

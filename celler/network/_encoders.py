@@ -1,0 +1,223 @@
+"""Encoders: tokens of a cell become its embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from celler.network._config import NetworkConfig
+
+
+class EvidenceTable(nn.Module):
+    """Expert (a): logits linear in expression, one weight per gene and class; explains the model."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.n_genes, config.n_classes))
+        self.bias = nn.Parameter(torch.zeros(config.n_classes))
+
+    def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
+        """``(B, T)`` each -> logits ``(B, C)``."""
+        return weighted_sum(self.weight, gene_ids, expression) + self.bias
+
+
+class AdditiveEncoder(nn.Module):
+    """Expert (b), the default: the sum of gene embeddings, each weighted by the gene's expression."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.gene = nn.Parameter(torch.randn(config.n_genes, config.d_model) / config.d_model**0.5)
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``; the sum reads ``expression``, not bins."""
+        embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
+        return embedding
+
+
+def weighted_sum(table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
+    """Per cell the sum of ``table (n_genes, K)`` rows weighted by expression, ``(B, K)``, in float32."""
+    with torch.autocast(table.device.type, enabled=False):
+        total: Tensor = _WeightedSum.apply(table, gene_ids, expression)
+        return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """An embedding bag whose backward pass is a matrix product: three to ten times faster on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
+        """``(B, K)``."""
+        ctx.save_for_backward(table, gene_ids, expression)
+        return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:  # type: ignore[override]
+        """Gradients of the table and, where asked for, of the expression ``(B, T)``."""
+        table, gene_ids, expression = ctx.saved_tensors
+        # Adds, since padding repeats gene 0.
+        by_gene = expression.new_zeros(len(gene_ids), len(table))
+        by_gene.scatter_add_(1, gene_ids, expression)
+        of_expression = None
+        if ctx.needs_input_grad[2]:
+            of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2)
+        return by_gene.T @ grad, None, of_expression
+
+
+class TransformerEncoder(nn.Module):
+    """The paper's encoder: full self-attention over all tokens and a cell token, which is returned."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d = config.d_model
+        self.gene = nn.Parameter(torch.randn(config.n_genes, d) * 0.02)
+        self.value = nn.Parameter(torch.randn(config.n_bins, d) * 0.02)
+        self.cell_token = nn.Parameter(torch.randn(d) * 0.02)
+        self.token_norm, self.norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``; the encoder reads bins, not ``expression``."""
+        return self.tokens(gene_ids, values, expression, padding_mask)[0]
+
+    def tokens(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The embedding ``(B, D)`` and the output for each token ``(B, T, D)``; bin 0 is a hidden value."""
+        tokens = F.embedding(gene_ids, self.gene) + F.embedding(values, self.value)
+        cell = self.cell_token.expand(len(tokens), 1, -1)
+        tokens = self.token_norm(torch.cat([cell, tokens], dim=1))
+        is_token = F.pad(~padding_mask, (1, 0), value=True)[:, None, None, :]
+        for block in self.blocks:
+            tokens = block(tokens, is_token)
+        tokens = self.norm(tokens)
+        return tokens[:, 0], tokens[:, 1:]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, self.n_heads, self.dropout_rate = config.d_model, config.n_heads, config.dropout_rate
+        self.attention_norm, self.feed_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.in_projection, self.out_projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.feed = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, S, D)``, ``mask (B, 1, 1, S)`` True where attended to -> ``(B, S, D)``."""
+        n_cells, length, d = x.shape
+        heads = self.in_projection(self.attention_norm(x)).view(
+            n_cells, length, 3, self.n_heads, -1
+        )
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.dropout(
+            self.out_projection(attended.transpose(1, 2).reshape(n_cells, length, d))
+        )
+        return x + self.dropout(self.feed(self.feed_norm(x)))
+
+
+#: Cells that attend at once: fewer hold less padding, more take fewer operations. Measured on a CPU.
+GROUP_SIZE = 16
+
+
+class LatentEncoder(nn.Module):
+    """The expression-weighted sum of gene embeddings plus gated attention of a few latents.
+
+    A few learned latents attend to all tokens of the cell, then to each other. Token keys and
+    values are sums of a gene's and a bin's, so they are projected once per table row and minibatch
+    instead of once per token, and with learned queries the first attention needs only a gather.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, self.n_heads = config.d_model, config.n_heads
+        self.gene = nn.Parameter(torch.randn(config.n_genes, d) / d**0.5)
+        self.value = nn.Parameter(torch.randn(config.n_bins, d) / d**0.5)
+        self.query = nn.Parameter(
+            torch.randn(config.n_heads, config.n_latents, d // config.n_heads)
+        )
+        self.key_projection, self.value_projection = nn.Linear(d, d, bias=False), nn.Linear(d, d)
+        self.latent = nn.Parameter(torch.randn(config.n_latents, d) * 0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.sum_norm, self.pool = nn.LayerNorm(d), nn.Linear(config.n_latents * d, d)
+        self.gate = nn.Parameter(torch.zeros(d))
+        self.attention_norm, self.dropout = (
+            nn.LayerNorm(config.n_latents * d),
+            nn.Dropout(config.dropout_rate),
+        )
+
+    def forward(
+        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
+    ) -> Tensor:
+        """``(B, T)`` each -> embedding ``(B, D)``."""
+        additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
+        latents = self.latent + self.attend(gene_ids, values, padding_mask)
+        for block in self.blocks:
+            latents = block(latents)
+        attended = self.pool(self.dropout(self.attention_norm(latents.flatten(1))))
+        return additive + self.gate * attended
+
+    def attend(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor) -> Tensor:
+        """What the latents see in the tokens, ``(B, n_latents, D)``; zeros for an empty cell."""
+        # Bin 0 is padding and nothing else: a floor in its row masks at the cost of one table row.
+        is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
+        tables = (
+            self.scores(self.gene),
+            self.scores(self.value) - 1e4 * is_padding,
+            self.value_projection(self.gene),
+        )
+        order, groups = groups_by_length(padding_mask)
+        seen = torch.cat(
+            [attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups]
+        )
+        # One product for all heads, of which each keeps its own columns: cheaper than splitting the tokens.
+        seen = (
+            seen[order.argsort()]
+            .unflatten(1, self.query.shape[:2])
+            .unflatten(3, self.query.shape[::2])
+            .diagonal(dim1=1, dim2=3)
+        )
+        return seen.transpose(2, 3).flatten(2) * (~padding_mask).any(1)[:, None, None]
+
+    def scores(self, table: Tensor) -> Tensor:
+        """Score of each table row under every head and latent, ``(rows, H·L)``."""
+        keys = self.key_projection(table).unflatten(-1, self.query.shape[::2])
+        return torch.einsum("rhd,hld->rhl", keys, self.query).flatten(1)
+
+
+def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
+    """An order of the cells, and its parts with the length ``n`` to which each needs its tokens.
+
+    On a CPU cells of like length come together: one long cell would make padding of most of a
+    minibatch. A GPU prefers one part, and no wait for a length.
+    """
+    n_cells, n_most = padding_mask.shape
+    if padding_mask.device.type != "cpu":
+        order = torch.arange(n_cells, device=padding_mask.device)
+        return order, [(order, n_most)]
+    n_tokens, order = (~padding_mask).sum(1).sort()
+    longest = n_tokens[GROUP_SIZE - 1 :: GROUP_SIZE].tolist() + n_tokens[-1:].tolist()
+    return order, [
+        (rows, max(1, n)) for rows, n in zip(order.split(GROUP_SIZE), longest, strict=False)
+    ]
+
+
+def attend_rows(
+    gene_ids: Tensor, values: Tensor, gene_scores: Tensor, value_scores: Tensor, contents: Tensor
+) -> Tensor:
+    """What each of Q queries sees in tokens ``(B, T)``, ``(B, Q, D)``, from tables by gene and by bin.
+
+    gene_scores, value_scores: ``(rows, Q)``, whose sum the softmax over the tokens takes. contents: ``(rows, D)``.
+    """
+    scores = F.embedding(gene_ids, gene_scores) + F.embedding(values, value_scores)
+    return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)

@@ -1,0 +1,139 @@
+"""Heads: from a cell embedding to logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+from torch import Tensor, nn
+
+from celler.network._config import NetworkConfig
+
+
+class Standardize(nn.Module):
+    """Embedding ``(B, D)`` less the mean and over the standard deviation that :meth:`measure` saw in some cells."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(config.d_model))
+        self.register_buffer("scale", torch.ones(config.d_model))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it does anything yet."""
+        return bool(self.mean.any())
+
+    def measure(self, embedding: Tensor) -> None:
+        """Take mean and standard deviation of ``embedding (n, D)``."""
+        self.mean.copy_(embedding.mean(0))
+        self.scale.copy_(embedding.std(0, correction=0).clamp(min=1e-6))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """``(B, D)`` -> ``(B, D)``."""
+        return (embedding - self.mean) / self.scale
+
+
+class MLPHead(nn.Sequential):
+    """Embedding ``(B, D)`` -> logits ``(B, C)``: one hidden layer."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        d = config.d_model
+        super().__init__(
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(d, 2 * d),
+            nn.GELU(),
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(2 * d, config.n_classes),
+        )
+
+
+class VGGHead(nn.Sequential):
+    """The paper's head: 3-wide convolutions along the embedding, ReLU, max-pool, then dense layers."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        n_channels = (16, 32)
+        layers: list[nn.Module] = [nn.Unflatten(1, (1, config.d_model))]
+        for n_in, n_out in zip((1, *n_channels), n_channels, strict=False):
+            layers += [nn.Conv1d(n_in, n_out, 3, padding=1), nn.ReLU()]
+            layers += [
+                nn.Conv1d(n_out, n_out, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool1d(2, ceil_mode=True),
+            ]
+        width = n_channels[-1] * -(-config.d_model // 4)
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(width, 2 * config.d_model),
+            nn.ReLU(),
+            nn.Dropout(config.dropout_rate),
+            nn.Linear(2 * config.d_model, config.n_classes),
+        )
+
+
+class GeneDecoder(nn.Module):
+    """Value and presence of genes that the encoder did not see: products of what is known of cell and gene.
+
+    A cell is its embedding, the lowest bin in sight (which tells how many of its counts are ties) and how many
+    genes it shows; the donor/assay batch, where there is one, enters here and never the encoder.
+
+    n_batches: of ``batch_key``; code −1 is a batch that was not there in pretraining.
+    """
+
+    def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:
+        super().__init__()
+        d = config.d_model
+        self.cell = nn.Sequential(nn.Linear(d + 2, 2 * d), nn.GELU(), nn.Linear(2 * d, 2 * d))
+        self.gene = nn.Parameter(torch.randn(config.n_genes, 2 * d) * 0.1 / d**0.5)
+        self.gene_bias = nn.Parameter(torch.zeros(config.n_genes, 2))
+        self.batch = nn.Parameter(torch.zeros(n_batches + 1, 2 * d))
+        self.bin_variance: Tensor
+        self.register_buffer("bin_variance", torch.tensor(0.1))
+        self.token = nn.Linear(d, 2 * d) if config.encoder == "transformer" else None
+
+    def forward(
+        self,
+        embedding: Tensor,
+        context: Tensor,
+        batch: Tensor,
+        gene_ids: Tensor,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Bins as shares of the highest ``(B, M)``, and logits of presence ``(B, M)``.
+
+        embedding: ``(B, D)``. context: ``(B, 2)``, from :func:`context_of`. batch: codes ``(B,)``.
+        gene_ids: ``(B, M)``, the genes asked for. tokens: ``(B, M, D)``, the encoder's output where it
+        has one for each of them.
+        """
+        cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
+        hidden = cell[:, None]
+        if self.token is not None and tokens is not None:
+            hidden = hidden + self.token(tokens)
+        products = (hidden * F.embedding(gene_ids, self.gene)).unflatten(2, (2, -1)).sum(3)
+        value, presence = (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
+        return value, presence
+
+    def start_from(self, bins: sparse.csr_matrix) -> None:
+        """Take each gene's mean bin and odds of presence from cells, ``bins (N, n_genes)`` as shares of the highest.
+
+        What is learned is then how a cell differs. ``bin_variance``, around those means, is the unit of the loss.
+        """
+        n_cells, n_there = bins.shape[0], bins.getnnz(axis=0)
+        mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_there + 1)
+        # Odds as pretraining shows them: as many absent genes, drawn from all, as hidden ones.
+        odds = (n_there + 0.5) / (n_cells - n_there + 0.5) / (len(bins.data) / np.prod(bins.shape))
+        bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
+        residual = bins.data - mean[bins.indices]
+        with torch.no_grad():
+            self.gene_bias.copy_(torch.from_numpy(bias))
+            self.bin_variance.fill_(max(float(np.square(residual).mean()), 1e-6))
+
+
+def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:
+    """``(B, 2)``: the lowest visible bin as a share of the highest, and the log of the visible genes' number."""
+    highest = n_bins - 1
+    lowest = torch.where(is_visible, values.float(), float(highest)).min(1).values / highest
+    return torch.stack([lowest, is_visible.sum(1).float().log1p() / 5], dim=1)

@@ -1,0 +1,271 @@
+"""Given against predicted labels: as a bubble chart with the confidence, and as a confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from scipy.cluster import hierarchy
+
+from celler._utils._messages import suggest_keywords, warn
+from celler.pl._chart import (
+    ROW,
+    SIZE_LEGEND_HEIGHT,
+    color_bar,
+    name_rows,
+    open_chart,
+    room_beside,
+    shade,
+    size_legend,
+)
+from celler.pl._colors import contrast
+from celler.tl._columns import share_column
+from celler.tl._evaluate import Pair, read_pair, read_parents
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+
+class Crosstab(NamedTuple):
+    """``counts`` of cells, given classes by predicted ones, which begin with the given in the same order.
+
+    blocks: parent of each run of rows, with its first and its last; none without parents.
+    """
+
+    counts: pd.DataFrame
+    blocks: list[tuple[str, int, int]]
+
+    @property
+    def shares(self) -> pd.DataFrame:
+        """Share of each given class's cells."""
+        return self.counts.div(self.counts.sum(axis=1), axis=0)
+
+
+def cross(
+    data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None
+) -> Crosstab:
+    """Count and order; with parents their classes stay together."""
+    counts = pd.crosstab(cells.truth, cells.prediction)
+    names = list(counts.index)
+    others = [name for name in counts.columns if name not in counts.index]
+    counts = counts.reindex(columns=names + others, fill_value=0)
+    ordered: list[str] = []
+    blocks: list[tuple[str, int, int]] = []
+    if parents is None:
+        ordered = by_similarity(counts)
+    else:
+        parent_of = read_parents(data, parents, cells)
+        families = pd.crosstab(
+            *([parent_of.get(name, name) for name in labels] for labels in cells[:2])
+        )
+        for parent in by_similarity(families):
+            children = by_similarity(counts[[parent_of[name] == parent for name in names]])
+            blocks.append((parent, len(ordered), len(ordered) + len(children) - 1))
+            ordered += children
+    return Crosstab(counts.loc[ordered, ordered + others], blocks)
+
+
+def by_similarity(counts: pd.DataFrame) -> list[str]:
+    """Rows in an order in which those that are confused are neighbours.
+
+    The leaves of an average linkage; the distance of two classes is 1 less the mean of both shares of
+    cells taken for the other class.
+    """
+    names = list(counts.index)
+    if len(names) < 3:
+        return names
+    n_cells = counts.to_numpy().sum(axis=1, keepdims=True)
+    shares = counts.reindex(columns=names, fill_value=0).to_numpy() / n_cells
+    distance = 1 - (shares + shares.T) / 2
+    pairs = distance[np.triu_indices(len(names), k=1)]
+    tree = hierarchy.linkage(pairs, "average", optimal_ordering=True)
+    return [names[leaf] for leaf in hierarchy.leaves_list(tree)]
+
+
+#: Up to so many classes the percentages stand in the cells of a confusion matrix.
+N_WITH_NUMBERS = 15
+
+WIDE = 0.3
+
+#: Area of a dot of all cells of a class, points squared; its width is that of a row.
+LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
+
+
+@suggest_keywords
+def prediction_bubble(
+    adata: AnnData | pd.DataFrame,
+    truth_key: str,
+    prediction_key: str,
+    *,
+    confidence_key: str | None = None,
+    parents: Mapping[str, str] | str | None = None,
+    cmap: str | Colormap = "viridis",
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw given against predicted labels: what becomes of each class, and how sure the model is of it.
+
+    The area of a dot is the share of the given class's cells with that prediction; its colour is the
+    mean probability of the predicted label over these cells, grey where none has one. Columns stand
+    in the order of the rows; predicted classes that are not given follow.
+
+    adata: the cells, or a table with these columns, such as ``adata.obs``.
+    confidence_key: column with the probability of the predicted label; None =
+        ``<prediction_key>_confidence``.
+    parents: parent by class, or a column with the parent of each cell's given class: keeps the
+        classes of a parent together. None = classes that are confused stand side by side.
+
+    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    """
+    notes: list[str] = []
+    cells = read_pair(adata, truth_key, prediction_key, notes)
+    key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
+    confidence = share_column(adata, key, "confidence_key")[cells.rows]
+    table = cross(adata, cells, parents)
+    by_pair = pd.Series(confidence).groupby([cells.truth, cells.prediction]).mean()
+    means = by_pair.unstack().reindex(index=table.counts.index, columns=table.counts.columns)
+    rows, columns = np.nonzero(table.counts.to_numpy())
+    shares = table.shares.to_numpy()[rows, columns]
+    colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
+    if notes:
+        warn(" ".join(notes))
+
+    chart = open_chart(
+        {"main": (ROW * table.counts.shape[1], ROW * len(table.counts))}, figsize, ax
+    )
+    panel = chart.panels["main"]
+    _frame(panel, table, truth_key, prediction_key)
+    panel.grid(color=shade(0.92), lw=0.6)
+    panel.set_axisbelow(True)
+    dots = panel.scatter(
+        columns,
+        rows,
+        s=LARGEST_DOT * shares,
+        c=np.ma.masked_invalid(means.to_numpy(dtype=float)[rows, columns]),
+        cmap=colors,
+        norm=Normalize(0, 1),
+        plotnonfinite=True,
+        edgecolors="0.3",
+        linewidths=0.4,
+    )
+    sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
+    right = room_beside(panel)
+    legend = size_legend(panel, sizes, "Share of given cells (%)", right=right)
+    color_bar(panel, dots, "Mean probability", right=right, down=SIZE_LEGEND_HEIGHT)
+    chart.arrange(title)
+    scale = min(1.0, (chart.size_of("main") / table.counts.shape[::-1] / ROW).min()) ** 2
+    for collection in (dots, legend):
+        collection.set_sizes(collection.get_sizes() * scale)
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+@suggest_keywords
+def confusion(
+    adata: AnnData | pd.DataFrame,
+    truth_key: str,
+    prediction_key: str,
+    *,
+    parents: Mapping[str, str] | str | None = None,
+    cmap: str | Colormap = "YlGnBu",
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw the confusion matrix: of the cells given a class, the percentage predicted as each.
+
+    Rows sum to 100 %; not a single cell is white. The number of cells stands behind the name. Columns
+    stand in the order of the rows; predicted classes that are not given follow. Cells without one of
+    the labels are left out with a warning.
+
+    adata: the cells, or a table with these columns, such as ``adata.obs``.
+    parents: parent by class, or a column with the parent of each cell's given class: keeps the
+        classes of a parent together and draws a line around them. None = classes that are confused
+        stand side by side, by a hierarchical clustering.
+    cmap: colour map of 0 to 100 %; the default reads without colour vision and in print.
+    title: text over the chart.
+    figsize: width and height in inches; None = as large as the chart needs.
+    ax: axes to draw in, all text included; where the figure has a layout engine, that makes the room.
+    show: show the figure; None = ``scanpy.settings.autoshow``.
+    return_fig: return the figure.
+
+    Returns None when shown, else the axes, or the figure. ``adata`` is never changed.
+    """
+    notes: list[str] = []
+    cells = read_pair(adata, truth_key, prediction_key, notes)
+    if notes:
+        warn(" ".join(notes))
+    table = cross(adata, cells, parents)
+    percent = 100 * table.shares.to_numpy()
+    n_rows, n_columns = percent.shape
+    has_numbers = n_columns <= N_WITH_NUMBERS
+    step = WIDE if has_numbers else ROW
+
+    chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
+    panel = chart.panels["main"]
+    _frame(panel, table, truth_key, prediction_key)
+    norm = Normalize(0, 100)
+    colors = ScalarMappable(norm, cmap)
+    edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
+    shown = np.ma.masked_equal(percent, 0)
+    panel.pcolormesh(*edges, shown, norm=norm, cmap=cmap, edgecolors=shade(0.9), linewidth=0.3)
+    numbers = _write_numbers(panel, percent, colors) if has_numbers else []
+    color_bar(panel, colors, "Share of given cells (%)", right=room_beside(panel))
+    chart.arrange(title)
+    if (chart.size_of("main") < ROW * np.array([n_columns, n_rows])).any():
+        for number in numbers:
+            number.remove()
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) -> None:
+    """Names of rows, columns and parents, and lines between parents and before the other columns."""
+    n_cells = table.counts.sum(axis=1)
+    n_rows, n_columns = table.counts.shape
+    name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
+    panel.set_xticks(range(n_columns), table.counts.columns, rotation=90)
+    panel.set_xlim(-0.5, n_columns - 0.5)
+    panel.tick_params(axis="x", length=0, labelsize="small")
+    panel.set(xlabel=f"predicted: {prediction_key}", ylabel=f"given: {truth_key}")
+    line: dict[str, Any] = {"color": shade(0.35), "lw": 0.8}
+    if n_columns > n_rows:
+        panel.axvline(n_rows - 0.5, **line)
+    for parent, first, last in table.blocks:
+        if first > 0:
+            panel.axhline(first - 0.5, **line)
+            panel.axvline(first - 0.5, **line)
+        panel.annotate(
+            parent,
+            (1, (first + last) / 2),
+            (5, 0),
+            xycoords=panel.get_yaxis_transform(),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+        )
+
+
+def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> list[Text]:
+    """Percentages of half a cell in a hundred and more, in black or white, whichever stands out."""
+    texts = []
+    for (row, column), value in np.ndenumerate(percent):
+        if value >= 0.5:
+            text = panel.text(column, row, f"{value:.0f}", ha="center", va="center")
+            text.set(color=contrast(colors.to_rgba(value)[:3]), fontsize="x-small")
+            texts.append(text)
+    return texts

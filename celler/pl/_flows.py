@@ -1,0 +1,244 @@
+"""Labels against labels: flows from given to predicted ones, and the composition of groups of cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from celler._utils._messages import column as column_of
+from celler._utils._messages import suggest_keywords, warn
+from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
+from celler.pl._colors import color_classes, contrast, stored_colors
+from celler.pl._confusion import cross
+from celler.tl._columns import label_column
+from celler.tl._evaluate import read_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation, Text
+
+#: Height between two classes, inches: a line of text, however few cells they have.
+BETWEEN = 0.16
+
+#: Width of the bars of the classes, in widths of the panel.
+BAR = 0.03
+
+
+@suggest_keywords
+def alluvial(
+    adata: AnnData | pd.DataFrame,
+    truth_key: str,
+    prediction_key: str,
+    *,
+    parents: Mapping[str, str] | str | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw where the cells of each given class go: flows from given labels on the left to predicted ones.
+
+    The height of a flow is its number of cells. It has the colour of the given class, pale where the
+    prediction is that class: colours of ``adata.uns["<truth_key>_colors"]``, then of the predictions',
+    then the palette's.
+
+    adata: the cells, or a table with these columns, such as ``adata.obs``.
+    parents: as in :func:`celler.pl.confusion`, whose order of classes is used.
+
+    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    """
+    notes: list[str] = []
+    cells = read_pair(adata, truth_key, prediction_key, notes)
+    if notes:
+        warn(" ".join(notes))
+    counts = cross(adata, cells, parents).counts
+    counts = counts.loc[:, counts.any()]
+    stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
+    names = label_column(adata, truth_key, "truth_key").categories
+    colors = color_classes([*names, *counts.columns.difference(names)], *stored)
+
+    n_most = max(counts.shape)
+    height = BETWEEN * n_most + max(2.5, 0.1 * n_most)
+    chart = open_chart({"main": (3.2, height)}, figsize, ax)
+    panel = chart.panels["main"]
+    # In cells: what is left of the height after the gaps is shared by all cells.
+    gap = counts.to_numpy().sum() * BETWEEN / (height - BETWEEN * n_most)
+    left, right = _stack(counts.sum(axis=1), gap, n_most), _stack(counts.sum(axis=0), gap, n_most)
+    _draw_flows(panel, counts, left, right, colors)
+    panel.set(xlim=(0, 1), ylim=(counts.to_numpy().sum() + gap * n_most, 0), xticks=[], yticks=[])
+    panel.spines[:].set_visible(False)
+    sides = [
+        _draw_side(panel, counts.sum(axis=1), left, f"given: {truth_key}", colors),
+        _draw_side(panel, counts.sum(axis=0), right, f"predicted: {prediction_key}", colors, 1),
+    ]
+    chart.arrange(title)
+    for texts in sides:
+        _part(panel, texts)
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+@suggest_keywords
+def composition(
+    adata: AnnData | pd.DataFrame,
+    key: str,
+    groupby: str,
+    *,
+    n_key: str | None = None,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw which labels the cells of each group have: one bar per tissue, disease or donor.
+
+    Labels and groups stand in the order of their categories; the number of cells is behind the name
+    of the group. A label is written in its part of a bar where there is room.
+
+    adata: the cells, or a table with these columns, such as ``adata.obs``.
+    key: column of labels; its colours are those of ``adata.uns["<key>_colors"]``, else the palette's.
+    groupby: column of groups, such as "tissue", "disease" or "donor".
+    n_key: column with the number of cells that a row stands for, such as "cells" in
+        ``cl.atlas.summary(out).counts``; None = a row is a cell.
+
+    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    """
+    labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
+    has_both = (labels.codes >= 0) & (groups.codes >= 0)
+    n_of_row = _cells_of_rows(adata, n_key, len(has_both))
+    n_missing = int(n_of_row[~has_both].sum())
+    if not has_both.any():
+        raise ValueError(
+            f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells."
+        )
+    if n_missing:
+        text = f"Left out {n_missing:,} of {n_of_row.sum():,} cells, no label in {key!r} or {groupby!r}."
+        warn(text)
+    pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
+    names = [np.asarray(part, dtype=str) for part in pair]
+    counts = pd.crosstab(*names, values=n_of_row[has_both], aggfunc="sum").fillna(0).astype(int)
+    counts = counts.loc[list(pair[0].categories), list(pair[1].categories)]
+    n_cells = counts.sum(axis=1)
+    shares = counts.div(n_cells, axis=0)
+    colors = color_classes(list(counts.columns), stored_colors(adata, key))
+
+    chart = open_chart(
+        {"main": (max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts))}, figsize, ax
+    )
+    panel = chart.panels["main"]
+    strip(panel)
+    ends = shares.cumsum(axis=1)
+    # White lines between parts would hide the thin parts of many labels.
+    style: dict[str, Any] = {"height": 0.8, "ec": shade(1), "lw": 0.4 if len(colors) <= 20 else 0}
+    for name, color in colors.items():
+        left = ends[name] - shares[name]
+        panel.barh(range(len(counts)), shares[name], left=left, color=color, **style)
+    name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
+    panel.set(xlim=(0, 1), xlabel="share of cells", ylabel=groupby)
+    name_legend(panel, colors, key)
+    texts = _write_labels(panel, shares, ends - shares / 2, colors)
+    chart.arrange(title)
+    for written, share in texts:
+        if written.get_window_extent().width > 0.95 * share * panel.bbox.width:
+            written.remove()
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+def _cells_of_rows(adata: AnnData | pd.DataFrame, n_key: str | None, n_rows: int) -> np.ndarray:
+    if n_key is None:
+        return np.ones(n_rows, int)
+    table = adata if isinstance(adata, pd.DataFrame) else adata.obs
+    return column_of(table, n_key, "n_key").to_numpy(dtype=int)
+
+
+def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
+    """Where each class begins when they are stacked with a gap, in the middle of ``n_most`` gaps."""
+    before = np.cumsum(totals.to_numpy()) - totals.to_numpy()
+    tops = before + gap * (0.5 + np.arange(len(totals)) + (n_most - len(totals)) / 2)
+    return dict(zip(totals.index, tops, strict=True))
+
+
+def _draw_flows(
+    panel: Axes,
+    counts: pd.DataFrame,
+    left: Mapping[str, float],
+    right: Mapping[str, float],
+    colors: Mapping[str, Any],
+) -> None:
+    """A band from each given to each predicted class, below those before it at both ends."""
+    table = counts.to_numpy()
+    starts = (
+        np.cumsum(table, axis=1) - table + np.array([left[name] for name in counts.index])[:, None]
+    )
+    ends = np.cumsum(table, axis=0) - table + np.array([right[name] for name in counts.columns])
+    for row, column in np.argwhere(table):
+        given, predicted = counts.index[row], counts.columns[column]
+        band = _band(starts[row, column], ends[row, column], table[row, column])
+        is_same = given == predicted
+        style = {"alpha": 0.3, "zorder": 1} if is_same else {"alpha": 0.8, "zorder": 2}
+        # The line keeps the flow of a single cell visible.
+        panel.add_patch(
+            PathPatch(band, facecolor=colors[given], edgecolor=colors[given], lw=0.4, **style)
+        )
+
+
+def _band(start: float, end: float, height: float) -> Path:
+    (x, middle, far), below = (BAR, 0.5, 1 - BAR), (start + height, end + height)
+    points = [(x, start), (middle, start), (middle, end), (far, end)]
+    points += [(far, below[1]), (middle, below[1]), (middle, below[0]), (x, below[0]), (x, start)]
+    curve = [Path.CURVE4] * 3
+    return Path(points, [Path.MOVETO, *curve, Path.LINETO, *curve, Path.CLOSEPOLY])
+
+
+def _draw_side(
+    panel: Axes,
+    totals: pd.Series,
+    tops: Mapping[str, float],
+    heading: str,
+    colors: Mapping[str, Any],
+    x: int = 0,
+) -> list[Annotation]:
+    """The bars of the classes on one side, 0 is left, and their names, which are returned."""
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if x else "right"}
+    panel.annotate(heading, (x, 1), (0, 6), xycoords="axes fraction", **style)
+    texts = []
+    for name, n_cells in totals.items():
+        middle, color = tops[name] + n_cells / 2, colors[name]
+        bar = {"left": x - x * BAR, "height": n_cells, "color": color, "ec": color, "lw": 0.4}
+        panel.barh(middle, BAR, **bar)
+        place = (x, middle), (4 if x else -4, 0)
+        text = panel.annotate(f"{name} ({n_cells:,})", *place, va="center", size="small", **style)
+        texts.append(text)
+    return texts
+
+
+def _part(panel: Axes, texts: list[Annotation]) -> None:
+    """Move names apart where the panel is lower than they need."""
+    highest = max(text.get_window_extent().height for text in texts) / panel.bbox.height
+    floor = panel.get_ylim()[0]
+    places = np.array([text.xy[1] for text in texts]) / floor
+    for text, place in zip(texts, apart(places, highest) * floor, strict=True):
+        text.xy = (text.xy[0], place)
+
+
+def _write_labels(
+    panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]
+) -> list[tuple[Text, float]]:
+    """The label in the middle of each part of a bar, and the share of that part."""
+    texts = []
+    for row, column in np.argwhere(shares.to_numpy() > 0):
+        name, share = shares.columns[column], shares.iloc[row, column]
+        place = (middles.iloc[row, column], row)
+        color = contrast(colors[name])
+        text = panel.text(*place, name, ha="center", va="center", fontsize="x-small", color=color)
+        texts.append((text, share))
+    return texts

@@ -1,0 +1,283 @@
+"""The long tail: how many cells each class has, and what that does to its F1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from pandas.api.types import is_numeric_dtype
+
+from celler._utils._messages import suggest_keywords, warn
+from celler.metrics import frequency_groups
+from celler.pl._chart import (
+    NO_CELLS,
+    ROW,
+    apart,
+    count_axis,
+    name_legend,
+    name_rows,
+    open_chart,
+    shade,
+    strip,
+)
+from celler.pl._colors import color_classes, stored_colors
+from celler.tl._columns import closest, label_column, labelled
+from celler.tl._evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+    from matplotlib.transforms import Transform
+
+BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
+
+MARKERS = "osD^vPX"
+
+#: Inches between the points of two classes of the same size.
+APART = 0.07
+
+#: Inches between the panel and the names of the classes over it.
+ROOF = 0.2
+
+
+@suggest_keywords
+def class_counts(
+    data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int],
+    key: str | None = None,
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw the cells of each class on a logarithmic axis, most frequent first, and where the tail begins.
+
+    Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours
+    of ``adata.uns["<key>_colors"]``, without these that of their group.
+
+    data: the cells, or a table with the column ``key``; cells by class, such as
+        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose
+        ``reference_cells`` are drawn.
+    key: column of labels. None = ``data`` is counted already.
+
+    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    """
+    counts = _count(data, key).sort_values(ascending=False, kind="stable")
+    group_of = pd.Series(frequency_groups(dict(counts)))
+    stored = stored_colors(data, key)
+    colors = [stored.get(name, BANDS[group_of[name]]) for name in counts.index]
+
+    chart = open_chart({"main": (3.5, ROW * len(counts))}, figsize, ax)
+    panel = chart.panels["main"]
+    count_axis(panel, 0.7, 6 * max(counts.max(), 1))
+    panel.set_xlabel("cells")
+    strip(panel)
+    rows = np.arange(len(counts))
+    drawn = counts.to_numpy() > 0
+    panel.barh(rows[drawn], counts[drawn], height=0.75, color=np.array(colors, object)[drawn])
+    name_rows(panel, list(counts.index))
+    for row, count in enumerate(counts):
+        end = max(count, NO_CELLS)
+        panel.annotate(
+            f"{count:,}",
+            (end, row),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            size="x-small",
+        )
+    for band in BANDS:
+        members = np.flatnonzero(group_of[counts.index] == band)
+        if len(members):
+            share = counts.iloc[members].sum() / max(counts.sum(), 1)
+            text = f"{band}: {len(members)}, {share:.1%} of cells"
+            _bracket(panel, (members[0] - 0.4, members[-1] + 0.4), text, BANDS[band])
+    chart.arrange(title)
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+@suggest_keywords
+def f1_by_frequency(
+    tables: pd.DataFrame | Evaluation | Mapping[str, pd.DataFrame | Evaluation],
+    *,
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Draw the F1 of each class against its number of reference cells, for one or several methods.
+
+    The flat lines are a method's mean F1 over the head, medium and tail classes.
+
+    tables: one row per class, with the columns (or the index) ``class``, ``reference_cells`` and
+        ``f1``; of several methods with a column ``method``, or by the method's name. Results of
+        :func:`celler.tl.evaluate` and :func:`celler.metrics.per_class` are such tables. Where a
+        method has a class more than once, as from several seeds, the mean is drawn.
+
+    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    """
+    rows = _tidy(tables)
+    wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
+    cells = rows.groupby("class")["reference_cells"].mean().sort_values(kind="stable")
+    wide = wide.loc[cells.index]
+    sizes = np.maximum(cells.to_numpy(dtype=float), NO_CELLS)
+    colors = color_classes(wide.columns)
+
+    width = max(4.5, 0.17 * len(wide))
+    chart = open_chart({"main": (width, 3.2)}, figsize, ax)
+    panel = chart.panels["main"]
+    low, high = sizes.min() / 1.3, sizes.max() * 1.3
+    strip(panel)
+    count_axis(panel, low, high)
+    panel.set_xlabel("reference cells of the class", labelpad=16)
+    panel.set(ylim=(-0.03, 1.03), ylabel="F1")
+    places = apart(np.log(sizes / low) / np.log(high / low), APART / width)
+    x = low * (high / low) ** places
+    panel.vlines(x, wide.min(axis=1), wide.max(axis=1), color=shade(0.8), lw=0.8, zorder=1)
+    for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
+        style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
+        panel.scatter(x, f1, s=22, zorder=3, **style)
+    _draw_bands(panel, wide, x, _bands(rows, cells), colors)
+    names = [panel.text(0, ROOF, name, transform=_over(panel)) for name in wide.index]
+    if list(colors) != [""]:
+        name_legend(panel, colors, markers=MARKERS)
+    plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
+    chart.arrange(title)
+    _lead(panel, names, places)
+    return chart.finish(show=show, return_fig=return_fig)
+
+
+def _count(
+    data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None
+) -> pd.Series:
+    """Cells by class."""
+    if isinstance(data, pd.Series) and is_numeric_dtype(data):
+        data = data.to_dict()
+    if isinstance(data, Mapping):
+        return pd.Series({str(name): int(count) for name, count in data.items()}, dtype=int)
+    if key is None:
+        if not isinstance(data, pd.DataFrame):
+            raise TypeError(
+                f"data={type(data).__name__} was given without a key; pass key=, or a table with the "
+                "columns class and reference_cells."
+            )
+        return _by_class(data).set_index("class")["reference_cells"].astype(int)
+    notes: list[str] = []
+    labels = label_column(data, key, "key")
+    labelled(labels, key, notes)
+    if notes:
+        warn(" ".join(notes))
+    return pd.Series(np.bincount(labels.codes[labels.codes >= 0]), index=labels.categories)
+
+
+def _by_class(table: Any) -> pd.DataFrame:
+    """The table with its classes in a column, as text."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(
+            f"tables={type(table).__name__} was given; pass a table with a row per class, such as "
+            "cl.tl.evaluate gives."
+        )
+    table = table if "class" in table else table.rename_axis("class").reset_index()
+    for name in ("class", "reference_cells"):
+        if name not in table:
+            raise KeyError(f"The table has no column {name!r}. {closest(name, table)}")
+    return table.assign(**{"class": table["class"].astype(str)})
+
+
+def _tidy(tables: Any) -> pd.DataFrame:
+    """One row per method and class: ``method``, ``class``, ``reference_cells``, ``f1``."""
+    by_method = tables if isinstance(tables, Mapping) else {None: tables}
+    parts = []
+    for method, table in by_method.items():
+        rows = _by_class(table.per_class if isinstance(table, Evaluation) else table)
+        if "f1" not in rows:
+            raise KeyError(f"The table has no column 'f1'. {closest('f1', rows)}")
+        if method is not None or "method" not in rows:
+            rows = rows.assign(method=method or "")
+        parts.append(rows)
+    if not sum(map(len, parts)):
+        raise ValueError("There is no class to draw; pass tables with a row per class.")
+    return pd.concat(parts, ignore_index=True).astype({"method": str})
+
+
+def _bands(rows: pd.DataFrame, cells: pd.Series) -> pd.Series:
+    """Head, medium or tail by class: as the tables say, else by these classes' cells."""
+    if "frequency" in rows:
+        return rows.groupby("class")["frequency"].first()
+    return pd.Series(frequency_groups(dict(cells)))
+
+
+def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> None:
+    """A line beside rows, and what they are."""
+    beside = panel.get_yaxis_transform()
+    panel.plot(
+        (1.01, 1.01),
+        rows,
+        color=color,
+        lw=3,
+        transform=beside,
+        clip_on=False,
+        solid_capstyle="butt",
+    )
+    panel.annotate(
+        text,
+        (1.01, np.mean(rows)),
+        (6, 0),
+        xycoords=beside,
+        textcoords="offset points",
+        va="center",
+        size="small",
+    )
+
+
+def _draw_bands(
+    panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]
+) -> None:
+    """Lines between tail, medium and head, and the mean of each method in each."""
+    bands = band_of[wide.index].to_numpy()
+    present = [band for band in reversed(BANDS) if (bands == band).any()]
+    borders = [
+        np.sqrt(x[bands == lower].max() * x[bands == upper].min())
+        for lower, upper in pairwise(present)
+    ]
+    edges = [panel.get_xlim()[0], *borders, panel.get_xlim()[1]]
+    for border in borders:
+        panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
+    for band, span in zip(present, pairwise(edges), strict=True):
+        for method, f1 in wide[bands == band].mean().items():
+            panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
+        panel.annotate(
+            band,
+            (np.sqrt(span[0] * span[1]), 0),
+            (0, -18),
+            xycoords=panel.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            size="small",
+        )
+
+
+def _over(panel: Axes) -> Transform:
+    """Places in widths of the panel, and inches over it."""
+    corners: Any = panel.transAxes
+    inches = panel.figure.dpi_scale_trans + ScaledTranslation(0, 1, corners)
+    return blended_transform_factory(panel.transAxes, inches)
+
+
+def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
+    """Move names over their points, at ``places`` in widths of the panel, but apart, with a line to each."""
+    gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
+    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": _over(panel)}
+    for name, place, point in zip(names, apart(places, gap), places, strict=True):
+        name.set_x(place)
+        panel.plot((point, point, place), (0, 0.06, ROOF - 0.03), clip_on=False, **style)

@@ -1,0 +1,300 @@
+"""Bubble chart of marker genes: how many cells of a type express a gene, and how strongly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from matplotlib import pyplot as plt
+
+from celler._utils._messages import suggest_keywords, warn
+from celler.pl._chart import arrange
+from celler.tl._columns import N_LISTED, label_column, labelled, listed, with_closest
+from celler.tl._markers import check_values, find_source, rank_markers, read_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from scanpy.plotting import DotPlot
+
+    from celler.tl._markers import Source
+
+#: Automatic markers of a group, by the number of groups up to which there are so many.
+MARKERS_PER_GROUP = {12: 3, 30: 2}
+
+
+def markers_by_label(
+    markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame,
+) -> dict[str, list[str]]:
+    """Markers as text by label, each once per label; without labels they come under the label ""."""
+    if isinstance(markers, pd.DataFrame):
+        markers = dict(iter(markers.groupby("group", sort=False)["gene"]))
+    by_label = markers if isinstance(markers, Mapping) else {"": markers}
+    return {
+        str(label): [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
+        for label, genes in by_label.items()
+    }
+
+
+def automatic_markers(
+    adata: AnnData, groupby: str, layer: str | None, notes: list[str]
+) -> pd.DataFrame:
+    """The best markers of every group, fewer of each where there are many groups."""
+    groups = label_column(adata, groupby, "groupby").categories
+    n_genes = next((n for most, n in MARKERS_PER_GROUP.items() if len(groups) <= most), 1)
+    markers = rank_markers(adata, groupby, n_genes, layer=layer)
+    without = groups.difference(markers["group"], sort=False)
+    if len(without) == len(groups):
+        raise ValueError(f"No gene tells the groups of {groupby!r} apart; pass markers.")
+    if len(without):
+        notes.append(f"No gene leads in {listed(without)}: without markers.")
+    return markers
+
+
+def known_markers(
+    asked: Mapping[str, Sequence[str]], source: Source, notes: list[str]
+) -> dict[str, list[str]]:
+    """The markers that ``source`` has, by label; what is left out goes to ``notes``."""
+    genes = list(dict.fromkeys(gene for genes in asked.values() for gene in genes))
+    unknown = [gene for gene in genes if gene not in source.gene_names]
+    if len(unknown) == len(genes):
+        raise ValueError(_nothing_known(genes, source))
+    twice = set(source.gene_names[source.gene_names.duplicated()]).intersection(genes)
+    if twice:
+        raise ValueError(
+            f"{listed(sorted(twice))}: the name of more than one gene of {source.name}. Make names "
+            "unique, e.g. with adata.var_names_make_unique(), and pass those you mean."
+        )
+    if unknown:
+        hints = [with_closest(gene, source.gene_names) for gene in unknown[:N_LISTED]]
+        notes.append(
+            f"Left out {len(unknown)} of {len(genes)} markers, no genes of {source.name}: "
+            f"{listed(hints + unknown[N_LISTED:])}."
+        )
+    known = {
+        label: [gene for gene in genes if gene not in unknown] for label, genes in asked.items()
+    }
+    empty = [label for label, genes in known.items() if not genes]
+    if empty:
+        notes.append(f"Left out labels without genes: {listed(empty)}.")
+    return {label: genes for label, genes in known.items() if genes}
+
+
+def small_copy(
+    adata: AnnData, source: Source, genes: Iterable[str], groups: pd.Categorical, groupby: str
+) -> AnnData:
+    """An AnnData of the cells with a group and of ``genes``, nothing else, values as they are."""
+    genes = list(dict.fromkeys(genes))
+    labelled = np.flatnonzero(groups.codes >= 0)
+    columns = source.gene_names.get_indexer_for(genes)
+    values = read_columns(source.matrix, columns)[labelled]
+    check_values(values.data, source.name, adata)
+    rows = pd.RangeIndex(len(labelled)).astype(str)
+    return ad.AnnData(
+        values.astype(np.result_type(values.dtype, np.float32)),
+        obs=pd.DataFrame({groupby: groups[labelled]}, index=rows),
+        var=pd.DataFrame(index=pd.Index(genes)),
+    )
+
+
+def _nothing_known(genes: Sequence[str], source: Source) -> str:
+    if not genes:
+        return "markers is empty; pass at least one gene."
+    return (
+        f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes "
+        f"are named like {listed(source.gene_names)}. Pass names like these, or put those of the "
+        "markers in a column of var."
+    )
+
+
+COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
+
+
+@suggest_keywords
+def marker_bubble(
+    adata: AnnData,
+    markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,
+    groupby: str = "celler",
+    *,
+    layer: str | None = None,
+    standard_scale: Literal["var", "group"] | None = None,
+    swap_axes: bool = False,
+    dendrogram: bool = False,
+    cmap: str | Colormap = "YlGnBu",
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> DotPlot | dict[str, Axes] | None:
+    """Draw marker genes against cell types, one dot each, on :class:`scanpy.pl.DotPlot`.
+
+    The area of a dot grows with the share of the group's cells in which the gene is above zero; its
+    colour is the mean over all cells of the group, zeros included, in the unit of the values drawn:
+    they are taken as they are, so pass log-normalised ones. Means of counts say so in the legend.
+
+    markers: genes, or genes by the label of the bracket they share. They go by ``var_names``, or by
+        a column of ``var`` where no marker is among these. Unknown genes are left out with one
+        warning; a gene that is named twice in a list is drawn once. A table of
+        :func:`celler.tl.rank_markers` serves too. None = its best three of each group, two of each
+        where there are more than 12 groups and one beyond 30.
+    groupby: column of ``adata.obs``. Unused categories are not drawn, cells without a label are left
+        out with a warning.
+    layer: where the values are: a layer, "X" or "raw". None = ``X``, but ``adata.raw`` where X is
+        scaled or lacks markers. Scaled values (negative ones) are refused: by them no cell
+        "expresses" a gene.
+    standard_scale: "var" spreads each gene's means from 0 to 1, to compare patterns of genes of
+        different strength; "group" does so for each group.
+    swap_axes: genes down the side and groups along the bottom, for many genes and few groups.
+    dendrogram: order groups by similarity and draw their tree: the one ``scanpy.tl.dendrogram``
+        stored if it has the groups drawn; else from ``obsm["X_pca"]``, else from the markers.
+    cmap: colour map; the default reads without colour vision and in print.
+    figsize: width and height in inches; None = as large as the chart needs.
+    ax: axes of ``plt.subplots`` to draw in, all text included; where the figure has a layout engine
+        it is run once and switched off.
+    show: show the figure; None = ``scanpy.settings.autoshow``.
+    return_fig: return the :class:`scanpy.pl.DotPlot`, not yet drawn, to refine it.
+
+    Returns None when shown, else the axes by name, or the DotPlot. ``adata`` is never changed.
+    """
+    _check_options(standard_scale, ax)
+    notes: list[str] = []
+    groups = label_column(adata, groupby, "groupby")
+    labelled(groups, groupby, notes)
+    known, source = _find_markers(adata, markers, groupby, layer, notes)
+    genes = [gene for genes in known.values() for gene in genes]
+    table = small_copy(adata, source, genes, groups, groupby)
+    values: np.ndarray = table.to_df().to_numpy()
+    is_blank = not values.any()
+    dot_plot = sc.pl.DotPlot(
+        table,
+        genes if list(known) == [""] else known,
+        groupby,
+        title=title,
+        figsize=figsize,
+        standard_scale=standard_scale,
+        ax=ax,
+        vmin=0,
+        vmax=1 if standard_scale or is_blank else None,
+    )
+    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them once more when it
+    # draws, along the wrong axis.
+    dot_plot.standard_scale = None
+    if dendrogram:
+        _add_dendrogram(dot_plot, adata, groups, notes)
+    if swap_axes:
+        dot_plot.swap_axes()
+    dot_plot.style(cmap=cmap, dot_max=1 if is_blank else None)
+    color_title = "Mean expression" + _color_note(values, standard_scale)
+    dot_plot.legend(size_title="Share of cells (%)", colorbar_title=color_title)
+    if notes:
+        warn(" ".join(notes))
+    if return_fig:
+        return dot_plot
+    panels = _draw(dot_plot, figsize)
+    if sc.settings.autoshow if show is None else show:
+        plt.show()
+        return None
+    return panels
+
+
+def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
+    if standard_scale not in (None, *COLOR_NOTES):
+        raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
+    if ax is not None and ax.get_subplotspec() is None:
+        raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
+
+
+def _find_markers(
+    adata: AnnData,
+    markers: Any,
+    groupby: str,
+    layer: str | None,
+    notes: list[str],
+) -> tuple[dict[str, list[str]], Source]:
+    """The markers to draw, by label, and where their values are."""
+    if markers is None:
+        markers = automatic_markers(adata, groupby, layer, notes)
+    asked = markers_by_label(markers)
+    source = find_source(adata, layer, [gene for genes in asked.values() for gene in genes])
+    return known_markers(asked, source, notes), source
+
+
+def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
+    """Second line of the colour legend: what was done to the values, or that they are counts."""
+    if standard_scale is not None:
+        return COLOR_NOTES[standard_scale]
+    return "\n(counts)" if values.max(initial=0) > 1 and (values % 1 == 0).all() else ""
+
+
+def _add_dendrogram(
+    dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]
+) -> None:
+    """Add the tree of the groups; it is kept by the plot's own table, not by the user's object."""
+    table, key = dot_plot.adata, f"dendrogram_{dot_plot.groupby[0]}"
+    if len(groups.categories) < 3:
+        notes.append(f"No dendrogram: it takes 3 groups, there are {len(groups.categories)}.")
+        return
+    # scanpy logs that it keeps the order of markers whose labels are not the groups: as expected.
+    with sc.settings.verbosity.override("error"):
+        if set(adata.uns.get(key, {}).get("categories_ordered", ())) == set(groups.categories):
+            table.uns[key] = adata.uns[key]
+        else:
+            table.obsm["X_tree"] = _tree_features(table, adata, groups)
+            sc.tl.dendrogram(table, dot_plot.groupby[0], use_rep="X_tree")
+        dot_plot.add_dendrogram()
+
+
+def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np.ndarray:
+    """Features of the cells whose means by group are correlated for the tree.
+
+    The principal components, or else the group means of the markers as z-scores. Those come with
+    both signs, which makes the correlation a cosine: it holds for few markers and for groups that
+    express none of them, whose z-scores may all be equal.
+    """
+    codes = groups.codes[groups.codes >= 0]
+    if "X_pca" in adata.obsm:
+        return np.asarray(adata.obsm["X_pca"])[groups.codes >= 0]
+    means = table.to_df().groupby(codes).mean().to_numpy()
+    deviations = means - means.mean(axis=0)
+    z = deviations / np.maximum(deviations.std(axis=0), np.finfo(means.dtype).tiny)
+    if not z.any(axis=1).all():
+        raise ValueError(
+            "dendrogram=True: these markers do not tell the groups apart. Compute the principal "
+            "components with scanpy.pp.pca, or pass more markers."
+        )
+    return np.hstack([z, -z])[codes]
+
+
+def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, Axes]:
+    """Draw and arrange the panels: in the user's axes, in ``figsize``, or in the room they need."""
+    title, dot_plot.fig_title = dot_plot.fig_title, None
+    ax, frame = dot_plot.ax, None
+    if ax is not None:
+        # A layout engine places axes when it draws, and cannot place scanpy's: it runs here, once.
+        canvas = ax.figure.canvas.figure
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        frame = ax.get_window_extent().frozen()
+    panels: dict[str, Axes] = dot_plot.get_axes()
+    figure = panels["mainplot_ax"].figure
+    if ax is None:
+        frame = None if figsize is None else figure.bbox
+        for holder in set(figure.axes).difference(panels.values()):
+            holder.remove()
+    arrange(
+        panels,
+        labels=dot_plot.var_groups.labels if dot_plot.var_groups else (),
+        title=title,
+        swap_axes=dot_plot.are_axes_swapped,
+        frame=frame,
+    )
+    return panels

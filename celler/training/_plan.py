@@ -1,0 +1,290 @@
+"""Training: the Lightning module, the choice of weights, and fit()."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import TokenBatch
+from celler.losses import DEFAULT, Loss
+from celler.mining import HardCells, Replay
+from celler.network._network import GeneTransformer
+
+
+class ScheduleConfig(Protocol):
+    """What the schedule needs to know of a configuration."""
+
+    @property
+    def max_epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def check_schedule(config: ScheduleConfig) -> None:
+    """Raise ``ValueError`` for epochs, minibatches or a learning rate that cannot be."""
+    for name in ("max_epochs", "batch_size"):
+        value = getattr(config, name)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
+    if config.learning_rate <= 0:
+        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
+
+
+def one_cycle(
+    groups: list[dict[str, Any]], config: ScheduleConfig, n_steps: int, warmup: float = 0.1
+) -> dict[str, Any]:
+    """AdamW on a one-cycle schedule over ``n_steps``, for Lightning; each group has its peak as ``lr``."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    n_steps = max(2, n_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=n_steps,
+        pct_start=max(warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
+        cycle_momentum=False,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+#: Part of the learning rate at which an encoder learns that was trained before: 1e-4 by default.
+PRETRAINED_RATE = 1 / 30
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network whose opinion on its own ``classes (K,)`` is kept while another trains on more.
+
+    strength: nats of loss for a nat of divergence between the two, in each expert.
+    """
+
+    network: GeneTransformer
+    classes: np.ndarray
+    strength: float = 10.0
+
+    def divergence(self, tokens: TokenBatch, labels: Tensor, expert_logits: Tensor) -> Tensor:
+        """Mean over cells of the divergence of ``expert_logits (E, B, C)`` among the classes; 0 for other cells."""
+        classes = torch.as_tensor(self.classes, device=labels.device)
+        with torch.no_grad():
+            wanted = self.network.eval()(*tokens).expert_logits[..., classes].softmax(-1)
+        given = expert_logits[..., classes].log_softmax(-1)
+        of_cell = F.kl_div(given, wanted, reduction="none").sum(dim=(0, 2))
+        return self.strength * (of_cell * torch.isin(labels, classes)).mean()
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; :meth:`celler.model.Celler.train` says what each is for.
+
+    encoder_rate: part of the learning rate at which the encoder learns.
+    masked_task: given the encoder it returns a loss, which each step adds; its weights are trained along.
+    """
+
+    max_epochs: int
+    batch_size: int
+    loss: Loss = DEFAULT
+    replay: Replay | None = field(default_factory=Replay)
+    learning_rate: float = 3e-3
+    encoder_rate: float = 1.0
+    weight_decay: float = 1e-2
+    evidence_l2: float = 1.0
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    token_dropout: float = 0.3
+    early_stopping: bool = True
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    show_progress: bool = True
+    seed: int = 0
+    teacher: Teacher | None = None
+    masked_task: nn.Module | None = None
+    processes: tuple[int, int] = (1, 1)
+    ckpt_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
+        if not callable(self.loss) or isinstance(self.loss, type):
+            raise TypeError(
+                f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM()."
+            )
+        if not isinstance(self.replay, Replay | None):
+            raise TypeError(
+                f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay."
+            )
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(
+                f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed."
+            )
+
+
+class TrainingPlan(LightningModule):
+    """Loss of every expert, AdamW with warm-up and decay, and macro-F1 on the validation cells.
+
+    ``curves`` gets one row of metrics per epoch, with ``hard_cells`` also what was replayed in it,
+    see :meth:`celler.mining.HardCells.report`.
+    """
+
+    def __init__(
+        self,
+        network: GeneTransformer,
+        class_counts: np.ndarray,
+        config: TrainingConfig,
+        hard_cells: HardCells | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.config, self.hard_cells = network, config, hard_cells
+        self.masked_task = config.masked_task
+        self.class_counts: Tensor
+        self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.float32))
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.losses: list[tuple[Tensor, int]] = []
+        self.masked_losses: list[Tensor] = []
+        self.outcomes: list[tuple[Tensor, Tensor]] = []
+        self.curves: list[dict[str, float]] = []
+
+    def on_train_start(self) -> None:
+        """Other noise and dropout on each rank: the first draws what one process would."""
+        if self.global_rank and not self.trainer.current_epoch:  # else resumed
+            seed = self.config.seed + 1_000_003 * self.global_rank
+            self.generator.manual_seed(seed)
+            torch.manual_seed(seed)
+
+    def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
+        """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
+        tokens, labels, index, embedding = minibatch
+        output = self.network(*tokens, embedding)
+        loss = self.expert_loss(output.expert_logits, labels).mean()
+        if self.config.teacher is not None:
+            loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
+        if self.hard_cells is not None:
+            self.hard_cells.watch(index, labels, output.logits)
+        self.losses.append((loss.detach(), len(labels)))
+        if self.masked_task is not None:
+            other = self.masked_task(self.network.encoder)
+            self.masked_losses.append(other.detach())
+            loss = loss + other
+        if self.network.evidence is not None:
+            # The strength of scikit-learn's logistic regression with C = 1 / evidence_l2.
+            strength = self.config.evidence_l2 / self.class_counts.sum()
+            loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
+        return loss
+
+    def transfer_batch_to_device(
+        self, minibatch: Minibatch, device: torch.device, dataloader_idx: int
+    ) -> Minibatch:
+        """As Lightning's, which looks into every tensor for others and takes a millisecond for it."""
+        return minibatch.to(device)
+
+    def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of ``logits (E, B, C)``: ``(B,)`` of a loss that joins the experts, else their sum."""
+        loss, n_experts = self.config.loss, len(logits)
+        if getattr(loss, "joins_experts", False):
+            return loss(logits, labels, self.class_counts, self.generator)
+        # One call for all experts: with a few dozen cells a loss costs what its operations are to start.
+        each = loss(
+            logits.flatten(0, 1), labels.repeat(n_experts), self.class_counts, self.generator
+        )
+        return each.view(n_experts, -1).sum(0)
+
+    def validation_step(self, minibatch: Minibatch, _: int) -> None:
+        """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
+        tokens, labels, _index, embedding = minibatch
+        if len(labels):  # a rank may have no validation cell
+            self.outcomes.append((self.network(*tokens, embedding).logits, labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, macro-F1 and its standard error, of the validation cells of all ranks."""
+        n_classes = len(self.class_counts)
+        sums = torch.zeros(n_classes**2 + 1, device=self.device)
+        if self.outcomes:
+            logits, labels = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+            sums[:-1] = confusion_of(logits, labels).flatten()
+            sums[-1] = F.cross_entropy(logits.float(), labels, reduction="sum")
+        self.outcomes.clear()
+        sums = summed(self.trainer, sums)
+        macro_f1, standard_error = macro_f1_with_error(sums[:-1].view(n_classes, n_classes))
+        self.log("validation_loss", sums[-1] / sums[:-1].sum())
+        self.log("validation_macro_f1", macro_f1)
+        self.log("validation_macro_f1_error", standard_error)
+
+    def on_train_epoch_end(self) -> None:
+        """Copy the epoch's metrics, and choose the cells that the next epoch trains again."""
+        row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        losses, n_cells = zip(*self.losses, strict=True)
+        total = torch.stack(losses).cpu().numpy() @ np.array(n_cells)
+        sums = summed(self.trainer, torch.tensor([total, sum(n_cells)], device=self.device))
+        row["train_loss"] = float(sums[0] / sums[1])
+        self.losses.clear()
+        if self.masked_losses:
+            row["masked_loss"] = float(torch.stack(self.masked_losses).mean())
+            self.masked_losses.clear()
+        if self.hard_cells is not None:
+            row |= self.hard_cells.report()
+            self.hard_cells.choose()
+        self.curves.append(row)
+
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        """Clip here: Lightning refuses to beside a fused optimizer, although bfloat16 needs no scaling."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on a one-cycle schedule over the steps of the whole training."""
+        config = self.config
+        groups = parameter_groups(self.network, config)
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        return one_cycle(groups, config, n_steps, config.warmup)
+
+
+def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
+    """For the optimizer: what is decayed or not, the encoder apart where it learns at its own rate."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    other = [] if config.masked_task is None else config.masked_task.named_parameters()
+    for name, weights in [*network.named_parameters(), *other]:
+        if weights.requires_grad:
+            is_slow = name.startswith("encoder.") and config.encoder_rate != 1
+            # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
+            is_decayed = weights.ndim > 1 and "evidence" not in name and "bias" not in name
+            groups.setdefault((is_slow, is_decayed), []).append(weights)
+    return [
+        {"params": weights, "lr": config.learning_rate * (config.encoder_rate if is_slow else 1.0)}
+        | ({} if is_decayed else {"weight_decay": 0.0})
+        for (is_slow, is_decayed), weights in groups.items()
+    ]
+
+
+def summed(trainer: Trainer, values: Tensor) -> Tensor:
+    """The sum of ``values`` over all ranks."""
+    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
+    return total
+
+
+def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Number of cells of each class, by row, that are predicted to be of each ``(C, C)``."""
+    n_classes = logits.shape[1]
+    pairs = labels * n_classes + logits.argmax(1)
+    return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
+
+
+def macro_f1_with_error(confusion: Tensor) -> tuple[Tensor, Tensor]:
+    """Macro-F1 over the classes that have cells in ``confusion (C, C)``, and the standard error of their mean recall.
+
+    The error is binomial in each class, with one success and one failure added so that a class of
+    a single cell does not count as certain.
+    """
+    hits, n_cells, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    present = n_cells > 0
+    f1 = (2 * hits / (n_cells + n_predicted).clamp(min=1))[present]
+    recall = ((hits + 1) / (n_cells + 2))[present]
+    variance = recall * (1 - recall) / (n_cells[present] + 2)
+    return f1.mean(), variance.sum().sqrt() / len(f1)
