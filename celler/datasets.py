@@ -8,12 +8,9 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from celler._utils._messages import suggest_keywords
-
 __all__ = ["pbmc68k", "toy_long_tail"]
 
 
-@suggest_keywords
 def pbmc68k() -> AnnData:
     """700 peripheral blood cells of 10 types, 240 down to 8 cells, by 765 genes; nothing is downloaded.
 
@@ -29,7 +26,6 @@ def pbmc68k() -> AnnData:
     return adata
 
 
-@suggest_keywords
 def toy_long_tail(
     n_obs: int = 1000, n_vars: int = 200, n_classes: int = 6, imbalance: float = 50.0, seed: int = 0
 ) -> AnnData:

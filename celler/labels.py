@@ -14,10 +14,8 @@ import pandas as pd
 from celler._utils._messages import closest, most_like
 
 __all__ = ["LabelTree"]
-
 #: A quoted synonym and its scope; quotes within are written \".
 SYNONYM = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(EXACT|BROAD|NARROW|RELATED)?')
-
 N_LISTED = 8
 
 

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from celler._utils._messages import suggest_keywords_of_methods
-
 __all__ = [
     "DEFAULT",
     "HDM",
@@ -77,7 +75,6 @@ def in_two_steps(
     return self.among(self.shift(logits, class_counts, generator), labels, class_counts)
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class CrossEntropy:
     """Plain cross-entropy; takes no notice of the class sizes.
@@ -106,7 +103,6 @@ class CrossEntropy:
     __call__ = in_two_steps
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class Focal:
     r"""Focal loss of :cite:t:`Lin17`: cells the model is sure of count less.
@@ -136,7 +132,6 @@ class Focal:
     __call__ = in_two_steps
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class BalancedSoftmax:
     r"""Balanced softmax of :cite:t:`Ren20`: cross-entropy of logits to which the class prior was added.
@@ -158,7 +153,6 @@ class BalancedSoftmax:
     __call__ = in_two_steps
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class RIDE:
     r"""The loss of RIDE, :cite:t:`Wang21`: each expert's cross-entropy, and a reward for disagreeing.
@@ -217,7 +211,6 @@ class RIDE:
     __call__ = in_two_steps
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class GInf:
     r"""Gaussian Inflation, equations 4 to 7 of the Celler paper.
@@ -269,7 +262,6 @@ class GInf:
     __call__ = in_two_steps
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class HDM:
     r"""Hard Data Mining over categories, equations 8 to 10, added to a base loss, GInf in the paper.

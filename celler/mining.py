@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 
 from celler._utils._distributed import merged
-from celler._utils._messages import suggest_keywords_of_methods
 
 __all__ = ["HardCells", "Replay"]
-
 #: Minibatches whose outcomes may wait on the device before they are looked through.
 N_WAITING = 200
-
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
-
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
 
 
-@suggest_keywords_of_methods
 @dataclass(frozen=True)
 class Replay:
     """Which cells of an epoch are trained once more in the next, section Hard Data Mining of the paper.

@@ -8,7 +8,6 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 __all__ = ["prefetch"]
-
 Item = TypeVar("Item")
 
 

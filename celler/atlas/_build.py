@@ -16,7 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from celler._utils._messages import has_progress, suggest_keywords
+from celler._utils._messages import has_progress
 from celler.atlas._files import Source, UnreadableSource
 from celler.atlas._options import (
     COLUMNS,
@@ -118,7 +118,6 @@ class UnfinishedBuild(ValueError):
     """A folder holds the work of another build."""
 
 
-@suggest_keywords
 def build(
     sources: Iterable[str | Path | AnnData] | Mapping[str, str | Path | AnnData],
     out: str | os.PathLike[str],

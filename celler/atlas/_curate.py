@@ -130,12 +130,9 @@ def _other_genes(source: SourceGenes, space: pd.Index) -> ValueError:
 
 #: Why a cell is not taken, by its code; 0 is taken.
 REASONS = ("kept", "not primary", "dropped class", "duplicate")
-
 KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
-
 #: Names read at once.
 N_NAMES = 200_000
-
 N_LISTED = 8
 
 

@@ -105,7 +105,6 @@ def _in_words(place: str) -> str:
 
 #: Bytes read at once for a checksum.
 BLOCK = 1 << 24
-
 #: What h5py, zarr and anndata raise for files that are damaged or are something else.
 _READING = (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError)
 

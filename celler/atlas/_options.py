@@ -25,14 +25,10 @@ COLUMNS = {
     "assay": ("assay",),
     "dataset": ("dataset", "dataset_id"),
 }
-
 #: Column of true and false: whether a cell is counted here, or in another dataset that holds it too.
 PRIMARY = "is_primary_data"
-
 DTYPES = ("uint16", "uint32")
-
 LEAST_GB = 1.0
-
 PerSource = str | None | Mapping[str, str | None]
 
 

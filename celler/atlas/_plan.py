@@ -24,7 +24,6 @@ from celler.labels import LabelTree
 
 #: Weight of a class that one part lacks although two donors have it, against a share that is off by 1.
 MISSING_IN_TEST, MISSING_IN_TRAIN = 1.0, 10.0
-
 MAX_STEPS = 2000
 
 
@@ -80,12 +79,9 @@ def _badness(
 
 #: Bytes of memory that the libraries take, and that writing takes for each stored value of a dataset.
 BASE_BYTES, BYTES_PER_VALUE = 0.8e9, 24
-
 #: Share of a source's cells from which removed duplicates are pointed out.
 MANY_DUPLICATES = 0.1
-
 SPLITS = ("test", "train")
-
 #: Steps of a build that draw random numbers.
 SPLIT, SPLIT_CELLS, BUCKETS, ORDER = range(4)
 

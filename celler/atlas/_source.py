@@ -70,7 +70,6 @@ def drawn_rows(
 
 #: Rows that lie together in the store and stay together until a block of them is shuffled.
 CHUNK_ROWS = 512
-
 #: Rows whose counts are handed out at once. In larger arrays, new ones each time, half the time goes to the system.
 PART_ROWS = 1024
 
@@ -135,7 +134,6 @@ def epoch(
 
 #: Most cells that are held out for validation, and kept in memory.
 MAX_VALIDATION = 10_000
-
 #: Cells of a class that its profile is made from.
 PROFILE_CELLS = 2000
 

@@ -41,7 +41,6 @@ def require_engine() -> None:
 
 
 FILE_NAME, STORE_NAME = "manifest.json", "cells.zarr"
-
 FORMAT, FORMAT_VERSION = "celler-atlas", 1
 
 
@@ -72,10 +71,8 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
 
 #: Most rows that are read from disk at once.
 BLOCK_ROWS = 4096
-
 #: A gap of so many unwanted rows is read along: that many lie in one compressed chunk anyway.
 GAP = 64
-
 #: The codecs of the zarrs package, which decompress in parallel.
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 

@@ -150,7 +150,6 @@ def gather(
 
 #: Stored values read at once, at most, and the bytes of memory that each takes on the way.
 N_VALUES, BYTES_PER_VALUE = 16_000_000, 80
-
 #: Cells of a chunk, the least that can be read, and size of the files that chunks lie in.
 N_OBS_PER_CHUNK, SHARD_SIZE = 64, "256MB"
 

@@ -15,7 +15,6 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
-from celler._utils._messages import suggest_keywords
 from celler.benchmark._figures import lines_by_size
 from celler.benchmark._tasks import long_tail_split
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
@@ -24,10 +23,8 @@ from celler.mining import Replay
 from celler.model import Celler
 
 __all__ = ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"]
-
 #: One training is known by these; a row per class of it.
 RUN = ["dataset", "seed", "variant", "recipe"]
-
 SCORES = [
     "precision",
     "recall",
@@ -37,7 +34,6 @@ SCORES = [
     "head recall",
     "accuracy",
 ]
-
 #: Grey for the first, then the colours of Okabe and Ito, which colour-blind readers tell apart.
 COLORS = ["#999999", "#E69F00", "#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
 
@@ -63,7 +59,6 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-@suggest_keywords
 def ablation(
     data: Mapping[str, AnnData],
     labels_key: str,
@@ -113,7 +108,6 @@ def ablation(
     return rows.merge(pd.DataFrame(wanted, columns=RUN))
 
 
-@suggest_keywords
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
     """Mean and standard deviation over seeds of each score by variant, and the gain over ``baseline``.
 
@@ -139,7 +133,6 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     return table.swaplevel(axis=1)[[(score, name) for score in SCORES for name in parts]]
 
 
-@suggest_keywords
 def ablation_text(table: pd.DataFrame) -> str:
     """An :func:`celler.benchmark.ablation_table` to read: mean ± sd of each score, then the gains."""
     text = {
@@ -155,7 +148,6 @@ def ablation_text(table: pd.DataFrame) -> str:
     return f"{wide[SCORES].to_string()}\n\n{gains.to_string()}"
 
 
-@suggest_keywords
 def ablation_figure(rows: pd.DataFrame) -> Figure:
     """F1 of each class against its number of reference cells, a panel per data set and a line per variant."""
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))

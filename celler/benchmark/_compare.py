@@ -20,7 +20,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
-from celler._utils._messages import closest, column, suggest_keywords, warn
+from celler._utils._messages import closest, column, warn
 from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
 from celler.data._expression import ExpressionReader, check_values
@@ -30,10 +30,8 @@ from celler.metrics import expected_calibration_error, per_class
 from celler.metrics import summary as overall
 
 __all__ = ["class_scores", "run", "summary", "summary_text"]
-
 #: The column of obs that holds the labels of a reference, whatever it is called in the user's.
 LABELS_KEY = "label"
-
 UNLABELED = "Unknown"
 
 
@@ -118,22 +116,17 @@ def _plain(adata: AnnData, is_kept: np.ndarray, layer: str | None, columns: np.n
 
 #: What names a result; ``key`` is a hash of the cells, the versions and the code.
 KEY = ["method", "seed", "key"]
-
 MEANS = [f"{score}_{group}" for score in ("recall", "f1") for group in ("head", "medium", "tail")]
-
 #: Each score, and the decimals it is printed with.
 DECIMALS = {
     **dict.fromkeys(["accuracy", "macro_f1", "macro_precision", "macro_recall", *MEANS], 3),
     **dict.fromkeys(["ece", "rejection_auroc"], 3),
     **{"fit_seconds": 1, "cells_per_second": 0, "peak_memory_mb": 0},
 }
-
 COLUMNS = ["method", "seed", *DECIMALS, "error", "versions", "key"]
-
 RUNS, CLASSES = "runs.csv", "classes.csv"
 
 
-@suggest_keywords
 def run(
     reference: AnnData,
     query: AnnData,
@@ -194,7 +187,6 @@ def run(
     return plan[KEY].merge(pd.DataFrame([*stored, *failed], columns=COLUMNS))[COLUMNS]
 
 
-@suggest_keywords
 def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.DataFrame:
     """The scores of each type behind the rows that :func:`celler.benchmark.run` returned.
 
@@ -208,7 +200,6 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
     return rows[KEY].merge(classes).drop(columns="key")
 
 
-@suggest_keywords
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds of each score by method, best macro-F1 first.
 
@@ -225,7 +216,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-@suggest_keywords
 def summary_text(table: pd.DataFrame) -> str:
     """A :func:`celler.benchmark.summary` to read: mean ± sd of the scores that there are."""
     shown = pd.DataFrame(index=table.index)

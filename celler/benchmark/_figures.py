@@ -12,20 +12,16 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from celler._utils._messages import suggest_keywords
 from celler.benchmark.methods import METHODS
 from celler.pl._chart import count_axis
 from celler.pl._colors import color_classes
 
 __all__ = ["class_figure", "score_figure"]
-
 MARKERS = "osD^vP"
-
 #: Panels side by side.
 N_COLUMNS = 3
 
 
-@suggest_keywords
 def score_figure(rows: pd.DataFrame) -> Figure:
     """Macro-F1 of each method: a dot for each seed, mean and standard deviation over them.
 
@@ -53,7 +49,6 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-@suggest_keywords
 def class_figure(classes: pd.DataFrame) -> Figure:
     """F1 of each type against its number of reference cells, a line per method, means over seeds.
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._messages import closest, column, suggest_keywords, warn
+from celler._utils._messages import closest, column, warn
 from celler.benchmark._compare import mean_and_sd
 from celler.benchmark.methods import METHODS
 from celler.data._genes import gene_names
@@ -18,12 +18,9 @@ from celler.metrics import summary
 from celler.model import Celler
 
 __all__ = ["level_scores", "level_table", "paper_cells", "paper_table"]
-
 #: The column of obs that :func:`paper_cells` gives the labels.
 LABELS_KEY = "cell_type"
-
 GENE_KEYS = ["gene_name", "Gene Symbol"]
-
 NOT_GIVEN = "not given"
 
 
@@ -51,11 +48,8 @@ class PaperSet:
 
 #: Figures with a source that was read. The paper's own table 3 was not, so its rows are not given.
 _CELLER = Published("Celler, the paper", np.nan, np.nan, "arXiv:2504.00020, table 3")
-
 _TUTORIAL = "scGPT's Tutorial_Annotation.ipynb, its output, one run"
-
 _SCDIVA = "measured by the authors of scDiVa, arXiv:2602.03477, table 4"
-
 SETS = {
     "hpancreas": PaperSet(
         ("Celltype", "celltype", "cell_type"),
@@ -79,7 +73,6 @@ SETS = {
 }
 
 
-@suggest_keywords
 def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnData, AnnData]:
     """Copies of a set's files with labels in ``obs["cell_type"]`` and gene symbols as ``var_names``.
 
@@ -101,7 +94,6 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
     return _named(reference, keys, "reference"), _named(query, keys, "query")
 
 
-@suggest_keywords
 def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 3: macro F1 and precision, mean ± sd over seeds, and what was published.
 
@@ -125,7 +117,6 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     return table.set_index("method")
 
 
-@suggest_keywords
 def level_scores(
     organs: Mapping[str, tuple[AnnData, AnnData]],
     labels_key: str,
@@ -164,7 +155,6 @@ def level_scores(
     return pd.DataFrame(rows)
 
 
-@suggest_keywords
 def level_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The paper's table 2: F1, precision and accuracy by organ and level, mean ± sd over seeds.
 

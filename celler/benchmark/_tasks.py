@@ -6,13 +6,12 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
-from celler._utils._messages import column, suggest_keywords
+from celler._utils._messages import column
 from celler.labels import as_strings
 
 __all__ = ["long_tail_split", "thin"]
 
 
-@suggest_keywords
 def thin(
     labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator
 ) -> np.ndarray:
@@ -33,7 +32,6 @@ def thin(
     return np.sort(np.concatenate(kept))
 
 
-@suggest_keywords
 def long_tail_split(
     adata: AnnData, labels_key: str, *, imbalance: float = 100.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:

@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celler._utils._messages import suggest_keywords
 from celler.benchmark._process import run_script
 
 N_TYPES, N_DONORS, N_MARKERS = 30, 20, 50
 #: Cells made at once.
 BLOCK = 5000
-
 #: A process of its own: the peak is the build's alone.
 SCRIPT = """
 import json, resource, sys, time
@@ -33,7 +31,6 @@ print(json.dumps({"seconds": seconds, "processor_seconds": processor, "peak_memo
 """
 
 
-@suggest_keywords
 def make_files(
     folder: Path,
     n_cells: int,
@@ -57,7 +54,6 @@ def make_files(
     return paths
 
 
-@suggest_keywords
 def measure_build(sources: list[Path], out: Path, memory_gb: float = 4.0) -> dict[str, Any]:
     """Build in a process of its own: seconds, processor seconds, peak memory MiB, GB of sources and store.
 

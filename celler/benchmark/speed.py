@@ -19,7 +19,6 @@ from scipy import sparse
 from torch import Tensor
 
 from celler._utils._devices import autocast, choose_device, choose_precision, cpu_threads
-from celler._utils._messages import suggest_keywords
 from celler.benchmark.synthetic import synthetic_cells
 from celler.benchmark.work import Ceilings, Work, forward_work, tokenizer_work, training_work
 from celler.data._loader import Minibatch
@@ -30,7 +29,6 @@ from celler.network._network import GeneTransformer, build_network
 from celler.training._plan import TrainingConfig, TrainingPlan, one_cycle, parameter_groups
 
 __all__ = ["measure_speed", "speed_text"]
-
 N_ROUNDS = 5
 
 
@@ -52,7 +50,6 @@ class Bench:
         return min(self.cells.X.nnz / self.cells.n_obs, 2048)
 
 
-@suggest_keywords
 def measure_speed(
     encoder: str = "additive",
     *,
@@ -97,7 +94,6 @@ def measure_speed(
     return table
 
 
-@suggest_keywords
 def speed_text(table: pd.DataFrame) -> str:
     """What ``measure_speed`` gave as a table to read, with what it was measured on."""
     head = "\n".join(f"{name}: {value}" for name, value in table.attrs.items())

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from celler._utils._devices import cpu_threads
-from celler._utils._messages import suggest_keywords
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import CHUNK_ROWS, StoreSource
 from celler.atlas._store import BLOCK_ROWS, PIPELINE, STORE_NAME
@@ -29,7 +28,6 @@ CONFIG = TrainingConfig(max_epochs=1, batch_size=BATCH_SIZE)
 N_WARM = 4
 #: Minibatches in memory that training takes again and again where nothing is read.
 N_KEPT = 40
-
 #: A process of its own: the peak is the training's alone.
 SCRIPT = """
 import json, sys, time
@@ -49,7 +47,6 @@ print(json.dumps(figures | {"training_peak_memory_mb": memory_mb("VmHWM")}))
 """
 
 
-@suggest_keywords
 def measure_streaming(
     store: str | os.PathLike[str],
     *,
@@ -81,7 +78,6 @@ def measure_streaming(
     return found | {"training_loses": lost}
 
 
-@suggest_keywords
 def measure_training(
     store: str | os.PathLike[str], *, labels_key: str = "cell_type"
 ) -> dict[str, float]:

@@ -7,14 +7,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celler._utils._messages import suggest_keywords
-
 __all__ = ["synthetic_cells"]
-
 _N_AT_ONCE = 1000
 
 
-@suggest_keywords
 def synthetic_cells(
     n_cells: int,
     *,

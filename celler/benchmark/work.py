@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from celler.network._config import NetworkConfig
 
 __all__ = ["Ceilings", "Work", "forward_work", "tokenizer_work", "training_work"]
-
 #: Bytes of a token as the tokenizer writes it: gene, bin, expression, mask.
 TOKEN_BYTES = 4 + 1 + 4 + 1
 #: Bytes of a stored value of a CSR matrix and its column.

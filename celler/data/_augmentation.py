@@ -12,10 +12,8 @@ from celler.data._profile import Profile, linear
 from celler.data._sources import Views
 
 Rows = Callable[[np.ndarray], sparse.csr_matrix]
-
 #: Unlabelled cells that are averaged.
 N_AVERAGED = 10
-
 #: A cell is shown as a mean half of the times where a class has so many labelled cells in the mean over classes,
 #: and never where it has more than that.
 FEW_CELLS, MOST_CELLS = 10, 45
@@ -91,9 +89,7 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
 
 #: Most cells drawn, all classes together, and of a class with as many the least.
 MAX_CELLS = 5000
-
 MIN_CELLS = 20
-
 #: Standard deviation of the logarithm of a cell's total count.
 DEPTH_SPREAD = 0.4
 

@@ -18,13 +18,10 @@ from celler._utils._messages import closest, warn
 
 #: ``log1p`` of a cell's largest value stays below this; counts and CP10K go far beyond.
 LARGEST_LOG = 30.0
-
 #: Rows looked at to tell what the values are.
 N_PROBED = 1000
-
 #: No cell of logarithms of counts per million, the largest scale in use, sums to more.
 LARGEST_SUM = 1.05e6
-
 Kind = Literal[
     "counts", "expected counts", "normalised", "log1p", "log2", "binned", "scaled", "not finite"
 ]

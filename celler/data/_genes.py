@@ -14,12 +14,9 @@ from celler._utils._messages import column
 
 #: Share of the model's genes a query must hold.
 MIN_OVERLAP = 0.2
-
 #: Names looked at to tell what kind they are, and the share from which a second kind is mentioned.
 N_PROBED = 2000
-
 MIN_SHARE_OF_KIND = 0.1
-
 _KINDS = {
     "human Ensembl ids": r"ENSG\d+",
     "mouse Ensembl ids": r"ENSMUSG\d+",
@@ -193,9 +190,7 @@ def _upper(names: pd.Index) -> pd.Index:
 
 
 _Key = Callable[[pd.Index], pd.Index]
-
 _EXACT, IN_ANOTHER_CASE = "by equal names", "in another case"
-
 #: In order: how a name of the query and one of the reference are made comparable.
 _WAYS: dict[str, tuple[_Key, _Key]] = {
     _EXACT: (_as_it_is, _as_it_is),

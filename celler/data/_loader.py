@@ -41,7 +41,6 @@ class Minibatch(NamedTuple):
 
 
 Minibatches = Iterable[Minibatch]
-
 #: Cells that are tokenized at once: at each handover the two threads wait for each other.
 CELLS_AT_ONCE = 1024
 

@@ -24,7 +24,6 @@ from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokeni
 
 #: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
 CHUNK_SIZE = 4096
-
 TOKENS_PER_PASS = 2**18
 
 

@@ -14,28 +14,20 @@ from celler.data._profile import Profile, class_sums, linear, profile
 
 #: Most variable genes that the distance looks at, and their principal components beside the class means.
 N_GENES, N_COMPONENTS = 2000, 50
-
 #: Cells that the distance is fitted on; a class gives its share of them, or this many where it has them.
 N_CELLS, N_OF_CLASS = 5000, 50
-
 #: Cells that are worked on at once.
 BLOCK_SIZE = 1000
-
 #: Share of the covariance that is replaced by a sphere of the same size.
 SHRINKAGE = 0.05
-
 #: Cells of the whole reference's profile mixed into that of each class, so that a small class excludes no gene.
 PRIOR_CELLS = 5.0
-
 #: Parts of the cross-validation that finds how novel known cells look.
 N_FOLDS = 5
-
 #: Ridge of the least-squares fit where genes are missing.
 RIDGE = 0.1
-
 #: Known cells of all classes mixed into the location and spread of each class.
 CLASS_PRIOR = 10.0
-
 #: With fewer labelled cells there is no novelty.
 MIN_CELLS = 20
 

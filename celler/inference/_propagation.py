@@ -11,13 +11,10 @@ from sklearn.neighbors import NearestNeighbors
 
 #: Principal components in which cells are near, and the nearest cells of each.
 N_COMPONENTS, N_NEIGHBORS = 30, 10
-
 #: Cells that the components are fitted on at most; all are projected.
 FIT_CELLS = 20_000
-
 #: The neighbours' share in a probability at most; 0.95 was worse on some data.
 MAX_WEIGHT = 0.8
-
 #: Probabilities that change by less are final.
 TOLERANCE = 1e-7
 

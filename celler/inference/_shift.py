@@ -8,17 +8,13 @@ from celler.data._profile import Profile
 
 #: Counts per 10,000 added to both means: a gene that is hardly there says nothing of a shift.
 PSEUDO_COUNT = 0.02
-
 #: Variance, over cell types, of the logarithm of a gene's ratio around the one they share.
 HETEROGENEITY = 0.25
-
 #: Share of a shift, on the scale of logarithms, that is undone: all of it would raise the noise of genes that
 #: the query hardly catches.
 STRENGTH = 0.5
-
 #: A gene is divided or multiplied by this at most.
 MAX_FACTOR = 4.0
-
 #: Types with fewer cells, in the reference or expected in the query, are not asked.
 MIN_CELLS = 5
 

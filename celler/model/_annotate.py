@@ -24,7 +24,6 @@ ENDINGS = (
     "_parent_confidence",
     "_level",
 )
-
 VOTED = ("_majority", "_majority_share")
 
 

@@ -14,7 +14,6 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from celler._utils._devices import choose_device, choose_precision
-from celler._utils._messages import suggest_keywords_of_methods
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
@@ -38,7 +37,6 @@ from celler.model._transfer import from_pretrained, load_encoder
 from celler.network._network import build_network
 
 
-@suggest_keywords_of_methods
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 

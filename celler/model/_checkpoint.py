@@ -14,9 +14,7 @@ import torch
 from celler._utils._version import __version__
 
 FORMAT = "celler"
-
 FORMAT_VERSION = 1
-
 FILE_NAME = "model.pt"
 
 

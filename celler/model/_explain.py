@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from celler.model._celler import Celler
 
 Method = Literal["evidence", "gradient"]
-
 #: Tokens of a pass with gradients, and the cells of a group that are asked: one backward pass for each group.
 GRADIENT_TOKENS = 2**14
-
 GRADIENT_CELLS = 200
 
 

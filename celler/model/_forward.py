@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 #: Cells from which a query's shift is estimated.
 SHIFT_CELLS = 5000
-
 #: A cell that is of a class with less probability than this is left out of its profile.
 NEGLIGIBLE = 1e-6
 

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 #: Validation cells beyond this many tell nothing more.
 MAX_VALIDATION = 5000
-
 #: Cells of a store that tell what its genes look like.
 STORE_SAMPLE = 10_000
 

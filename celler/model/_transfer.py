@@ -42,7 +42,6 @@ NO_SETUP = {
     "labels_key": None, "unlabeled_category": "Unknown", "layer": None, "batch_key": None,
     "parent_labels_key": None, "gene_key": None,
 }  # fmt: skip
-
 #: Sizes that are arguments of the model.
 SIZES = ("d_model", "n_heads", "n_layers", "n_bins", "dropout_rate")
 
@@ -157,7 +156,6 @@ def genes_in_vocabulary(
 
 #: Parameters with a row for each gene; all others are copied whole.
 BY_GENE = ("gene", "gene_bias")
-
 #: Sizes that two models may differ in: what they depend on is no part of the encoder.
 FREE_SIZES = ("n_genes", "n_classes", "head", "dropout_rate", "use_evidence")
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Encoder = Literal["additive", "latent", "transformer", "scgpt"]
-
 Head = Literal["mlp", "vgg"]
 
 

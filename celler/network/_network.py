@@ -20,17 +20,14 @@ from celler.network._heads import MLPHead, Standardize, VGGHead
 from celler.network._scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkOutput", "build_network", "extend_network"]
-
 ENCODERS = {
     "additive": AdditiveEncoder,
     "latent": LatentEncoder,
     "transformer": TransformerEncoder,
     "scgpt": ScGPTEncoder,
 }
-
 #: Labelled cells at which the encoder's weight is halfway from its least to a half.
 FEW_CELLS = 1000
-
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
 
 

@@ -99,25 +99,20 @@ class PostNormBlock(nn.Module):
 
 
 ARGS, VOCABULARY, WEIGHTS = "args.json", "vocab.json", ("best_model.pt", "model.pt")
-
 #: Entries of args.json and what they are called here; the first four are required.
 REQUIRED = {"embsize": "d_model", "nheads": "n_heads", "nlayers": "n_layers", "d_hid": "d_feed"}
-
 OPTIONAL = {
     "n_bins": ("n_bins", 51),
     "dropout": ("dropout_rate", 0.2),
     "pad_value": ("pad_value", -2),
 }
-
 #: Parts of scGPT that the cell embedding does not pass through.
 HEADS = (
     "decoder.", "cls_decoder.", "mvc_decoder.", "flag_encoder.", "batch_encoder.",
     "grad_reverse_discriminator.",
 )  # fmt: skip
-
 #: Parts it passes through: a key of theirs that is not in the layout would change it.
 ENCODER = ("encoder.", "value_encoder.", "transformer_encoder.", "dsbn.")
-
 EMBEDDING = "encoder.embedding.weight"
 
 

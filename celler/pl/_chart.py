@@ -30,25 +30,15 @@ if TYPE_CHECKING:
 
 # Lengths are inches, as in figsize.
 CELL = 0.28
-
 PAD = 0.1
-
 BRACKET = 0.1
-
 TREE = 0.6
-
 HEADING = 0.3
-
 LEGEND_GAP = 0.25
-
 LEGEND_WIDTH = 1.5
-
 SIZE_LEGEND = 0.7
-
 BETWEEN_LEGENDS = 0.6
-
 COLOR_BAR = 0.12
-
 LEGEND_HEIGHT = SIZE_LEGEND + BETWEEN_LEGENDS + COLOR_BAR + 0.2
 
 
@@ -214,23 +204,15 @@ def fractions(box: Box, frame: BboxBase, canvas: BboxBase, dpi: float) -> Box:
 
 # Lengths are inches.
 LEGEND_PAD = 0.25
-
 WIDTH = 1.3
-
 BAR = 0.12
-
 LEGEND_HEADING = 0.2
-
 LINE = 0.19
-
 #: Rows of a legend of names beside a panel that is not higher.
 N_ROWS = 20
-
 SIZES = 0.3
-
 #: Height of a legend of sizes with its heading and its numbers.
 SIZE_LEGEND_HEIGHT = LEGEND_HEADING + SIZES + 0.25
-
 #: Options of a legend to the right of its axes.
 BESIDE: dict[str, Any] = {
     "loc": "upper left",
@@ -330,14 +312,10 @@ def name_legend(
 
 # Lengths are inches, as in figsize.
 ROW = 0.2
-
 GAP = 0.3
-
 TITLE = 0.3
-
 #: The least part of a panel's width and height that is legible.
 SMALLEST = (0.2, 0.4)
-
 #: Where no cells stand on a logarithmic axis.
 NO_CELLS = 0.5
 

@@ -26,7 +26,6 @@ PALETTE = [
     "#78872D", "#3C78F0", "#5AB4C3", "#5AC3FF", "#78B4A5", "#F0B400", "#C37887", "#96C3E1",
     "#E1964B", "#699696", "#8778B4", "#78F0C3",
 ]
-
 # fmt: on
 #: Of cells that got no label.
 UNKNOWN_COLOR = "#BDBDBD"

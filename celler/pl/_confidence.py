@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import Normalize
 
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl._chart import BESIDE, ROW, color_bar, name_rows, open_chart, shade, strip
 from celler.pl._colors import stored_colors
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE = "#0072B2"
-
 EMBEDDING = 4.0
-
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-@suggest_keywords
 def confidence(
     adata: AnnData | pd.DataFrame,
     key: str = "celler",
@@ -86,7 +83,6 @@ def confidence(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-@suggest_keywords
 def reliability(
     adata: AnnData | pd.DataFrame,
     truth_key: str | None = None,

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from scipy.cluster import hierarchy
 
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.pl._chart import (
     ROW,
     SIZE_LEGEND_HEIGHT,
@@ -95,14 +95,11 @@ def by_similarity(counts: pd.DataFrame) -> list[str]:
 
 #: Up to so many classes the percentages stand in the cells of a confusion matrix.
 N_WITH_NUMBERS = 15
-
 WIDE = 0.3
-
 #: Area of a dot of all cells of a class, points squared; its width is that of a row.
 LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
 
 
-@suggest_keywords
 def prediction_bubble(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -173,7 +170,6 @@ def prediction_bubble(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-@suggest_keywords
 def confusion(
     adata: AnnData | pd.DataFrame,
     truth_key: str,

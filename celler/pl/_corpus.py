@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullFormatter
 
-from celler._utils._messages import column, suggest_keywords
+from celler._utils._messages import column
 from celler.pl._chart import NO_CELLS, ROW, name_legend, name_rows, open_chart, strip
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 COLORS = {"all cells": "#56B4E9", "for testing": "#D55E00"}
 
 
-@suggest_keywords
 def cells_by(
     counts: pd.DataFrame,
     columns: Sequence[str] = ("tissue", "disease", "cell_type"),

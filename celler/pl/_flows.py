@@ -10,7 +10,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
 from celler._utils._messages import column as column_of
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
 from celler.pl._confusion import cross
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
 #: Height between two classes, inches: a line of text, however few cells they have.
 BETWEEN = 0.16
-
 #: Width of the bars of the classes, in widths of the panel.
 BAR = 0.03
 
 
-@suggest_keywords
 def alluvial(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -86,7 +84,6 @@ def alluvial(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-@suggest_keywords
 def composition(
     adata: AnnData | pd.DataFrame,
     key: str,

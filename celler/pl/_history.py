@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from celler._utils._messages import suggest_keywords
 from celler.pl._chart import open_chart, shade, strip
 from celler.tl._columns import listed
 
@@ -16,30 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING, VALIDATION = "#0072B2", "#D55E00"
-
 CURVES = {
     "train_loss": ("training", TRAINING),
     "validation_loss": ("validation", VALIDATION),
     "validation_macro_f1": ("validation", VALIDATION),
     "replayed_share": ("training", TRAINING),
 }
-
 PANELS = {
     "loss": ["train_loss", "validation_loss"],
     "macro_f1": ["validation_macro_f1"],
     "replayed": ["replayed_share"],
 }
-
 Y_LABELS = {
     "loss": "loss",
     "macro_f1": "validation macro-F1",
     "replayed": "share of cells replayed",
 }
-
 SIZE = (3.2, 2.6)
 
 
-@suggest_keywords
 def history(
     curves: pd.DataFrame,
     *,

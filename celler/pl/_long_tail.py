@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from pandas.api.types import is_numeric_dtype
 
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.metrics import frequency_groups
 from celler.pl._chart import (
     NO_CELLS,
@@ -37,17 +37,13 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
-
 MARKERS = "osD^vPX"
-
 #: Inches between the points of two classes of the same size.
 APART = 0.07
-
 #: Inches between the panel and the names of the classes over it.
 ROOF = 0.2
 
 
-@suggest_keywords
 def class_counts(
     data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int],
     key: str | None = None,
@@ -104,7 +100,6 @@ def class_counts(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-@suggest_keywords
 def f1_by_frequency(
     tables: pd.DataFrame | Evaluation | Mapping[str, pd.DataFrame | Evaluation],
     *,

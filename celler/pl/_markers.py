@@ -11,7 +11,7 @@ import pandas as pd
 import scanpy as sc
 from matplotlib import pyplot as plt
 
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.pl._chart import arrange
 from celler.tl._columns import N_LISTED, label_column, labelled, listed, with_closest
 from celler.tl._markers import check_values, find_source, rank_markers, read_columns
@@ -118,7 +118,6 @@ def _nothing_known(genes: Sequence[str], source: Source) -> str:
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
-@suggest_keywords
 def marker_bubble(
     adata: AnnData,
     markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,

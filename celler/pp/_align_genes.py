@@ -11,7 +11,6 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celler._utils._messages import suggest_keywords
 from celler.data._expression import ExpressionReader
 from celler.data._genes import (
     GeneAlignment,
@@ -24,7 +23,6 @@ from celler.data._genes import (
 )
 
 
-@suggest_keywords
 def align_genes(
     adata: AnnData,
     reference: Any,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from anndata import AnnData
 
-from celler._utils._messages import suggest_keywords
 from celler.data._expression import ExpressionReader, elsewhere
 
 _USED = {
@@ -46,7 +45,6 @@ class InputReport:
         )
 
 
-@suggest_keywords
 def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     """Tell what ``X`` or a layer holds: counts, logarithms, scaled values and so on.
 

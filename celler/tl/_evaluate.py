@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._messages import suggest_keywords, warn
+from celler._utils._messages import warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl._columns import label_column, listed, share_column, table_of
 
@@ -91,7 +91,6 @@ class Evaluation(NamedTuple):
     per_parent: pd.DataFrame | None = None
 
 
-@suggest_keywords
 def evaluate(
     adata: AnnData | pd.DataFrame,
     truth: str,

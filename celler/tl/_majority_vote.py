@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import suggest_keywords
 from celler.tl._columns import label_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@suggest_keywords
 def majority_vote(
     adata: AnnData,
     key: str,

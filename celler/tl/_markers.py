@@ -9,7 +9,6 @@ import pandas as pd
 from anndata.abc import CSCDataset
 from scipy import sparse
 
-from celler._utils._messages import suggest_keywords
 from celler.tl._columns import closest, label_column, listed
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Rows of a matrix that are held at once where the whole is not needed.
 ROWS_AT_ONCE = 50_000
-
 #: ``log1p`` of a cell's largest value stays below this; counts and CP10K go far beyond.
 LARGEST_LOG = 30.0
 
@@ -142,7 +140,6 @@ def _is_scaled(source: Source, genes: Sequence[str] | None) -> bool:
 PRIOR_CELLS = 5
 
 
-@suggest_keywords
 def rank_markers(
     adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None
 ) -> pd.DataFrame:
