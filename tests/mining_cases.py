@@ -61,7 +61,7 @@ CHILD = f"""
 import sys
 import numpy as np
 import torch
-from celler.data._sources import ShuffledMinibatches
+from celler.data._sources import ShuffledSampler
 from celler.mining import HardCells, Replay
 
 {inspect.getsource(outcomes)}
@@ -71,7 +71,7 @@ torch.distributed.init_process_group(
     "gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=n_ranks
 )
 hard = HardCells(Replay(n_per_class=3, max_share=0.2, patience=2), np.full(4, n_cells / 4))
-minibatches = ShuffledMinibatches(np.arange(n_cells), batch_size, 0, hard)
+minibatches = ShuffledSampler(np.arange(n_cells), batch_size, 0, hard)
 seen = {{}}
 for epoch in range(n_epochs):
     parts = list(minibatches)

@@ -26,15 +26,15 @@ def embedded(seen: dict[str, object], model) -> None:
     """What a frozen encoder's embedding is, computed while the processes are connected."""
     import toy
 
-    from celler.data._loader import Loaders
-    from celler.data._sources import InMemorySource
+    from celler.data._loader import TokenLoader
+    from celler.data._sources import InMemoryCells
     from celler.model._fit import embed
     from celler.training._plan import TrainingConfig
 
     adata = toy.cells(101)
-    source = InMemorySource(adata.X, np.zeros(101, np.int64))
+    source = InMemoryCells(adata.X, np.zeros(101, np.int64))
     config = TrainingConfig(max_epochs=1, batch_size=8, show_progress=False)
-    loaders = Loaders(
+    loaders = TokenLoader(
         source, model._tokenizer, False, config.batch_size, config.seed, config.token_dropout
     )
     seen["embedding"] = embed(model.module, loaders, np.arange(1, 101), config).numpy()
@@ -86,18 +86,18 @@ def child(folder: Path, store: str) -> None:
     import toy
 
     from celler._utils._distributed import rank_and_size
-    from celler.data._samplers import ShuffledMinibatches
+    from celler.data._samplers import ShuffledSampler
     from celler.training import _plan as training
 
     seen: dict[str, object] = {"visited": []}
-    first = ShuffledMinibatches.__iter__
+    first = ShuffledSampler.__iter__
 
     def watched(self):
         for part in first(self):
             seen["visited"].append((self.epoch, part))
             yield part
 
-    ShuffledMinibatches.__iter__ = watched
+    ShuffledSampler.__iter__ = watched
     drawn = training.TrainingPlan.on_train_epoch_end
 
     def noted(self):
@@ -106,7 +106,7 @@ def child(folder: Path, store: str) -> None:
 
     training.TrainingPlan.on_train_epoch_end = noted
     model = toy.fit(toy.cells(400), accelerator="cpu", max_epochs=6)
-    ShuffledMinibatches.__iter__ = first
+    ShuffledSampler.__iter__ = first
     seen |= {
         "rank": rank_and_size(),
         "history": model.history,

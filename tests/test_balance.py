@@ -83,10 +83,10 @@ def folder(tmp_path_factory):
 
 def epoch(folder, balance):
     from celler.atlas import DataModule
-    from celler.atlas._source import StoreSource
+    from celler.atlas._source import StoreCells
 
     dm = DataModule(folder, labels_key="cell_type", class_balance=balance)
-    source = StoreSource(dm.store, dm.labels, dm.class_balance)
+    source = StoreCells(dm.store, dm.labels, dm.class_balance)
     return dm, list(source.shuffled(np.arange(len(dm)), 64, 0, None))
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from celler.data import _samplers, _sources
-from celler.data._loader import Loaders, together
-from celler.data._samplers import OrderedMinibatches, ShuffledMinibatches, split
-from celler.data._sources import InMemorySource
+from celler.data._loader import TokenLoader, together
+from celler.data._samplers import OrderedSampler, ShuffledSampler, split
+from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.mining import HardCells, Replay
 
@@ -94,7 +94,7 @@ def test_impossible_sizes(train_size, validation_size):
 
 def test_a_block_holds_the_rows_asked_for(rng):
     X, labels = rng.poisson(1.0, (9, 4)), rng.integers(-1, 3, size=9)
-    source, index = InMemorySource(sparse.csr_matrix(X), labels), np.array([4, 0, 4])
+    source, index = InMemoryCells(sparse.csr_matrix(X), labels), np.array([4, 0, 4])
     block = source[index]
     assert len(source) == 9
     assert source.n_labelled == np.isin(labels, [0, 1, 2]).sum() < 9
@@ -110,8 +110,8 @@ def test_a_block_holds_the_rows_asked_for(rng):
 def test_an_epoch_visits_each_cell_once(cells, batch_size, seed):
     index = np.array(cells)
     for sampler in (
-        ShuffledMinibatches(index, batch_size, seed),
-        OrderedMinibatches(index, batch_size),
+        ShuffledSampler(index, batch_size, seed),
+        OrderedSampler(index, batch_size),
     ):
         for _ in range(2):
             minibatches = list(sampler)
@@ -125,13 +125,13 @@ def test_an_epoch_visits_each_cell_once(cells, batch_size, seed):
 @QUICK
 @given(st.integers(1, 300), st.integers(1, 100))
 def test_shuffled_minibatches_are_equal_to_one_cell(n, batch_size):
-    sizes = [len(part) for part in ShuffledMinibatches(np.arange(n), batch_size, 0)]
+    sizes = [len(part) for part in ShuffledSampler(np.arange(n), batch_size, 0)]
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_each_epoch_is_another_order_and_the_seed_makes_them_all():
     def epochs(seed):
-        sampler = ShuffledMinibatches(np.arange(50), 8, seed)
+        sampler = ShuffledSampler(np.arange(50), 8, seed)
         return [np.concatenate(list(sampler)).tolist() for _ in range(3)]
 
     first, second, third = epochs(0)
@@ -156,9 +156,9 @@ def replaying(cells) -> HardCells:
 def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
     replayed = data.draw(st.sets(st.integers(0, n - 1)).map(sorted))
     index, hard = 7 * np.arange(n), replaying([])
-    sampler = ShuffledMinibatches(index, batch_size, 0, hard)
+    sampler = ShuffledSampler(index, batch_size, 0, hard)
     n_minibatches = len(sampler)
-    plain, other = list(sampler), ShuffledMinibatches(index, batch_size, 0)
+    plain, other = list(sampler), ShuffledSampler(index, batch_size, 0)
     assert [part.tolist() for part in plain] == [part.tolist() for part in other]
     hard.replayed = index[replayed]  # chosen at the end of the epoch, read at the start of the next
     minibatches = list(sampler)
@@ -171,7 +171,7 @@ def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
 
 
 def test_the_passes_of_a_replayed_cell_are_shuffled_apart():
-    sampler = ShuffledMinibatches(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
+    sampler = ShuffledSampler(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
     together = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
     assert 0 < together < 20, "about one of 90 in each of five epochs"
 
@@ -186,7 +186,7 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
         with pytest.MonkeyPatch.context() as patch:
             for module in (_samplers, _sources):
                 patch.setattr(module, "rank_and_size", lambda rank=rank: (rank, n_ranks))
-            sampler = ShuffledMinibatches(np.arange(n), batch_size, seed, replaying(replayed))
+            sampler = ShuffledSampler(np.arange(n), batch_size, seed, replaying(replayed))
             parts.append(list(sampler))
             assert len(parts[-1]) == len(sampler) == -(-n // (batch_size * n_ranks))
     sizes = [len(minibatch) for part in parts for minibatch in part]
@@ -195,9 +195,7 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
     np.testing.assert_array_equal(np.sort(visited), np.sort(np.r_[np.arange(n), replayed]))
     # One process cuts the same epoch into as many minibatches, whatever the number of ranks.
     alone = np.array_split(
-        np.concatenate(
-            list(ShuffledMinibatches(np.arange(n), batch_size, seed, replaying(replayed)))
-        ),
+        np.concatenate(list(ShuffledSampler(np.arange(n), batch_size, seed, replaying(replayed)))),
         len(sizes),
     )
     dealt = [parts[i % n_ranks][i // n_ranks].tolist() for i in range(len(sizes))]
@@ -205,12 +203,12 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
 
 
 def test_blocks_of_one_matrix_are_taken_together_few_at_first():
-    source = InMemorySource(sparse.csr_matrix(np.eye(70)), np.zeros(70, np.int64))
+    source = InMemoryCells(sparse.csr_matrix(np.eye(70)), np.zeros(70, np.int64))
     blocks = [source[np.arange(k, k + 2)] for k in range(0, 70, 2)]
     groups = list(together(blocks, n_cells=16))
     assert [len(group) for group in groups] == [1, 2, 4, 8, 8, 8, 4]
     assert [id(block) for group in groups for block in group] == [id(block) for block in blocks]
-    other = InMemorySource(source.X.copy(), source.labels)
+    other = InMemoryCells(source.X.copy(), source.labels)
     mixed = [source[np.arange(2)], other[np.arange(2)], other[np.arange(2)]]
     assert [len(group) for group in together(mixed)] == [1, 2]
 
@@ -221,9 +219,9 @@ def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
         torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part.clone()
     )
     X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
-    source, rows = InMemorySource(X, np.arange(12)), np.arange(12)
+    source, rows = InMemoryCells(X, np.arange(12)), np.arange(12)
     on_cpu, on_gpu = (
-        Loaders(source, Tokenizer(), False, 4, 0, device=torch.device(device))
+        TokenLoader(source, Tokenizer(), False, 4, 0, device=torch.device(device))
         for device in ("cpu", "cuda")
     )
     plain, moved = (list(loaders.shuffled(rows, None)) for loaders in (on_cpu, on_gpu))

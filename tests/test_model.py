@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, assert_equal_frames, cells, fit, trained, truth
 
-from celler.data._loader import Loaders
-from celler.data._sources import InMemorySource
+from celler.data._loader import TokenLoader
+from celler.data._sources import InMemoryCells
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
 from celler.model._fit import schedule
@@ -171,7 +171,7 @@ def test_refit_trains_on_all_labelled_cells():
 def test_the_number_of_epochs_falls_with_the_number_of_labelled_cells():
     def epochs(n_labelled):
         labels = np.repeat([0, -1], [n_labelled, 100])
-        return schedule(InMemorySource(sparse.csr_matrix((len(labels), 1)), labels), None, 32)[0]
+        return schedule(InMemoryCells(sparse.csr_matrix((len(labels), 1)), labels), None, 32)[0]
 
     assert epochs(60) >= epochs(5_000) > epochs(100_000) >= epochs(1_000_000) >= 1
     history = fit(cells(60), max_epochs=None, early_stopping=False).history
@@ -269,7 +269,7 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
     """In training; validation reads whole cells."""
     n_read, n_there = [], []
 
-    joined = Loaders._joined
+    joined = TokenLoader._joined
 
     def counting(self, blocks, *how):
         found = joined(self, blocks, *how)
@@ -277,7 +277,7 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
         n_there.append(sum(block.X[block.rows].nnz for block in blocks))
         return found
 
-    monkeypatch.setattr(Loaders, "_joined", counting)
+    monkeypatch.setattr(TokenLoader, "_joined", counting)
     for rate in (0.0, 0.6):
         n_read.clear(), n_there.clear()
         fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)

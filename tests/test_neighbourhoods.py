@@ -8,7 +8,7 @@ from test_joint import few
 from toy import SMALL, cells, pretrained
 
 from celler.data._augmentation import N_AVERAGED, mean_share, neighbourhoods, with_class_means
-from celler.data._sources import InMemorySource, Views
+from celler.data._sources import InMemoryCells, Views
 from celler.model import Celler
 from celler.model import _few_labels as unlabelled
 from celler.model._few_labels import with_neighbourhoods
@@ -46,7 +46,7 @@ def test_what_an_epoch_shows(rng):
     of_cell = np.array([[0], [-1], [1], [-1], [-1], [-1]])
     asked = np.array([0, 2, 3])
     for share, expected in ((0.0, own[asked]), (1.0, sparse.vstack([other, own[[3]]]))):
-        source = InMemorySource(own, labels, views=Views(other, of_cell, share))
+        source = InMemoryCells(own, labels, views=Views(other, of_cell, share))
         (block,) = source.shuffled(asked, 3, 0, None)
         order = np.argsort(block.index)
         np.testing.assert_array_equal(block.X[block.rows][order].toarray(), expected.toarray())
@@ -58,7 +58,7 @@ def test_what_an_epoch_shows(rng):
 def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
     X = sparse.csr_matrix(np.eye(40))
     views = Views(2 * X, np.arange(40)[:, None], 0.5)
-    source = InMemorySource(X, np.zeros(40, int), views=views)
+    source = InMemoryCells(X, np.zeros(40, int), views=views)
 
     def seen(seed, epoch):
         blocks = source.shuffled(np.arange(40), 10, seed, None)

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score
 from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, snapshot, truth
 
-from celler.data._sources import InMemorySource
+from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
 from celler.network._config import NetworkConfig
@@ -88,7 +88,7 @@ def test_context_is_the_lowest_visible_bin_and_the_number_of_genes():
 
 
 def test_validation_masks_are_always_the_same_and_training_masks_are_not(counts):
-    source = InMemorySource(counts, np.zeros(counts.shape[0], np.int64))
+    source = InMemoryCells(counts, np.zeros(counts.shape[0], np.int64))
     masking = Masking(Tokenizer(N_BINS), "additive", mask_ratio=0.3, seed=0)
     blocks = source.ordered(np.arange(5), 5)
     fixed = MaskedMinibatches(blocks, masking, is_fixed=True)

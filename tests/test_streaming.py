@@ -7,7 +7,7 @@ import torch
 import toy
 from sklearn.metrics import f1_score
 
-from celler.data._loader import Loaders
+from celler.data._loader import TokenLoader
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
 
@@ -18,8 +18,8 @@ from store_cases import reference, write_store
 from celler.atlas import DataModule, build
 from celler.atlas import _store as engine
 from celler.atlas import _store as inference
-from celler.atlas._source import StoreSource
-from celler.data._sources import InMemorySource
+from celler.atlas._source import StoreCells
+from celler.data._sources import InMemoryCells
 
 SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
 
@@ -110,7 +110,7 @@ def test_what_was_built_can_be_read(cells, tmp_path):
 
 def test_an_epoch_gives_every_cell_once_with_its_counts(dm, cells):
     rows = np.flatnonzero(dm.labels >= 0)
-    blocks = list(StoreSource(dm.store, dm.labels).shuffled(rows, 64, 0, None))
+    blocks = list(StoreCells(dm.store, dm.labels).shuffled(rows, 64, 0, None))
     assert len({id(block.X) for block in blocks}) == 2, "one block of two parts"
     np.testing.assert_array_equal(np.sort(np.concatenate([b.index for b in blocks])), rows)
     for block in blocks:
@@ -147,11 +147,11 @@ def test_the_store_trains_as_well_as_memory(dm, streamed, cells, in_memory):
 
 def test_one_step_on_the_same_minibatch_is_equal(dm, cells, streamed):
     config = TrainingConfig(max_epochs=1, batch_size=64)
-    store = StoreSource(dm.store, dm.labels)
-    memory = InMemorySource(cells.X, dm.labels.astype(np.int64))
+    store = StoreCells(dm.store, dm.labels)
+    memory = InMemoryCells(cells.X, dm.labels.astype(np.int64))
     rows = np.flatnonzero(dm.labels >= 0)
     loaders = [
-        Loaders(
+        TokenLoader(
             source, streamed._tokenizer, False, config.batch_size, config.seed, config.token_dropout
         )
         for source in (store, memory)
@@ -211,7 +211,7 @@ def test_small_blocks_change_nothing_but_the_order(dm, monkeypatch):
 
     monkeypatch.setattr(epochs, "BLOCK_ROWS", 128)
     monkeypatch.setattr(epochs, "CHUNK_ROWS", 16)
-    source = StoreSource(dm.store, dm.labels)
+    source = StoreCells(dm.store, dm.labels)
     rows = np.flatnonzero(dm.labels >= 0)
     seen = [block.index for block in source.shuffled(rows, 32, 0, None)]
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), rows)

@@ -17,7 +17,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
-from celler.atlas._files import Source, UnreadableSource
+from celler.atlas._files import AtlasFile, UnreadableSource
 from celler.atlas._options import (
     COLUMNS,
     PRIMARY,
@@ -38,7 +38,7 @@ from celler.labels import LabelTree
 SUFFIXES = (".h5ad", ".zarr")
 
 
-def name_sources(sources: Any, folder: Path, settings: Settings) -> list[Source]:
+def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFile]:
     """Sources with names; AnnData objects are written to ``folder`` and named by their place."""
     if isinstance(sources, str | Path | AnnData):
         raise TypeError(f"sources is one {type(sources).__name__}; pass a list, or a dict by name.")
@@ -52,7 +52,7 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[Source]
             found.append(_spooled(name or f"source_{number}", number, source, folder, settings))
         elif isinstance(source, str | Path):
             path = Path(source)
-            found.append(Source(name or _stem(path), path.absolute()))
+            found.append(AtlasFile(name or _stem(path), path.absolute()))
         else:
             raise TypeError(
                 f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
@@ -71,7 +71,7 @@ def _stem(path: Path) -> str:
     return path.stem if path.suffix in SUFFIXES else path.name
 
 
-def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> Source:
+def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> AtlasFile:
     """What the build needs of an AnnData, on disk; one that is there already must be of the same cells."""
     path = folder / f"source_{number:05d}.h5ad"
     ends = [str(adata.obs_names[i]) for i in (0, -1)] if adata.n_obs else []
@@ -84,7 +84,7 @@ def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Set
                 f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
                 "build needs the same AnnData in the same order. Delete the folder to begin anew."
             )
-        return Source(name, path)
+        return AtlasFile(name, path)
     keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
     keys |= {key for defaults in COLUMNS.values() for key in defaults} | {PRIMARY}
     obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
@@ -92,7 +92,7 @@ def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Set
     _slim(adata, obs, of_source(settings.layer, name)).write_h5ad(part)
     part.replace(path)
     write_json(record, cells)
-    return Source(name, path)
+    return AtlasFile(name, path)
 
 
 def _slim(adata: AnnData, obs: pd.DataFrame, layer: str | None) -> AnnData:
@@ -212,7 +212,7 @@ def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
     write_json(out / FILE_NAME, make_manifest(plan, counts, datasets))
 
 
-def _write_cells(plan: Plan, sources: list[Source]) -> None:
+def _write_cells(plan: Plan, sources: list[AtlasFile]) -> None:
     n_cells = sum(record["n_cells"] for record in plan.sources)
     with _bar(n_cells, "Shuffle") as bar:
         for number, source in enumerate(sources):
@@ -251,7 +251,7 @@ def _check_same(folder: Path, settings: Settings) -> None:
         write_json(path, record)
 
 
-def _check_unchanged(plan: Plan, sources: list[Source]) -> None:
+def _check_unchanged(plan: Plan, sources: list[AtlasFile]) -> None:
     before = [(record["name"], record["path"]) for record in plan.sources]
     now = [(source.name, str(source.path)) for source in sources]
     changed = [name for name, _ in set(before) ^ set(now)] if before != now else []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler.atlas._files import Contents, Source, find_counts
+from celler.atlas._files import AtlasFile, Contents, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
 from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
 from celler.labels import Ontology, read_obo
@@ -176,7 +176,7 @@ class Cells:
         return [f"{dataset}:{name}" for dataset, name in zip(of_cell, names, strict=True)]
 
 
-def scan(source: Source, settings: Settings) -> tuple[Cells, dict[str, Any]]:
+def scan(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
     """The cells of a source, and a record of it for the plan."""
     with source.open() as contents:
         place = find_counts(contents, of_source(settings.layer, source.name))
@@ -232,7 +232,7 @@ def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical
     return found
 
 
-def _as_text(values: pd.Series, key: str, source: Source) -> pd.Categorical:
+def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
     """Categories as text; empty text and "unknown" are no value. Numbers with a point are refused."""
     column = pd.Categorical(values)
     floats = [c for c in column.categories if isinstance(c, float) and c != int(c)]
@@ -248,7 +248,7 @@ def _as_text(values: pd.Series, key: str, source: Source) -> pd.Categorical:
 
 
 def _mapped(
-    labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: Source
+    labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
 ) -> pd.Categorical:
     """Labels under the names of the mapping, or of the ontology; those it does not name stay."""
     if mapping is None:
@@ -261,7 +261,7 @@ def _mapped(
     return _renamed(labels, {i: name for i, name in new.items() if name is not None})
 
 
-def _terms(names: list[str], ontology: Ontology, source: Source) -> list[str]:
+def _terms(names: list[str], ontology: Ontology, source: AtlasFile) -> list[str]:
     found, problems = [], []
     for name in names:
         try:

@@ -120,7 +120,7 @@ class UnreadableSource(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class AtlasFile:
     """A source by its name in messages and in the store, and where it lies."""
 
     name: str
@@ -175,7 +175,7 @@ class Source:
 class Contents:
     """An open source: names, columns of obs and rows of a matrix, each read when asked for."""
 
-    def __init__(self, source: Source, group: Any) -> None:
+    def __init__(self, source: AtlasFile, group: Any) -> None:
         self.source, self.group = source, group
         if "obs" not in group or "var" not in group:
             raise UnreadableSource(source, "it has no obs and var")

@@ -16,7 +16,7 @@ import pandas as pd
 from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
 from celler.atlas._curate import DUPLICATE, KEPT, REASONS, Cells, SourceGenes, gene_space, scan
-from celler.atlas._files import Source
+from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, Settings, generator, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
@@ -130,7 +130,7 @@ def write_json(path: Path, record: Any) -> None:
     part.replace(path)
 
 
-def make_plan(folder: Path, sources: Sequence[Source], settings: Settings, bar: Any) -> Plan:
+def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, bar: Any) -> Plan:
     """Scan all sources and settle genes, categories, duplicates and the split. Writes into ``folder``."""
     scans, records = [], []
     for number, source in enumerate(sources):
@@ -173,7 +173,7 @@ def make_plan(folder: Path, sources: Sequence[Source], settings: Settings, bar: 
     return plan
 
 
-def _scanned(stem: Path, source: Source, settings: Settings) -> tuple[Cells, dict[str, Any]]:
+def _scanned(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
     """The scan of a source, from the files of one that was done already."""
     arrays, record_file = stem.with_suffix(".npz"), stem.with_suffix(".json")
     stamp = source.stamp() if source.path.exists() else None
@@ -220,7 +220,7 @@ def _mark_duplicates(scans: Sequence[Cells], records: Sequence[dict[str, Any]]) 
 
 
 def _genes(
-    sources: Sequence[Source], records: Sequence[dict[str, Any]], settings: Settings
+    sources: Sequence[AtlasFile], records: Sequence[dict[str, Any]], settings: Settings
 ) -> list[SourceGenes]:
     found = []
     for source, record in zip(sources, records, strict=True):

@@ -14,8 +14,8 @@ from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
 from celler.atlas import _source as epochs
 from celler.atlas._store import BLOCK_ROWS, as_float
-from celler.data._samplers import OrderedMinibatches
-from celler.data._sources import CellBlock, InMemorySource
+from celler.data._samplers import OrderedSampler
+from celler.data._sources import CellBlock, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
 from celler.mining import HardCells
 
@@ -138,8 +138,8 @@ MAX_VALIDATION = 10_000
 PROFILE_CELLS = 2000
 
 
-class StoreSource:
-    """The cells of a store, as :class:`celler.data._sources.Source`."""
+class StoreCells:
+    """The cells of a store, as :class:`celler.data._sources.CellSource`."""
 
     max_validation = MAX_VALIDATION
 
@@ -173,7 +173,7 @@ class StoreSource:
         return StreamedBlocks(self, index, batch_size, seed, hard_cells)
 
     def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> KeptBlocks:
-        return KeptBlocks(self, OrderedMinibatches(index, batch_size, is_shared=is_shared))
+        return KeptBlocks(self, OrderedSampler(index, batch_size, is_shared=is_shared))
 
     def block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
         """The cells ``index (B,)``, which are ``rows (B,)`` of the counts ``X``."""
@@ -186,7 +186,7 @@ class StreamedBlocks:
 
     def __init__(
         self,
-        source: StoreSource,
+        source: StoreCells,
         index: np.ndarray,
         batch_size: int,
         seed: int,
@@ -237,9 +237,9 @@ class StreamedBlocks:
 class KeptBlocks:
     """Validation minibatches of this rank, read from the store once."""
 
-    def __init__(self, source: StoreSource, minibatches: OrderedMinibatches) -> None:
+    def __init__(self, source: StoreCells, minibatches: OrderedSampler) -> None:
         self.source, self.minibatches = source, minibatches
-        self.kept: dict[tuple[int, int], InMemorySource] = {}
+        self.kept: dict[tuple[int, int], InMemoryCells] = {}
 
     def __len__(self) -> int:
         return len(self.minibatches)
@@ -251,7 +251,7 @@ class KeptBlocks:
         parts = list(self.minibatches)
         if rank_and_size() not in self.kept:
             index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
-            kept = InMemorySource(self.source.store.counts(index), self.source.labels[index])
+            kept = InMemoryCells(self.source.store.counts(index), self.source.labels[index])
             self.kept = {rank_and_size(): kept}
         kept, start = self.kept[rank_and_size()], 0
         for part in parts:

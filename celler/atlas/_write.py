@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from celler.atlas._curate import KEPT
-from celler.atlas._files import Matrix, Source, check_fits, check_whole
+from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
 from celler.atlas._options import generator
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
 
@@ -162,7 +162,7 @@ def format_of(plan: Plan) -> BlockFormat:
     )
 
 
-def deal(plan: Plan, number: int, source: Source) -> Iterator[int]:
+def deal(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
     """Deal the cells of a source to datasets, block by block; yields the rows of each block once it is written.
 
     A block whose file is there is skipped, so a build that was killed goes on where it was.

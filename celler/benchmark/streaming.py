@@ -15,10 +15,10 @@ import torch
 
 from celler._utils._devices import cpu_threads
 from celler.atlas._datamodule import DataModule
-from celler.atlas._source import CHUNK_ROWS, StoreSource
+from celler.atlas._source import CHUNK_ROWS, StoreCells
 from celler.atlas._store import BLOCK_ROWS, PIPELINE, STORE_NAME
 from celler.benchmark._process import run_script
-from celler.data._loader import Loaders
+from celler.data._loader import TokenLoader
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
 
@@ -109,10 +109,10 @@ def token_minibatches(dm: DataModule) -> Iterable[Any]:
     return _loaders(dm, Celler(registry=dm.registry)).shuffled(np.arange(len(dm)), None)
 
 
-def _loaders(dm: DataModule, model: Celler) -> Loaders:
+def _loaders(dm: DataModule, model: Celler) -> TokenLoader:
 
-    return Loaders(
-        StoreSource(dm.store, dm.labels),
+    return TokenLoader(
+        StoreCells(dm.store, dm.labels),
         model._tokenizer,
         False,
         CONFIG.batch_size,

@@ -1,4 +1,4 @@
-"""Loaders: blocks of cells become minibatches of tokens, made by a thread while the network computes."""
+"""TokenLoader: blocks of cells become minibatches of tokens, made by a thread while the network computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.data._sources import Blocks, CellBlock, Source
+from celler.data._sources import Blocks, CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, TokenBatches, Tokenizer
 from celler.mining import HardCells
 
@@ -46,13 +46,13 @@ CELLS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Loaders:
+class TokenLoader:
     """Makes minibatches of tokens from rows of the source.
 
     embedding: ``(n_cells, D)`` of a frozen encoder, which then has nothing left to do in training.
     """
 
-    source: Source
+    source: CellSource
     tokenizer: Tokenizer
     is_log: bool
     batch_size: int

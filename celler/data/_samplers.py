@@ -54,7 +54,7 @@ def split(
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))
 
 
-class ShuffledMinibatches(Sampler[np.ndarray]):
+class ShuffledSampler(Sampler[np.ndarray]):
     """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number.
 
     The cells that ``hard_cells`` chose are in the epoch twice, which makes its minibatches larger and
@@ -87,7 +87,7 @@ class ShuffledMinibatches(Sampler[np.ndarray]):
         yield from np.array_split(cells, len(self) * n_ranks)[rank::n_ranks]
 
 
-class OrderedMinibatches(Sampler[np.ndarray]):
+class OrderedSampler(Sampler[np.ndarray]):
     """Row indices in minibatches, in the order given.
 
     is_shared: with torch.distributed each rank takes its part of the cells; one minibatch at least, be it empty.

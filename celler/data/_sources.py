@@ -11,7 +11,7 @@ from scipy import sparse
 from torch.utils.data import Dataset
 
 from celler._utils._distributed import rank_and_size
-from celler.data._samplers import OrderedMinibatches, ShuffledMinibatches
+from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._tokenizer import TARGET_SUM
 from celler.mining import HardCells
 
@@ -61,7 +61,7 @@ class Blocks(Sized, Iterable[CellBlock], Protocol):
         """Which epoch comes next."""
 
 
-class Source(Protocol):
+class CellSource(Protocol):
     """Cells with ``labels (n_cells,)`` that training draws minibatches, validation cells and profiles from.
 
     max_validation: most cells that can be held out, about.
@@ -91,7 +91,7 @@ class Source(Protocol):
         """For validation: the cells ``index``, always alike; ranks share them, or each has all."""
 
 
-class InMemorySource(Dataset[CellBlock]):
+class InMemoryCells(Dataset[CellBlock]):
     """Labelled cells in memory. ``source[index]`` with an integer array is a :class:`CellBlock`."""
 
     max_validation = None
@@ -131,25 +131,25 @@ class InMemorySource(Dataset[CellBlock]):
     def shuffled(
         self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None
     ) -> Blocks:
-        return BlocksInMemory(self, ShuffledMinibatches(index, batch_size, seed, hard_cells))
+        return BlocksInMemory(self, ShuffledSampler(index, batch_size, seed, hard_cells))
 
     def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> Blocks:
-        return BlocksInMemory(self, OrderedMinibatches(index, batch_size, is_shared=is_shared))
+        return BlocksInMemory(self, OrderedSampler(index, batch_size, is_shared=is_shared))
 
 
 @dataclass(frozen=True)
 class BlocksInMemory:
     """The minibatches that ``sampler`` deals, as cells of ``source``."""
 
-    source: InMemorySource
-    sampler: ShuffledMinibatches | OrderedMinibatches
+    source: InMemoryCells
+    sampler: ShuffledSampler | OrderedSampler
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[CellBlock]:
         views, sampler = self.source.views, self.sampler
-        if views is None or not isinstance(sampler, ShuffledMinibatches):
+        if views is None or not isinstance(sampler, ShuffledSampler):
             for index in sampler:
                 yield self.source[index]
             return

@@ -17,7 +17,7 @@ from celler.data._augmentation import draw_cells, n_rehearsed
 from celler.data._expression import ExpressionReader, is_log
 from celler.data._genes import GeneAlignment, gene_names, selector
 from celler.data._profile import Profile
-from celler.data._sources import InMemorySource, Source
+from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
 from celler.labels import LabelTree
 from celler.model._fit import TrainingCells, class_profile, training_source
@@ -44,7 +44,7 @@ class Knowledge:
     n_genes: int
     teacher: Teacher
 
-    def source(self, new: InMemorySource, *, is_log: bool, seed: int) -> InMemorySource:
+    def source(self, new: InMemoryCells, *, is_log: bool, seed: int) -> InMemoryCells:
         """The new cells, among the model's genes and as counts, and after them cells drawn of the old classes."""
         to_model = selector(self.gene_map, self.n_genes)
         X = new.X.astype(np.float32)
@@ -62,15 +62,15 @@ class Knowledge:
                 (measured @ share)[codes],
             ]
         )
-        return InMemorySource(
+        return InMemoryCells(
             sparse.vstack([X, drawn], format="csr"),
             np.concatenate([new.labels, self.teacher.classes[codes]]),
             targets,
         )
 
-    def complete(self, fitted: Fitted, source: Source) -> Fitted:
+    def complete(self, fitted: Fitted, source: CellSource) -> Fitted:
         """``fitted`` without the cells that were drawn, with the counts and profiles of the reference's cells."""
-        assert isinstance(source, InMemorySource)  # the one that `source` made
+        assert isinstance(source, InMemoryCells)  # the one that `source` made
         n_new = len(source) - int(n_rehearsed(self.fitted.class_counts).sum())
         train, validation = (
             rows[rows < n_new] for rows in (fitted.train_indices, fitted.validation_indices)
@@ -118,7 +118,7 @@ class Knowledge:
         scale = old[known].sum() / max(total[known].sum(), 1e-9)
         return np.concatenate([old, total[len(old) :] * scale])
 
-    def _profile(self, source: InMemorySource, train: np.ndarray, n_classes: int) -> Profile:
+    def _profile(self, source: InMemoryCells, train: np.ndarray, n_classes: int) -> Profile:
         """Means over old and new cells of each class, in counts per 10,000 of the reference's genes."""
         new, old = class_profile(source, train, n_classes, is_log=False), self._old_profile
         is_measured = np.zeros(self.n_genes, bool)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from celler.data._augmentation import mean_share, neighbourhoods, with_class_means
-from celler.data._sources import InMemorySource, Source, Views
+from celler.data._sources import CellSource, InMemoryCells, Views
 from celler.model._fit import TrainingCells, fit_network
 from celler.model._predict import get_latent_representation, predict
 from celler.network._network import GeneTransformer
@@ -39,7 +39,7 @@ def with_neighbourhoods(
     if before is None or self._knowledge is not None or self.is_trained or not share:
         return cells
     # The cell token of full attention is not asked which genes are there, and knows little of types.
-    if before.decoder.token is not None or not isinstance(source, InMemorySource):
+    if before.decoder.token is not None or not isinstance(source, InMemoryCells):
         return cells
     rows = asked_rows(source, config.seed)
     labels, is_log = source.labels[rows], cells.is_log
@@ -53,7 +53,7 @@ def with_neighbourhoods(
     return with_views(cells, views, rows)
 
 
-def asked_rows(source: InMemorySource, seed: int) -> np.ndarray:
+def asked_rows(source: InMemoryCells, seed: int) -> np.ndarray:
     """The labelled cells and up to 20,000 of the others, in order; without those that have no counts."""
     has_counts = np.asarray(source.X.sum(axis=1)).ravel() > 0
     free = np.flatnonzero((source.labels < 0) & has_counts)
@@ -62,7 +62,7 @@ def asked_rows(source: InMemorySource, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([np.flatnonzero(source.labels >= 0), free]))
 
 
-def of_rows(source: Source, rows: np.ndarray) -> Callable[[np.ndarray], sparse.csr_matrix]:
+def of_rows(source: CellSource, rows: np.ndarray) -> Callable[[np.ndarray], sparse.csr_matrix]:
     """Values of positions in ``rows``."""
     return lambda positions: source.rows(rows[positions])
 
@@ -98,8 +98,8 @@ def first_labels(
 def with_views(cells: TrainingCells, views: Views, rows: np.ndarray) -> TrainingCells:
     """The cells with other rows to show in training; ``views`` are of positions in ``rows``."""
     source = cells.source
-    assert isinstance(source, InMemorySource)
+    assert isinstance(source, InMemoryCells)
     of_cell = np.full((len(source), views.of_cell.shape[1]), -1)
     of_cell[rows] = views.of_cell
     views = replace(views, of_cell=of_cell)
-    return cells._replace(source=InMemorySource(source.X, source.labels, source.target_sums, views))
+    return cells._replace(source=InMemoryCells(source.X, source.labels, source.target_sums, views))

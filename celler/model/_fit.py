@@ -16,12 +16,12 @@ from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
 from celler._utils._messages import warn
 from celler.atlas._datamodule import DataModule
-from celler.atlas._source import StoreSource
+from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader
-from celler.data._loader import Loaders, Minibatches
+from celler.data._loader import Minibatches, TokenLoader
 from celler.data._profile import Profile, profile
 from celler.data._samplers import split
-from celler.data._sources import InMemorySource, Source
+from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.inference._novelty import Novelty, fit_novelty
@@ -46,7 +46,7 @@ def training_source(
     tree: LabelTree,
     known: Collection[int] = (),
     columns: np.ndarray | None = None,
-) -> InMemorySource:
+) -> InMemoryCells:
     """All cells of a registered AnnData with label codes, −1 where unlabelled.
 
     known: codes of classes that the model knows already, which need no cells.
@@ -66,13 +66,13 @@ def training_source(
             "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
     warn_of_small_classes(codes, tree.classes, known)
-    return InMemorySource(X, codes)
+    return InMemoryCells(X, codes)
 
 
 class TrainingCells(NamedTuple):
     """Cells to train on, whether their values are logarithms, and names of cells by index, empty for those drawn."""
 
-    source: Source
+    source: CellSource
     names: Callable[[np.ndarray], Iterable[object]]
     is_log: bool
 
@@ -132,10 +132,10 @@ def fit_network(
 
 
 def loaders_for(
-    source: Source, tokenizer: Tokenizer, is_log: bool, config: TrainingConfig
-) -> Loaders:
-    """Loaders of ``source`` with the minibatches of ``config``."""
-    return Loaders(
+    source: CellSource, tokenizer: Tokenizer, is_log: bool, config: TrainingConfig
+) -> TokenLoader:
+    """TokenLoader of ``source`` with the minibatches of ``config``."""
+    return TokenLoader(
         source,
         tokenizer,
         is_log,
@@ -148,7 +148,7 @@ def loaders_for(
 
 def run(
     network: GeneTransformer,
-    loaders: Loaders,
+    loaders: TokenLoader,
     rows: np.ndarray,
     held_out: Minibatches | None,
     config: TrainingConfig,
@@ -206,7 +206,7 @@ def hard_cell_table(
     return dict(zip(HARD_CELL_COLUMNS, columns, strict=True))
 
 
-def class_profile(source: Source, rows: np.ndarray, n_classes: int, *, is_log: bool) -> Profile:
+def class_profile(source: CellSource, rows: np.ndarray, n_classes: int, *, is_log: bool) -> Profile:
     """Expression of each class among ``rows`` of the source, and how many cells it has there."""
     typical, labels = source.typical(rows), source.labels
     found = profile(
@@ -220,7 +220,7 @@ def class_profile(source: Source, rows: np.ndarray, n_classes: int, *, is_log: b
 
 
 def class_novelty(
-    source: Source, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
+    source: CellSource, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
     """How novel a cell is to the classes of the ``labelled`` rows of the source."""
     codes = source.labels[labelled]
@@ -229,7 +229,7 @@ def class_novelty(
     )
 
 
-def schedule(source: Source, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
+def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
     """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
 
     Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
@@ -272,8 +272,8 @@ MEASURED_CELLS = 256
 
 
 def prepared(
-    network: GeneTransformer, loaders: Loaders, rows: np.ndarray, config: TrainingConfig
-) -> Loaders:
+    network: GeneTransformer, loaders: TokenLoader, rows: np.ndarray, config: TrainingConfig
+) -> TokenLoader:
     """The loaders, with the embedding of the cells ``rows`` where the encoder is frozen.
 
     A pretrained encoder's embedding is measured once, for the head to be given it standardized.
@@ -293,7 +293,7 @@ def prepared(
 
 @torch.no_grad()
 def embed(
-    network: GeneTransformer, loaders: Loaders, rows: np.ndarray, config: TrainingConfig
+    network: GeneTransformer, loaders: TokenLoader, rows: np.ndarray, config: TrainingConfig
 ) -> Tensor:
     """Embedding ``(n_cells, D)`` of the cells ``rows`` of the source, zeros elsewhere.
 
@@ -323,7 +323,7 @@ def streamed_cells(self: Celler, datamodule: DataModule) -> TrainingCells:
         )
     check_classes(tuple(datamodule.classes))
     warn_of_small_classes(datamodule.labels, tuple(datamodule.classes), ())
-    source = StoreSource(datamodule.store, datamodule.labels, datamodule.class_balance)
+    source = StoreCells(datamodule.store, datamodule.labels, datamodule.class_balance)
     return TrainingCells(source, datamodule.store.names, False)
 
 

@@ -15,12 +15,12 @@ from scipy import sparse
 
 from celler._utils._devices import choose_device, choose_precision, choose_processes
 from celler._utils._messages import column
-from celler.atlas._source import StoreSource
+from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.data._genes import selector
 from celler.data._profile import linear
 from celler.data._query import rows_of
-from celler.data._sources import InMemorySource, Source
+from celler.data._sources import CellSource, InMemoryCells
 from celler.model._fit import check_fits
 from celler.model._forward import align_query
 from celler.model._state import Pretrained
@@ -54,7 +54,7 @@ class UnlabelledCells:
         genes look like.
     """
 
-    source: Source
+    source: CellSource
     index: np.ndarray
     sample: sparse.csr_matrix
     batches: tuple[str, ...]
@@ -176,7 +176,7 @@ def unlabelled_cells(self: Celler, adata: AnnData | None) -> UnlabelledCells:
     X, names = X[has_counts], names[has_counts]
     batches = known_batches(self, names)
     codes = pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
-    return UnlabelledCells(InMemorySource(X, codes), np.arange(len(codes)), X, batches)
+    return UnlabelledCells(InMemoryCells(X, codes), np.arange(len(codes)), X, batches)
 
 
 def streamed_unlabelled(
@@ -198,7 +198,7 @@ def streamed_unlabelled(
     )
     code_of = np.append(pd.Index(batches).get_indexer(pd.Index(names)), -1).astype(np.int32)
     sample = store.rows(index[:STORE_SAMPLE])
-    return UnlabelledCells(StoreSource(store, code_of[codes]), index, sample, batches)
+    return UnlabelledCells(StoreCells(store, code_of[codes]), index, sample, batches)
 
 
 def known_batches(self: Celler, names: np.ndarray) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from celler.data._profile import linear
-from celler.data._sources import InMemorySource
+from celler.data._sources import InMemoryCells
 from celler.model import Celler
 from celler.training._masked import MaskedLoss
 from celler.training._masking import Masking, bins_of
@@ -58,7 +58,7 @@ def errors(adata: anndata.AnnData, seed: int) -> dict[str, float]:
     Celler.setup_anndata(reference)
     model = Celler(reference)
     model.pretrain(seed=seed, show_progress=False)
-    source = InMemorySource(sparse.csr_matrix(adata.X)[test], np.full(n_test, -1))
+    source = InMemoryCells(sparse.csr_matrix(adata.X)[test], np.full(n_test, -1))
     masking = Masking(model._tokenizer, "additive", mask_ratio=0.15, seed=seed)
     masked = masking(source[np.arange(n_test)], (1, 0, 0))
     with torch.inference_mode():

@@ -13,8 +13,8 @@ import numpy as np
 
 from celler._utils._devices import choose_device
 from celler.benchmark import synthetic_cells
-from celler.data._loader import Loaders, Minibatch
-from celler.data._sources import InMemorySource
+from celler.data._loader import Minibatch, TokenLoader
+from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
 from celler.model import _forward as forward_module
@@ -48,8 +48,8 @@ def train(*, is_made: bool) -> float:
     config = TrainingConfig(
         max_epochs=2, batch_size=32, device=choose_device("cpu"), show_progress=False
     )
-    loaders = Loaders(
-        InMemorySource(CELLS.X, LABELS),
+    loaders = TokenLoader(
+        InMemoryCells(CELLS.X, LABELS),
         Tokenizer(),
         False,
         config.batch_size,
