@@ -11,7 +11,8 @@ from torch import nn
 from celler.network._config import NetworkConfig
 from celler.network._encoders import Block, TransformerEncoder, groups_by_length, weighted_sum
 from celler.network._heads import VGGHead
-from celler.network._network import GeneTransformer, build_network
+from celler.network._network import GeneTransformer, build_network, extend_network
+from celler.training._plan import TrainingConfig, TrainingPlan
 
 SMALL = {"n_genes": 40, "n_classes": 5, "n_bins": 11, "d_model": 16, "n_heads": 4, "n_latents": 3}
 KINDS = [
@@ -331,3 +332,39 @@ def test_the_gradient_of_the_weighted_sum_is_that_of_torch():
     assert torch.autograd.gradcheck(lambda t, x: weighted_sum(t, gene_ids, x), (table, expression))
     summed = (table[gene_ids] * expression[:, :, None]).sum(1)
     torch.testing.assert_close(weighted_sum(table, gene_ids, expression), summed)
+
+
+@pytest.mark.parametrize("through", ["memory", "file", "lightning"])
+def test_state_dict_restores_the_share_of_the_encoder(tokens, tmp_path, through):
+    model, other = network(), build_network(NetworkConfig(**SMALL), 1)
+    model.encoder_share = 1 / 3
+    state = model.state_dict()
+    if through == "file":
+        torch.save(state, tmp_path / "weights.pt")
+        state = torch.load(tmp_path / "weights.pt", weights_only=True)
+    if through == "lightning":
+        plan = TrainingPlan(model, np.ones(5), TrainingConfig(max_epochs=1, batch_size=1))
+        state = {name.removeprefix("network."): part for name, part in plan.state_dict().items()}
+        del state["class_counts"]
+    other.load_state_dict(state)
+    assert other.encoder_share == 1 / 3
+    assert torch.equal(model(*tokens).logits, other.eval()(*tokens).logits)
+
+
+def test_load_state_dict_without_the_share_keeps_the_present_one():
+    model = network()
+    old = {name: part for name, part in model.state_dict().items() if "extra_state" not in name}
+    model.encoder_share = 0.25
+    for module, prefix in ((model, ""), (nn.ModuleList([model]), "0.")):
+        module.load_state_dict({prefix + name: part for name, part in old.items()})
+        assert model.encoder_share == 0.25
+
+
+def test_extend_network_keeps_the_share(tokens):
+    model = network()
+    model.encoder_share = 0.125
+    places = np.arange(5) + 1
+    wider = extend_network(model, 42, places, 6, seed=0)
+    assert wider.encoder_share == 0.125
+    logits = wider.eval()(*tokens).logits[:, places]
+    assert torch.equal(logits, model(*tokens).logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +64,15 @@ class GeneTransformer(nn.Module):
         self.standardize = Standardize(config) if config.encoder == "scgpt" else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
         self.encoder_share = 0.5
+        self.register_load_state_dict_pre_hook(_add_missing_share)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the encoder's weight for :meth:`state_dict`; on the CPU and in float64, so that it stays exact."""
+        return torch.tensor(self.encoder_share, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the encoder's weight from a loaded :meth:`state_dict`."""
+        self.encoder_share = float(state)
 
     @property
     def device(self) -> torch.device:
@@ -93,6 +102,13 @@ class GeneTransformer(nn.Module):
         return NetworkOutput(experts, embedding.float(), self.encoder_share)
 
 
+def _add_missing_share(
+    network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any
+) -> None:
+    """Keep the present weight of the encoder where the file is older than its entry."""
+    state_dict.setdefault(f"{prefix}_extra_state", network.get_extra_state())
+
+
 def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
     """Weight of the encoder beside the evidence table, trained on ``n_cells``: a half, and less where they are few.
 
@@ -120,7 +136,6 @@ def extend_network(
     """
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
-    wider.encoder_share = network.encoder_share
     state, places = wider.state_dict(), torch.as_tensor(classes, device=network.device)
     last = f"head.{len(network.head) - 1}"
     for name, weights in network.state_dict().items():
@@ -132,4 +147,5 @@ def extend_network(
             state[name][places] = weights
         else:
             state[name].copy_(weights)
+    wider.load_state_dict(state)
     return wider
