@@ -27,6 +27,7 @@ def embedded(seen: dict[str, object], model) -> None:
     import toy
 
     from celler.data._loader import TokenLoader
+    from celler.data._samplers import OrderedSampler
     from celler.data._sources import InMemoryCells
     from celler.model._fit import embed
     from celler.training._plan import TrainingConfig
@@ -34,10 +35,9 @@ def embedded(seen: dict[str, object], model) -> None:
     adata = toy.cells(101)
     source = InMemoryCells(adata.X, np.zeros(101, np.int64))
     config = TrainingConfig(max_epochs=1, batch_size=8, show_progress=False)
-    loaders = TokenLoader(
-        source, model._tokenizer, False, config.batch_size, config.seed, config.token_dropout
-    )
-    seen["embedding"] = embed(model.module, loaders, np.arange(1, 101), config).numpy()
+    sampler = OrderedSampler(np.arange(1, 101), 4 * config.batch_size, is_shared=True)
+    loader = TokenLoader(source, model._state.tokenizer, sampler, False)
+    seen["embedding"] = embed(model.module, loader, config).numpy()
 
 
 def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
@@ -112,7 +112,7 @@ def child(folder: Path, store: str) -> None:
         "history": model.history,
         "validation": model.validation_indices_,
         "class_counts": model.class_counts_,
-        "temperature": model._decision.temperature,
+        "temperature": model._state.decision.temperature,
         "weights": {k: v.numpy() for k, v in model.module.state_dict().items()},
         "labels": model.predict(toy.cells(200, seed=1)),
         "hard": model.hard_cells_,

@@ -8,7 +8,6 @@ from anndata import ImplicitModificationWarning
 from toy import assert_equal_frames, cells, fit, trained
 
 from celler._utils._version import __version__
-from celler.pl._colors import PALETTE, UNKNOWN_COLOR
 from celler.tl import majority_vote
 
 CLASSES = [f"type {j}" for j in range(4)]
@@ -41,29 +40,11 @@ def test_categories_are_all_classes_whatever_the_cells(query):
     assert categories(query) == [*CLASSES, "lineage 0", "lineage 1"]
 
 
-def test_colours_follow_the_names(query):
-    few = query[:3].copy()
-    for adata in (few, query):
-        trained().annotate(adata, cluster_key="leiden" if adata is query else None)
-        assert adata.uns["celler_colors"] == PALETTE[:4]
-    assert query.uns["celler_majority_colors"] == PALETTE[:4]
-    assert query.uns["celler_parent_colors"] == PALETTE[:2]
-    trained().annotate(query, threshold=1.0)
-    assert query.uns["celler_colors"] == [*PALETTE[:4], UNKNOWN_COLOR]
-    trained().annotate(query)
-    assert query.uns["celler_colors"] == PALETTE[:4]
-
-
-def test_colours_of_the_user_stay(query):
-    mine = ["red", "green", "blue", "#123456"]
-    query.uns["celler_colors"] = list(mine)
-    trained().annotate(query)
-    assert query.uns["celler_colors"] == mine
-    trained().annotate(query, threshold=1.0)
-    assert query.uns["celler_colors"] == [*mine, UNKNOWN_COLOR]
-    query.uns["celler_colors"] = ["red"]
-    trained().annotate(query)
-    assert query.uns["celler_colors"] == PALETTE[:4]
+def test_colours_are_left_to_the_plots(query):
+    query.uns["celler_colors"] = ["red", "green", "blue", "#123456"]
+    trained().annotate(query, cluster_key="leiden")
+    assert query.uns["celler_colors"] == ["red", "green", "blue", "#123456"]
+    assert {"celler_majority_colors", "celler_parent_colors"}.isdisjoint(query.uns)
 
 
 # ---- clusters ----
@@ -135,8 +116,6 @@ def test_everything_survives_a_file(query, tmp_path, backoff):
     query.write_h5ad(tmp_path / "query.h5ad")
     read = ad.read_h5ad(tmp_path / "query.h5ad")
     assert_equal_frames(read.obs[list(query.obs)].astype(str), query.obs.astype(str))
-    for name in (name for name in query.uns if name.endswith("_colors")):
-        assert list(read.uns[name]) == query.uns[name]
     was, now = query.uns["celler"], read.uns["celler"]
     assert sorted(now) == sorted(was)
     assert all(list(now[name]) == was[name] for name in ("classes", "parents", "columns"))

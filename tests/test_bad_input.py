@@ -164,7 +164,7 @@ def test_a_view_is_not_registered():
 def test_an_anndata_that_was_not_set_up():
     with pytest.raises(ValueError, match="setup_anndata"):
         Celler(cells(200))
-    with pytest.raises(NotImplementedError, match="use setup_anndata"):
+    with pytest.raises(AttributeError, match="does not support scvi-tools' setup_annbatch"):
         Celler.setup_annbatch(None)
 
 
@@ -358,7 +358,7 @@ def test_prediction(case):
 
 def test_arguments_are_checked_before_the_cells_are_read(monkeypatch):
     monkeypatch.setattr(
-        "celler.model._forward.Forward.outputs", lambda *_, **__: pytest.fail("too late")
+        "celler.model._forward.network_outputs", lambda *_, **__: pytest.fail("too late")
     )
     for arguments in ({"level": "x"}, {"threshold": 2}, {"candidates": ["x"]}):
         with pytest.raises(

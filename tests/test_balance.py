@@ -84,10 +84,11 @@ def folder(tmp_path_factory):
 def epoch(folder, balance):
     from celler.atlas import DataModule
     from celler.atlas._source import StoreCells
+    from celler.data._samplers import ShuffledSampler
 
     dm = DataModule(folder, labels_key="cell_type", class_balance=balance)
     source = StoreCells(dm.store, dm.labels, dm.class_balance)
-    return dm, list(source.shuffled(np.arange(len(dm)), 64, 0, None))
+    return dm, list(source.blocks(ShuffledSampler(np.arange(len(dm)), 64, 0)))
 
 
 def test_an_epoch_of_a_store_mixes_the_classes_and_stays_as_long(folder):

@@ -9,9 +9,8 @@ from scipy import sparse
 from toy import assert_unchanged, cells, fit, snapshot, trained, truth
 
 import celler as cl
-from celler.data._query import token_passes
+from celler.data._query import align_query, token_passes
 from celler.model._explain import contributions
-from celler.model._forward import align_query
 
 METHODS = ["evidence", "gradient"]
 
@@ -28,7 +27,11 @@ def importance(query: ad.AnnData, **options) -> pd.DataFrame:
 
 def tokens_of(model, query):
     """Tokens of all cells in their order."""
-    parts = (model._tokenizer, align_query(model, query), np.arange(query.n_obs))
+    parts = (
+        model._state.tokenizer,
+        align_query(model._state.genes, query, None),
+        np.arange(query.n_obs),
+    )
     ((rows, tokens),) = token_passes(*parts)
     order = torch.as_tensor(np.argsort(rows))
     return type(tokens)(*(part[order] for part in tokens))

@@ -147,7 +147,6 @@ def modules_imported_by(path: Path) -> set[str]:
     return {name for name in found & MODULES.keys() if MODULES[name].name != "__init__.py"}
 
 
-@pytest.mark.xfail(reason="the room model is rebuilt next")
 def test_no_import_circle():
     """Neither one that runs nor one for type checkers alone."""
     sorter = graphlib.TopologicalSorter(
@@ -170,7 +169,6 @@ def test_plots_and_tools_never_import_torch(start):
         waiting |= modules_imported_by(path) - seen
 
 
-@pytest.mark.xfail(reason="the room model is rebuilt next")
 def test_no_free_function_takes_self():
     """A worker takes what it needs: arrays, a frozen state, never the model."""
     found = [

@@ -33,7 +33,7 @@ def joint(adata, weight=1.0, **options):
 def test_a_step_adds_the_weighted_masked_loss():
     model = pretrained(setup={"labels_key": "cell_type"}, max_epochs=1)
     seen = []
-    decoder, encoder = model._pretrained.decoder, model.module.encoder
+    decoder, encoder = model._state.pretrained.decoder, model.module.encoder
 
     def record(minibatch):
         seen.append(minibatch)
@@ -43,7 +43,7 @@ def test_a_step_adds_the_weighted_masked_loss():
     minibatches = masked_minibatches(model)
     task = MaskedTask(decoder, map(record, minibatches), weight=2.5)
     labels, counts = torch.tensor([0, 1, 2]), np.array([5.0, 5.0, 5.0, 5.0])
-    tokens = model._tokenizer(model.adata.X[:3], np.arange(80, dtype=np.int32))
+    tokens = model._state.tokenizer(model.adata.X[:3], np.arange(80, dtype=np.int32))
     model.module.eval()
     losses = []
     for masked_task in (None, task):
@@ -58,7 +58,12 @@ def masked_minibatches(model):
     from celler.model._pretrain import masked_loaders, unlabelled_cells
     from celler.training._masked import PretrainingConfig
 
-    return masked_loaders(model, unlabelled_cells(model, None), 0.0, PretrainingConfig(1, 32))[0]
+    return masked_loaders(
+        model._state,
+        unlabelled_cells(model._state, model._registered, None),
+        0.0,
+        PretrainingConfig(1, 32),
+    )[0]
 
 
 def test_its_minibatches_never_end_and_differ_by_epoch():
@@ -136,11 +141,11 @@ def test_a_model_trained_so_knows_expression_and_is_saved(tmp_path):
 
 def test_after_pretraining_its_decoder_goes_on():
     model = pretrained(few(cells()), {"labels_key": "few"}, max_epochs=3)
-    before, history = model._pretrained.decoder, model.pretraining_history
+    before, history = model._state.pretrained.decoder, model.pretraining_history
     weights = before.gene.detach().clone()
     model.train(**BRIEF, masked_weight=1.0, learning_rate=1e-12, refit=False)
-    torch.testing.assert_close(model._pretrained.decoder.gene, weights)
-    assert model._pretrained.decoder is not before
+    torch.testing.assert_close(model._state.pretrained.decoder.gene, weights)
+    assert model._state.pretrained.decoder is not before
     assert model.pretraining_history.equals(history)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from celler.data import _samplers, _sources
-from celler.data._loader import TokenLoader, together
+from celler.data._loader import TokenLoader, grouped
 from celler.data._samplers import OrderedSampler, ShuffledSampler, split
 from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
@@ -172,8 +172,8 @@ def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
 
 def test_the_passes_of_a_replayed_cell_are_shuffled_apart():
     sampler = ShuffledSampler(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
-    together = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
-    assert 0 < together < 20, "about one of 90 in each of five epochs"
+    grouped = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
+    assert 0 < grouped < 20, "about one of 90 in each of five epochs"
 
 
 @QUICK
@@ -202,15 +202,15 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
     assert dealt == [minibatch.tolist() for minibatch in alone]
 
 
-def test_blocks_of_one_matrix_are_taken_together_few_at_first():
+def test_grouped_blocks_share_a_matrix_and_the_first_groups_are_small():
     source = InMemoryCells(sparse.csr_matrix(np.eye(70)), np.zeros(70, np.int64))
     blocks = [source[np.arange(k, k + 2)] for k in range(0, 70, 2)]
-    groups = list(together(blocks, n_cells=16))
+    groups = list(grouped(blocks, n_cells=16))
     assert [len(group) for group in groups] == [1, 2, 4, 8, 8, 8, 4]
     assert [id(block) for group in groups for block in group] == [id(block) for block in blocks]
     other = InMemoryCells(source.X.copy(), source.labels)
     mixed = [source[np.arange(2)], other[np.arange(2)], other[np.arange(2)]]
-    assert [len(group) for group in together(mixed)] == [1, 2]
+    assert [len(group) for group in grouped(mixed)] == [1, 2]
 
 
 def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
@@ -221,10 +221,12 @@ def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
     X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
     source, rows = InMemoryCells(X, np.arange(12)), np.arange(12)
     on_cpu, on_gpu = (
-        TokenLoader(source, Tokenizer(), False, 4, 0, device=torch.device(device))
+        TokenLoader(
+            source, Tokenizer(), ShuffledSampler(rows, 4, 0), False, device=torch.device(device)
+        )
         for device in ("cpu", "cuda")
     )
-    plain, moved = (list(loaders.shuffled(rows, None)) for loaders in (on_cpu, on_gpu))
+    plain, moved = (list(loader) for loader in (on_cpu, on_gpu))
     assert len(pinned) == 2 * 6  # a group of one minibatch and one of two
     for one, other in zip(plain, moved, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -17,7 +17,7 @@ from celler.data._loader import TokenLoader
 from celler.data._sources import InMemoryCells
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf
 from celler.model import Celler
-from celler.model._fit import schedule
+from celler.model._train import schedule
 
 
 def log_values(adata) -> np.ndarray:
@@ -269,15 +269,15 @@ def test_the_dropout_rate_is_also_that_of_the_genes(monkeypatch):
     """In training; validation reads whole cells."""
     n_read, n_there = [], []
 
-    joined = TokenLoader._joined
+    tokenized = TokenLoader._tokenized
 
-    def counting(self, blocks, *how):
-        found = joined(self, blocks, *how)
-        n_read.append((~found.tokens.flat.padding_mask).sum().item())
+    def counting(self, blocks, number):
+        found = tokenized(self, blocks, number)
+        n_read.append((~found[0].flat.padding_mask).sum().item())
         n_there.append(sum(block.X[block.rows].nnz for block in blocks))
         return found
 
-    monkeypatch.setattr(TokenLoader, "_joined", counting)
+    monkeypatch.setattr(TokenLoader, "_tokenized", counting)
     for rate in (0.0, 0.6):
         n_read.clear(), n_there.clear()
         fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)

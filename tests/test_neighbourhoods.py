@@ -8,11 +8,12 @@ from test_joint import few
 from toy import SMALL, cells, pretrained
 
 from celler.data._augmentation import N_AVERAGED, mean_share, neighbourhoods, with_class_means
+from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import InMemoryCells, Views
 from celler.model import Celler
 from celler.model import _few_labels as unlabelled
 from celler.model._few_labels import with_neighbourhoods
-from celler.model._train import cells_in_memory
+from celler.model._train import _cells_in_memory
 from celler.training._plan import TrainingConfig
 
 
@@ -47,11 +48,11 @@ def test_what_an_epoch_shows(rng):
     asked = np.array([0, 2, 3])
     for share, expected in ((0.0, own[asked]), (1.0, sparse.vstack([other, own[[3]]]))):
         source = InMemoryCells(own, labels, views=Views(other, of_cell, share))
-        (block,) = source.shuffled(asked, 3, 0, None)
+        (block,) = source.blocks(ShuffledSampler(asked, 3, 0))
         order = np.argsort(block.index)
         np.testing.assert_array_equal(block.X[block.rows][order].toarray(), expected.toarray())
         np.testing.assert_array_equal(block.labels[order], labels[asked])
-    (validated,) = source.ordered(asked, 3)
+    (validated,) = source.blocks(OrderedSampler(asked, 3, is_shared=True))
     np.testing.assert_array_equal(validated.X[validated.rows].toarray(), own[asked].toarray())
 
 
@@ -61,8 +62,9 @@ def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
     source = InMemoryCells(X, np.zeros(40, int), views=views)
 
     def seen(seed, epoch):
-        blocks = source.shuffled(np.arange(40), 10, seed, None)
-        blocks.set_epoch(epoch)
+        sampler = ShuffledSampler(np.arange(40), 10, seed)
+        sampler.set_epoch(epoch)
+        blocks = source.blocks(sampler)
         return np.concatenate(
             [block.X[block.rows].sum(axis=1).A1[np.argsort(block.index)] for block in blocks]
         )
@@ -105,9 +107,14 @@ def test_the_share_falls_with_the_labels():
 
 
 def views_of(model):
-    config, network = TrainingConfig(1, 32), model.module
+    network = model.module
     before = {name: weights.clone() for name, weights in network.state_dict().items()}
-    cells = with_neighbourhoods(model, cells_in_memory(model, 0), network, config)
+    cells = with_neighbourhoods(
+        model._state,
+        _cells_in_memory(model._state, model._registered, 0),
+        model._registered,
+        TrainingConfig(1, 32),
+    )
     for name, weights in network.state_dict().items():
         assert torch.equal(weights, before[name])
     assert not model.is_trained

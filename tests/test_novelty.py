@@ -200,7 +200,7 @@ def test_a_rate_that_is_no_share_is_refused(rate):
 def test_a_model_without_the_score_predicts_and_says_so(tmp_path):
     trained().save(tmp_path)
     model, query = Celler.load(tmp_path), cells(10, seed=1)
-    model._adopt(replace(model._fitted, novelty=None))
+    model._become(model._state.with_fitted(replace(model._state.fitted, novelty=None)))
     model.annotate(query)
     assert "celler_novelty" not in query.obs
     for call in (model.get_novelty, lambda q: model.predict(q, false_alarm_rate=0.1)):

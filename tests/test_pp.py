@@ -117,7 +117,7 @@ def test_genes_that_do_not_match_are_dropped_and_missing_ones_not_added(query, r
     aligned, report = cl.pp.align_genes(both, model)
     assert list(aligned.var_names) == list(fewer.var_names)
     assert (report.n_extra, len(report.missing)) == (9, 30)
-    assert report.expression_share == pytest.approx(model._genes.share[:50].sum())
+    assert report.expression_share == pytest.approx(model._state.genes.share[:50].sum())
     assert "X_pca" in aligned.obsm
     with pytest.warns(UserWarning, match="50 of the model's 80 genes") as caught:
         actual = model.predict(aligned, soft=True)

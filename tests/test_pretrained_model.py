@@ -110,5 +110,5 @@ def test_genes_that_are_not_there_and_encoders_that_cannot():
     with pytest.raises(KeyError, match="genes names 'gene_7x'.*Closest"):
         model.predict_expression(cells(), ["gene_7x"])
     model = pretrained(network={"encoder": "transformer"}, max_epochs=1)
-    with pytest.raises(ValueError, match="Take another encoder"):
+    with pytest.raises(ValueError, match="Choose another encoder"):
         model.predict_expression(cells())

@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import f1_score
 from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, snapshot, truth
 
+from celler.data._samplers import OrderedSampler
 from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
@@ -16,7 +17,7 @@ from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder, context_of
 from celler.network._network import build_network
 from celler.training._masked import MaskedLoss, PretrainingConfig, start_from_components
-from celler.training._masking import MaskedMinibatches, Masking, hide
+from celler.training._masking import MaskedLoader, Masking, hide
 
 N_GENES, N_BINS = 30, 11
 BRIEF = {"max_epochs": 2, "batch_size": 64, "show_progress": False}
@@ -90,9 +91,9 @@ def test_context_is_the_lowest_visible_bin_and_the_number_of_genes():
 def test_validation_masks_are_always_the_same_and_training_masks_are_not(counts):
     source = InMemoryCells(counts, np.zeros(counts.shape[0], np.int64))
     masking = Masking(Tokenizer(N_BINS), "additive", mask_ratio=0.3, seed=0)
-    blocks = source.ordered(np.arange(5), 5)
-    fixed = MaskedMinibatches(blocks, masking, is_fixed=True)
-    drawn = MaskedMinibatches(blocks, masking)
+    sampler = OrderedSampler(np.arange(5), 5)
+    fixed = MaskedLoader(source, sampler, masking, is_fixed=True)
+    drawn = MaskedLoader(source, sampler, masking)
     for minibatches, is_alike in ((fixed, True), (drawn, False)):
         assert len(minibatches) == 1
         (first,), (second,) = list(minibatches), list(minibatches)
@@ -263,7 +264,7 @@ def test_the_batch_enters_the_decoder_alone():
     adata = cells()
     adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
     model = pretrained(adata, {"batch_key": "donor"}, max_epochs=5)
-    decoder = model._pretrained.decoder
+    decoder = model._state.pretrained.decoder
     assert decoder.batch.shape == (3, 32)
     assert decoder.batch[1:].abs().sum() > 0
     query = cells(30, seed=2)

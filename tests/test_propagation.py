@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.semi_supervised import LabelSpreading
 from toy import assert_unchanged, cells, fit, snapshot, truth
 
+from celler.data._query import align_query
 from celler.inference._propagation import (
     N_NEIGHBORS,
     neighbor_graph,
@@ -17,7 +18,7 @@ from celler.inference._propagation import (
     propagate,
 )
 from celler.model import Celler
-from celler.model._forward import align_query, graph_cells, logs_of
+from celler.model._forward import Part, _labelled_part, log_rows
 
 ALL = np.arange(400)
 
@@ -204,16 +205,18 @@ def test_both_sides_are_compared_in_the_genes_they_share_and_the_query_without_i
     query.var_names = [*query.var_names[:-5], *(f"other {i}" for i in range(5))]
     factors = np.linspace(0.5, 2, 80)
     with pytest.warns(UserWarning, match="55 of the model.s 80 genes"):
-        matched = align_query(model, query)
-    parts = graph_cells(model, matched, ALL[:100], ALL[:300], factors)
+        matched = align_query(model._state.genes, query, None)
+    labelled = _labelled_part(model._state, matched, ALL[:100], model._reference)
+    shared = labelled.is_shared
+    parts = [labelled, Part(matched, ALL[:300], shared, factors[shared])]
     linear = both.X.toarray().astype(float)[:, 10:65]
     has_values = linear.sum(axis=1) > 0
     np.testing.assert_array_equal(np.concatenate([part.has_values() for part in parts]), has_values)
     linear[100:] *= factors[10:65]
     expected = np.log1p(linear * 1e4 / np.maximum(linear.sum(1, keepdims=True), 1e-9))
-    np.testing.assert_allclose(logs_of(parts, ALL).toarray(), expected, rtol=1e-5)
+    np.testing.assert_allclose(log_rows(parts, ALL).toarray(), expected, rtol=1e-5)
     some = np.array([3, 99, 100, 250])
-    np.testing.assert_allclose(logs_of(parts, some).toarray(), expected[some], rtol=1e-5)
+    np.testing.assert_allclose(log_rows(parts, some).toarray(), expected[some], rtol=1e-5)
 
 
 def test_a_query_with_other_genes(model, both):
@@ -292,7 +295,7 @@ def test_cells_without_counts_have_no_neighbours(model, both):
 
 def test_nothing_to_label_is_said():
     model = fit(cells())
-    with pytest.warns(UserWarning, match="changes nothing.*every cell that was asked for"):
+    with pytest.warns(UserWarning, match="changes nothing.*every cell of the query"):
         model.predict(propagate=True)
 
 

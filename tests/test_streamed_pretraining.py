@@ -55,9 +55,13 @@ def streamed(dm):
     return model
 
 
+def registered(model):
+    return unlabelled_cells(model._state, model._registered, None)
+
+
 def test_the_cells_are_those_in_memory(dm, in_memory):
-    of_store = streamed_unlabelled(Celler(registry=dm.registry, **toy.SMALL), dm, None)
-    of_memory = unlabelled_cells(in_memory, None)
+    of_store = streamed_unlabelled(Celler(registry=dm.registry, **toy.SMALL)._state, dm, None)
+    of_memory = registered(in_memory)
     assert of_store.batches == of_memory.batches == ("a", "b", "c")
     assert len(of_store.index) == len(of_memory.index)
     np.testing.assert_array_equal(of_store.sample.toarray(), of_memory.sample.toarray())
@@ -68,8 +72,8 @@ def test_the_cells_are_those_in_memory(dm, in_memory):
 def test_validation_minibatches_are_those_in_memory(dm, in_memory):
     config = PretrainingConfig(1, 64)
     (_, of_store), (_, of_memory) = (
-        masked_loaders(in_memory, cells, 0.2, config)
-        for cells in (streamed_unlabelled(in_memory, dm, None), unlabelled_cells(in_memory, None))
+        masked_loaders(in_memory._state, cells, 0.2, config)
+        for cells in (streamed_unlabelled(in_memory._state, dm, None), registered(in_memory))
     )
     assert len(of_store) == len(of_memory) > 1
     for one, other in zip(of_store, of_memory, strict=True):
@@ -80,12 +84,15 @@ def test_validation_minibatches_are_those_in_memory(dm, in_memory):
 
 def test_an_epoch_shows_every_cell_once(dm, in_memory):
     train, none = masked_loaders(
-        in_memory, streamed_unlabelled(in_memory, dm, None), 0.0, PretrainingConfig(1, 64)
+        in_memory._state,
+        streamed_unlabelled(in_memory._state, dm, None),
+        0.0,
+        PretrainingConfig(1, 64),
     )
     assert none is None
     minibatches = list(train)
     assert len(minibatches) == len(train)
-    wanted = unlabelled_cells(in_memory, None)
+    wanted = registered(in_memory)
     seen = np.concatenate([minibatch.batch.numpy() for minibatch in minibatches])
     np.testing.assert_array_equal(np.bincount(seen), np.bincount(wanted.source.labels))
 

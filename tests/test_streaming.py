@@ -7,7 +7,8 @@ import torch
 import toy
 from sklearn.metrics import f1_score
 
-from celler.data._loader import TokenLoader
+from celler.data._loader import Minibatch, TokenLoader
+from celler.data._samplers import ShuffledSampler
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
 
@@ -110,7 +111,8 @@ def test_what_was_built_can_be_read(cells, tmp_path):
 
 def test_an_epoch_gives_every_cell_once_with_its_counts(dm, cells):
     rows = np.flatnonzero(dm.labels >= 0)
-    blocks = list(StoreCells(dm.store, dm.labels).shuffled(rows, 64, 0, None))
+    source = StoreCells(dm.store, dm.labels)
+    blocks = list(source.blocks(ShuffledSampler(rows, 64, 0)))
     assert len({id(block.X) for block in blocks}) == 2, "one block of two parts"
     np.testing.assert_array_equal(np.sort(np.concatenate([b.index for b in blocks])), rows)
     for block in blocks:
@@ -126,7 +128,7 @@ def test_a_model_of_the_store_is_a_model_of_the_cells(streamed, in_memory, dm, c
     for name in ("train_indices_", "validation_indices_"):
         wanted = cells.obs_names[rows[getattr(in_memory, name)]]
         np.testing.assert_array_equal(cells.obs_names[getattr(streamed, name)], wanted)
-    one, other = streamed._fitted, in_memory._fitted
+    one, other = streamed._state.fitted, in_memory._state.fitted
     np.testing.assert_allclose(one.profile.mean, other.profile.mean, rtol=1e-5)
     np.testing.assert_array_equal(one.profile.n_cells, other.profile.n_cells)
     np.testing.assert_allclose(one.novelty.known, other.novelty.known, rtol=1e-3, atol=1e-3)
@@ -150,15 +152,21 @@ def test_one_step_on_the_same_minibatch_is_equal(dm, cells, streamed):
     store = StoreCells(dm.store, dm.labels)
     memory = InMemoryCells(cells.X, dm.labels.astype(np.int64))
     rows = np.flatnonzero(dm.labels >= 0)
-    loaders = [
+    of_store, of_memory = (
         TokenLoader(
-            source, streamed._tokenizer, False, config.batch_size, config.seed, config.token_dropout
+            source,
+            streamed._state.tokenizer,
+            ShuffledSampler(rows, config.batch_size, config.seed),
+            False,
+            seed=config.seed,
+            token_dropout=config.token_dropout,
         )
         for source in (store, memory)
-    ]
-    of_store = next(iter(loaders[0].shuffled(rows, None)))
+    )
+    of_store = next(iter(of_store))
     block = memory[of_store.source_index.numpy()]
-    (of_memory,) = loaders[1]._for_training([block], 0)
+    tokens, labels, index = of_memory._tokenized([block], 0)
+    of_memory = Minibatch(next(iter(tokens)), labels, index)
     losses, gradients = [], []
     for minibatch in (of_store, of_memory):
         torch.manual_seed(0)
@@ -213,7 +221,7 @@ def test_small_blocks_change_nothing_but_the_order(dm, monkeypatch):
     monkeypatch.setattr(epochs, "CHUNK_ROWS", 16)
     source = StoreCells(dm.store, dm.labels)
     rows = np.flatnonzero(dm.labels >= 0)
-    seen = [block.index for block in source.shuffled(rows, 32, 0, None)]
+    seen = [block.index for block in source.blocks(ShuffledSampler(rows, 32, 0))]
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), rows)
 
 

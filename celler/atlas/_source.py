@@ -1,4 +1,8 @@
-"""Epochs: which rows of a store make the minibatches of an epoch, in blocks that are read at once."""
+"""Store source: training cells of a store on disk, read in blocks in bounded memory.
+
+An epoch shuffles runs of neighbouring rows, and a block of eight runs is shuffled again when it is read. Hard cells
+are read along with the block of the minibatches they come again in. Validation cells are read once and kept.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,22 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import sparse
 
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.atlas import _source as epochs
 from celler.atlas._store import BLOCK_ROWS, as_float
-from celler.data._samplers import OrderedSampler
+from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
-from celler.mining import HardCells
 
 if TYPE_CHECKING:
     from celler.atlas._store import Store
 
-#: Most times that one cell comes in an epoch.
+#: Times that a cell comes in an epoch at most.
 MAX_COPIES = 16
 
 
@@ -30,16 +33,16 @@ def check_balance(class_balance: float) -> None:
     """Raise ``ValueError`` unless 0 <= ``class_balance`` <= 1."""
     if not 0 <= class_balance <= 1:
         raise ValueError(
-            f"class_balance={class_balance} was given; 0 (cells as often as they are) to 1 (classes equally often) "
-            "is needed."
+            f"class_balance={class_balance} was given; a number from 0 (each cell once an epoch) to 1 (each class "
+            "equally often) is needed."
         )
 
 
 def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
-    r"""How many cells of each class an epoch has ``(C,)``, as many together as ``class_counts (C,)`` has.
+    r"""Cells of each class in an epoch ``(C,)``, in all as many as ``class_counts (C,)``.
 
-    Class c with n_c cells has a share proportional to :math:`n_c^{1 - b}` with b = ``class_balance``, but no more than
-    16 times its cells.
+    A class of :math:`n_c` cells gets a share proportional to :math:`n_c^{1 - b}`, b being ``class_balance``, and at
+    most 16 times its cells.
     """
     share, most = class_counts ** (1.0 - class_balance), MAX_COPIES * class_counts.astype(float)
     share[class_counts == 0] = 0
@@ -55,9 +58,9 @@ def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
 def drawn_rows(
     index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Rows of an epoch, ascending ``(n,)``: ``wanted (C,)`` of each class, a row as often as its others or once more.
+    """Rows of an epoch, ascending: ``wanted (C,)`` of each class, all rows of a class equally often or once more.
 
-    index: the rows that there are, ascending ``(n,)``. labels: their classes' codes ``(n,)``.
+    ``index (n,)`` are all rows, ascending, and ``labels (n,)`` their class codes.
     """
     of_class = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=len(wanted)))
@@ -68,15 +71,15 @@ def drawn_rows(
     return np.sort(np.concatenate(parts))
 
 
-#: Rows that lie together in the store and stay together until a block of them is shuffled.
+#: Neighbouring rows of the store that stay together until their block is shuffled.
 CHUNK_ROWS = 512
-#: Rows whose counts are handed out at once. In larger arrays, new ones each time, half the time goes to the system.
+#: Rows whose counts are handed out at once: allocating larger arrays takes half of the time.
 PART_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``index (n,)`` that are read at once, and ``ends (m,)``, where each of their minibatches ends."""
+    """Rows ``index (n,)`` that are read at once, and the end of each of their minibatches, ``ends (m,)``."""
 
     index: np.ndarray
     ends: np.ndarray
@@ -106,13 +109,12 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
 def epoch(
     index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray
 ) -> Iterator[Block]:
-    """The blocks of this rank in an epoch over the sorted rows ``index (n,)``, each as often as it stands there.
+    """Blocks of this rank in an epoch over the sorted rows ``index (n,)``, which may repeat.
 
-    Runs of neighbouring rows are shuffled, and a block mixes the rows of eight of them: in a store that was
-    shuffled when it was built, as good as a shuffle of all rows. All ranks draw the same epoch from ``rng``; each
-    takes its stretch of it, as many minibatches as every other, whose sizes differ by one at most.
-
-    again: rows that come once more, dealt evenly to the minibatches, which makes these larger and not more.
+    Runs of neighbouring rows are shuffled, and a block mixes the rows of eight runs: in a store that was
+    shuffled when it was built, this is as good as a shuffle of all rows. All ranks draw the same epoch from
+    ``rng``; each takes an equal number of minibatches, whose sizes differ by at most one. The rows ``again``
+    come once more, spread evenly over the minibatches, which become larger and not more.
     """
     rank, n_ranks = rank_and_size()
     n_steps = n_minibatches(len(index), batch_size)
@@ -132,19 +134,33 @@ def epoch(
         yield Block(rng.permutation(rows), np.cumsum(sizes))
 
 
-#: Most cells that are held out for validation, and kept in memory.
+#: Cells held out for validation and kept in memory, at most.
 MAX_VALIDATION = 10_000
-#: Cells of a class that its profile is made from.
+#: Cells of a class that its profile is made from, at most.
 PROFILE_CELLS = 2000
 
 
 class StoreCells:
-    """The cells of a store, as :class:`celler.data._sources.CellSource`."""
+    """The training cells of a store, as :class:`celler.data._sources.CellSource`, in bounded memory.
+
+    Parameters
+    ----------
+    store
+        The store.
+    labels
+        Label codes ``(n_cells,)``, −1 for cells that are not trained on.
+    class_balance
+        How much more often rare classes come than they are, 0 to 1.
+
+    """
 
     max_validation = MAX_VALIDATION
 
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
+        # Validation cells are read once and kept, by the sampler of their rows.
+        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]]
+        self._kept = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -163,64 +179,51 @@ class StoreCells:
         return self.store.rows(index)
 
     def typical(self, index: np.ndarray) -> np.ndarray:
+        # A store is shuffled when it is built: its first cells are as good as any, and lie together.
         labels = self.labels[index]
         first = [index[labels == code][:PROFILE_CELLS] for code in np.unique(labels)]
         return np.sort(np.concatenate(first))
 
-    def shuffled(
-        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None
-    ) -> StreamedBlocks:
-        return StreamedBlocks(self, index, batch_size, seed, hard_cells)
+    def blocks(self, sampler: RowSampler) -> Iterator[CellBlock]:
+        if isinstance(sampler, OrderedSampler):
+            return self._validation(sampler)
+        return self._training(sampler)
 
-    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> KeptBlocks:
-        return KeptBlocks(self, OrderedSampler(index, batch_size, is_shared=is_shared))
+    def _training(self, sampler: ShuffledSampler) -> Iterator[CellBlock]:
+        again, rng = sampler.replayed, sampler.next_epoch()
+        plan = epoch(self._drawn(sampler.index, rng), sampler.batch_size, rng, again)
+        # While the parts of a block are used, the next block is read.
+        for part, places, X in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
+            for minibatch in part.minibatches:
+                yield self._block(X, part.index[minibatch], places[minibatch])
 
-    def block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
-        """The cells ``index (B,)``, which are ``rows (B,)`` of the counts ``X``."""
+    def _validation(self, sampler: OrderedSampler) -> Iterator[CellBlock]:
+        parts = list(sampler)
+        index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+        found = self._kept.get(sampler)
+        if found is None or not np.array_equal(found[0], index):  # other ranks have other cells
+            found = index, InMemoryCells(self.store.counts(index), self.labels[index])
+            self._kept[sampler] = found
+        kept = found[1]
+        start = 0
+        for part in parts:
+            yield self._block(kept.X, part, np.arange(start, start + len(part)))
+            start += len(part)
+
+    def _block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
         labels = self.labels[index].astype(np.int64)
         return CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows)
 
-
-class StreamedBlocks:
-    """Epochs of training minibatches, read one block ahead; see :func:`celler.atlas._source.epoch`."""
-
-    def __init__(
-        self,
-        source: StoreCells,
-        index: np.ndarray,
-        batch_size: int,
-        seed: int,
-        hard_cells: HardCells | None,
-    ) -> None:
-        self.source, self.index, self.batch_size = source, index, batch_size
-        self.seed, self.hard_cells, self.epoch = seed, hard_cells, 0
-
-    def __len__(self) -> int:
-        return epochs.n_minibatches(len(self.index), self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[CellBlock]:
-        again = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
-        rng = np.random.default_rng((self.seed, self.epoch))
-        self.epoch += 1
-        plan = epochs.epoch(self._drawn(rng), self.batch_size, rng, again)
-        # As many parts ahead as a block has: while they are used, the next block is read.
-        for part, places, X in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
-            for minibatch in part.minibatches:
-                yield self.source.block(X, part.index[minibatch], places[minibatch])
-
-    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """The rows of an epoch, ascending."""
-        if self.source.class_balance == 0:
-            return self.index
-        labels = self.source.labels[self.index]
-        wanted = n_drawn(np.bincount(labels), self.source.class_balance)
-        return drawn_rows(self.index, labels, wanted, rng)
+    def _drawn(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows of an epoch, ascending."""
+        if self.class_balance == 0:
+            return index
+        labels = self.labels[index]
+        wanted = n_drawn(np.bincount(labels), self.class_balance)
+        return drawn_rows(index, labels, wanted, rng)
 
     def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
-        """The parts of each block: rows, each one's place among the counts, and these, in their order on disk."""
+        """The parts of each block: rows, the place of each among the counts, and these in their order on disk."""
         waiting: deque[Block] = deque()
 
         def wanted() -> Iterator[list[np.ndarray]]:
@@ -229,32 +232,6 @@ class StreamedBlocks:
                 waiting.extend(parts)
                 yield [np.unique(part.index) for part in parts]
 
-        for read in self.source.store.parts(wanted()):
+        for read in self.store.parts(wanted()):
             part = waiting.popleft()
             yield part, np.searchsorted(read.index, part.index), as_float(read.X)
-
-
-class KeptBlocks:
-    """Validation minibatches of this rank, read from the store once."""
-
-    def __init__(self, source: StoreCells, minibatches: OrderedSampler) -> None:
-        self.source, self.minibatches = source, minibatches
-        self.kept: dict[tuple[int, int], InMemoryCells] = {}
-
-    def __len__(self) -> int:
-        return len(self.minibatches)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch is alike."""
-
-    def __iter__(self) -> Iterator[CellBlock]:
-        parts = list(self.minibatches)
-        if rank_and_size() not in self.kept:
-            index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
-            kept = InMemoryCells(self.source.store.counts(index), self.source.labels[index])
-            self.kept = {rank_and_size(): kept}
-        kept, start = self.kept[rank_and_size()], 0
-        for part in parts:
-            stop = start + len(part)
-            yield self.source.block(kept.X, part, np.arange(start, stop))
-            start = stop

@@ -1,10 +1,9 @@
-"""TokenLoader: blocks of cells become minibatches of tokens, made by a thread while the network computes."""
+"""Loader: cells of a source become minibatches of tokens, made in a thread while the network computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +12,28 @@ from torch import Tensor
 
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.data._sources import Blocks, CellBlock, CellSource
+from celler.data._samplers import RowSampler, ShuffledSampler
+from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, TokenBatches, Tokenizer
-from celler.mining import HardCells
+
+#: Cells that are tokenized in one call: at each handover the two threads wait for each other.
+CELLS_AT_ONCE = 1024
 
 
 class Minibatch(NamedTuple):
-    """Cells to train on or validate; ``labels (B,)``, and ``source_index (B,)``, their row in the source.
+    """B cells to train on or validate.
 
-    embedding: ``(B, D)`` where it is known beforehand.
+    Parameters
+    ----------
+    tokens
+        Their tokens, each ``(B, T)``.
+    labels
+        Label codes ``(B,)``.
+    source_index
+        Rows of the source ``(B,)``.
+    embedding
+        Cell embedding ``(B, D)`` of a frozen encoder, which then does not run.
+
     """
 
     tokens: TokenBatch
@@ -30,7 +42,7 @@ class Minibatch(NamedTuple):
     embedding: Tensor | None = None
 
     def to(self, device: torch.device) -> Minibatch:
-        """On ``device``; from pinned memory the copy goes on while the caller does."""
+        """Copy to ``device``; from pinned memory the copy does not block the caller."""
 
         def change(part: Tensor) -> Tensor:
             return part.to(device, non_blocking=True)
@@ -41,41 +53,91 @@ class Minibatch(NamedTuple):
 
 
 Minibatches = Iterable[Minibatch]
-#: Cells that are tokenized at once: at each handover the two threads wait for each other.
-CELLS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class TokenLoader:
-    """Makes minibatches of tokens from rows of the source.
+    """Minibatches of tokens of a source's cells, one epoch each time it is iterated.
 
-    embedding: ``(n_cells, D)`` of a frozen encoder, which then has nothing left to do in training.
+    Random draws depend on the seed, the epoch and the minibatch's number alone, so that a resumed training
+    draws what it would have drawn.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    tokenizer
+        Makes their tokens.
+    row_sampler
+        Rows of each minibatch. A :class:`~celler.data._samplers.ShuffledSampler` is for training: genes are then
+        dropped and, beyond ``max_genes``, drawn at random; an ordered one is for validation, on whole cells.
+    is_log
+        Whether the values are ``log1p`` values.
+    seed
+        Of the random genes.
+    token_dropout
+        Share of a cell's genes left out in training.
+    device
+        Where the minibatches go; for a GPU they are pinned.
+    embedding
+        Embedding ``(n_cells, D)`` of all cells by a frozen encoder.
+
     """
 
     source: CellSource
     tokenizer: Tokenizer
+    # An attribute named `sampler` would make it a DataLoader to Lightning.
+    row_sampler: RowSampler
     is_log: bool
-    batch_size: int
-    seed: int
+    seed: int = 0
     token_dropout: float = 0.0
     device: torch.device = torch.device("cpu")
     embedding: Tensor | None = None
 
-    def shuffled(self, rows: np.ndarray, hard_cells: HardCells | None) -> Minibatches:
-        """For training: shuffled, with token dropout and the gene subset drawn anew each time."""
-        blocks = self.source.shuffled(rows, self.batch_size, self.seed, hard_cells)
-        return TokenMinibatches(blocks, self._for_training)
+    def __len__(self) -> int:
+        return len(self.row_sampler)
 
-    def ordered(self, rows: np.ndarray) -> Minibatches:
-        """For validation: in order, whole cells."""
-        blocks = self.source.ordered(rows, 4 * self.batch_size)
-        return TokenMinibatches(blocks, self._for_validation)
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the next epoch, where a training is resumed."""
+        self.row_sampler.set_epoch(epoch)
 
-    def class_counts(self, rows: np.ndarray) -> np.ndarray:
-        """Cells of each class among ``rows``, ``(C,)``."""
-        return np.bincount(self.source.labels[rows], minlength=self.source.labels.max() + 1)
+    def __iter__(self) -> Iterator[Minibatch]:
+        for tokens, labels, index in prefetch(self._groups()):
+            # Cut here: in the thread every minibatch would have to wait for the GIL.
+            sizes = [n_cells for n_cells, _ in tokens.shapes]
+            for parts in zip(tokens, labels.split(sizes), index.split(sizes), strict=True):
+                known = None if self.embedding is None else self.embedding[parts[2]]
+                yield Minibatch(*parts, known)
 
-    def _for_training(self, blocks: list[CellBlock], number: int) -> Joined:
+    def _groups(self) -> Iterator[tuple[TokenBatches, Tensor, Tensor]]:
+        number = self.row_sampler.epoch * len(self)
+        for blocks in grouped(self.source.blocks(self.row_sampler)):
+            yield self._tokenized(blocks, number)
+            number += len(blocks)
+
+    def _tokenized(
+        self, blocks: list[CellBlock], number: int
+    ) -> tuple[TokenBatches, Tensor, Tensor]:
+        """Tokens, label codes and source rows of successive minibatches, the first of which is ``number``."""
+        is_training = isinstance(self.row_sampler, ShuffledSampler)
+        tokens = self.tokenizer.minibatches(
+            blocks[0].X,
+            np.arange(self.source.n_genes, dtype=np.int32),
+            [len(block.index) for block in blocks],
+            rows=np.concatenate([block.rows for block in blocks]),
+            is_log=self.is_log,
+            target_sum=np.concatenate([block.target_sums for block in blocks]),
+            token_dropout=self.token_dropout if is_training else 0.0,
+            seeds=self._cell_seeds(blocks, number) if is_training else None,
+        )
+        labels = torch.from_numpy(np.concatenate([block.labels for block in blocks]))
+        index = torch.from_numpy(np.concatenate([block.index for block in blocks]))
+        if self.device.type != "cuda":
+            return tokens, labels, index
+        flat = TokenBatch(*(part.pin_memory() for part in tokens.flat))
+        return replace(tokens, flat=flat), labels.pin_memory(), index.pin_memory()
+
+    def _cell_seeds(self, blocks: list[CellBlock], number: int) -> np.ndarray:
         rank = rank_and_size()[0]
         seeds = [
             np.random.default_rng((self.seed, number + i, rank)).integers(
@@ -83,99 +145,11 @@ class TokenLoader:
             )
             for i, block in enumerate(blocks)
         ]
-        dropout, of_cell = self.token_dropout, np.concatenate(seeds).astype(np.uint64)
-        return self._joined(blocks, dropout, of_cell)
-
-    def _for_validation(self, blocks: list[CellBlock], number: int) -> Joined:
-        return self._joined(blocks)
-
-    def _joined(
-        self, blocks: list[CellBlock], token_dropout: float = 0.0, seeds: np.ndarray | None = None
-    ) -> Joined:
-        tokens = self.tokenizer.minibatches(
-            blocks[0].X,
-            self._gene_map,
-            [len(block.index) for block in blocks],
-            rows=np.concatenate([block.rows for block in blocks]),
-            is_log=self.is_log,
-            target_sum=np.concatenate([block.target_sums for block in blocks]),
-            token_dropout=token_dropout,
-            seeds=seeds,
-        )
-        labels = torch.from_numpy(np.concatenate([block.labels for block in blocks]))
-        index = torch.from_numpy(np.concatenate([block.index for block in blocks]))
-        joined = Joined(tokens, labels, index, self.embedding)
-        return joined.pinned() if self.device.type == "cuda" else joined
-
-    @cached_property
-    def _gene_map(self) -> np.ndarray:
-        """The identity: the reference's columns are the model's genes."""
-        return np.arange(self.source.n_genes, dtype=np.int32)
+        return np.concatenate(seeds).astype(np.uint64)
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Successive minibatches in one piece, with ``labels (N,)`` and ``index (N,)``; iterating gives each.
-
-    embedding: ``(n_cells, D)`` of all cells of the source, where it is known.
-    """
-
-    tokens: TokenBatches
-    labels: Tensor
-    index: Tensor
-    embedding: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        sizes = [n_cells for n_cells, _ in self.tokens.shapes]
-        parts = zip(self.tokens, self.labels.split(sizes), self.index.split(sizes), strict=True)
-        for tokens, labels, index in parts:
-            known = None if self.embedding is None else self.embedding[index]
-            yield Minibatch(tokens, labels, index, known)
-
-    def pinned(self) -> Joined:
-        """In memory from which a GPU copies by itself."""
-        tokens = replace(
-            self.tokens, flat=TokenBatch(*(part.pin_memory() for part in self.tokens.flat))
-        )
-        return Joined(tokens, self.labels.pin_memory(), self.index.pin_memory(), self.embedding)
-
-
-class TokenMinibatches:
-    """Minibatches that ``join`` makes of ``blocks`` in a thread, while the network computes.
-
-    join: makes those of some blocks that are rows of the same matrix. It is also given the number of the first
-        since the first epoch. What is drawn at random depends on that alone, so that a training which is
-        resumed draws what it would have drawn.
-    """
-
-    # An attribute named `sampler` would make it a DataLoader to Lightning.
-    def __init__(self, blocks: Blocks, join: Callable[[list[CellBlock], int], Joined]) -> None:
-        self.blocks, self.join, self.epoch = blocks, join, 0
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch comes next."""
-        self.epoch = epoch
-        self.blocks.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        for joined in prefetch(self._joined()):
-            yield from joined  # cut here: the thread would ask for Python's lock for each
-
-    def _joined(self) -> Iterator[Joined]:
-        number = self.epoch * len(self)
-        self.epoch += 1
-        for blocks in together(self.blocks):
-            yield self.join(blocks, number)
-            number += len(blocks)
-
-
-def together(
-    blocks: Iterable[CellBlock], n_cells: int = CELLS_AT_ONCE
-) -> Iterator[list[CellBlock]]:
-    """Successive blocks of the same matrix, up to ``n_cells``; few at first, which are waited for."""
+def grouped(blocks: Iterable[CellBlock], n_cells: int = CELLS_AT_ONCE) -> Iterator[list[CellBlock]]:
+    """Successive blocks that share a matrix, up to ``n_cells``; the first groups are small, to start sooner."""
     waiting: list[CellBlock] = []
     n_most, n_waiting = 1, 0
     for block in blocks:

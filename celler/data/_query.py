@@ -13,12 +13,9 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
-from celler.data._expression import (
-    ExpressionReader,
-    bad_value,
-    is_log,
-)
+from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
 
@@ -29,9 +26,19 @@ TOKENS_PER_PASS = 2**18
 
 @dataclass(frozen=True)
 class Genes:
-    """The model's genes: ``names`` and each one's mean share of a reference cell's counts ``(n_genes,)``.
+    """Genes of a model.
 
-    is_vocabulary: they are all genes of a species and not those of a reference.
+    Parameters
+    ----------
+    names
+        Their names ``(n_genes,)``.
+    share
+        Mean share of a reference cell's counts that each carries ``(n_genes,)``.
+    key
+        Column of ``var`` with the names; ``None`` is ``var_names``.
+    is_vocabulary
+        Whether they are all genes of a species rather than those of a reference.
+
     """
 
     names: pd.Index
@@ -40,7 +47,7 @@ class Genes:
     is_vocabulary: bool = False
 
     def names_of(self, adata: AnnData) -> pd.Index:
-        """Gene names of a query: its var column ``key`` where it has one, else ``var_names``."""
+        """Gene names of a query, from its var column ``key`` or else ``var_names``."""
         if self.key is not None and self.key in adata.var.columns:
             return gene_names(adata.var, self.key)
         check_unique(adata.var_names, "the query's genes")
@@ -60,7 +67,7 @@ class Genes:
     def report(
         self, alignment: GeneAlignment, share: float, reader: ExpressionReader
     ) -> str | None:
-        """What there is to tell of an alignment, ``None`` where all is as it should be."""
+        """Describe an alignment in words; ``None`` where every gene matched by its name."""
         if not self.is_vocabulary:
             return None if alignment.is_exact else alignment.describe(share)
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
@@ -74,9 +81,19 @@ class Genes:
 
 @dataclass(frozen=True)
 class Query:
-    """Cells to label: their ``reader``, and which of the model's ``n_genes`` genes its columns are.
+    """Cells of an AnnData, read in the genes of a model.
 
-    expression_share: of the reference's expression, what the query's genes carry there.
+    Parameters
+    ----------
+    reader
+        Reads their values.
+    alignment
+        Gene of the model in each column.
+    expression_share
+        Share of the reference's counts that the query's genes carry there.
+    n_genes
+        Number of the model's genes.
+
     """
 
     reader: ExpressionReader
@@ -110,16 +127,40 @@ class Query:
         return np.array_equal(self.gene_map, np.arange(self.n_genes))
 
     def block(self, adata: AnnData) -> Query:
-        """The cells of ``adata`` in place of these: its ``X`` has the same columns and state."""
+        """The same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
         return replace(self, reader=ExpressionReader(adata))
 
     def values(self, rows: np.ndarray, kept: np.ndarray | None = None) -> sparse.csr_matrix:
-        """Values of ``rows (n,)`` in the model's genes or those ``kept (n_genes,)``; 0 for one that is not there."""
+        """Values of ``rows (n,)`` in the model's genes, or the ``kept (n_genes,)`` of them; 0 where one is missing."""
         X = self.reader.rows(rows)
         if self.is_exact and (kept is None or kept.all()):
             return X
         to_genes = selector(self.gene_map, self.n_genes)
         return X @ (to_genes if kept is None else to_genes[:, kept])
+
+
+def align_query(
+    genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None
+) -> Query:
+    """Match a query's genes with the model's, and warn once of what is missing.
+
+    ``reported`` holds what was said before; what is said now is added.
+    """
+    alignment, share = genes.align(adata)
+    reader = query_reader(adata, layer)
+    # Raises for scaled values, before the report: one that is made once would be lost with the error.
+    is_log(reader)
+    report = genes.report(alignment, share, reader)
+    if report is not None:
+        warn_once(report, set() if reported is None else reported)
+    return Query(reader, alignment, share, len(genes.names))
+
+
+def warn_once(message: str, reported: set[str]) -> None:
+    """Warn unless ``reported`` holds the message, and add it."""
+    if message not in reported:
+        reported.add(message)
+        warn(message)
 
 
 def token_passes(
@@ -131,12 +172,11 @@ def token_passes(
     factors: np.ndarray | None = None,
     n_tokens: int = TOKENS_PER_PASS,
 ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
-    """Positions in ``index (N,)`` and the tokens of those cells, pass by pass; arguments as :meth:`Forward.outputs`.
+    """Positions in ``index (N,)`` and the tokens of those cells, pass by pass.
 
-    A query that lacks genes is scaled to the share its genes carry in the reference, so that the others read as
-    masked, not as zero.
-
-    n_tokens: tokens of a pass, where ``batch_size`` is ``None``.
+    A query that lacks genes is scaled to the share its genes carry in the reference, so that missing genes are
+    masked rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the
+    expression of each gene is multiplied by ``factors (n_genes,)``.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
@@ -148,7 +188,7 @@ def token_passes(
 def _tokenized(
     tokenizer: Tokenizer, query: Query, index: np.ndarray, batch_size: int | None, n_tokens: int
 ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
-    """As :func:`token_passes`, before any factors."""
+    """As :func:`token_passes`, without factors."""
     target_sum = TARGET_SUM * query.expression_share
     for start in range(0, len(index), CHUNK_SIZE):
         chunk = index[start : start + CHUNK_SIZE]
@@ -165,7 +205,7 @@ def _tokenized(
 
 
 def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
-    """Expression times ``factors (n_genes,)``, the sum of a cell's linear values as before; bins stay."""
+    """Multiply expression by ``factors (n_genes,)``; a cell's sum of linear values and the bins stay."""
     linear = tokens.expression.expm1()
     changed = linear * factors[tokens.gene_ids.long()]
     changed *= linear.sum(1, keepdim=True) / changed.sum(1, keepdim=True).clamp(min=1e-9)
@@ -173,7 +213,7 @@ def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
 
 
 def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarray:
-    """Positions ``(N,)`` that ``indices`` (positions, a boolean mask, or ``None`` for all) selects."""
+    """Positions ``(N,)`` of ``indices``: positions, a boolean mask, or ``None`` for all."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if indices is None:
@@ -199,7 +239,7 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
 
 
 def _passes(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
-    """Rows in groups of like length, so that little of a pass is padding."""
+    """Rows in groups of similar length, which keeps padding short."""
     order = np.argsort(lengths, kind="stable")
     if batch_size is None:
         batch_size = max(1, n_tokens // max(1, int(lengths.max(initial=1))))

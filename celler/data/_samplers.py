@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,7 +11,7 @@ from torch.utils.data import Sampler
 from celler._utils._distributed import rank_and_size
 from celler.mining import HardCells
 
-#: Where validation cells are capped, a class may give this many whatever its share.
+#: Validation cells that a class may give where their number is bounded.
 N_VALIDATED = 50
 
 
@@ -22,14 +23,13 @@ def split(
     seed: int,
     max_validation: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stratified split of the cells with ``labels (n,)`` into sorted row indices (train, validation).
+    """Split the cells with ``labels (n,)`` by class into sorted row indices (train, validation).
 
     Each class gives its share of cells, rounded to the nearest; a class of three or more always
     gives one to validation, a smaller class none, and every class keeps one for training.
-    ``validation_size=None`` takes all that ``train_size`` leaves.
-
-    max_validation: most validation cells, about: beyond it a class gives its share of so many, but a small one
-        up to 50; training gets the others.
+    ``validation_size=None`` takes all that ``train_size`` leaves. Where there would be more than about
+    ``max_validation`` validation cells, large classes give fewer and training keeps the rest; a class may
+    still give 50.
     """
     share = 1.0 - train_size if validation_size is None else validation_size
     if not 0 < train_size <= 1 or not 0 <= share < 1 or train_size + share > 1 + 1e-9:
@@ -55,11 +55,23 @@ def split(
 
 
 class ShuffledSampler(Sampler[np.ndarray]):
-    """Row indices in minibatches, shuffled anew each epoch from ``seed`` and the epoch's number.
+    """Rows of each minibatch, shuffled anew in each epoch; for training.
 
-    The cells that ``hard_cells`` chose are in the epoch twice, which makes its minibatches larger and
-    not more: the learning rate's schedule counts on their number. With torch.distributed all ranks
-    draw the same epoch and each takes its part of the minibatches.
+    Cells chosen by ``hard_cells`` come twice. This makes the minibatches larger and not more, since the
+    learning-rate schedule counts on their number. With torch.distributed all ranks draw the same epoch
+    and each takes its part of the minibatches.
+
+    Parameters
+    ----------
+    index
+        Rows of the source ``(n,)``.
+    batch_size
+        Cells per minibatch.
+    seed
+        Of the shuffling, together with the number of the epoch.
+    hard_cells
+        Chooses the cells that come twice; ``None`` for none.
+
     """
 
     def __init__(
@@ -72,26 +84,43 @@ class ShuffledSampler(Sampler[np.ndarray]):
         return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch comes next: not the first where training is resumed."""
+        """Choose the next epoch: not the first where training is resumed."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+    @property
+    def replayed(self) -> np.ndarray:
+        """Rows that come once more in the next epoch."""
+        return self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
+
+    def next_epoch(self) -> np.random.Generator:
+        """Random generator of the next epoch, which becomes the present one."""
         self.epoch += 1
-        replayed = self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
-        cells = rng.permutation(np.concatenate([self.index, replayed]))
+        return np.random.default_rng((self.seed, self.epoch - 1))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        cells = self.next_epoch().permutation(np.concatenate([self.index, self.replayed]))
         rank, n_ranks = rank_and_size()
-        # With fewer cells than ranks some come twice: a minibatch of none has no gradient.
+        # With fewer cells than ranks some come twice: an empty minibatch has no gradient.
         cells = np.resize(cells, max(len(cells), len(self) * n_ranks))
-        # Equal parts rather than a last minibatch of a few cells, whose gradient is mostly noise.
+        # Equal parts rather than a small last minibatch, whose gradient is mostly noise.
         yield from np.array_split(cells, len(self) * n_ranks)[rank::n_ranks]
 
 
 class OrderedSampler(Sampler[np.ndarray]):
-    """Row indices in minibatches, in the order given.
+    """Rows of each minibatch, in the order given; for validation.
 
-    is_shared: with torch.distributed each rank takes its part of the cells; one minibatch at least, be it empty.
+    Parameters
+    ----------
+    index
+        Rows of the source ``(n,)``.
+    batch_size
+        Cells per minibatch.
+    is_shared
+        With torch.distributed, give each rank its part of the cells, at least one minibatch, be it empty.
+
     """
+
+    epoch = 0
 
     def __init__(self, index: np.ndarray, batch_size: int, *, is_shared: bool = False) -> None:
         self.index, self.batch_size, self.is_shared = index, batch_size, is_shared
@@ -100,7 +129,7 @@ class OrderedSampler(Sampler[np.ndarray]):
         return max(1, -(-len(self._part) // self.batch_size))
 
     def set_epoch(self, epoch: int) -> None:
-        """Every epoch is alike."""
+        """Do nothing: every epoch is the same."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         part = self._part
@@ -111,3 +140,6 @@ class OrderedSampler(Sampler[np.ndarray]):
     def _part(self) -> np.ndarray:
         rank, n_ranks = rank_and_size() if self.is_shared else (0, 1)
         return self.index[rank::n_ranks]
+
+
+RowSampler: TypeAlias = ShuffledSampler | OrderedSampler

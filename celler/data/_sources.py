@@ -1,8 +1,8 @@
-"""Cells for training: an in-memory source of CSR rows, the stratified split and minibatches."""
+"""Sources: cells with labels that training draws minibatches from, in memory or on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,17 +11,27 @@ from scipy import sparse
 from torch.utils.data import Dataset
 
 from celler._utils._distributed import rank_and_size
-from celler.data._samplers import OrderedSampler, ShuffledSampler
+from celler.data._samplers import OrderedSampler, RowSampler
 from celler.data._tokenizer import TARGET_SUM
-from celler.mining import HardCells
 
 
 @dataclass(frozen=True)
 class CellBlock:
-    """Some cells: rows of the CSR matrix ``X``, ``labels (B,)`` codes and ``index (B,)``, their row in the source.
+    """B cells: the ``rows (B,)`` of the CSR matrix ``X``, their label codes and their rows in the source.
 
-    target_sums: ``(B,)``, what the tokenizer scales each cell to.
-    rows: ``(B,)``, which rows of ``X`` they are.
+    Parameters
+    ----------
+    X
+        Counts or ``log1p`` values ``(n, n_genes)``; successive blocks may share it.
+    labels
+        Label codes ``(B,)``, −1 for an unlabelled cell.
+    index
+        Rows of the source ``(B,)``.
+    target_sums
+        Sum that the tokenizer scales each cell to ``(B,)``.
+    rows
+        Rows of ``X`` ``(B,)``.
+
     """
 
     X: sparse.csr_matrix
@@ -33,10 +43,17 @@ class CellBlock:
 
 @dataclass(frozen=True)
 class Views:
-    """Other rows that training sees in place of some cells, anew in each epoch.
+    """Other rows that stand in for some cells in training, drawn anew in each epoch.
 
-    X: ``(M, n_genes)``. of_cell: ``(n_cells, K)``, the rows for each cell, one of which is drawn; −1 for none.
-    share: how often one is shown.
+    Parameters
+    ----------
+    X
+        The other rows ``(M, n_genes)``.
+    of_cell
+        Rows of ``X`` for each cell ``(n_cells, K)``, of which one is drawn; −1 for none.
+    share
+        Probability that a cell is replaced.
+
     """
 
     X: sparse.csr_matrix
@@ -44,7 +61,7 @@ class Views:
     share: float
 
     def shown(self, block: CellBlock, rng: np.random.Generator) -> CellBlock:
-        """The block with some of its cells as their other row."""
+        """Replace some cells of the block by one of their views."""
         n_own, n_rows = len(block.index), self.of_cell.shape[1]
         other = self.of_cell[block.index, rng.integers(n_rows, size=n_own)]
         is_other = (rng.random(n_own) < self.share) & (other >= 0)
@@ -54,18 +71,8 @@ class Views:
         return replace(block, X=X, rows=rows)
 
 
-class Blocks(Sized, Iterable[CellBlock], Protocol):
-    """Minibatches of cells; iterating gives an epoch of them, and the next one the next time."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch comes next."""
-
-
 class CellSource(Protocol):
-    """Cells with ``labels (n_cells,)`` that training draws minibatches, validation cells and profiles from.
-
-    max_validation: most cells that can be held out, about.
-    """
+    """Cells with ``labels (n_cells,)``; ``max_validation`` bounds how many are held out, ``None`` for no bound."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -80,19 +87,14 @@ class CellSource(Protocol):
         """Values ``(n, n_genes)`` of the cells ``index (n,)``."""
 
     def typical(self, index: np.ndarray) -> np.ndarray:
-        """Those of the cells ``index (n,)`` that show what their classes look like."""
+        """The part of the cells ``index (n,)`` that class profiles are made from."""
 
-    def shuffled(
-        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None
-    ) -> Blocks:
-        """For training: the cells ``index``, shuffled anew in each epoch, and the hard cells once more."""
-
-    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> Blocks:
-        """For validation: the cells ``index``, always alike; ranks share them, or each has all."""
+    def blocks(self, sampler: RowSampler) -> Iterator[CellBlock]:
+        """The minibatches of the sampler's next epoch."""
 
 
 class InMemoryCells(Dataset[CellBlock]):
-    """Labelled cells in memory. ``source[index]`` with an integer array is a :class:`CellBlock`."""
+    """Cells in memory. ``cells[index]`` with an integer array is a :class:`CellBlock`."""
 
     max_validation = None
 
@@ -109,13 +111,13 @@ class InMemoryCells(Dataset[CellBlock]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: np.ndarray) -> CellBlock:
+        return CellBlock(self.X, self.labels[index], index, self.target_sums[index], rows=index)
+
     @property
     def n_labelled(self) -> int:
         """Number of cells with a label."""
         return int((self.labels >= 0).sum())
-
-    def __getitem__(self, index: np.ndarray) -> CellBlock:
-        return CellBlock(self.X, self.labels[index], index, self.target_sums[index], rows=index)
 
     @property
     def n_genes(self) -> int:
@@ -128,34 +130,10 @@ class InMemoryCells(Dataset[CellBlock]):
     def typical(self, index: np.ndarray) -> np.ndarray:
         return index
 
-    def shuffled(
-        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None
-    ) -> Blocks:
-        return BlocksInMemory(self, ShuffledSampler(index, batch_size, seed, hard_cells))
-
-    def ordered(self, index: np.ndarray, batch_size: int, *, is_shared: bool = True) -> Blocks:
-        return BlocksInMemory(self, OrderedSampler(index, batch_size, is_shared=is_shared))
-
-
-@dataclass(frozen=True)
-class BlocksInMemory:
-    """The minibatches that ``sampler`` deals, as cells of ``source``."""
-
-    source: InMemoryCells
-    sampler: ShuffledSampler | OrderedSampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[CellBlock]:
-        views, sampler = self.source.views, self.sampler
-        if views is None or not isinstance(sampler, ShuffledSampler):
-            for index in sampler:
-                yield self.source[index]
+    def blocks(self, sampler: RowSampler) -> Iterator[CellBlock]:
+        if self.views is None or isinstance(sampler, OrderedSampler):
+            yield from map(self.__getitem__, sampler)
             return
         rng = np.random.default_rng((sampler.seed, sampler.epoch, rank_and_size()[0]))
         for index in sampler:
-            yield views.shown(self.source[index], rng)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
+            yield self.views.shown(self[index], rng)

@@ -1,50 +1,96 @@
-"""Labelling: from the network's outputs to probabilities, labels and the columns of obs."""
+"""Labels: outputs of the network become names, probabilities and the columns of an annotation."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from celler._utils._version import __version__
-from celler.inference._calibration import Decision, choose, margin, second_best
+from celler.inference._calibration import Decision, margin, second_best
 from celler.inference._outputs import Outputs
 from celler.labels import LabelTree, indices_of
 
 #: Threshold of back-off where none is given: of the blood, cord-blood and cortex cells backed off at it, half
 #: had the right class and 94 to 100 % the right parent.
 BACKOFF_THRESHOLD = 0.7
+UNKNOWN_LABEL = "Unknown"
 
 
-def check_question(
-    tree: LabelTree,
-    level: str,
-    threshold: float | None,
-    candidates: list[str] | None,
-    *,
-    backoff: bool = False,
-) -> None:
-    """Raise what labelling would raise, on no cells at all: before the forward pass, not after it."""
-    if backoff and level != "class":
-        raise ValueError(
-            f"backoff=True goes from the class to its parent; level={level!r} was given. Leave one of them out."
-        )
-    if backoff and not tree.parents:
-        raise ValueError(
-            "backoff=True needs parents, and the model has none; give setup_anndata a parent_labels_key or "
-            "parents before training."
-        )
-    shape = (0, len(tree.classes))
-    nothing = Outputs(np.zeros(shape, np.float32), np.zeros((0, 0)), np.zeros(0, bool))
-    probabilities = level_probabilities(nothing, Decision(), tree, level, candidates)
-    label_cells(nothing, probabilities, tree.levels[level], threshold, "")
+@dataclass(frozen=True)
+class Question:
+    """Which labels a call wants; see :meth:`celler.model.Celler.predict` for each option."""
+
+    level: str = "class"
+    threshold: float | None = None
+    unknown_label: str = UNKNOWN_LABEL
+    candidates: list[str] | None = None
+    false_alarm_rate: float | None = None
+    backoff: bool = False
+
+    @property
+    def least(self) -> float | None:
+        """Least probability of a label; ``None`` for no bound."""
+        return BACKOFF_THRESHOLD if self.backoff and self.threshold is None else self.threshold
+
+    def check(self, tree: LabelTree, *, soft: bool = False) -> None:
+        """Raise for options that contradict each other or the classes, before any work is done."""
+        if self.backoff and self.level != "class":
+            raise ValueError(
+                f"backoff=True goes from the class to its parent; level={self.level!r} was given. Leave one out."
+            )
+        if self.backoff and not tree.parents:
+            raise ValueError(
+                "backoff=True needs parents, and the model has none; give setup_anndata a parent_labels_key or "
+                "parents before training."
+            )
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"threshold={self.threshold} was given; a probability between 0 and 1 is needed."
+            )
+        tree.roll_up(np.zeros((0, len(tree.classes))), self.level)
+        if self.candidates is not None:
+            indices_of(self.candidates, tree.classes)
+        of_labels = {
+            "backoff": self.backoff,
+            "threshold": self.threshold is not None,
+            "false_alarm_rate": self.false_alarm_rate is not None,
+            "unknown_label": self.unknown_label != UNKNOWN_LABEL,
+        }
+        given = [name for name, is_given in of_labels.items() if is_given]
+        if soft and given:
+            raise ValueError(
+                f"soft=True gives the probabilities of one level, which {' and '.join(given)} cannot change; leave "
+                f"{'it' if len(given) == 1 else 'them'} out, or soft."
+            )
 
 
-def level_probabilities(
-    outputs: Outputs, decision: Decision, tree: LabelTree, level: str, candidates: list[str] | None
+@dataclass(frozen=True)
+class Labels:
+    """Labels of N cells.
+
+    Parameters
+    ----------
+    probabilities
+        ``(N, names of the level)``; rows sum to 1.
+    names
+        Label of each cell ``(N,)``.
+    levels
+        Its level ``(N,)``: "class", "parent" or "unknown".
+
+    """
+
+    probabilities: np.ndarray
+    names: np.ndarray
+    levels: np.ndarray
+
+
+def probabilities_of(
+    outputs: Outputs, decision: Decision, tree: LabelTree, candidates: list[str] | None = None
 ) -> np.ndarray:
-    """``(N, classes of the level)``, rows sum to 1; equal for a cell without counts."""
+    """Probabilities of the classes ``(N, C)``; equal ones for a cell without counts."""
     codes = None if candidates is None else indices_of(candidates, tree.classes)
     if outputs.propagation is None:
         probabilities = decision.probabilities(outputs.logits, codes)
@@ -52,64 +98,40 @@ def level_probabilities(
         probabilities = outputs.propagation.probabilities.copy()
     is_possible = probabilities[~outputs.has_counts] > 0
     probabilities[~outputs.has_counts] = is_possible / is_possible.sum(axis=1, keepdims=True)
-    return tree.roll_up(probabilities, level)
+    return probabilities
 
 
-def label_cells(
-    outputs: Outputs,
-    probabilities: np.ndarray,
-    names: tuple[str, ...],
-    threshold: float | None,
-    unknown_label: str,
-) -> np.ndarray:
-    """Names ``(N,)``; ``unknown_label`` below the threshold, for a cell too novel or without counts."""
-    labels = choose(probabilities, names, threshold, unknown_label).astype(object)
-    labels[outputs.is_unknown] = unknown_label
-    return labels.astype(str)
+def label(outputs: Outputs, decision: Decision, tree: LabelTree, question: Question) -> Labels:
+    """Label each cell, once for all that a method returns or writes."""
+    of_class = probabilities_of(outputs, decision, tree, question.candidates)
+    levels = ["class", "parent"] if question.backoff else [question.level]
+    parts = [tree.roll_up(of_class, level) for level in levels]
+    is_sure = [_is_sure(part, outputs, question.least) for part in parts]
+    names = [
+        np.array(tree.levels[level])[part.argmax(axis=1)]
+        for level, part in zip(levels, parts, strict=True)
+    ]
+    return Labels(
+        parts[0],
+        np.select(is_sure, names, question.unknown_label).astype(str),
+        np.select(is_sure, levels, "unknown"),
+    )
 
 
-def label_levels(
-    outputs: Outputs,
-    probabilities: np.ndarray,
-    tree: LabelTree,
-    threshold: float | None,
-    unknown_label: str,
-    *,
-    backoff: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Names ``(N,)`` and their level: the class and, with ``backoff``, the parent where only that is sure.
-
-    probabilities: of the classes ``(N, C)``. The level is "class", "parent" or "unknown".
-    """
-    levels = ["class", "parent"][: 1 + backoff]
-    is_sure, names = [], []
-    for level in levels:
-        rolled_up = tree.roll_up(probabilities, level)
-        # Codes in place of names: a parent, or the unknown label, may have the name of a class.
-        numbers = tuple(map(str, range(rolled_up.shape[1])))
-        codes = label_cells(outputs, rolled_up, numbers, threshold, "-1").astype(int)
-        is_sure.append(codes >= 0)
-        names.append(np.array(tree.levels[level])[codes])
-    return np.select(is_sure, names, unknown_label), np.select(is_sure, levels, "unknown")
+def _is_sure(probabilities: np.ndarray, outputs: Outputs, least: float | None) -> np.ndarray:
+    """Cells ``(N,)`` that get a label: probable enough, with counts and not too novel."""
+    if least is None:
+        return ~outputs.is_unknown
+    return ~outputs.is_unknown & ~(probabilities.max(axis=1) < least)
 
 
 def annotation_columns(
-    outputs: Outputs,
-    decision: Decision,
-    tree: LabelTree,
-    key: str,
-    threshold: float | None,
-    unknown_label: str,
-    *,
-    backoff: bool,
+    outputs: Outputs, labels: Labels, tree: LabelTree, key: str, question: Question
 ) -> dict[str, Any]:
-    """The obs columns of an annotation: label, confidence, margin, second-best label, and where the model has
-    them novelty and those of the parent."""
-    how = (threshold, unknown_label)
-    probabilities = level_probabilities(outputs, decision, tree, "class", None)
-    labels, levels = label_levels(outputs, probabilities, tree, *how, backoff=backoff)
+    """Columns of obs: label, confidence, margin and second-best class, and novelty and parent where there are any."""
+    probabilities, unknown = labels.probabilities, question.unknown_label
     columns = {
-        key: categorical(labels, tree, ["class", "parent"][: 1 + backoff], unknown_label),
+        key: _categorical(labels.names, tree, ["class", "parent"][: 1 + question.backoff], unknown),
         f"{key}_confidence": probabilities.max(axis=1),
         f"{key}_margin": margin(probabilities),
         f"{key}_second": pd.Categorical(
@@ -119,47 +141,40 @@ def annotation_columns(
     if outputs.novelty is not None:
         columns[f"{key}_novelty"] = outputs.novelty
     if tree.parents:
-        parents = tree.agreeing_parents(probabilities, levels == "class")
-        names = label_cells(outputs, parents, tree.levels["parent"], *how)
-        columns[f"{key}_parent"] = categorical(names, tree, ["parent"], unknown_label)
+        parents = tree.agreeing_parents(probabilities, labels.levels == "class")
+        best = np.array(tree.levels["parent"])[parents.argmax(axis=1)]
+        names = np.where(_is_sure(parents, outputs, question.least), best, unknown)
+        columns[f"{key}_parent"] = _categorical(names, tree, ["parent"], unknown)
         columns[f"{key}_parent_confidence"] = parents.max(axis=1)
-    if backoff:
-        columns[f"{key}_level"] = pd.Categorical(levels, ["class", "parent", "unknown"])
+    if question.backoff:
+        columns[f"{key}_level"] = pd.Categorical(labels.levels, ["class", "parent", "unknown"])
     return columns
 
 
-def categorical(
-    labels: np.ndarray, tree: LabelTree, levels: list[str], unknown_label: str
+def _categorical(
+    names: np.ndarray, tree: LabelTree, levels: list[str], unknown_label: str
 ) -> pd.Categorical:
-    """Labels with every name of ``levels`` as a category, used or not, and the unknown label last where used."""
-    names = [name for level in levels for name in tree.levels[level]]
-    if (labels == unknown_label).any():
-        names.append(unknown_label)
-    return pd.Categorical(labels, list(dict.fromkeys(names)))
+    """Names with every name of ``levels`` as a category, used or not, and the unknown label last where used."""
+    categories = [name for level in levels for name in tree.levels[level]]
+    if (names == unknown_label).any():
+        categories.append(unknown_label)
+    return pd.Categorical(names, list(dict.fromkeys(categories)))
 
 
 def annotation_record(
-    outputs: Outputs,
-    decision: Decision,
-    tree: LabelTree,
-    threshold: float | None,
-    unknown_label: str,
-    *,
-    backoff: bool,
+    outputs: Outputs, decision: Decision, tree: LabelTree, question: Question
 ) -> dict[str, Any]:
-    """The uns entry of an annotation: how its labels came about."""
+    """The entry of uns that says how the labels were made."""
     spread = outputs.propagation
     return {
         "celler_version": __version__,
         "classes": list(tree.classes),
         "parents": list(tree.parents),
         "temperature": decision.temperature,
-        "threshold": "none" if threshold is None else threshold,
-        "unknown_label": unknown_label,
-        "novelty_threshold": "none"
-        if outputs.novelty_threshold is None
-        else outputs.novelty_threshold,
-        "backoff": backoff,
+        "threshold": _or_none(question.least),
+        "unknown_label": question.unknown_label,
+        "novelty_threshold": _or_none(outputs.novelty_threshold),
+        "backoff": question.backoff,
         "shift": outputs.shift,
         "propagation": "none"
         if spread is None
@@ -168,4 +183,10 @@ def annotation_record(
             "cells": spread.n_cells,
             "neighbor_weight": spread.neighbor_weight,
         },
+        "false_alarm_rate": _or_none(question.false_alarm_rate),
     }
+
+
+def _or_none(value: float | None) -> float | str:
+    """A value that an h5ad file can hold."""
+    return "none" if value is None else value

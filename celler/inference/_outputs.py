@@ -1,21 +1,27 @@
-"""Outputs: what the network says of each cell, before it becomes a label."""
+"""Outputs: what the network computes for each cell, before it becomes a label."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Propagation:
-    """probabilities: ``(N, C)``, after they were spread over the neighbours with the weight ``neighbor_weight``.
+    """Class probabilities spread over neighbouring cells.
 
-    n_labelled: labelled cells that were held at their labels. n_cells: cells that were not.
+    Parameters
+    ----------
+    probabilities
+        The probabilities ``(N, C)``.
+    n_labelled
+        Labelled cells, which kept their labels.
+    n_cells
+        Other cells.
+    neighbor_weight
+        Weight of the neighbours against the cell's own probabilities.
+
     """
 
     probabilities: np.ndarray
@@ -26,11 +32,25 @@ class Propagation:
 
 @dataclass(frozen=True)
 class Outputs:
-    """logits: ``(N, C)``. embedding: ``(N, D)``. has_counts: ``(N,)``, False for a cell without any.
+    """Outputs for N cells.
 
-    factors: ``(n_genes,)``, by which each gene's expression was multiplied, ``None`` where there were none.
-    novelty: ``(N,)``, where it was asked for. novelty_threshold: cells above it are unknown, ``None`` for none.
-    propagation: probabilities that take the place of those of the logits, where it was asked for.
+    Parameters
+    ----------
+    logits
+        Class logits ``(N, C)``.
+    embedding
+        Cell embedding ``(N, D)``.
+    has_counts
+        False for a cell without counts in the model's genes ``(N,)``.
+    factors
+        What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction.
+    novelty
+        Novelty of each cell ``(N,)``, where it was computed.
+    novelty_threshold
+        Novelty above which a cell is unknown; ``None`` for no bound.
+    propagation
+        Probabilities that replace those of the logits.
+
     """
 
     logits: np.ndarray
@@ -43,12 +63,12 @@ class Outputs:
 
     @property
     def is_unknown(self) -> np.ndarray:
-        """Cells ``(N,)`` that get no label whatever their probabilities: without counts, or too novel."""
+        """Cells without counts or too novel ``(N,)``, which get no label whatever their probabilities."""
         if self.novelty is None or self.novelty_threshold is None:
             return ~self.has_counts
         return ~self.has_counts | (self.novelty > self.novelty_threshold)
 
     @property
     def shift(self) -> float:
-        """Standard deviation over genes of the log2 factors that were applied, 0 where there were none."""
+        """Standard deviation over genes of the log2 factors; 0 without factors."""
         return 0.0 if self.factors is None else float(np.log2(self.factors).std())

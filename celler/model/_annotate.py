@@ -1,4 +1,4 @@
-"""Annotation: what goes into obs and uns beside the labels, and how it is written."""
+"""Annotate: check the columns to write, vote within clusters, write obs and uns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pandas as pd
 from anndata import AnnData
 
 from celler.data._genes import GeneAlignment
-from celler.pl._colors import PALETTE, UNKNOWN_COLOR, color_classes, stored_colors
 from celler.tl._columns import label_column
 from celler.tl._majority_vote import cluster_votes
 
@@ -28,7 +27,7 @@ VOTED = ("_majority", "_majority_share")
 
 
 def check_target(adata: AnnData, key: str, cluster_key: str | None) -> pd.Categorical | None:
-    """The clusters, if asked for; raises, before any work, where the annotation could not be written."""
+    """The clusters, where they are used; raise, before any work, where the annotation could not be written."""
     if adata.is_view and adata.isbacked:
         raise ValueError(
             "adata is a view of a file in backed mode, which cannot be written to; take it into memory first, "
@@ -69,30 +68,11 @@ def gene_record(alignment: GeneAlignment, expression_share: float) -> dict[str, 
 def write_annotation(
     adata: AnnData, key: str, columns: Mapping[str, Any], record: dict[str, Any]
 ) -> None:
-    """Write ``columns`` to obs, their colours and ``record`` to uns; what an earlier call left over goes."""
+    """Write ``columns`` to obs and ``record`` to uns; remove what an earlier call left over."""
     last = adata.uns.get(key)
     left_over = set(last.get("columns", ())) if isinstance(last, Mapping) else set()
-    known = {name: stored_colors(adata, name) for name in columns if name in adata.obs.columns}
     for name, values in columns.items():
         adata.obs[name] = values
     for name in left_over & set(adata.obs.columns) - set(columns):
         del adata.obs[name]
     adata.uns[key] = record | {"columns": list(columns)}
-    for name in (key, f"{key}_parent", f"{key}_majority"):
-        if name in columns:
-            _write_colors(adata, name, record["unknown_label"], known.get(name, {}))
-
-
-def _write_colors(adata: AnnData, name: str, unknown_label: str, known: Mapping[str, Any]) -> None:
-    """A colour for each category: those the names had before, else the palette's.
-
-    Colours as many as the categories are left alone; more names than the palette has get none.
-    """
-    categories = list(adata.obs[name].cat.categories)
-    if len(categories) > len(PALETTE) or len(adata.uns.get(f"{name}_colors", ())) == len(
-        categories
-    ):
-        return
-    grey = {unknown_label: UNKNOWN_COLOR} if categories[-1] == unknown_label else {}
-    colors = color_classes(categories, dict(known), grey)
-    adata.uns[f"{name}_colors"] = [str(colors[category]) for category in categories]

@@ -1,10 +1,10 @@
-"""Celler, the model class: each method gathers what a room needs and calls it."""
+"""Celler, the model class: its documented methods, each of which calls one worker."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,53 +13,94 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from celler._utils._devices import choose_device, choose_precision
-from celler.data._query import Genes
-from celler.data._tokenizer import Tokenizer
-from celler.inference._calibration import Decision
+from celler.atlas._datamodule import DataModule
+from celler.atlas._store import CellBlocks
+from celler.data._query import rows_of
+from celler.inference._labels import Question
 from celler.labels import LabelTree
-from celler.model._checkpoint import read_checkpoint, write_checkpoint
-from celler.model._explain import get_gene_importance
-from celler.model._expression import impute, predict_expression
-from celler.model._extend import Knowledge, load_query_data, prepare_query_anndata
-from celler.model._predict import (
-    annotate,
-    annotate_store,
-    get_latent_representation,
-    get_novelty,
-    predict,
+from celler.losses import Loss
+from celler.mining import Replay
+from celler.model import (
+    _checkpoint,
+    _explain,
+    _expression,
+    _extend,
+    _predict,
+    _pretrain,
+    _train,
+    _transfer,
 )
-from celler.model._pretrain import adopt_pretrained, pretrain
-from celler.model._setup import describe, network_config, plain_setup, register
-from celler.model._state import Fitted, Pretrained, summary
-from celler.model._train import train
-from celler.model._transfer import from_pretrained, load_encoder
-from celler.network._network import build_network
+from celler.model._extend import OF_REFERENCE, OfReference
+from celler.model._fit import Split
+from celler.model._forward import Reading, Reference
+from celler.model._predict import Cells
+from celler.model._setup import describe, new_state, register
+from celler.model._state import ModelState, Setup, summary
+from celler.network._scgpt import is_scgpt_folder, read_scgpt
+
+
+class _Unsupported:
+    """A member of scvi-tools' base class that Celler does not have."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError(f"Celler does not support scvi-tools' {self.name}.")
 
 
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 
     A registered reference trains two experts, a linear evidence table and an encoder of the cell's
-    genes, with the GInf and Hard Data Mining losses; :meth:`predict` labels any AnnData by gene name.
+    genes, with the GInf and Hard Data Mining losses. :meth:`predict` then labels any AnnData, with
+    genes matched by name.
 
-    adata: a registered AnnData. ``None`` is for :meth:`load`, which passes ``registry`` instead, as
-        :meth:`from_pretrained` does.
-    encoder: ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds
-        the attention of a few learned latents; or ``"transformer"``, the paper's full self-attention
-        over all genes and a cell token, slower by far. ``None`` is additive, or latent where a size
-        of the attention is given. ``"scgpt"`` is what :meth:`from_pretrained` takes.
-    head: ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
-    d_model: width of the encoder and of the cell embedding.
-    n_layers, n_heads, n_latents, n_bins: of an encoder with attention, its blocks, heads, latents, and
-        bins that a cell's values are ranked into, the zero bin included; ``None`` is 1, 4, 8 and 51.
-    dropout_rate: in training, share of a cell's genes and of the encoder's hidden units left out at
-        random.
-    evidence: keep the linear expert. Without it the encoder stands alone, as in the paper.
-    max_genes: most genes read per cell: a random subset in training, those of highest value at
-        prediction.
-    precision: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where the hardware is made for it.
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`. ``None`` is for models made from ``registry``.
+    registry
+        Genes and classes of a store: ``dm.registry`` of a :class:`celler.atlas.DataModule`.
+    encoder
+        ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds the
+        attention of a few learned latents; or ``"transformer"``, the paper's full self-attention over
+        all genes and a cell token, which is far slower. ``None`` is additive, or latent where a size of
+        the attention is given. ``"scgpt"`` is for :meth:`from_pretrained`.
+    head
+        ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
+    n_layers, n_heads, n_latents, n_bins
+        Blocks, heads, latents and value bins (with the zero bin) of an encoder with attention; ``None``
+        is 1, 4, 8 and 51.
+    d_model
+        Width of the encoder and of the cell embedding.
+    dropout_rate
+        Share of a cell's genes, and of the encoder's hidden units, left out at random in training.
+    evidence
+        Keep the linear expert. Without it the encoder is alone, as in the paper.
+    max_genes
+        Genes read per cell at most: a random subset in training, those of highest value in prediction.
+    precision
+        ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 where the hardware is made for it.
+
+    Examples
+    --------
+    >>> import celler as cl
+    >>> cl.model.Celler.setup_anndata(adata, labels_key="cell_type", layer="counts")
+    >>> model = cl.model.Celler(adata)
+    >>> model.train()
+    >>> query.obs["celler"] = model.predict(query)
+
     """
+
+    convert_legacy_save = _Unsupported()
+    differential_abundance = _Unsupported()
+    get_normalized_expression = _Unsupported()
+    get_normalized_function_name = _Unsupported()
+    get_var_names = _Unsupported()
+    load_registry = _Unsupported()
+    setup_annbatch = _Unsupported()
+    transfer_fields = _Unsupported()
 
     def __init__(
         self,
@@ -80,33 +121,15 @@ class Celler(BaseModelClass):
     ) -> None:
         super().__init__(adata, registry)
         self.init_params_ = self._get_init_params(locals())
-        self._precision = choose_precision(precision, choose_device())
-        self._decision = Decision()
+        self._loaded_adata: AnnData | None = None
         self._reported: set[str] = set()
-        self._knowledge: Knowledge | None = None
-        self._pretrained: Pretrained | None = None
-        described: dict[str, Any] = {"classes": [], "parents": []}
+        setup = Setup(**self.registry_["setup_args"])
+        described: dict[str, Any] = dict((registry or {}).get("celler", {}))
+        vocabulary = described.pop("vocabulary", None)
         if adata is not None:
-            described = describe(adata, self._setup_args)
-        self._describe_as(described | (registry or {}).get("celler", {}))
-
-    def _describe_as(self, described: dict[str, Any]) -> None:
-        """Take the genes and classes of ``described``, with a new network for them."""
-        self._described = described
-        self._tree = LabelTree(tuple(self._described["classes"]), tuple(self._described["parents"]))
-        names = pd.Index(self._described["gene_names"])
-        self._genes = Genes(
-            names,
-            np.full(len(names), 1 / len(names)),
-            self._setup_args["gene_key"],
-            self._scgpt.get("is_vocabulary", False),
-        )
-        config = network_config(self.init_params_, self._described)
-        self._tokenizer = Tokenizer(
-            n_bins=config.n_bins, max_genes=self.init_params_["non_kwargs"]["max_genes"]
-        )
-        self.module = build_network(config, seed=0)
-        self._model_summary_string = repr(self)
+            names = None if vocabulary is None else pd.Index(vocabulary)
+            described = describe(adata, setup, names) | described
+        self._become(new_state(setup, described, self._arguments))
 
     @classmethod
     def setup_anndata(
@@ -123,56 +146,809 @@ class Celler(BaseModelClass):
     ) -> None:
         """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
 
-        labels_key: column of ``adata.obs`` with the cell types: text, categories or integers.
-        unlabeled_category: the value that means "no label"; missing values mean the same.
-        layer: entry of ``adata.layers`` with counts or log1p-normalised values; ``None`` is ``X``.
-        batch_key: column of ``adata.obs`` with the donor/assay batch. It is checked and recorded;
-            the classifier never sees it, so that cells of other batches can be labelled.
-        parent_labels_key: column of ``adata.obs`` with each cell's coarser type.
-        parents: in its place, the coarser type of each class: a dict, a Series or a
-            :class:`celler.labels.LabelTree`, which reads ontologies.
-        gene_key: column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
+        Parameters
+        ----------
+        adata
+            The reference. After an error it is unchanged.
+        labels_key
+            Column of ``adata.obs`` with the cell types: text, categories or integers.
+        unlabeled_category
+            Value that means "no label"; missing values mean the same.
+        layer
+            Entry of ``adata.layers`` with counts or log1p-normalised values; ``None`` is ``X``.
+        batch_key
+            Column of ``adata.obs`` with the donor/assay batch, for the decoder of :meth:`pretrain`. The
+            classifier never sees it, so that cells of other batches can be labelled.
+        parent_labels_key
+            Column of ``adata.obs`` with the coarser type of each cell.
+        parents
+            Coarser type of each class instead: a dict, a Series or a :class:`celler.labels.LabelTree`,
+            which reads ontologies.
+        gene_key
+            Column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
 
-        Raises ``KeyError`` for a column or layer that is not there, and ``ValueError`` for values,
-        labels or genes that cannot be used; ``adata`` is then unchanged.
+        Raises
+        ------
+        KeyError
+            If a column or layer does not exist.
+        ValueError
+            If values, labels or genes cannot be used.
+
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, setup_method_args))
 
-    @classmethod
-    def setup_annbatch(cls, *args: object, **kwargs: object) -> None:
-        """Not supported: scvi-tools' annbatch loader makes every row dense. Raises ``NotImplementedError``."""
-        raise NotImplementedError(
-            "Celler has no annbatch setup; read the cells into an AnnData and use setup_anndata."
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        batch_size: int | None = None,
+        early_stopping: bool = True,
+        *,
+        loss: Loss | None = None,
+        replay: Replay | None = Replay(),
+        masked_weight: float = 0.0,
+        learning_rate: float = 3e-3,
+        refit: bool | None = None,
+        seed: int = 0,
+        show_progress: bool = True,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Train on the labelled cells of the registered AnnData, or of a store on disk.
+
+        A call trains up to three times, each with a progress bar of its own: "First labels" after
+        :meth:`pretrain` and with few labels, to find unlabelled cells of each class; "Training"; and
+        "Refitting" on all labelled cells. Calling it again continues from the present weights.
+
+        Parameters
+        ----------
+        max_epochs
+            ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
+        accelerator
+            ``"auto"`` uses a GPU where there is one; ``"cpu"``, ``"gpu"`` or ``"mps"`` insist.
+        devices
+            Number of devices, or ``[i]`` for one of them. ``devices=4`` trains in four processes, which run
+            the script from its start; processes started by torchrun or srun are used as they are.
+        train_size, validation_size
+            Shares of each class. Validation cells choose the weights, by macro-F1, and the temperature of
+            the probabilities; ``train_size=1.0`` does without.
+        batch_size
+            Cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
+        early_stopping
+            Stop when validation macro-F1 stays more than a standard error below its best for half of the
+            epochs (10 at least).
+        loss
+            One of :mod:`celler.losses`; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
+        replay
+            Which misclassified cells of an epoch the next one trains again; ``None`` for none.
+            :attr:`hard_cells_` lists them afterwards.
+        masked_weight
+            Above 0, each step also hides genes of as many cells, unlabelled ones included, and adds this
+            weight times the loss of predicting them. With few labels :meth:`pretrain` gains more.
+        learning_rate
+            Peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a thirtieth.
+        refit
+            After validation train again on all labelled cells; ``None`` does so below 5,000 of them.
+        seed
+            Of the split, the initial weights, the shuffling and every draw.
+        show_progress
+            Show progress bars with the validation macro-F1. ``scvi.settings.verbosity`` above
+            ``logging.INFO`` hides the bars of all models.
+        datamodule
+            The store that the model was made of, whose cells are read from disk:
+            ``Celler(registry=dm.registry).train(datamodule=dm)``.
+        ckpt_path
+            File that is written after each epoch. If it exists, training continues from it to the model it
+            would have become; a refit has its own file next to it.
+
+        Raises
+        ------
+        RuntimeError
+            If the model was loaded and has no registered AnnData.
+        ValueError
+            If an option or the labels cannot be used.
+
+        """
+        options = _train.Options(
+            precision=self._arguments["precision"],
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            split=Split(train_size, validation_size, refit),
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            loss=loss,
+            replay=replay,
+            masked_weight=masked_weight,
+            learning_rate=learning_rate,
+            seed=seed,
+            show_progress=show_progress,
+            ckpt_path=ckpt_path,
+        )
+        self._become(_train.train(self._state, self._registered, datamodule, options))
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+        *,
+        level: str | None = None,
+        threshold: float | None = None,
+        unknown_label: str = "Unknown",
+        candidates: list[str] | None = None,
+        false_alarm_rate: float | None = None,
+        backoff: bool = False,
+        correct_shift: bool = True,
+        propagate: bool = False,
+        dataloader: CellBlocks | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
+
+        Parameters
+        ----------
+        adata
+            Cells to label; ``None`` is the AnnData of the model. Other genes, orders, batches, matrix
+            formats, views and files in backed mode work; no label column is needed.
+        indices
+            Rows to label, positions or a boolean mask; ``None`` is all.
+        soft
+            Return probabilities instead of labels.
+        batch_size
+            Cells per forward pass; ``None`` fills a fixed number of tokens.
+        level
+            ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
+        threshold
+            Give ``unknown_label`` where the best probability is below it.
+        unknown_label
+            Label of cells that get no class.
+        candidates
+            The only classes that are possible; the others get probability 0.
+        false_alarm_rate
+            Give ``unknown_label`` to cells more novel than all but this share of the reference's own
+            cells, see :meth:`get_novelty`; ``None`` labels every cell.
+        backoff
+            Give the parent's name where the class is below the threshold and the parent is not. The
+            threshold, 0.7 unless given, holds for both levels.
+        correct_shift
+            Undo differences from the reference that all classes share, as after another chemistry,
+            estimated from up to 5,000 cells of ``adata``. Without it a label depends on its cell alone.
+        propagate
+            Spread the probabilities over the nearest cells of the query and of the model's labelled cells.
+            Use it where labels are few and the query has thousands of cells. A label then depends on the
+            other cells. A loaded model has labelled cells where ``load`` was given its reference.
+        dataloader
+            Cells of a store instead of ``adata``, read block by block:
+            :meth:`celler.atlas.DataModule.inference_dataloader`.
+
+        Returns
+        -------
+        Array of str ``(N,)``, or with ``soft`` a DataFrame of obs_names x classes, whose columns are sorted
+        and whose rows sum to 1. A cell without counts is ``unknown_label``, with equal probabilities.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If under 20 % of the model's genes are in ``adata``, or options contradict each other.
+
+        """
+        question = Question(
+            "class" if level is None else level,
+            threshold,
+            unknown_label,
+            candidates,
+            false_alarm_rate,
+            backoff,
+        )
+        reading = Reading(batch_size, correct_shift)
+        self._state.trained()
+        if dataloader is None:
+            cells = self._cells(adata, indices)
+            return _predict.predict(
+                self._state, cells, question, reading, soft=soft, propagate=propagate
+            )
+        _predict.check_store_call(adata, indices, propagate=propagate)
+        return _predict.predict_store(
+            self._state, dataloader, question, reading, soft=soft, reported=self._reported
         )
 
-    # These are functions of their own files, one for each thing they do.
-    train = train
-    predict = predict
-    annotate = annotate
-    annotate_store = annotate_store
-    impute = impute
-    predict_expression = predict_expression
-    pretrain = pretrain
-    get_latent_representation = get_latent_representation
-    get_gene_importance = get_gene_importance
-    get_novelty = get_novelty
-    load_encoder = load_encoder
-    load_query_data = classmethod(load_query_data)
-    prepare_query_anndata = staticmethod(prepare_query_anndata)
-    __repr__ = summary
+    def annotate(
+        self,
+        adata: AnnData | None = None,
+        key_added: str = "celler",
+        *,
+        cluster_key: str | None = None,
+        threshold: float | None = None,
+        unknown_label: str = "Unknown",
+        false_alarm_rate: float | None = None,
+        backoff: bool = False,
+        correct_shift: bool = True,
+        propagate: bool = False,
+    ) -> None:
+        """Write labels to ``adata.obs``, and how they were made to ``adata.uns[key_added]``.
 
-    from_pretrained = classmethod(from_pretrained)
+        Calling it again overwrites, and removes columns of the last call that it does not write. A view
+        becomes a copy, as with every write to one. Of a file in backed mode only what is in memory is
+        written.
+
+        Parameters
+        ----------
+        adata
+            Cells to label; ``None`` is the AnnData of the model.
+        key_added
+            Name of the column with the labels, and prefix of the others.
+        cluster_key
+            Column of ``adata.obs`` with clusters. ``<key>_majority`` is then the most frequent label of each
+            cell's cluster and ``<key>_majority_share`` its share; a cell without a cluster keeps its label.
+        threshold, unknown_label, false_alarm_rate, backoff, correct_shift, propagate
+            As in :meth:`predict`.
+
+        Notes
+        -----
+        Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
+        ``<key>_margin`` (that less the second best), ``<key>_second`` (second-best class) and
+        ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
+        the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
+        "unknown".
+
+        """
+        _predict.annotate(
+            self._state,
+            self._cells(adata),
+            key_added,
+            Question("class", threshold, unknown_label, None, false_alarm_rate, backoff),
+            Reading(None, correct_shift),
+            cluster_key=cluster_key,
+            propagate=propagate,
+        )
+
+    def annotate_store(
+        self,
+        datamodule: DataModule,
+        key_added: str = "celler",
+        *,
+        threshold: float | None = None,
+        unknown_label: str = "Unknown",
+        false_alarm_rate: float | None = None,
+        backoff: bool = False,
+        correct_shift: bool = True,
+        overwrite: bool = False,
+    ) -> Path:
+        """Label every cell of a store and write the table next to its cells, with one block in memory.
+
+        Parameters
+        ----------
+        datamodule
+            The store. Its cells are not changed.
+        key_added
+            Name of the table, and prefix of its columns, which are those of :meth:`annotate`.
+        threshold, unknown_label, false_alarm_rate, backoff, correct_shift
+            As in :meth:`predict`.
+        overwrite
+            Replace a table of that name.
+
+        Returns
+        -------
+        Path of the table, ``<store>/annotations/<key_added>.zarr``, which appears whole or not at all.
+        :meth:`celler.atlas.DataModule.annotation` reads it.
+
+        Raises
+        ------
+        FileExistsError
+            If the table exists and ``overwrite`` is false.
+
+        """
+        self._state.trained()
+        question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
+        return _predict.annotate_store(
+            self._state,
+            datamodule,
+            key_added,
+            question,
+            Reading(None, correct_shift),
+            overwrite=overwrite,
+            reported=self._reported,
+        )
+
+    def get_novelty(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        correct_shift: bool = True,
+    ) -> np.ndarray:
+        """Score how unlike every type of the reference each cell is.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, correct_shift
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Novelty ``(N,)`` in standard deviations of the reference's own cells, each scored by a fit without
+        it: their mean is 0, and 3 is far outside. NaN for a cell without counts.
+        ``predict(false_alarm_rate=0.05)`` labels no cell above the 95 % quantile of those scores.
+
+        Raises
+        ------
+        RuntimeError
+            If the model has fewer than 20 labelled cells, or was extended or saved by an earlier version.
+
+        """
+        cells = self._cells(adata, indices)
+        return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        batch_size: int | None = None,
+        *,
+        normalize: bool = False,
+        correct_shift: bool = True,
+    ) -> np.ndarray:
+        """Embed cells with the encoder, trained or pretrained.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, correct_shift
+            As in :meth:`predict`.
+        normalize
+            Divide each row by its L2 norm, as scGPT does, so that products are cosines.
+
+        Returns
+        -------
+        Cell embedding ``(N, d_model)``.
+
+        """
+        cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
+        reading = Reading(batch_size, correct_shift)
+        return _predict.embedding(self._state, cells, reading, normalize=normalize)
+
+    def get_gene_importance(
+        self,
+        adata: AnnData | None = None,
+        indices: np.ndarray | list[int] | None = None,
+        groupby: str | None = None,
+        n_genes: int | None = 10,
+        *,
+        method: Literal["evidence", "gradient"] = "evidence",
+        per_cell: bool = False,
+        batch_size: int | None = None,
+        correct_shift: bool = True,
+    ) -> pd.DataFrame:
+        r"""List the genes that speak for a label, best first, of each predicted class, group or cell.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, correct_shift
+            As in :meth:`predict`.
+        groupby
+            Column of ``adata.obs``; ``None`` is the predicted class. A group with the name of a class is
+            explained as that class, another as the class that most of its cells are predicted to be.
+        n_genes
+            Genes of each group at most, of those with a positive contribution *and* importance, so that
+            the cells express them. ``None`` is all genes of the model, for and against.
+        method
+            ``"evidence"``, the linear expert, exact: importances of all genes sum to the difference of its
+            mean centred logits. ``"gradient"``, the full model: gradient times input, exact to first order,
+            of up to 200 cells of each group, drawn at random with a fixed seed.
+        per_cell
+            Explain each cell by its own genes; the importance is then the gene's part of the logit of the
+            label less that of the runner-up.
+
+        Returns
+        -------
+        A row per gene: ``group``, ``gene``, ``importance`` and ``label``, the class explained; then
+        ``contribution`` and ``elsewhere``, or with ``per_cell`` ``runner_up``.
+        :func:`celler.pl.marker_bubble` takes it as its markers. Cells without counts or group are left out.
+
+        Notes
+        -----
+        The contribution :math:`c_{igk}` of gene :math:`g` is its part of the logit of class :math:`k` in cell
+        :math:`i`, less its part of the mean logit of all classes, since only differences of logits decide. The unit is
+        that of a logit, a natural logarithm of odds, before the temperature. The importance in a group is the mean over
+        its cells less the mean of the other groups' means:
+
+        .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
+
+        """
+        cells = self._cells(adata, indices)
+        wanted = _explain.Explanation(groupby, n_genes, method, per_cell)
+        reading = Reading(batch_size, correct_shift)
+        return _explain.gene_importance(self._state, cells, wanted, reading)
+
+    def pretrain(
+        self,
+        max_epochs: int | None = None,
+        *,
+        adata: AnnData | None = None,
+        mask_ratio: float = 0.15,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        validation_size: float = 0.1,
+        early_stopping: bool = True,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        seed: int = 0,
+        show_progress: bool = True,
+        datamodule: DataModule | None = None,
+    ) -> None:
+        """Learn genes from cells, labelled or not: hide some of a cell's genes and predict them from the others.
+
+        The encoder's gene embeddings start from the principal components of the cells. Then the bins of
+        the hidden genes, and which genes are expressed, are predicted from the cell embedding.
+        :meth:`train` starts from the encoder that results. A second call continues.
+
+        Parameters
+        ----------
+        max_epochs
+            ``None`` is 10 up to 50,000 cells, fewer beyond, and at least 1,000 steps.
+        adata
+            More cells, matched by gene name; they join those of the model.
+        mask_ratio
+            Share of a cell's genes that are hidden.
+        batch_size
+            Cells per minibatch.
+        learning_rate
+            Peak of the one-cycle schedule.
+        validation_size
+            Share of the cells, 5,000 at most, that chooses the weights; 0 does without.
+        early_stopping
+            Stop when the validation loss has not fallen for a quarter of the epochs (5 at least).
+        accelerator, devices, seed, show_progress
+            As in :meth:`train`.
+        datamodule
+            A store with the model's genes, whose training cells replace the registered ones.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is trained: its classes rest on the encoder.
+
+        """
+        options = _pretrain.PretrainOptions(
+            precision=self._arguments["precision"],
+            max_epochs=max_epochs,
+            mask_ratio=mask_ratio,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation_size=validation_size,
+            early_stopping=early_stopping,
+            accelerator=accelerator,
+            devices=devices,
+            seed=seed,
+            show_progress=show_progress,
+        )
+        own = None if self.adata is None else self._all_of(self.adata)
+        more = None if adata is None else self._all_of(adata)
+        self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
+
+    def load_encoder(self, pretrained: Celler | str | os.PathLike[str]) -> None:
+        """Start from the encoder of another pretrained model, matched by gene name; then :meth:`train`.
+
+        Parameters
+        ----------
+        pretrained
+            A Celler after :meth:`pretrain`, or the folder it was saved to. Genes it lacks start fresh, and
+            a warning counts them.
+
+        Raises
+        ------
+        RuntimeError
+            If this model is trained.
+        ValueError
+            If the other model was not pretrained, has another encoder or other sizes, or shares under 20 %
+            of this model's genes.
+
+        """
+        _pretrain.require_untrained(self._state)
+        other = (
+            type(self).load(pretrained) if isinstance(pretrained, str | os.PathLike) else pretrained
+        )
+        if not isinstance(other, type(self)) or other._state.pretrained is None:
+            raise ValueError(
+                f"{pretrained!r} was given; a Celler that was pretrained, or its folder, is needed."
+            )
+        self._become(_transfer.load_encoder(self._state, other._state))
+
+    def predict_expression(
+        self,
+        adata: AnnData | None = None,
+        genes: str | list[str] | None = None,
+        indices: np.ndarray | list[int] | None = None,
+    ) -> pd.DataFrame:
+        """Predict expression of genes, ``log1p`` of counts per 10,000, with a pretrained model.
+
+        This is a denoised estimate from the cell's type and state, not a measurement: good for looking at
+        genes that a query lacks, or where dropout hides a marker, and not for tests between groups.
+
+        Parameters
+        ----------
+        adata, indices
+            As in :meth:`predict`.
+        genes
+            Names among the model's genes; ``None`` is all.
+
+        Returns
+        -------
+        DataFrame of cells x genes: the probability that the gene is expressed times the value it would
+        have, a quantile of the cell's own values.
+
+        Raises
+        ------
+        RuntimeError
+            Before :meth:`pretrain`.
+
+        """
+        _expression.check_decoder(self._state)
+        cells = self._cells(adata, indices, needs_classes=False)
+        return _expression.predict_expression(self._state, cells, genes)
+
+    def impute(self, adata: AnnData | None = None, layer_added: str = "celler_imputed") -> None:
+        """Write :meth:`predict_expression` of the genes of ``adata`` to a dense layer.
+
+        Parameters
+        ----------
+        adata
+            As in :meth:`predict`.
+        layer_added
+            Name of the layer; NaN where the model lacks a gene.
+
+        """
+        _expression.check_decoder(self._state)
+        cells = self._cells(adata, needs_classes=False)
+        _expression.impute(self._state, cells, layer_added)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData,
+        reference_model: Celler | str | os.PathLike[str],
+        extend_labels: bool = False,
+        *,
+        labels_key: str | OfReference = OF_REFERENCE,
+        unlabeled_category: str | OfReference = OF_REFERENCE,
+        layer: str | None | OfReference = OF_REFERENCE,
+        batch_key: str | None | OfReference = OF_REFERENCE,
+        parent_labels_key: str | None | OfReference = OF_REFERENCE,
+        gene_key: str | None | OfReference = OF_REFERENCE,
+        accelerator: str = "auto",
+    ) -> Celler:
+        """Make a model for new labelled cells that starts from a trained one; :meth:`train` it next.
+
+        Genes and classes are matched by name. Those of the reference model stay, also where ``adata`` lacks
+        them; genes that it lacks are added. The reference's cells are not needed: :meth:`train` adds cells
+        generated from the class profiles that the model stores, and keeps its opinion on its own classes.
+
+        Parameters
+        ----------
+        adata
+            The new cells. :meth:`setup_anndata` is run on them; after an error they are unchanged.
+        reference_model
+            A trained model, which is not changed, or the folder of a saved one.
+        extend_labels
+            Make labels that the reference does not know new classes. Without it they are an error.
+        labels_key, unlabeled_category, layer, batch_key, parent_labels_key, gene_key
+            As in :meth:`setup_anndata`; those of the reference where not given.
+        accelerator
+            As in :meth:`load`, for a folder.
+
+        Returns
+        -------
+        The untrained model.
+
+        Raises
+        ------
+        ValueError
+            For unknown labels without ``extend_labels``, for parents that contradict the reference's, and if
+            under 20 % of its genes are in ``adata``.
+
+        """
+        reference = cls._trained(reference_model, accelerator)
+        state = reference._state
+        given = {
+            "labels_key": labels_key,
+            "unlabeled_category": unlabeled_category,
+            "layer": layer,
+            "batch_key": batch_key,
+            "parent_labels_key": parent_labels_key,
+            "gene_key": gene_key,
+        }
+        _extend.check_extendable(state)
+        setup = _extend.extended_setup(state, given)
+        tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
+        genes = _extend.extended_genes(state, adata, setup.gene_key)
+        cls.setup_anndata(adata, **vars(setup))
+        model = cls(adata, **reference._arguments)
+        model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
+        return model
+
+    @classmethod
+    def prepare_query_anndata(
+        cls, adata: AnnData, reference_model: Celler | str | os.PathLike[str]
+    ) -> AnnData:
+        """Make an AnnData of the cells of ``adata`` with a model's genes, in the model's order.
+
+        It is for tools that need the same columns. :meth:`predict` does not need it and knows more: a gene
+        that ``adata`` lacks is masked there, and a column of zeros here.
+
+        Parameters
+        ----------
+        adata
+            The cells; not changed.
+        reference_model
+            A trained model, or the folder of a saved one.
+
+        Returns
+        -------
+        A new AnnData. ``var["is_measured"]`` is False for genes that ``adata`` lacks, which a warning counts.
+        Values of ``X`` and of each layer are the same, as CSR.
+
+        """
+        rows_of(adata, None)
+        return _extend.prepare_query(cls._trained(reference_model, "auto")._state, adata)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        adata: AnnData | None = None,
+        *,
+        freeze_encoder: bool = False,
+        evidence: bool = True,
+        head: Literal["mlp", "vgg"] = "mlp",
+        max_genes: int = 1200,
+        precision: Literal["auto", "float32", "bfloat16"] = "auto",
+        accelerator: str = "auto",
+    ) -> Celler:
+        """Make a model from a folder: one that :meth:`save` wrote, or an scGPT checkpoint.
+
+        An scGPT folder holds ``args.json``, ``vocab.json`` and ``best_model.pt`` or ``model.pt``. Only tensors
+        are read; a file that holds anything else is refused. Genes outside the vocabulary are reported with a
+        warning and not read.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        adata
+            AnnData registered with :meth:`setup_anndata`, to fine-tune on with :meth:`train`. Without it the
+            model embeds cells, :meth:`get_latent_representation`, and has no classes.
+        freeze_encoder
+            Train the head alone. The encoder then embeds each cell once before training. Otherwise it learns
+            at a thirtieth of the learning rate.
+        evidence, head, max_genes, precision
+            As for a new model; 1,200 genes is what scGPT's own embedding reads. Not for Celler folders.
+        accelerator
+            Where to embed, as in :meth:`train`.
+
+        Returns
+        -------
+        The model, trained only if the folder holds a trained Celler.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            If a file cannot be used.
+
+        """
+        path = Path(path)
+        options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
+        if not is_scgpt_folder(path):
+            _transfer.check_celler_folder(path, options)
+            try:
+                return cls.load(path, adata, accelerator)
+            except ValueError as error:
+                raise ValueError(f"{error} {_transfer.scgpt_needs()}") from error
+        checkpoint, has_classes = read_scgpt(path), adata is not None
+        registry = _transfer.scgpt_registry(
+            checkpoint, is_frozen=freeze_encoder, is_vocabulary=not has_classes
+        )
+        model = cls(adata, registry, **options.arguments(checkpoint, has_classes=has_classes))
+        model._become(
+            _transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision)
+        )
+        return model
+
+    def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the trained or pretrained model to ``dir_path/model.pt``, whole or not at all.
+
+        The file holds tensors and plain values only and opens on any supported Python.
+
+        Parameters
+        ----------
+        dir_path
+            The folder, made if needed.
+        overwrite
+            Replace a model.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds a model and ``overwrite`` is false.
+
+        """
+        if not self.is_pretrained:
+            self._state.trained()
+        contents = _checkpoint.contents_of(self._state, self.registry_, self._arguments)
+        _checkpoint.write_checkpoint(dir_path, contents, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | None = None,
+        accelerator: str = "auto",
+    ) -> Celler:
+        """Load the model that :meth:`save` wrote, ready to predict.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Default of :meth:`predict`; neither registered nor changed.
+        accelerator
+            Where to predict, as in :meth:`train`.
+
+        Returns
+        -------
+        The model.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            If the file is damaged, foreign or of a later version.
+
+        """
+        contents = _checkpoint.read_checkpoint(dir_path)
+        model = cls(registry=contents["registry"], **contents["init_params"])
+        model._loaded_adata = adata
+        model._become(_checkpoint.restored(model._state, contents, accelerator))
+        return model
+
+    @property
+    def adata(self) -> AnnData | None:
+        """AnnData of the model: the registered one, or the one given to :meth:`load`."""
+        return BaseModelClass.adata.fget(self) if self._loaded_adata is None else self._loaded_adata
+
+    @adata.setter
+    def adata(self, adata: AnnData) -> None:
+        BaseModelClass.adata.fset(self, adata)
+        self._loaded_adata = None
 
     @property
     def classes_(self) -> np.ndarray:
         """Names of the classes, sorted ``(C,)``."""
-        return np.array(self._tree.classes)
+        return np.array(self._state.tree.classes)
 
     @property
     def parents_(self) -> dict[str, str]:
-        """Parent of each class; empty where none were given."""
-        return self._tree.parent_of
+        """Parent of each class; empty without parents."""
+        return self._state.tree.parent_of
+
+    @property
+    def genes_(self) -> pd.Series:
+        """Mean share of a reference cell's counts that each gene carries, by gene name.
+
+        The index is named after the var column of the names, ``None`` for ``var_names``.
+        """
+        genes = self._state.genes
+        return pd.Series(genes.share, genes.names.rename(genes.key), name="share")
 
     @property
     def history(self) -> pd.DataFrame | None:
@@ -184,9 +960,10 @@ class Celler(BaseModelClass):
     @property
     def pretraining_history(self) -> pd.DataFrame | None:
         """Loss and correlation of hidden bins, one row per epoch; ``None`` before :meth:`pretrain`."""
-        if self._pretrained is None or not self._pretrained.history:
+        pretrained = self._state.pretrained
+        if pretrained is None or not pretrained.history:
             return None
-        return pd.DataFrame(self._pretrained.history).rename_axis("epoch")
+        return pd.DataFrame(pretrained.history).rename_axis("epoch")
 
     @property
     def hard_cells_(self) -> pd.DataFrame:
@@ -196,98 +973,78 @@ class Celler(BaseModelClass):
         (obs_name), ``label`` (the one given), ``prediction``, ``confidence`` (its highest probability
         in training), ``n_epochs``, and ``n_failed`` (epochs in a row it was wrong after a replay).
         """
-        self._require_trained()
-        return pd.DataFrame(self._fitted.hard_cells)
+        return pd.DataFrame(self._state.trained().hard_cells)
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the encoder learned without labels, by :meth:`pretrain` or as :meth:`from_pretrained` found it."""
-        return self._pretrained is not None or bool(self._scgpt)
+        """Whether the encoder has learned without labels, by :meth:`pretrain` or before :meth:`from_pretrained`."""
+        return self._state.is_pretrained
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return self.module.device
+        """Device of the network."""
+        return self._state.network.device
 
-    def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the trained or pretrained model to ``dir_path/model.pt``, whole or not at all; see :meth:`load`.
+    def __repr__(self) -> str:
+        return summary(self._state)
 
-        The file holds tensors and plain values only and opens on any supported Python. Raises
-        ``FileExistsError`` where a model is already, unless ``overwrite``.
-        """
-        if not self.is_pretrained:
-            self._require_trained()
-        contents = plain_setup(self.registry_, self._described, self.init_params_) | {
-            "fitted": self._fitted.to_plain() if self.is_trained else None,
-            "pretrained": self._pretrained and self._pretrained.to_plain(),
-            "weights": {name: tensor.cpu() for name, tensor in self.module.state_dict().items()},
-        }
-        write_checkpoint(dir_path, contents, overwrite=overwrite)
+    def __dir__(self) -> list[str]:
+        hidden = {name for name, value in vars(Celler).items() if isinstance(value, _Unsupported)}
+        return [name for name in super().__dir__() if name not in hidden]
+
+    def _become(self, state: ModelState) -> None:
+        """Take over a state, and show scvi-tools what it expects of a model."""
+        self._state, self.module = state, state.network
+        if state.fitted is not None:
+            self.is_trained_ = True
+            self.train_indices_ = state.fitted.train_indices
+            self.validation_indices_ = state.fitted.validation_indices
+            self.class_counts_ = state.fitted.class_counts
+            self.history_ = state.fitted.history
+        self._model_summary_string = summary(state)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """Arguments that the class was called with."""
+        arguments: dict[str, Any] = self.init_params_["non_kwargs"]
+        return arguments
+
+    @property
+    def _reference(self) -> Reference:
+        return Reference(self.adata, self.adata_manager is not None, self._reported)
+
+    @property
+    def _registered(self) -> Cells | None:
+        """The registered cells; ``None`` for a model without."""
+        return None if self.adata_manager is None else self._all_of(self.adata)
+
+    def _all_of(self, adata: AnnData | None) -> Cells:
+        assert adata is not None
+        return Cells(adata, rows_of(adata, None), self._reference)
+
+    def _cells(
+        self,
+        adata: AnnData | None,
+        indices: np.ndarray | list[int] | None = None,
+        *,
+        needs_classes: bool = True,
+    ) -> Cells:
+        """The cells that a method is called on."""
+        if needs_classes:
+            self._state.trained()
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError("this model was loaded without an AnnData; pass the one to label.")
+        return Cells(adata, rows_of(adata, indices), self._reference)
 
     @classmethod
-    def load(
-        cls,
-        dir_path: str | os.PathLike[str],
-        adata: AnnData | None = None,
-        accelerator: str = "auto",
-    ) -> Celler:
-        """The model that :meth:`save` wrote, ready to predict, with or without an AnnData.
-
-        adata: becomes the default of :meth:`predict`; it is neither registered nor changed.
-        accelerator: as in :meth:`train`; where to predict.
-
-        Raises ``FileNotFoundError`` or, for a damaged, foreign or later file, ``ValueError``.
-        """
-        contents = read_checkpoint(dir_path)
-        model = cls(registry=contents["registry"], **contents["init_params"])
-        model._adata = adata
-        if contents.get("pretrained") is not None:
-            adopt_pretrained(model, Pretrained.from_plain(contents["pretrained"], model))
-        if contents["fitted"] is not None:
-            model._adopt(Fitted.from_plain(contents["fitted"]))
-        model.module.load_state_dict(contents["weights"])
-        device = choose_device(accelerator)
-        model._precision = choose_precision(contents["init_params"]["precision"], device)
-        model.module.to(device).eval()
+    def _trained(cls, model: Celler | str | os.PathLike[str], accelerator: str) -> Celler:
+        """A trained model, loaded if need be."""
+        if isinstance(model, str | os.PathLike):
+            return cls.load(model, accelerator=accelerator)
+        if not isinstance(model, cls):
+            raise TypeError(
+                f"reference_model is a {type(model).__name__}; a trained Celler or its folder is needed."
+            )
+        model._state.trained()
         return model
-
-    def _adopt(self, fitted: Fitted) -> None:
-        """Take over what training left, now or in a saved model."""
-        self._fitted, self._decision = fitted, fitted.decision
-        self.module.encoder_share = fitted.encoder_share
-        self._genes = replace(self._genes, share=fitted.gene_share)
-        for name in ("train_indices", "validation_indices", "class_counts", "history"):
-            setattr(self, f"{name}_", getattr(fitted, name))
-        self.is_trained_ = True
-        self._model_summary_string = repr(self)
-
-    @property
-    def _setup_args(self) -> dict[str, Any]:
-        args: dict[str, Any] = self.registry_["setup_args"]
-        return args
-
-    @property
-    def _scgpt(self) -> dict[str, Any]:
-        """What is known of an encoder that came from scGPT, empty for others."""
-        known: dict[str, Any] = self._described.get("scgpt", {})
-        return known
-
-    def _require_registered(self) -> None:
-        if self.adata_manager is None:
-            build = "from_pretrained(scgpt_folder, adata)" if self._scgpt else "Celler(adata)"
-            raise RuntimeError(
-                "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
-                f"{build}.train(); from a store on disk, train(datamodule=dm); to go on from this model, "
-                "Celler.load_query_data(adata, model)."
-            )
-
-    def _require_trained(self) -> None:
-        if self._scgpt and not self.is_trained:
-            raise RuntimeError(
-                "this Celler embeds cells but has learned no classes: Celler.setup_anndata(reference, labels_key=...), "
-                "then model = Celler.from_pretrained(folder, reference) and model.train()."
-            )
-        if not self.is_trained:
-            raise RuntimeError(
-                "this Celler is not trained; call train() first, or load a trained one."
-            )

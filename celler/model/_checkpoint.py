@@ -1,17 +1,24 @@
-"""Checkpoint: a trained model as one file of tensors and plain values, written atomically."""
+"""Checkpoint: a trained model as one file of tensors and plain values, written atomically.
+
+A file is read twice when it is opened: ``torch.load`` does not check the checksums, and a flipped bit would be silent.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import torch
 
+from celler._utils._devices import choose_device
 from celler._utils._version import __version__
+from celler.model._state import Fitted, ModelState, Pretrained
 
 FORMAT = "celler"
 FORMAT_VERSION = 1
@@ -25,8 +32,7 @@ def write_checkpoint(
 
     The file appears whole or not at all, and other files of the folder are left alone. ``contents``
     holds tensors, str, int, float, bool, None, lists and dicts; the file opens with
-    ``torch.load(weights_only=True)``. Raises ``FileExistsError`` where a model is already and
-    ``overwrite`` is false.
+    ``torch.load(weights_only=True)``. Raises ``FileExistsError`` for an existing model unless ``overwrite``.
     """
     folder = Path(folder)
     path = folder / FILE_NAME
@@ -37,16 +43,15 @@ def write_checkpoint(
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__}
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".model-", suffix=".tmp")
+    temporary = folder / f".model-{uuid4().hex}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             torch.save(header | contents, file)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's file is its owner's alone
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if is_new:
             folder.rmdir()
         raise
@@ -63,7 +68,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; pass the folder that model.save() wrote.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -89,8 +94,41 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
+def contents_of(
+    state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """A trained or pretrained model in tensors and plain values."""
+    kept = ("model_name", "setup_method_name", "scvi_version")
+    plain_registry = {name: registry[name] for name in kept} | {
+        "setup_args": _plain(asdict(state.setup)),
+        "field_registries": {},
+        "celler": state.described,
+    }
+    return {
+        "registry": plain_registry,
+        "init_params": _plain(arguments),
+        "fitted": state.fitted and state.fitted.to_plain(),
+        "pretrained": state.pretrained and state.pretrained.to_plain(),
+        "weights": {name: tensor.cpu() for name, tensor in state.network.state_dict().items()},
+    }
+
+
+def restored(state: ModelState, contents: dict[str, Any], accelerator: str) -> ModelState:
+    """The model of a checkpoint, from an untrained one of the same sizes."""
+    fitted, pretrained, network = contents["fitted"], contents.get("pretrained"), state.network
+    if pretrained is not None:
+        state = state.with_pretrained(Pretrained.from_plain(pretrained, network.config))
+    if fitted is not None:
+        state = state.with_fitted(Fitted.from_plain(fitted))
+        # Earlier versions kept this weight apart from the others.
+        network.encoder_share = fitted.get("encoder_share", network.encoder_share)
+    network.load_state_dict(contents["weights"])
+    return state.on(choose_device(accelerator), contents["init_params"]["precision"])
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with Python's numbers and strings for NumPy's."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in values.items()
+    }

@@ -1,92 +1,83 @@
-"""Why this label: which genes speak for it, and how much, as a table."""
+"""Explain: the genes that speak for a label, and how much each adds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from anndata import AnnData
 from torch import Tensor
 from torch.func import functional_call
 
 from celler.data._query import TOKENS_PER_PASS, Query, token_passes
 from celler.data._tokenizer import TokenBatch
 from celler.inference._outputs import Outputs
-from celler.model._forward import Forward, align_query
-from celler.model._predict import query_cells
+from celler.model._forward import Reading, forward
+from celler.model._predict import Cells
+from celler.model._state import ModelState
 from celler.network._network import GeneTransformer
 from celler.tl._columns import label_column
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from celler.model._celler import Celler
-
 Method = Literal["evidence", "gradient"]
-#: Tokens of a pass with gradients, and the cells of a group that are asked: one backward pass for each group.
+#: Tokens of a pass with gradients, and cells of a group that gradients are taken from: a backward pass for each group.
 GRADIENT_TOKENS = 2**14
 GRADIENT_CELLS = 200
 
 
-def get_gene_importance(
-    self: Celler,
-    adata: AnnData | None = None,
-    indices: np.ndarray | list[int] | None = None,
-    groupby: str | None = None,
-    n_genes: int | None = 10,
-    *,
-    method: Method = "evidence",
-    per_cell: bool = False,
-    batch_size: int | None = None,
-    correct_shift: bool = True,
+@dataclass(frozen=True)
+class Explanation:
+    """What to explain; see :meth:`celler.model.Celler.get_gene_importance` for each option."""
+
+    groupby: str | None = None
+    n_genes: int | None = 10
+    method: Method = "evidence"
+    per_cell: bool = False
+
+    def check(self, state: ModelState) -> None:
+        """Raise for options that contradict each other or the model."""
+        if self.method not in ("evidence", "gradient"):
+            raise ValueError(
+                f"method={self.method!r} was given; 'evidence' or 'gradient' is needed."
+            )
+        if self.n_genes is not None and self.n_genes < 1:
+            raise ValueError(
+                f"n_genes={self.n_genes} was given; at least 1 is needed, or None for all."
+            )
+        if self.per_cell and self.groupby is not None:
+            raise ValueError(
+                f"per_cell=True makes every cell a group; leave out groupby={self.groupby!r}."
+            )
+        if self.method == "evidence" and state.network.evidence is None:
+            raise ValueError("this model has no evidence table; pass method='gradient'.")
+
+
+def gene_importance(
+    state: ModelState, cells: Cells, wanted: Explanation, reading: Reading
 ) -> pd.DataFrame:
-    r"""The genes that speak for a label, best first, of each predicted class, group of cells or cell.
-
-    A gene's contribution :math:`c_{igk}` is its part of the logit of class :math:`k` in cell :math:`i`, less its
-    part of the mean logit of all classes, since only differences of logits decide. The unit is that of a
-    logit: a natural logarithm of odds, before the temperature. The importance in a group is the mean over its
-    cells less what the same gene contributes elsewhere, the mean of the other groups' means:
-
-    .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
-
-    groupby: column of ``adata.obs``; ``None`` is the predicted class. A group with the name of a class is
-        explained as that class, another as the class that most of its cells are predicted to be.
-    n_genes: most genes of each group: those with a positive contribution *and* importance, so that the cells
-        express what is listed. ``None`` is all genes of the model, for and against.
-    method: ``"evidence"``, the linear expert, exact: importances of all genes sum to the difference of its mean
-        centred logits. ``"gradient"``, the full model: gradient times input, exact to the first order, of up
-        to 200 cells of each group, drawn at random with a fixed seed.
-    per_cell: a group for each cell instead, by its name; the importance is then the part of its label's logit
-        less that of the runner-up, and the cell's own genes are listed.
-    indices, batch_size, correct_shift: as in :meth:`predict`, as is how genes and values are read.
-
-    Returns a row per gene, ``group``, ``gene`` (the model's name), ``importance`` and ``label``, the class
-    explained; then ``contribution`` and ``elsewhere``, or with ``per_cell`` ``runner_up``. It can be passed to
-    :func:`celler.pl.marker_bubble` as its markers. Cells without counts or without a group are left out.
-    """
-    _check_request(self, groupby, n_genes, method, per_cell)
-    adata, index = query_cells(self, adata, indices)
-    groups = None if groupby is None else label_column(adata, groupby, "groupby")[index]
-    query = align_query(self, adata)
-    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
-    cells = _Cells(self, query, index, outputs, batch_size)
-    names = self._genes.names.to_numpy()
-    if per_cell:
-        return _cell_table(cells, names, method, n_genes)
+    """Table of genes that speak for labels; see :meth:`celler.model.Celler.get_gene_importance`."""
+    wanted.check(state)
+    groups = None
+    if wanted.groupby is not None:
+        groups = label_column(cells.adata, wanted.groupby, "groupby")[cells.index]
+    query = cells.align(state)
+    outputs = forward(state, query, cells.index, reading)
+    explained = _Cells(state, query, cells.index, outputs, reading.batch_size)
+    if wanted.per_cell:
+        return _cell_table(explained, wanted)
     if groups is None:
-        groups = pd.Categorical.from_codes(cells.codes[:, -1], list(self.classes_))
-    return _group_table(cells, names, method, n_genes, groups)
+        groups = pd.Categorical.from_codes(explained.codes[:, -1], list(state.tree.classes))
+    return _group_table(explained, wanted, groups)
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """The cells asked for, in passes of tokens as :meth:`predict` reads them."""
+    """The cells to explain, in passes of tokens as :meth:`predict` reads them."""
 
-    model: Celler
+    state: ModelState
     query: Query
     index: np.ndarray
     outputs: Outputs
@@ -101,9 +92,9 @@ class _Cells:
         self, positions: np.ndarray, method: Method
     ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
         """Positions in ``index`` and tokens on the device, pass by pass."""
-        model, device = self.model, self.model.module.device
+        device = self.state.network.device
         passes = token_passes(
-            model._tokenizer,
+            self.state.tokenizer,
             self.query,
             self.index[positions],
             batch_size=self.batch_size,
@@ -160,23 +151,7 @@ def contributions(
     return parts
 
 
-def _check_request(
-    self: Celler, groupby: str | None, n_genes: int | None, method: str, per_cell: bool
-) -> None:
-    self._require_trained()
-    if method not in ("evidence", "gradient"):
-        raise ValueError(f"method={method!r} was given; 'evidence' or 'gradient' is needed.")
-    if n_genes is not None and n_genes < 1:
-        raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed, or None for all.")
-    if per_cell and groupby is not None:
-        raise ValueError(f"per_cell=True makes every cell a group; leave out groupby={groupby!r}.")
-    if method == "evidence" and self.module.evidence is None:
-        raise ValueError("this model has no evidence table; pass method='gradient'.")
-
-
-def _group_table(
-    cells: _Cells, names: np.ndarray, method: Method, n_genes: int | None, groups: pd.Categorical
-) -> pd.DataFrame:
+def _group_table(cells: _Cells, wanted: Explanation, groups: pd.Categorical) -> pd.DataFrame:
     """Rows of all groups that have cells with counts."""
     codes = np.where(cells.outputs.has_counts, groups.codes, -1)
     present = np.unique(codes[codes >= 0])
@@ -184,14 +159,15 @@ def _group_table(
     group_of[codes >= 0] = np.searchsorted(present, codes[codes >= 0])
     group_names = [str(groups.categories[code]) for code in present]
     labels = _explained(cells, group_of, group_names)
-    if method == "evidence":
+    if wanted.method == "evidence":
         means = _evidence_means(cells, group_of, labels)
     else:
         means = _gradient_means(cells, group_of, labels)
-    classes, tables = cells.model.classes_, []
+    names, classes = cells.state.genes.names.to_numpy(), np.array(cells.state.tree.classes)
+    tables = []
     for k, name in enumerate(group_names):
         importance = means.contribution[k] - means.elsewhere[k]
-        order = _best(importance, n_genes, means.contribution[k] > 0)
+        order = _best(importance, wanted.n_genes, means.contribution[k] > 0)
         columns = {"group": name, "gene": names[order], "importance": importance[order]}
         columns |= {"label": classes[labels[k]]}
         columns |= {part: getattr(means, part)[k, order] for part in _Means._fields}
@@ -201,20 +177,19 @@ def _group_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _cell_table(
-    cells: _Cells, names: np.ndarray, method: Method, n_genes: int | None
-) -> pd.DataFrame:
+def _cell_table(cells: _Cells, wanted: Explanation) -> pd.DataFrame:
     """Rows of all cells with counts, in their order."""
-    network, classes, codes = cells.model.module, cells.model.classes_, cells.codes
+    network, codes, names = cells.state.network, cells.codes, cells.state.genes.names.to_numpy()
+    classes = np.array(cells.state.tree.classes)
     cell_names, tables = cells.query.adata.obs_names[cells.index], {}
-    for positions, tokens in cells.passes(np.flatnonzero(cells.outputs.has_counts), method):
+    for positions, tokens in cells.passes(np.flatnonzero(cells.outputs.has_counts), wanted.method):
         second, label = torch.as_tensor(codes[positions], device=network.device).T
         target = (F.one_hot(label, len(classes)) - F.one_hot(second, len(classes))).float()
-        (parts,) = contributions(network, tokens, [target], method)
+        (parts,) = contributions(network, tokens, [target], wanted.method)
         for row, position in enumerate(positions):
             n_tokens = int((~tokens.padding_mask[row]).sum())
             importance = parts[row, :n_tokens].cpu().numpy().astype(np.float64)
-            order = _best(importance, n_genes, np.ones(n_tokens, bool))
+            order = _best(importance, wanted.n_genes, np.ones(n_tokens, bool))
             columns = {
                 "group": str(cell_names[position]),
                 "gene": names[tokens.gene_ids[row, order].cpu().numpy()],
@@ -238,7 +213,7 @@ def _best(importance: np.ndarray, n_genes: int | None, is_for: np.ndarray) -> np
 
 def _explained(cells: _Cells, group_of: np.ndarray, group_names: list[str]) -> np.ndarray:
     """Code of the class that each group is explained as ``(groups,)``."""
-    classes = list(cells.model.classes_)
+    classes = list(cells.state.tree.classes)
     predicted = cells.codes[:, -1]
     majority = [np.bincount(predicted[group_of == k]).argmax() for k in range(len(group_names))]
     return np.array(
@@ -252,7 +227,7 @@ def _explained(cells: _Cells, group_of: np.ndarray, group_names: list[str]) -> n
 
 def _evidence_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> _Means:
     """From the groups' mean expression, since the contributions are linear in it."""
-    network, n_groups = cells.model.module, len(labels)
+    network, n_groups = cells.state.network, len(labels)
     assert network.evidence is not None
     weight = network.evidence.weight.detach().double().cpu().numpy()
     weight = (weight - weight.mean(axis=1, keepdims=True)).T[labels]
@@ -268,7 +243,7 @@ def _evidence_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> 
 
 def _gradient_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> _Means:
     """From up to :data:`GRADIENT_CELLS` cells of each group, with a backward pass for each group's class."""
-    network, n_groups = cells.model.module, len(labels)
+    network, n_groups = cells.state.network, len(labels)
     rng = np.random.default_rng(0)
     drawn = [
         rng.permutation(np.flatnonzero(group_of == k))[:GRADIENT_CELLS] for k in range(n_groups)

@@ -1,60 +1,64 @@
-"""What training with few labels makes of unlabelled cells, once a pretrained encoder tells which are alike."""
+"""Few labels: after pretraining, means of unlabelled cells stand in for labelled ones in training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
 from celler.data._augmentation import mean_share, neighbourhoods, with_class_means
-from celler.data._sources import CellSource, InMemoryCells, Views
-from celler.model._fit import TrainingCells, fit_network
-from celler.model._predict import get_latent_representation, predict
-from celler.network._network import GeneTransformer
+from celler.data._sources import InMemoryCells, Views
+from celler.inference._labels import Question
+from celler.model._fit import Split, TrainingCells, describe_reference, fit_network
+from celler.model._forward import Reading
+from celler.model._predict import Cells, embedding, predict
+from celler.model._state import ModelState
 from celler.training._plan import TrainingConfig
 
-if TYPE_CHECKING:
-    from celler.model._celler import Celler
-
-#: Unlabelled cells that are asked at most: more tell nothing new, and comparing all takes the square of the time.
+#: Unlabelled cells compared at most: more change nothing, and comparing all takes quadratic time.
 MAX_UNLABELLED = 20_000
 
 
 def with_neighbourhoods(
-    self: Celler, cells: TrainingCells, network: GeneTransformer, config: TrainingConfig
+    state: ModelState, cells: TrainingCells, registered: Cells, config: TrainingConfig
 ) -> TrainingCells:
-    """The cells, the labelled ones also as means of unlabelled cells: their nearest, and some of their class.
+    """Show labelled cells also as means of unlabelled ones: of their nearest, and of some of their class.
 
-    Nothing is added for a model that was not pretrained, without unlabelled cells, and where labels are many.
-
-    network: what training starts from. It is trained once to find the classes of cells, and is then as it was.
+    The classes of unlabelled cells come from a first training, titled "First labels". Nothing is added for a model
+    that was not pretrained, without unlabelled cells, and where labels are many. ``state.network`` is what training
+    starts from; it stays as it is.
     """
-    source, before = cells.source, self._pretrained
-    share = mean_share(source.n_labelled, len(self._tree.classes))
-    if before is None or self._knowledge is not None or self.is_trained or not share:
+    source, pretrained = cells.source, state.pretrained
+    share = mean_share(source.n_labelled, len(state.tree.classes))
+    if pretrained is None or state.old is not None or state.fitted is not None or not share:
         return cells
-    # The cell token of full attention is not asked which genes are there, and knows little of types.
-    if before.decoder.token is not None or not isinstance(source, InMemoryCells):
+    # Full attention does not predict presence of genes from its cell token, which then knows little of types.
+    if pretrained.decoder.token is not None or not isinstance(source, InMemoryCells):
         return cells
-    rows = asked_rows(source, config.seed)
-    labels, is_log = source.labels[rows], cells.is_log
+    rows = _compared_rows(source, config.seed)
+    labels = source.labels[rows]
     if (labels >= 0).all():
         return cells
-    embedding, values = get_latent_representation(self, indices=rows), of_rows(source, rows)
-    near = partial(neighbourhoods, values, labels, embedding, share, is_log=is_log)
-    found = first_labels(self, with_views(cells, near(), rows), rows, network, config)
-    # A rare type's nearest cells are mostly of others, which the first training tells apart.
-    views = with_class_means(near(found=found), values, labels, found, config.seed, is_log=is_log)
-    return with_views(cells, views, rows)
+
+    def values(positions: np.ndarray) -> sparse.csr_matrix:
+        return source.rows(rows[positions])
+
+    compared = replace(registered, index=rows)
+    points = embedding(state, compared, Reading(), normalize=False)
+    near = partial(neighbourhoods, values, labels, points, share, is_log=cells.is_log)
+    found = _first_labels(state, _with_views(cells, source, near(), rows), compared, config)
+    # Most neighbours of a rare type's cells are of other types, which the first training can tell.
+    views = with_class_means(
+        near(found=found), values, labels, found, config.seed, is_log=cells.is_log
+    )
+    return _with_views(cells, source, views, rows)
 
 
-def asked_rows(source: InMemoryCells, seed: int) -> np.ndarray:
-    """The labelled cells and up to 20,000 of the others, in order; without those that have no counts."""
+def _compared_rows(source: InMemoryCells, seed: int) -> np.ndarray:
+    """The labelled cells and up to 20,000 others with counts, in order."""
     has_counts = np.asarray(source.X.sum(axis=1)).ravel() > 0
     free = np.flatnonzero((source.labels < 0) & has_counts)
     if len(free) > MAX_UNLABELLED:
@@ -62,43 +66,25 @@ def asked_rows(source: InMemoryCells, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([np.flatnonzero(source.labels >= 0), free]))
 
 
-def of_rows(source: CellSource, rows: np.ndarray) -> Callable[[np.ndarray], sparse.csr_matrix]:
-    """Values of positions in ``rows``."""
-    return lambda positions: source.rows(rows[positions])
-
-
-def first_labels(
-    self: Celler,
-    cells: TrainingCells,
-    rows: np.ndarray,
-    network: GeneTransformer,
-    config: TrainingConfig,
+def _first_labels(
+    state: ModelState, cells: TrainingCells, compared: Cells, config: TrainingConfig
 ) -> np.ndarray:
-    """Codes ``(n,)`` that a first training gives the registered cells ``rows (n,)``, spread over their neighbours."""
-    initial = {name: weights.clone() for name, weights in network.state_dict().items()}
-    guide = copy(self)
-    guide.module = network
-    guide._adopt(
-        fit_network(
-            network,
-            self._tokenizer,
-            cells,
-            classes=self._tree.classes,
-            train_size=1.0,
-            validation_size=None,
-            refit=False,
-            config=replace(config, ckpt_path=None),
-        )
-    )
-    found = self._tree.encode(np.asarray(predict(guide, indices=rows, propagate=True)))
-    network.load_state_dict(initial)
-    return found
+    """Codes ``(n,)`` that a first training and propagation give the cells ``compared``."""
+    network, config = deepcopy(state.network), replace(config, ckpt_path=None)
+    how = Split(train_size=1.0, validation_size=None, refit=False)
+    found = fit_network(network, state.tokenizer, cells, how, config, title="First labels")
+    fitted = describe_reference(found, cells, state.tree.classes, config)
+    guide = replace(state, network=network).with_fitted(fitted)
+    # What is reported of the guide does not count as reported of the model.
+    compared = replace(compared, reference=replace(compared.reference, reported=set()))
+    labels = predict(guide, compared, Question(), Reading(), soft=False, propagate=True)
+    return state.tree.encode(np.asarray(labels))
 
 
-def with_views(cells: TrainingCells, views: Views, rows: np.ndarray) -> TrainingCells:
+def _with_views(
+    cells: TrainingCells, source: InMemoryCells, views: Views, rows: np.ndarray
+) -> TrainingCells:
     """The cells with other rows to show in training; ``views`` are of positions in ``rows``."""
-    source = cells.source
-    assert isinstance(source, InMemoryCells)
     of_cell = np.full((len(source), views.of_cell.shape[1]), -1)
     of_cell[rows] = views.of_cell
     views = replace(views, of_cell=of_cell)

@@ -1,10 +1,10 @@
-"""Fitting: a registered AnnData becomes minibatches of tokens, and the network is trained on them."""
+"""Fit: labelled cells become a trained network, and then what the model keeps of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,10 @@ from tqdm import tqdm
 from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
 from celler._utils._messages import warn
-from celler.atlas._datamodule import DataModule
-from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader
-from celler.data._loader import Minibatches, TokenLoader
+from celler.data._loader import TokenLoader
 from celler.data._profile import Profile, profile
-from celler.data._samplers import split
+from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler, split
 from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import TYPICAL_TEMPERATURE, Decision, fit_temperature
@@ -32,143 +30,211 @@ from celler.network._network import GeneTransformer
 from celler.training._plan import TrainingConfig
 from celler.training._run import fit, has_bars, validation_logits
 
-if TYPE_CHECKING:
-    from celler.model._celler import Celler
-
 #: Below this many labelled cells the network is trained once more on all of them: a tenth held out
 #: of a class of ten costs more there than the second training.
 REFIT_BELOW = 5000
-
-
-def training_source(
-    reader: ExpressionReader,
-    labels: pd.Series,
-    tree: LabelTree,
-    known: Collection[int] = (),
-    columns: np.ndarray | None = None,
-) -> InMemoryCells:
-    """All cells of a registered AnnData with label codes, −1 where unlabelled.
-
-    known: codes of classes that the model knows already, which need no cells.
-    columns: those of the model's genes ``(n_genes,)``, in its order; ``None`` is all.
-
-    Raises ``ValueError`` for fewer than two classes or a labelled cell without counts, and warns of
-    classes with fewer than three cells.
-    """
-    check_classes(tree.classes)
-    codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
-    if columns is not None and not np.array_equal(columns, np.arange(X.shape[1])):
-        X = X[:, columns]
-    empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
-    if len(empty):
-        raise ValueError(
-            f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
-            "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
-        )
-    warn_of_small_classes(codes, tree.classes, known)
-    return InMemoryCells(X, codes)
+#: Cells from which the embedding of a pretrained encoder is standardized.
+MEASURED_CELLS = 256
 
 
 class TrainingCells(NamedTuple):
-    """Cells to train on, whether their values are logarithms, and names of cells by index, empty for those drawn."""
+    """Cells to train on.
+
+    Parameters
+    ----------
+    source
+        The cells, with label codes, −1 for unlabelled ones.
+    names
+        Gives the names of cells by index; empty for cells that were generated.
+    is_log
+        Whether the values are ``log1p`` values.
+
+    """
 
     source: CellSource
     names: Callable[[np.ndarray], Iterable[object]]
     is_log: bool
 
 
+@dataclass(frozen=True)
+class Loaders:
+    """Makes the token loaders of a training; ``embedding (n_cells, D)`` is that of a frozen encoder."""
+
+    cells: TrainingCells
+    tokenizer: Tokenizer
+    config: TrainingConfig
+    embedding: Tensor | None = None
+
+    def training(self, rows: np.ndarray, hard_cells: HardCells | None) -> TokenLoader:
+        """Minibatches of the cells ``rows``, shuffled, with token dropout."""
+        config = self.config
+        return self._over(ShuffledSampler(rows, config.batch_size, config.seed, hard_cells))
+
+    def validation(self, rows: np.ndarray) -> TokenLoader:
+        """Minibatches of the cells ``rows`` in order, whole."""
+        return self._over(OrderedSampler(rows, 4 * self.config.batch_size, is_shared=True))
+
+    def class_counts(self, rows: np.ndarray) -> np.ndarray:
+        """Cells of each class among ``rows``, ``(C,)``."""
+        labels = self.cells.source.labels
+        return np.bincount(labels[rows], minlength=labels.max() + 1)
+
+    def _over(self, sampler: RowSampler) -> TokenLoader:
+        config = self.config
+        return TokenLoader(
+            self.cells.source,
+            self.tokenizer,
+            sampler,
+            self.cells.is_log,
+            seed=config.seed,
+            token_dropout=config.token_dropout,
+            device=config.device,
+            embedding=self.embedding,
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shares of each class that train and validate, and whether to train once more on all; see ``train``."""
+
+    train_size: float = 0.9
+    validation_size: float | None = None
+    refit: bool | None = None
+
+
+@dataclass(frozen=True)
+class FittedNetwork:
+    """What fitting a network leaves, its weights excepted."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    class_counts: np.ndarray
+    decision: Decision
+    curves: dict[str, list[float]]
+    hard_cells: HardCells | None
+
+
 def fit_network(
     network: GeneTransformer,
     tokenizer: Tokenizer,
     cells: TrainingCells,
-    *,
-    classes: tuple[str, ...],
-    train_size: float,
-    validation_size: float | None,
-    refit: bool | None,
+    how: Split,
     config: TrainingConfig,
-) -> Fitted:
-    """Train ``network`` in place on the labelled ``cells`` (label codes >= 0)."""
-    source, cell_names, is_log = cells
+    title: str = "Training",
+) -> FittedNetwork:
+    """Train ``network`` in place on the labelled cells, fit the temperature, and train again on all of them."""
+    source = cells.source
     labelled = np.flatnonzero(source.labels >= 0)
     train, validation = (
         labelled[part]
         for part in split(
             source.labels[labelled],
-            train_size=train_size,
-            validation_size=validation_size,
+            train_size=how.train_size,
+            validation_size=how.validation_size,
             seed=config.seed,
             max_validation=source.max_validation,
         )
     )
-    loaders = prepared(network, loaders_for(source, tokenizer, is_log, config), labelled, config)
+    loaders = Loaders(cells, tokenizer, config)
+    loaders = replace(loaders, embedding=frozen_embedding(network, loaders, labelled))
     trained = nn.ModuleList([network, *filter(None, [config.masked_task])])
     initial = {name: weights.clone() for name, weights in trained.state_dict().items()}
-    held_out = loaders.ordered(validation) if len(validation) else None
-    history, hard_cells = run(network, loaders, train, held_out, config)
+    held_out = loaders.validation(validation) if len(validation) else None
+    curves, hard_cells = run(network, loaders, train, held_out, title)
     decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
-        logits, labels = validation_logits(network, held_out, config.precision)
-        decision = Decision(fit_temperature(logits, labels))
-        if len(labelled) < REFIT_BELOW if refit is None else refit:
+        decision = Decision(
+            fit_temperature(*validation_logits(network, held_out, config.precision))
+        )
+        if len(labelled) < REFIT_BELOW if how.refit is None else how.refit:
             train = labelled
             trained.load_state_dict(initial)
-            _, hard_cells = run(network, loaders, train, None, of_refit(config), "Refitting")
-    expression = class_profile(source, train, len(classes), is_log=is_log)
-    expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
-    return Fitted(
-        train_indices=train,
-        validation_indices=validation,
-        class_counts=loaders.class_counts(train),
-        gene_share=expression.share,
-        decision=decision,
-        history=name_classes(history, classes),
-        hard_cells=hard_cell_table(hard_cells, cell_names, classes),
-        profile=expression,
-        seed=config.seed,
-        encoder_share=network.encoder_share,
-        novelty=class_novelty(source, labelled, expression, is_log=is_log, seed=config.seed),
-    )
-
-
-def loaders_for(
-    source: CellSource, tokenizer: Tokenizer, is_log: bool, config: TrainingConfig
-) -> TokenLoader:
-    """TokenLoader of ``source`` with the minibatches of ``config``."""
-    return TokenLoader(
-        source,
-        tokenizer,
-        is_log,
-        config.batch_size,
-        config.seed,
-        token_dropout=config.token_dropout,
-        device=config.device,
-    )
+            loaders = replace(loaders, config=_of_refit(config))
+            _, hard_cells = run(network, loaders, train, None, "Refitting")
+    counts = loaders.class_counts(train)
+    return FittedNetwork(train, validation, counts, decision, curves, hard_cells)
 
 
 def run(
     network: GeneTransformer,
-    loaders: TokenLoader,
+    loaders: Loaders,
     rows: np.ndarray,
-    held_out: Minibatches | None,
-    config: TrainingConfig,
-    title: str = "Training",
+    held_out: TokenLoader | None,
+    title: str,
 ) -> tuple[dict[str, list[float]], HardCells | None]:
-    """One training on ``rows`` of the source: its curves, and the hard cells it ended with."""
-    counts = loaders.class_counts(rows)
+    """Train once on ``rows`` of the source: its curves, and the hard cells it ended with."""
+    config, counts = loaders.config, loaders.class_counts(rows)
     hard_cells = None if config.replay is None else HardCells(config.replay, counts)
-    train = loaders.shuffled(rows, hard_cells)
+    train = loaders.training(rows, hard_cells)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
     return curves, hard_cells
 
 
-def of_refit(config: TrainingConfig) -> TrainingConfig:
-    """With a checkpoint of its own, beside that of the first training."""
+def _of_refit(config: TrainingConfig) -> TrainingConfig:
+    """The same with a checkpoint of its own, next to that of the first training."""
     path = config.ckpt_path
     return replace(config, ckpt_path=path and path.with_name(path.name + ".refit"))
 
 
-def name_classes(
+def frozen_embedding(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tensor | None:
+    """Embedding of the cells ``rows`` by a frozen encoder, which then does not run in training; else ``None``.
+
+    The head of a pretrained encoder gets its embedding standardized, which is measured here once.
+    """
+    if network.standardize is None:
+        return None
+    is_frozen = not any(weights.requires_grad for weights in network.encoder.parameters())
+    if not is_frozen:
+        rng = np.random.default_rng(loaders.config.seed)
+        rows = np.sort(rng.permutation(rows)[:MEASURED_CELLS])
+    if is_frozen or not network.standardize.is_measured:
+        embedding = embed(network, loaders.validation(rows), loaders.config)
+    if not network.standardize.is_measured:
+        network.standardize.measure(embedding[rows])
+    return embedding if is_frozen else None
+
+
+@torch.no_grad()
+def embed(network: GeneTransformer, cells: TokenLoader, config: TrainingConfig) -> Tensor:
+    """Embedding ``(n_cells, D)`` of all cells of the source, zeros where the loader has none of them.
+
+    Connected processes share the cells, and each gets the embedding of all.
+    """
+    embedding = torch.zeros(len(cells.source), network.config.d_model)
+    network.to(config.device).eval()
+    for minibatch in tqdm(cells, "Embedding", disable=not has_bars(config)):
+        with autocast(config.device, config.precision):
+            output = network(*(part.to(config.device) for part in minibatch.tokens))
+        embedding[minibatch.source_index] = output.embedding.float().cpu()
+    if rank_and_size()[1] == 1:
+        return embedding
+    embedding = embedding.to(config.device)
+    distributed.all_reduce(embedding)
+    return embedding.cpu()
+
+
+def describe_reference(
+    found: FittedNetwork, cells: TrainingCells, classes: tuple[str, ...], config: TrainingConfig
+) -> Fitted:
+    """What the model keeps of a training and of its cells: curves, hard cells, class profiles, novelty."""
+    source, is_log = cells.source, cells.is_log
+    expression = class_profile(source, found.train, len(classes), is_log=is_log)
+    expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))
+    return Fitted(
+        train_indices=found.train,
+        validation_indices=found.validation,
+        class_counts=found.class_counts,
+        gene_share=expression.share,
+        decision=found.decision,
+        history=_name_classes(found.curves, classes),
+        hard_cells=hard_cell_table(found.hard_cells, cells.names, classes),
+        profile=expression,
+        seed=config.seed,
+        novelty=class_novelty(source, expression, is_log=is_log, seed=config.seed),
+    )
+
+
+def _name_classes(
     curves: dict[str, list[float]], classes: tuple[str, ...]
 ) -> dict[str, list[float]]:
     """``replayed_<code>`` becomes ``replayed <class>``; classes that were never replayed are left out."""
@@ -207,7 +273,7 @@ def hard_cell_table(
 
 
 def class_profile(source: CellSource, rows: np.ndarray, n_classes: int, *, is_log: bool) -> Profile:
-    """Expression of each class among ``rows`` of the source, and how many cells it has there."""
+    """Mean expression of each class among ``rows`` of the source, and its number of cells there."""
     typical, labels = source.typical(rows), source.labels
     found = profile(
         lambda block: source.rows(typical[block]),
@@ -220,29 +286,41 @@ def class_profile(source: CellSource, rows: np.ndarray, n_classes: int, *, is_lo
 
 
 def class_novelty(
-    source: CellSource, labelled: np.ndarray, reference: Profile, *, is_log: bool, seed: int
+    source: CellSource, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
-    """How novel a cell is to the classes of the ``labelled`` rows of the source."""
+    """Fit the novelty score to the labelled cells of the source."""
+    labelled = np.flatnonzero(source.labels >= 0)
     codes = source.labels[labelled]
     return fit_novelty(
         lambda cells: source.rows(labelled[cells]), codes, reference, is_log=is_log, seed=seed
     )
 
 
-def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
-    """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
+def training_source(
+    reader: ExpressionReader,
+    labels: pd.Series,
+    tree: LabelTree,
+    known: Collection[int] = (),
+    columns: np.ndarray | None = None,
+) -> InMemoryCells:
+    """All cells of a registered AnnData with label codes, −1 where unlabelled.
 
-    Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
-    cells, then fewer as the root of their number, and at least 600 steps in at most 200 epochs.
+    ``known`` are codes of classes that the model has learned before and that need no cells; ``columns (n_genes,)``
+    those of the model's genes, ``None`` for all. Raises ``ValueError`` for fewer than two classes or a labelled cell
+    without counts, and warns of classes with fewer than three cells.
     """
-    n_cells = source.n_labelled
-    if batch_size is None:
-        batch_size = 32 if n_cells <= 10_000 else 128
-    if max_epochs is None:
-        n_epochs = round(12 * min(1.0, (4000 / n_cells) ** 0.5))
-        n_steps = -(-n_cells // max(1, batch_size))
-        max_epochs = max(3, n_epochs, min(200, -(-600 // n_steps)))
-    return max_epochs, batch_size
+    check_classes(tree.classes)
+    codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
+    if columns is not None and not np.array_equal(columns, np.arange(X.shape[1])):
+        X = X[:, columns]
+    empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
+    if len(empty):
+        raise ValueError(
+            f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
+            "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
+        )
+    warn_of_small_classes(codes, tree.classes, known)
+    return InMemoryCells(X, codes)
 
 
 def check_classes(classes: tuple[str, ...]) -> None:
@@ -255,7 +333,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
 
 
 def warn_of_small_classes(
-    labels: np.ndarray, classes: tuple[str, ...], known: Collection[int]
+    labels: np.ndarray, classes: tuple[str, ...], known: Collection[int] = ()
 ) -> None:
     """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
@@ -264,86 +342,4 @@ def warn_of_small_classes(
         warn(
             f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "
             "can be held out for validation, so expect little of them."
-        )
-
-
-#: Cells in which the embedding of a pretrained encoder is measured.
-MEASURED_CELLS = 256
-
-
-def prepared(
-    network: GeneTransformer, loaders: TokenLoader, rows: np.ndarray, config: TrainingConfig
-) -> TokenLoader:
-    """The loaders, with the embedding of the cells ``rows`` where the encoder is frozen.
-
-    A pretrained encoder's embedding is measured once, for the head to be given it standardized.
-    """
-    if network.standardize is None:
-        return loaders
-    is_frozen = not any(weights.requires_grad for weights in network.encoder.parameters())
-    if not is_frozen:
-        rng = np.random.default_rng(config.seed)
-        rows = np.sort(rng.permutation(rows)[:MEASURED_CELLS])
-    if is_frozen or not network.standardize.is_measured:
-        embedding = embed(network, loaders, rows, config)
-    if not network.standardize.is_measured:
-        network.standardize.measure(embedding[rows])
-    return replace(loaders, embedding=embedding) if is_frozen else loaders
-
-
-@torch.no_grad()
-def embed(
-    network: GeneTransformer, loaders: TokenLoader, rows: np.ndarray, config: TrainingConfig
-) -> Tensor:
-    """Embedding ``(n_cells, D)`` of the cells ``rows`` of the source, zeros elsewhere.
-
-    Processes that are connected already share the cells; all get the embedding of all.
-    """
-    embedding = torch.zeros(len(loaders.source), network.config.d_model)
-    network.to(config.device).eval()
-    minibatches = loaders.ordered(rows)
-    for minibatch in tqdm(minibatches, "Embedding", disable=not has_bars(config)):
-        with autocast(config.device, config.precision):
-            output = network(*(part.to(config.device) for part in minibatch.tokens))
-        embedding[minibatch.source_index] = output.embedding.float().cpu()
-    if rank_and_size()[1] == 1:
-        return embedding
-    embedding = embedding.to(config.device)
-    distributed.all_reduce(embedding)
-    return embedding.cpu()
-
-
-def streamed_cells(self: Celler, datamodule: DataModule) -> TrainingCells:
-    """The labelled training cells of a store; raises ``ValueError`` where the model was not made for it."""
-    check_fits(self, datamodule)
-    if datamodule.labels_key is None:
-        raise ValueError(
-            "this data module has no labels_key, which is enough for pretrain alone; name the column of cell types: "
-            f"DataModule(path, labels_key=...). Columns: {datamodule.store.columns}."
-        )
-    check_classes(tuple(datamodule.classes))
-    warn_of_small_classes(datamodule.labels, tuple(datamodule.classes), ())
-    source = StoreCells(datamodule.store, datamodule.labels, datamodule.class_balance)
-    return TrainingCells(source, datamodule.store.names, False)
-
-
-def check_fits(
-    self: Celler, datamodule: DataModule, keys: Iterable[str] = ("gene_names", "classes", "parents")
-) -> None:
-    """Raise ``ValueError`` unless genes and classes of the model are those of the store."""
-    if not isinstance(datamodule, DataModule):
-        raise TypeError(
-            f"datamodule is a {type(datamodule).__name__}; a celler.atlas.DataModule is needed: "
-            "dm = cl.atlas.DataModule(path, labels_key=...)."
-        )
-    described = datamodule.registry["celler"]
-    differing = [key for key in keys if list(described[key]) != list(self._described.get(key, []))]
-    if differing:
-        raise ValueError(
-            f"the model and the store differ in {', '.join(differing)}; make the model of the same data module: "
-            "model = Celler(registry=dm.registry)."
-        )
-    if self._scgpt or self._knowledge is not None:
-        raise ValueError(
-            "models of from_pretrained and load_query_data train on an AnnData alone; leave datamodule out."
         )

@@ -1,10 +1,11 @@
-"""Methods of :class:`celler.model.Celler` that take any AnnData and label or embed its cells."""
+"""Predict: labels, probabilities, embedding and novelty of any cells, in memory or in a store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,235 +14,186 @@ from torch import distributed
 
 from celler._utils._distributed import rank_and_size
 from celler.atlas._annotations import write_annotation as write_table
-from celler.data._query import Query, rows_of
-from celler.inference._labels import (
-    BACKOFF_THRESHOLD,
-    annotation_columns,
-    annotation_record,
-    check_question,
-    label_cells,
-    label_levels,
-    level_probabilities,
-)
+from celler.atlas._datamodule import DataModule
+from celler.atlas._store import CellBlocks
+from celler.data._query import Query, align_query
+from celler.inference._labels import Question, annotation_columns, annotation_record, label
 from celler.inference._outputs import Outputs
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
     SHIFT_CELLS,
-    Forward,
-    align_query,
+    Reading,
+    Reference,
     fitted_novelty,
+    forward,
+    network_outputs,
     novelty_threshold,
     report_empty,
+    shift_of,
     with_novelty,
     with_propagation,
 )
+from celler.model._state import ModelState
 
-if TYPE_CHECKING:
-    from celler.atlas._datamodule import DataModule
-    from celler.atlas._store import CellBlocks
-    from celler.model._celler import Celler
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that a method was called on: rows ``index (N,)`` of ``adata``, and the model's own AnnData."""
+
+    adata: AnnData
+    index: np.ndarray
+    reference: Reference
+
+    def align(self, state: ModelState) -> Query:
+        """The cells in the model's genes."""
+        return align_query(state.genes, self.adata, state.setup.layer, self.reference.reported)
+
+
+Answer = Callable[[Query, np.ndarray, Outputs], "np.ndarray | pd.DataFrame"]
+
+
+def answer_of(state: ModelState, question: Question, *, soft: bool) -> Answer:
+    """What :meth:`celler.model.Celler.predict` returns of some cells; raises for options that cannot be."""
+    question.check(state.tree, soft=soft)
+    limit = novelty_threshold(state, question.false_alarm_rate)
+
+    def answer(query: Query, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
+        if limit is not None:
+            outputs = with_novelty(state, query, index, outputs, limit)
+        labels = label(outputs, state.decision, state.tree, question)
+        if not soft:
+            return labels.names
+        names, columns = query.adata.obs_names[index], list(state.tree.levels[question.level])
+        return pd.DataFrame(labels.probabilities, index=names, columns=columns)
+
+    return answer
 
 
 def predict(
-    self: Celler,
-    adata: AnnData | None = None,
-    indices: np.ndarray | list[int] | None = None,
-    soft: bool = False,
-    batch_size: int | None = None,
+    state: ModelState,
+    cells: Cells,
+    question: Question,
+    reading: Reading,
     *,
-    level: str | None = None,
-    threshold: float | None = None,
-    unknown_label: str = "Unknown",
-    candidates: list[str] | None = None,
-    false_alarm_rate: float | None = None,
-    backoff: bool = False,
-    correct_shift: bool = True,
-    propagate: bool = False,
-    dataloader: CellBlocks | None = None,
+    soft: bool,
+    propagate: bool,
 ) -> np.ndarray | pd.DataFrame:
-    """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
-
-    adata: ``None`` is the AnnData of the model. Other genes, orders, batches, matrix formats,
-        views and files in backed mode are welcome; no label column is needed.
-    indices: rows to label, positions or a boolean mask; ``None`` is all.
-    soft: give probabilities instead of labels.
-    batch_size: cells per forward pass; ``None`` fills a fixed number of tokens.
-    level: ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
-    threshold: give ``unknown_label`` where the best probability is below it.
-    candidates: the only classes that are possible; the others get probability 0.
-    false_alarm_rate: give ``unknown_label`` to cells more novel than all but this share of the
-        reference's known cells, see :meth:`get_novelty`; ``None`` labels them all.
-    backoff: where the class is below the threshold and the parent is not, give the parent's name. The
-        threshold is then 0.7 unless given, the same for both levels.
-    correct_shift: undo what differs from the reference in all classes alike, as after another
-        chemistry, judged by up to 5,000 cells of ``adata``; without it a label depends on the cell alone.
-    propagate: spread the probabilities over the nearest of the cells asked for and of the model's labelled cells,
-        whose labels are given; where labels are few and the query has thousands of cells. A label then depends on
-        the other cells. A model that was loaded has labelled cells where ``load`` was given its reference.
-    dataloader: in place of ``adata``, the cells of a store, of :meth:`celler.atlas.DataModule.inference_dataloader`,
-        which are read block by block.
-
-    Returns an array of str ``(N,)``, or with ``soft`` a DataFrame (obs_names x classes, columns
-    sorted, rows sum to 1). A cell without counts is ``unknown_label``, with equal probabilities.
-
-    Raises ``RuntimeError`` before training and ``ValueError`` when under 20 % of the model's
-    genes are there.
-    """
-    level = "class" if level is None else level
-    if dataloader is None:
-        adata, index = query_cells(self, adata, indices)
-    else:
-        check_blocks(self, adata, indices, propagate=propagate)
-    check_question(self._tree, level, threshold, candidates, backoff=backoff)
-    if soft and backoff:
-        raise ValueError("soft=True gives the probabilities of one level; leave backoff out.")
-    limit = novelty_threshold(self, false_alarm_rate)
-
-    def answer(query: Query, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
-        if limit is not None and not soft:
-            outputs = with_novelty(self, query, index, outputs, limit)
-        probabilities = level_probabilities(outputs, self._decision, self._tree, level, candidates)
-        names = self._tree.levels[level]
-        if soft:
-            return pd.DataFrame(
-                probabilities, index=query.adata.obs_names[index], columns=list(names)
-            )
-        if backoff:
-            how = (BACKOFF_THRESHOLD if threshold is None else threshold, unknown_label)
-            return label_levels(outputs, probabilities, self._tree, *how, backoff=True)[0]
-        return label_cells(outputs, probabilities, names, threshold, unknown_label)
-
-    if dataloader is not None:
-        return answer_blocks(self, dataloader, batch_size, correct_shift, answer)
-    query = align_query(self, adata)
-    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
+    """Label cells of an AnnData; see :meth:`celler.model.Celler.predict`."""
+    answer = answer_of(state, question, soft=soft)
+    query = cells.align(state)
+    outputs = forward(state, query, cells.index, reading)
     if propagate:
-        outputs = with_propagation(self, query, index, outputs, candidates)
-    return answer(query, index, outputs)
+        candidates = question.candidates
+        outputs = with_propagation(state, query, cells.index, outputs, cells.reference, candidates)
+    return answer(query, cells.index, outputs)
+
+
+def predict_store(
+    state: ModelState,
+    blocks: CellBlocks,
+    question: Question,
+    reading: Reading,
+    *,
+    soft: bool,
+    reported: set[str],
+) -> np.ndarray | pd.DataFrame:
+    """Label cells of a store in its order, with torch.distributed those of all ranks."""
+    answer = answer_of(state, question, soft=soft)
+    found = [
+        (index, answer(query, np.arange(len(index)), outputs))
+        for index, query, outputs in block_outputs(state, blocks, reading, reported)
+    ]
+    parts = [part for _, part in sorted(gathered(found), key=lambda part: int(part[0][0]))]
+    if not parts:
+        raise ValueError("the dataloader has no cells.")
+    return pd.concat(parts) if isinstance(parts[0], pd.DataFrame) else np.concatenate(parts)
 
 
 def annotate(
-    self: Celler,
-    adata: AnnData | None = None,
-    key_added: str = "celler",
+    state: ModelState,
+    cells: Cells,
+    key: str,
+    question: Question,
+    reading: Reading,
     *,
-    cluster_key: str | None = None,
-    threshold: float | None = None,
-    unknown_label: str = "Unknown",
-    false_alarm_rate: float | None = None,
-    backoff: bool = False,
-    correct_shift: bool = True,
-    propagate: bool = False,
+    cluster_key: str | None,
+    propagate: bool,
 ) -> None:
-    """Write labels to ``adata.obs``, and what was done to ``adata.uns[key_added]``.
-
-    Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
-    ``<key>_margin`` (that less the second best), ``<key>_second`` (the second-best class) and
-    ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
-    the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``, which says whether the
-    label is a "class", a "parent" or "unknown". Colours go to ``uns["<key>_colors"]`` where there are
-    none that fit.
-
-    cluster_key: clusters in ``adata.obs``, which are read and never computed: ``<key>_majority`` is the
-        most frequent label of each cell's cluster and ``<key>_majority_share`` its share; a cell
-        without a cluster keeps its label.
-
-    Other arguments as in :meth:`predict`. Calling it again overwrites, and removes columns of the last
-    call that this one does not write. A view becomes a copy of its own, as with every write to one;
-    the AnnData behind it stays as it is. Of a file in backed mode only what is in memory is written.
-    """
-    adata, index = query_cells(self, adata, None)
-    check_question(self._tree, "class", threshold, None, backoff=backoff)
-    clusters = check_target(adata, key_added, cluster_key)
-    limit = novelty_threshold(self, false_alarm_rate)
-    query = align_query(self, adata)
-    outputs = Forward.of(self)(query, index, batch_size=None, correct_shift=correct_shift)
+    """Write labels to obs; see :meth:`celler.model.Celler.annotate`."""
+    question.check(state.tree)
+    clusters = check_target(cells.adata, key, cluster_key)
+    limit = novelty_threshold(state, question.false_alarm_rate)
+    query, index = cells.align(state), cells.index
+    outputs = forward(state, query, index, reading)
     if propagate:
-        outputs = with_propagation(self, query, index, outputs)
-    if self._fitted.novelty is not None:  # a model saved by an earlier version has none
-        outputs = with_novelty(self, query, index, outputs, limit)
-    if backoff and threshold is None:
-        threshold = BACKOFF_THRESHOLD
-    how = (threshold, unknown_label)
-    columns = annotation_columns(
-        outputs, self._decision, self._tree, key_added, *how, backoff=backoff
-    )
+        outputs = with_propagation(state, query, index, outputs, cells.reference)
+    columns, outputs = _columns(state, query, index, outputs, (key, question, limit))
     if clusters is not None:
-        columns |= majority_columns(columns[key_added], clusters, key_added)
-    record = annotation_record(outputs, self._decision, self._tree, *how, backoff=backoff)
-    record |= {"cluster_key": cluster_key or "none", "correct_shift": correct_shift}
-    record |= {"false_alarm_rate": "none" if false_alarm_rate is None else false_alarm_rate}
+        columns |= majority_columns(columns[key], clusters, key)
+    record = annotation_record(outputs, state.decision, state.tree, question)
+    record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
-    write_annotation(adata, key_added, columns, record)
+    write_annotation(cells.adata, key, columns, record)
 
 
-def get_latent_representation(
-    self: Celler,
-    adata: AnnData | None = None,
-    indices: np.ndarray | list[int] | None = None,
-    batch_size: int | None = None,
+def annotate_store(
+    state: ModelState,
+    datamodule: DataModule,
+    key: str,
+    question: Question,
+    reading: Reading,
     *,
-    normalize: bool = False,
-    correct_shift: bool = True,
-) -> np.ndarray:
-    """Cell embedding ``(N, d_model)`` of the encoder, also after :meth:`pretrain`; arguments as in :meth:`predict`.
+    overwrite: bool,
+    reported: set[str],
+) -> Path:
+    """Write the table of labels of a store; see :meth:`celler.model.Celler.annotate_store`."""
+    question.check(state.tree)
+    how = (key, question, novelty_threshold(state, question.false_alarm_rate))
 
-    normalize: divide each row by its L2 norm, as scGPT does, so that products are cosines.
-    """
-    adata, index = query_cells(self, adata, indices, needs_classes=not self.is_pretrained)
-    way, query = Forward.of(self), align_query(self, adata)
-    embedding = way(query, index, batch_size=batch_size, correct_shift=correct_shift).embedding
+    def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
+        blocks = datamodule.inference_dataloader()
+        for index, query, outputs in block_outputs(state, blocks, reading, reported):
+            columns, _ = _columns(state, query, np.arange(len(index)), outputs, how)
+            yield index, pd.DataFrame(columns, index=query.adata.obs_names)
+
+    return write_table(datamodule.store.path, key, tables(), overwrite=overwrite)
+
+
+def _columns(
+    state: ModelState,
+    query: Query,
+    index: np.ndarray,
+    outputs: Outputs,
+    how: tuple[str, Question, float | None],
+) -> tuple[dict[str, Any], Outputs]:
+    """Columns of an annotation of some cells, and their outputs with novelty."""
+    key, question, limit = how
+    if state.trained().novelty is not None:  # a model saved by an earlier version has none
+        outputs = with_novelty(state, query, index, outputs, limit)
+    labels = label(outputs, state.decision, state.tree, question)
+    return annotation_columns(outputs, labels, state.tree, key, question), outputs
+
+
+def embedding(state: ModelState, cells: Cells, reading: Reading, *, normalize: bool) -> np.ndarray:
+    """Cell embedding; see :meth:`celler.model.Celler.get_latent_representation`."""
+    found = forward(state, cells.align(state), cells.index, reading).embedding
     if normalize:
-        embedding /= np.linalg.norm(embedding, axis=1, keepdims=True).clip(min=1e-12)
-    return embedding
+        found /= np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+    return found
 
 
-def get_novelty(
-    self: Celler,
-    adata: AnnData | None = None,
-    indices: np.ndarray | list[int] | None = None,
-    batch_size: int | None = None,
-    *,
-    correct_shift: bool = True,
-) -> np.ndarray:
-    """How little each cell is like any type of the reference ``(N,)``; arguments as in :meth:`predict`.
-
-    The unit is the standard deviation of the reference's own cells, scored by a fit without them: their
-    mean is 0, and a cell of 3 is far outside. ``predict(false_alarm_rate=0.05)`` gives no label to cells above the
-    95 % quantile of those scores. NaN for a cell without counts.
-
-    Raises ``RuntimeError`` for a model of fewer than 20 labelled cells or saved by an earlier version.
-    """
-    adata, index = query_cells(self, adata, indices)
-    fitted_novelty(self)
-    query = align_query(self, adata)
-    outputs = Forward.of(self)(query, index, batch_size=batch_size, correct_shift=correct_shift)
-    scored = with_novelty(self, query, index, outputs, None)
+def novelty(state: ModelState, cells: Cells, reading: Reading) -> np.ndarray:
+    """Novelty of cells; see :meth:`celler.model.Celler.get_novelty`."""
+    fitted_novelty(state)
+    query = cells.align(state)
+    outputs = forward(state, query, cells.index, reading)
+    scored = with_novelty(state, query, cells.index, outputs, None)
     assert scored.novelty is not None
     return scored.novelty
 
 
-def query_cells(
-    self: Celler,
-    adata: AnnData | None,
-    indices: np.ndarray | list[int] | None,
-    needs_classes: bool = True,
-) -> tuple[AnnData, np.ndarray]:
-    """The AnnData to label and the positions ``(N,)`` of its rows."""
-    if needs_classes:
-        self._require_trained()
-    adata = self.adata if adata is None else adata
-    if adata is None:
-        raise ValueError("this model was loaded without an AnnData; pass the one to label.")
-    return adata, rows_of(adata, indices)
-
-
-Answer = TypeVar("Answer")
-
-
-def check_blocks(self: Celler, adata: AnnData | None, indices: Any, *, propagate: bool) -> None:
-    """Raise where what a store is asked for cannot be done."""
-    self._require_trained()
+def check_store_call(adata: AnnData | None, indices: Any, *, propagate: bool) -> None:
+    """Raise for options that a store cannot have."""
     if adata is not None or indices is not None:
         raise ValueError(
             "dataloader was given together with adata or indices; pass one of them. Part of a store: "
@@ -253,89 +205,30 @@ def check_blocks(self: Celler, adata: AnnData | None, indices: Any, *, propagate
         )
 
 
-def answer_blocks(
-    self: Celler,
-    blocks: CellBlocks,
-    batch_size: int | None,
-    correct_shift: bool,
-    answer: Callable[[Query, np.ndarray, Outputs], Any],
-) -> Any:
-    """What ``answer`` says of each block, in the order of the store; with torch.distributed, of all ranks."""
-    found = [
-        (index, answer(query, np.arange(len(index)), outputs))
-        for index, query, outputs in block_outputs(self, blocks, batch_size, correct_shift)
-    ]
-    found = sorted(gathered(found), key=lambda part: int(part[0][0]))
-    parts = [part for _, part in found]
-    if not parts:
-        raise ValueError("the dataloader has no cells.")
-    return pd.concat(parts) if isinstance(parts[0], pd.DataFrame) else np.concatenate(parts)
-
-
 def block_outputs(
-    self: Celler, blocks: CellBlocks, batch_size: int | None, correct_shift: bool
+    state: ModelState, blocks: CellBlocks, reading: Reading, reported: set[str]
 ) -> Iterator[tuple[np.ndarray, Query, Outputs]]:
     """Rows of the store, their cells and outputs, block by block.
 
-    What differs from the reference in all classes alike is judged once, by a sample of all cells.
+    The shift is estimated once, from a sample of all cells.
     """
-    sample = align_query(self, blocks.sample(SHIFT_CELLS))
-    way, factors = Forward.of(self), None
-    if correct_shift:
-        factors = way.shift(sample, np.arange(sample.adata.n_obs), batch_size)[1]
+    sample = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
+    factors = None
+    if reading.correct_shift:
+        rows = np.arange(sample.adata.n_obs)
+        factors = shift_of(state, sample, rows, reading.batch_size)[1]
     for index, adata in blocks:
         query, rows = sample.block(adata), np.arange(adata.n_obs)
-        outputs = way.outputs(query, rows, batch_size, factors)
+        outputs = network_outputs(state, query, rows, reading.batch_size, factors)
         report_empty(outputs.has_counts, rows, adata)
         yield index, query, outputs
 
 
-def gathered(part: list[Answer]) -> list[Answer]:
-    """The parts of all ranks; ``part`` itself where there is one process."""
+def gathered(part: list[Any]) -> list[Any]:
+    """The parts of all ranks, one after the other."""
     n_ranks = rank_and_size()[1]
     if n_ranks == 1:
         return part
     parts: list[Any] = [None] * n_ranks
     distributed.all_gather_object(parts, part)
     return [each for one in parts for each in one]
-
-
-def annotate_store(
-    self: Celler,
-    datamodule: DataModule,
-    key_added: str = "celler",
-    *,
-    threshold: float | None = None,
-    unknown_label: str = "Unknown",
-    false_alarm_rate: float | None = None,
-    backoff: bool = False,
-    correct_shift: bool = True,
-    overwrite: bool = False,
-) -> Path:
-    """Label every cell of a store, and write the table beside its cells; returns the path of the table.
-
-    ``<store>/annotations/<key_added>.zarr`` appears whole or not at all, the cells are not touched, and memory holds
-    one block. :meth:`celler.atlas.DataModule.annotation` reads it: the columns of :meth:`annotate`, by obs_name.
-
-    overwrite: replace a table of that name. Other arguments as in :meth:`annotate`.
-
-    Raises ``FileExistsError`` where the table is already, and what :meth:`predict` raises.
-    """
-    check_blocks(self, None, None, propagate=False)
-    check_question(self._tree, "class", threshold, None, backoff=backoff)
-    limit = novelty_threshold(self, false_alarm_rate)
-    if backoff and threshold is None:
-        threshold = BACKOFF_THRESHOLD
-    how = (threshold, unknown_label)
-
-    def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
-        blocks = datamodule.inference_dataloader()
-        for index, query, outputs in block_outputs(self, blocks, None, correct_shift):
-            if self._fitted.novelty is not None:
-                outputs = with_novelty(self, query, np.arange(len(index)), outputs, limit)
-            columns = annotation_columns(
-                outputs, self._decision, self._tree, key_added, *how, backoff=backoff
-            )
-            yield index, pd.DataFrame(columns, index=query.adata.obs_names)
-
-    return write_table(datamodule.store.path, key_added, tables(), overwrite=overwrite)

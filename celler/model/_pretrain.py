@@ -1,11 +1,9 @@
-"""Methods of :class:`celler.model.Celler` that learn from cells without labels."""
+"""Pretrain: learn genes from cells without labels, in memory or in a store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,15 +13,15 @@ from scipy import sparse
 
 from celler._utils._devices import choose_device, choose_precision, choose_processes
 from celler._utils._messages import column
+from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.data._genes import selector
 from celler.data._profile import linear
-from celler.data._query import rows_of
+from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import CellSource, InMemoryCells
-from celler.model._fit import check_fits
-from celler.model._forward import align_query
-from celler.model._state import Pretrained
+from celler.model._predict import Cells
+from celler.model._state import ModelState, Pretrained
 from celler.network._heads import GeneDecoder
 from celler.network._network import build_network
 from celler.training._masked import (
@@ -33,25 +31,30 @@ from celler.training._masked import (
     fit_masked,
     start_from_components,
 )
-from celler.training._masking import MaskedMinibatch, MaskedMinibatches, Masking, bins_of
+from celler.training._masking import MaskedLoader, Masking, bins_of
 from celler.training._plan import TrainingConfig
 
-if TYPE_CHECKING:
-    from celler.atlas._datamodule import DataModule
-    from celler.model._celler import Celler
-
-#: Validation cells beyond this many tell nothing more.
+#: Validation cells at most: more do not sharpen the choice of weights.
 MAX_VALIDATION = 5000
-#: Cells of a store that tell what its genes look like.
+#: Cells of a store from which the mean expression of genes is taken.
 STORE_SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
 class UnlabelledCells:
-    """Cells to learn from: the rows ``index (N,)`` of ``source``, whose labels are codes of ``batches``.
+    """Cells to learn genes from.
 
-    sample: ``(n, n_genes)``, counts or what is proportional to them, of all the cells or enough of them to tell what
-        genes look like.
+    Parameters
+    ----------
+    source
+        The cells; their labels are codes of ``batches``.
+    index
+        Rows of the source ``(N,)``.
+    sample
+        Counts ``(n, n_genes)``, or values proportional to them, of all the cells or of a sample.
+    batches
+        Names of the donor/assay batches.
+
     """
 
     source: CellSource
@@ -70,121 +73,117 @@ class UnlabelledCells:
         return np.asarray(total / total.sum())
 
 
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Options of :meth:`celler.model.Celler.pretrain`."""
+
+    precision: str
+    max_epochs: int | None = None
+    mask_ratio: float = 0.15
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    validation_size: float = 0.1
+    early_stopping: bool = True
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    seed: int = 0
+    show_progress: bool = True
+
+
 def pretrain(
-    self: Celler,
-    max_epochs: int | None = None,
-    *,
-    adata: AnnData | None = None,
-    mask_ratio: float = 0.15,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
-    validation_size: float = 0.1,
-    early_stopping: bool = True,
-    accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
-    seed: int = 0,
-    show_progress: bool = True,
-    datamodule: DataModule | None = None,
-) -> None:
-    """Learn the genes from cells, labelled or not: hide some of a cell's genes and predict them from the others.
-
-    The encoder's gene embeddings start from the principal components of the cells; then the hidden genes'
-    bins, and which genes are there, are predicted from the cell embedding. :meth:`train` starts from
-    the encoder that results. A second call continues. :attr:`pretraining_history` has the curves.
-
-    max_epochs: ``None`` is 10 up to 50,000 cells, fewer beyond, and at least 1,000 steps.
-    adata: more cells, matched by gene name; they join those of the model.
-    mask_ratio: share of a cell's genes that are hidden.
-    batch_size: cells per minibatch.
-    learning_rate: peak of the one-cycle schedule.
-    validation_size: share of the cells, 5,000 at most, that chooses the weights; 0 does without.
-    early_stopping: stop when the validation loss has not fallen for a quarter of the epochs (5 at least).
-    accelerator, devices, seed, show_progress: as in :meth:`train`.
-    datamodule: a :class:`celler.atlas.DataModule` with the model's genes, whose training cells take the place of
-        the registered ones and are read from disk as they are needed.
-
-    Raises ``RuntimeError`` after :meth:`train`, whose classes rest on the encoder as it is.
-    """
-    require_untrained(self)
-    if not 0 <= validation_size < 1:
-        raise ValueError(f"validation_size={validation_size} was given; 0 <= it < 1 is needed.")
-    before: Pretrained | None = self._pretrained
+    state: ModelState,
+    own: Cells | None,
+    more: Cells | None,
+    datamodule: DataModule | None,
+    options: PretrainOptions,
+) -> ModelState:
+    """Learn genes from the model's ``own`` cells and ``more``, or from those of a store."""
+    require_untrained(state)
+    if not 0 <= options.validation_size < 1:
+        raise ValueError(
+            f"validation_size={options.validation_size} was given; 0 <= it < 1 is needed."
+        )
+    before, seed = state.pretrained, options.seed
     if datamodule is None:
-        cells = unlabelled_cells(self, adata)
+        cells = unlabelled_cells(state, own, more)
     else:
-        cells = streamed_unlabelled(self, datamodule, adata)
-    n_cells = len(cells.index)
-    device = choose_device(accelerator, devices)
-    self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
-    config = PretrainingConfig(
-        max_epochs=n_epochs(n_cells, batch_size) if max_epochs is None else max_epochs,
-        batch_size=batch_size,
-        mask_ratio=mask_ratio,
-        learning_rate=learning_rate,
-        early_stopping=early_stopping,
-        device=device,
-        precision=self._precision,
-        show_progress=show_progress,
-        seed=seed,
-        processes=choose_processes(devices),
-    )
+        cells = streamed_unlabelled(state, datamodule, more)
+    config = pretraining_config(options, len(cells.index))
     if before is None:
-        self.module = build_network(self.module.config, seed)
-        start_from_components(self.module, cells.log_rows, cells.sample.shape[0], seed)
-    decoder = new_decoder(self, cells, seed) if before is None else before.decoder
-    train, validation = masked_loaders(self, cells, validation_size, config)
-    history = fit_masked(self.module, decoder, train, validation, config)
+        state = replace(state, network=build_network(state.network.config, seed))
+        start_from_components(state.network, cells.log_rows, cells.sample.shape[0], seed)
+    decoder = new_decoder(state, cells, seed) if before is None else before.decoder
+    train, validation = masked_loaders(state, cells, options.validation_size, config)
+    history = fit_masked(state.network, decoder, train, validation, config)
     if before is not None:
         history = {name: before.history.get(name, []) + history[name] for name in history}
-    adopt_pretrained(self, Pretrained(decoder, cells.batches, cells.share, n_cells, history))
+    left = Pretrained(decoder, cells.batches, cells.share, len(cells.index), history)
+    return replace(state, precision=config.precision).with_pretrained(left)
 
 
-def require_untrained(self: Celler) -> None:
-    """Raise ``RuntimeError`` where there are classes or foreign weights that rest on the encoder."""
-    if self._scgpt:
+def pretraining_config(options: PretrainOptions, n_cells: int) -> PretrainingConfig:
+    """The settings of a pretraining, with the epochs chosen by the number of cells where ``None``."""
+    device = choose_device(options.accelerator, options.devices)
+    max_epochs, batch_size = options.max_epochs, options.batch_size
+    return PretrainingConfig(
+        max_epochs=n_epochs(n_cells, batch_size) if max_epochs is None else max_epochs,
+        batch_size=batch_size,
+        mask_ratio=options.mask_ratio,
+        learning_rate=options.learning_rate,
+        early_stopping=options.early_stopping,
+        device=device,
+        precision=choose_precision(options.precision, device),
+        show_progress=options.show_progress,
+        seed=options.seed,
+        processes=choose_processes(options.devices),
+    )
+
+
+def require_untrained(state: ModelState) -> None:
+    """Raise ``RuntimeError`` where classes or foreign weights rest on the encoder."""
+    if state.scgpt is not None:
         raise RuntimeError(
             "this encoder has been pretrained: it came with from_pretrained; call train()."
         )
-    if self.is_trained:
+    if state.fitted is not None:
         raise RuntimeError(
             "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
             "model = Celler(adata), model.pretrain(), model.train()."
         )
 
 
-def unlabelled_cells(self: Celler, adata: AnnData | None) -> UnlabelledCells:
-    """The model's cells and those of ``adata``, without empty ones."""
-    key = self._setup_args["batch_key"]
+def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -> UnlabelledCells:
+    """The model's own cells and ``more``, without empty ones."""
+    key = state.setup.batch_key
     blocks, of_cells = [], []
-    if self.adata is not None:
-        reader = ExpressionReader(self.adata, self._setup_args["layer"])
+    if own is not None:
+        reader = ExpressionReader(own.adata, state.setup.layer)
         blocks.append(proportional(reader))
-        of_cells.append(batch_names(self.adata, key))
-    if adata is not None:
-        rows_of(adata, None)
-        query = align_query(self, adata)
+        of_cells.append(batch_names(own.adata, key))
+    if more is not None:
+        query = more.align(state)
         blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
-        of_cells.append(batch_names(adata, known_key(self, adata)))
+        of_cells.append(batch_names(more.adata, known_key(state, more.adata)))
     if not blocks:
         raise ValueError(
             "this model has no AnnData; pass the cells as adata, or a store of them as datamodule."
         )
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)
-    X.sort_indices()  # what is hidden is drawn by place, and must not depend on the order of columns
+    X.sort_indices()  # hidden genes are drawn by place, which must not depend on the order of columns
     has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
     check_enough(int(has_counts.sum()))
     X, names = X[has_counts], names[has_counts]
-    batches = known_batches(self, names)
+    batches = known_batches(state, names)
     codes = pd.Index(batches).get_indexer(pd.Index(names)).astype(np.int64)
     return UnlabelledCells(InMemoryCells(X, codes), np.arange(len(codes)), X, batches)
 
 
 def streamed_unlabelled(
-    self: Celler, datamodule: DataModule, adata: AnnData | None
+    state: ModelState, datamodule: DataModule, more: Cells | None
 ) -> UnlabelledCells:
-    """The training cells of a store, without empty ones; their sample is the first of them, for a store is shuffled."""
-    check_fits(self, datamodule, ["gene_names"])
-    if adata is not None:
+    """The training cells of a store, without empty ones; the sample is the first of them, since a store is shuffled."""
+    check_fits(state, datamodule, ("gene_names",))
+    if more is not None:
         raise ValueError(
             "adata was given together with datamodule; pass one of them, or put the cells into the store: "
             "cl.atlas.build takes several sources."
@@ -193,75 +192,96 @@ def streamed_unlabelled(
     index = np.flatnonzero(datamodule.is_train & ~store.is_empty())
     check_enough(len(index))
     codes, names = datamodule.batches
-    batches = known_batches(
-        self, np.array(names, object)[np.unique(codes[index][codes[index] >= 0])]
-    )
+    used = np.unique(codes[index][codes[index] >= 0])
+    batches = known_batches(state, np.array(names, object)[used])
     code_of = np.append(pd.Index(batches).get_indexer(pd.Index(names)), -1).astype(np.int32)
     sample = store.rows(index[:STORE_SAMPLE])
     return UnlabelledCells(StoreCells(store, code_of[codes]), index, sample, batches)
 
 
-def known_batches(self: Celler, names: np.ndarray) -> tuple[str, ...]:
-    """The batches that the model's decoder knows, or will."""
-    before: Pretrained | None = self._pretrained
+def check_fits(
+    state: ModelState,
+    datamodule: DataModule,
+    keys: tuple[str, ...] = ("gene_names", "classes", "parents"),
+) -> None:
+    """Raise ``ValueError`` unless genes and classes of the model are those of the store."""
+    if not isinstance(datamodule, DataModule):
+        raise TypeError(
+            f"datamodule is a {type(datamodule).__name__}; a celler.atlas.DataModule is needed: "
+            "dm = cl.atlas.DataModule(path, labels_key=...)."
+        )
+    described, own = datamodule.registry["celler"], state.described
+    differing = [key for key in keys if list(described[key]) != own[key]]
+    if differing:
+        raise ValueError(
+            f"the model and the store differ in {', '.join(differing)}; make the model of the same data module: "
+            "model = Celler(registry=dm.registry)."
+        )
+    if state.scgpt is not None or state.old is not None:
+        raise ValueError(
+            "models of from_pretrained and load_query_data train on an AnnData alone; leave datamodule out."
+        )
+
+
+def known_batches(state: ModelState, names: np.ndarray) -> tuple[str, ...]:
+    """Donor/assay batches of the model's decoder, or of a new one."""
+    before = state.pretrained
     return tuple(sorted(set(names) - {""})) if before is None else before.batches
 
 
 def check_enough(n_cells: int) -> None:
-    """Raise ``ValueError`` where there is nothing to learn from."""
+    """Raise ``ValueError`` for fewer than two cells."""
     if n_cells < 2:
         raise ValueError(f"{n_cells} cells have counts; at least 2 are needed.")
 
 
 def with_masked_task(
-    self: Celler, config: TrainingConfig, weight: float
+    state: ModelState, own: Cells | None, config: TrainingConfig, weight: float
 ) -> tuple[TrainingConfig, Pretrained | None]:
-    """The configuration with the masked task of all registered cells, and what that leaves when it is trained.
-
-    Without one where ``weight`` is 0.
-    """
+    """Add the masked task of all registered cells to a training, and what it leaves; nothing for the weight 0."""
     if weight == 0:
         return config, None
     if not weight > 0:
         raise ValueError(f"masked_weight={weight} was given; 0 or more is needed.")
-    if self._scgpt or self._knowledge is not None or self.adata is None:
+    if state.scgpt is not None or state.old is not None or own is None:
         raise ValueError(
             "masked_weight is for a model that learns its genes from a registered AnnData, not for one that "
             "from_pretrained or load_query_data made or that reads a store on disk; leave it at 0."
         )
-    before: Pretrained | None = self._pretrained
-    cells = unlabelled_cells(self, None)
+    before = state.pretrained
+    cells = unlabelled_cells(state, own, None)
     if before is None:
-        decoder = new_decoder(self, cells, config.seed)
+        decoder = new_decoder(state, cells, config.seed)
     else:
         decoder = deepcopy(before.decoder)
     masking = PretrainingConfig(
         max_epochs=config.max_epochs, batch_size=config.batch_size, seed=config.seed
     )
-    minibatches, _ = masked_loaders(self, cells, 0.0, masking)
+    minibatches, _ = masked_loaders(state, cells, 0.0, masking)
     history = {} if before is None else before.history
     left = Pretrained(decoder, cells.batches, cells.share, len(cells.index), history)
     return replace(config, masked_task=MaskedTask(decoder, minibatches, weight)), left
 
 
 def masked_loaders(
-    self: Celler, cells: UnlabelledCells, validation_size: float, config: PretrainingConfig
-) -> tuple[Iterable[MaskedMinibatch], Iterable[MaskedMinibatch] | None]:
-    """Minibatches to learn from and, with the same genes hidden in every epoch, to validate on."""
+    state: ModelState, cells: UnlabelledCells, validation_size: float, config: PretrainingConfig
+) -> tuple[MaskedLoader, MaskedLoader | None]:
+    """Minibatches to learn from, and to validate on with the same genes hidden in every epoch."""
     n_cells, seed, source = len(cells.index), config.seed, cells.source
     order = np.random.default_rng(seed).permutation(n_cells)
     n_validation = min(round(validation_size * n_cells), MAX_VALIDATION)
     held_out, learned = (cells.index[np.sort(part)] for part in np.split(order, [n_validation]))
-    masking = Masking(self._tokenizer, self.module.config.encoder, config.mask_ratio, seed)
-    train = MaskedMinibatches(source.shuffled(learned, config.batch_size, seed, None), masking)
+    encoder = state.network.config.encoder
+    masking = Masking(state.tokenizer, encoder, config.mask_ratio, seed)
+    train = MaskedLoader(source, ShuffledSampler(learned, config.batch_size, seed), masking)
     if not n_validation:
         return train, None
-    ordered = source.ordered(held_out, 2 * config.batch_size, is_shared=False)
-    return train, MaskedMinibatches(ordered, masking, is_fixed=True)
+    ordered = OrderedSampler(held_out, 2 * config.batch_size)
+    return train, MaskedLoader(source, ordered, masking, is_fixed=True)
 
 
 def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
-    """All rows as counts or, from logarithms, as what is proportional to them: bins and shares are the same."""
+    """All rows as counts, or from logarithms as values proportional to counts: bins and shares are the same."""
     warn_of_binned(reader)
     X = reader.matrix()
     if is_log(reader):
@@ -270,14 +290,14 @@ def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
     return X
 
 
-def known_key(self: Celler, adata: AnnData) -> str | None:
-    """The model's batch column where ``adata`` has it."""
-    key = self._setup_args["batch_key"]
+def known_key(state: ModelState, adata: AnnData) -> str | None:
+    """The model's batch column, where ``adata`` has it."""
+    key = state.setup.batch_key
     return key if key in adata.obs.columns else None
 
 
 def batch_names(adata: AnnData, key: str | None) -> np.ndarray:
-    """Name of each cell's donor/assay batch ``(n_obs,)``, "" where there is none."""
+    """Donor/assay batch of each cell ``(n_obs,)``, "" for none."""
     if key is None:
         return np.full(adata.n_obs, "", dtype=object)
     values = column(adata.obs, key, "batch_key")
@@ -290,17 +310,11 @@ def n_epochs(n_cells: int, batch_size: int) -> int:
     return max(1, round(10 * min(1.0, 50_000 / n_cells)), min(100, -(-1000 // n_steps)))
 
 
-def new_decoder(self: Celler, cells: UnlabelledCells, seed: int) -> GeneDecoder:
-    """A decoder for the model's encoder that knows each gene's mean, other weights from ``seed``."""
+def new_decoder(state: ModelState, cells: UnlabelledCells, seed: int) -> GeneDecoder:
+    """A decoder for the model's encoder that starts at each gene's mean, other weights from ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        decoder = GeneDecoder(self.module.config, len(cells.batches))
+        decoder = GeneDecoder(state.network.config, len(cells.batches))
     rows = np.random.default_rng(seed).permutation(cells.sample.shape[0])[:PCA_CELLS]
-    decoder.start_from(bins_of(cells.sample[np.sort(rows)], self._tokenizer))
+    decoder.start_from(bins_of(cells.sample[np.sort(rows)], state.tokenizer))
     return decoder
-
-
-def adopt_pretrained(self: Celler, pretrained: Pretrained) -> None:
-    """Take over what pretraining left, now or in a saved model."""
-    self._pretrained = pretrained
-    self._genes = replace(self._genes, share=pretrained.gene_share)

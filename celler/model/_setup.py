@@ -1,4 +1,4 @@
-"""Setup: checks an AnnData, registers it with scvi-tools, and describes it in plain values."""
+"""Setup: check an AnnData, register it with scvi-tools, and make an untrained model of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
+from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.data._genes import check_unique, gene_names
+from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names
+from celler.data._query import Genes
+from celler.data._tokenizer import Tokenizer
 from celler.labels import LabelTree, as_strings, parent_mapping
+from celler.model._state import ModelState, ScGPTOrigin, Setup
 from celler.network._config import NetworkConfig
+from celler.network._network import GeneTransformer, build_network
 
 #: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.
 LABELS_COLUMN = "_celler_labels"
@@ -33,7 +38,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     args["unlabeled_category"] = str(args["unlabeled_category"])
     if args["parents"] is not None:
         args["parents"] = parent_mapping(args["parents"])
-    labels = _checked(adata, args)
+    labels = _checked(adata, Setup(**args))
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
     data_fields = [
@@ -45,7 +50,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     ]
     manager = AnnDataManager(fields=data_fields, setup_method_args=setup_method_args)
     with warnings.catch_warnings():
-        # scvi-tools counts cells per category of every column; train() says what matters of it.
+        # scvi-tools counts the cells of every category; train() warns where it matters.
         warnings.filterwarnings(
             "ignore", message="Category .* has fewer than", category=UserWarning
         )
@@ -53,38 +58,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     return manager
 
 
-def describe(adata: AnnData, setup_args: dict[str, Any]) -> dict[str, Any]:
-    """What the model keeps of a registered AnnData, as lists of str: genes, classes and parents."""
-    tree = read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup_args)
-    return {
-        "gene_names": [str(name) for name in gene_names(adata.var, setup_args["gene_key"])],
-        "classes": list(tree.classes),
-        "parents": list(tree.parents),
-    }
-
-
-def plain_setup(
-    registry: dict[str, Any], described: dict[str, Any], init_params: dict[str, Any]
-) -> dict[str, Any]:
-    """What a model is built from without AnnData, in values that a checkpoint can hold."""
-    kept = ("model_name", "setup_method_name", "scvi_version")
-    plain_registry = {name: registry[name] for name in kept} | {
-        "setup_args": _plain(registry["setup_args"]),
-        "field_registries": {},
-        "celler": described,
-    }
-    return {"registry": plain_registry, "init_params": _plain(init_params["non_kwargs"])}
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with Python's numbers and strings for NumPy's."""
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in values.items()
-    }
-
-
-def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+def _checked(adata: AnnData, setup: Setup) -> np.ndarray:
     """The labels ``(n_obs,)`` of an AnnData that can be registered; raises where it cannot."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
@@ -96,33 +70,33 @@ def _checked(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
         raise ValueError(
             "adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy()."
         )
-    reader = ExpressionReader(adata, args["layer"])
-    genes = gene_names(adata.var, args["gene_key"])
+    reader = ExpressionReader(adata, setup.layer)
+    genes = gene_names(adata.var, setup.gene_key)
     if (genes == "").any():
         raise ValueError(
-            f"gene_key={args['gene_key']!r} has no name for {int((genes == '').sum()):,} genes; fill them, for "
+            f"gene_key={setup.gene_key!r} has no name for {int((genes == '').sum()):,} genes; fill them, for "
             "example with adata.var_names, or leave those genes out."
         )
     check_unique(genes, "the genes of adata")
     is_log(reader)
     if not adata.isbacked:  # the values of a file are checked as they are read
         check_values(reader.matrix(), reader)
-    if args["batch_key"] is not None:
-        batches = column(adata.obs, args["batch_key"], "batch_key")
+    if setup.batch_key is not None:
+        batches = column(adata.obs, setup.batch_key, "batch_key")
         if batches.isna().any():
             raise ValueError(
-                f"batch_key={args['batch_key']!r} has {int(batches.isna().sum()):,} missing values; every cell "
+                f"batch_key={setup.batch_key!r} has {int(batches.isna().sum()):,} missing values; every cell "
                 "needs a donor/assay batch, or pass batch_key=None."
             )
-    labels = read_labels(adata, args)
-    read_tree(adata, labels, args)
+    labels = read_labels(adata, setup)
+    read_tree(adata, labels, setup)
     warn_of_binned(reader)
     return labels
 
 
-def read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
+def read_labels(adata: AnnData, setup: Setup) -> np.ndarray:
     """Labels of all cells as str ``(n_obs,)``, those without one as ``unlabeled_category``."""
-    key, unlabeled = args["labels_key"], args["unlabeled_category"]
+    key, unlabeled = setup.labels_key, setup.unlabeled_category
     if key is None:
         return np.full(adata.n_obs, unlabeled, dtype=object)
     labels = as_strings(column(adata.obs, key, "labels_key"), key, unlabeled)
@@ -134,10 +108,9 @@ def read_labels(adata: AnnData, args: dict[str, Any]) -> np.ndarray:
     return labels
 
 
-def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> LabelTree:
+def read_tree(adata: AnnData, labels: np.ndarray, setup: Setup) -> LabelTree:
     """Classes among the labels and, with ``parent_labels_key`` or ``parents``, their parents."""
-    key, unlabeled = args["parent_labels_key"], args["unlabeled_category"]
-    mapping = args.get("parents")  # a model saved by an earlier version has none
+    key, mapping, unlabeled = setup.parent_labels_key, setup.parents, setup.unlabeled_category
     if key is not None and mapping is not None:
         raise ValueError(
             f"both parent_labels_key={key!r} and parents were given; the parents can come from one of them."
@@ -149,21 +122,68 @@ def read_tree(adata: AnnData, labels: np.ndarray, args: dict[str, Any]) -> Label
     return LabelTree.from_labels(labels, unlabeled, parents)
 
 
-def network_config(init_params: dict[str, Any], described: dict[str, Any]) -> NetworkConfig:
-    """The sizes among the arguments of :class:`celler.model.Celler`, with those of the data.
+def describe(adata: AnnData, setup: Setup, vocabulary: pd.Index | None = None) -> dict[str, Any]:
+    """Genes, classes and parents of a registered AnnData as lists of str.
 
-    Arguments that are ``None`` take the defaults; sizes of attention without an ``encoder`` ask for latents.
+    With a ``vocabulary`` the genes are those that it has.
     """
-    arguments = init_params["non_kwargs"] | {
-        "n_genes": len(described["gene_names"]),
-        "n_classes": max(1, len(described["classes"])),
+    tree = read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup)
+    names = gene_names(adata.var, setup.gene_key)
+    if vocabulary is not None:
+        names = names[align_to_vocabulary(adata, setup, vocabulary).gene_map >= 0]
+    return {
+        "gene_names": [str(name) for name in names],
+        "classes": list(tree.classes),
+        "parents": list(tree.parents),
     }
+
+
+def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> GeneAlignment:
+    """Alignment of the genes of a registered AnnData with a vocabulary."""
+    names = gene_names(adata.var, setup.gene_key)
+    return align_genes(names, vocabulary, adata.var, is_vocabulary=True)
+
+
+def new_state(
+    setup: Setup,
+    described: dict[str, Any],
+    arguments: dict[str, Any],
+    network: GeneTransformer | None = None,
+) -> ModelState:
+    """An untrained model, from what :func:`describe` returns and the arguments of the class."""
+    scgpt = ScGPTOrigin(**described["scgpt"]) if "scgpt" in described else None
+    names = pd.Index(described["gene_names"])
+    share = np.full(len(names), 1 / len(names))
+    is_vocabulary = scgpt is not None and scgpt.is_vocabulary
+    if network is None:
+        classes = described.get("classes", ())
+        config = network_config(arguments, len(names), max(1, len(classes)), scgpt)
+        network = build_network(config, seed=0)
+    return ModelState(
+        setup,
+        Genes(names, share, setup.gene_key, is_vocabulary),
+        LabelTree(tuple(described.get("classes", ())), tuple(described.get("parents", ()))),
+        network,
+        Tokenizer(n_bins=network.config.n_bins, max_genes=arguments["max_genes"]),
+        choose_precision(arguments["precision"], choose_device()),
+        scgpt,
+    )
+
+
+def network_config(
+    arguments: dict[str, Any], n_genes: int, n_classes: int, scgpt: ScGPTOrigin | None
+) -> NetworkConfig:
+    """Sizes of the network, from the arguments of :class:`celler.model.Celler` and the data.
+
+    ``None`` is the default; sizes of attention without an ``encoder`` choose the latent encoder.
+    """
+    arguments = arguments | {"n_genes": n_genes, "n_classes": n_classes}
     if arguments["encoder"] == "scgpt":
-        if "scgpt" not in described:
+        if scgpt is None:
             raise ValueError(
                 "encoder='scgpt' was given; its weights come from a folder: Celler.from_pretrained(folder, adata)."
             )
-        arguments |= {name: described["scgpt"][name] for name in ("d_feed", "pad_value")}
+        arguments |= {"d_feed": scgpt.d_feed, "pad_value": scgpt.pad_value}
     arguments["use_evidence"] = arguments.pop("evidence")
     attention = [
         name

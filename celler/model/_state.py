@@ -1,28 +1,67 @@
-"""State: what a model is made of and what training left, and the summary that repr shows."""
+"""State: all that a model knows, as one frozen value that methods read and replace."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from celler._utils._devices import choose_precision
 from celler.data._profile import Profile
+from celler.data._query import Genes
+from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
 from celler.inference._novelty import Novelty
+from celler.labels import LabelTree
+from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder
-
-if TYPE_CHECKING:
-    from celler.model._celler import Celler
+from celler.network._network import GeneTransformer
+from celler.training._plan import Teacher
 
 HARD_CELL_COLUMNS = ("cell", "label", "prediction", "confidence", "n_epochs", "n_failed")
 
 
 @dataclass(frozen=True)
+class Setup:
+    """Arguments of :meth:`celler.model.Celler.setup_anndata`."""
+
+    labels_key: str | None = None
+    unlabeled_category: str = "Unknown"
+    layer: str | None = None
+    batch_key: str | None = None
+    parent_labels_key: str | None = None
+    parents: Mapping[str, str] | None = None
+    gene_key: str | None = None
+
+
+@dataclass(frozen=True)
+class ScGPTOrigin:
+    """What a model keeps of the scGPT checkpoint it came from.
+
+    Parameters
+    ----------
+    d_feed, pad_value
+        Width of the feed-forward layers, and value of the cell token.
+    is_frozen
+        Whether training leaves the encoder as it is.
+    is_vocabulary
+        Whether the genes are the whole vocabulary rather than those of a reference.
+
+    """
+
+    d_feed: int
+    pad_value: float
+    is_frozen: bool
+    is_vocabulary: bool
+
+
+@dataclass(frozen=True)
 class Fitted:
-    """What training leaves beside the weights: indices are rows of the source."""
+    """What training leaves, the weights excepted; indices are rows of the source."""
 
     train_indices: np.ndarray
     validation_indices: np.ndarray
@@ -34,10 +73,9 @@ class Fitted:
     profile: Profile | None = None
     seed: int | None = None
     novelty: Novelty | None = None
-    encoder_share: float = 0.5
 
     def to_plain(self) -> dict[str, Any]:
-        """Tensors and plain values, for a checkpoint."""
+        """Convert to tensors and plain values, for a checkpoint."""
         arrays = ("train_indices", "validation_indices", "class_counts", "gene_share")
         plain: dict[str, Any] = {name: torch.from_numpy(getattr(self, name)) for name in arrays}
         return plain | {
@@ -45,7 +83,6 @@ class Fitted:
             "history": self.history,
             "hard_cells": self.hard_cells,
             "seed": self.seed,
-            "encoder_share": self.encoder_share,
             "profile": self.profile
             and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
             "novelty": self.novelty
@@ -54,10 +91,11 @@ class Fitted:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Fitted:
-        """What :meth:`to_plain` was made from."""
+        """Convert back from :meth:`to_plain`; a file of an earlier version may hold more."""
+        names = [field.name for field in fields(cls) if field.name in plain]
         values: dict[str, Any] = {
-            name: value.numpy() if isinstance(value, Tensor) else value
-            for name, value in plain.items()
+            name: plain[name].numpy() if isinstance(plain[name], Tensor) else plain[name]
+            for name in names
         }
         if values.get("profile") is not None:
             arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
@@ -70,7 +108,22 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What pretraining leaves beside the encoder's weights: ``gene_share (n_genes,)`` as in the reference."""
+    """What pretraining leaves, the encoder's weights excepted.
+
+    Parameters
+    ----------
+    decoder
+        Predicts genes from the cell embedding.
+    batches
+        Donor/assay batches that the decoder knows.
+    gene_share
+        Mean share of a cell's counts that each gene has ``(n_genes,)``.
+    n_cells
+        Number of cells it learned from.
+    history
+        Curves, a value per epoch.
+
+    """
 
     decoder: GeneDecoder
     batches: tuple[str, ...]
@@ -79,7 +132,7 @@ class Pretrained:
     history: dict[str, list[float]]
 
     def to_plain(self) -> dict[str, Any]:
-        """Tensors and plain values, for a checkpoint."""
+        """Convert to tensors and plain values, for a checkpoint."""
         return {
             "decoder": {name: tensor.cpu() for name, tensor in self.decoder.state_dict().items()},
             "batches": list(self.batches),
@@ -89,12 +142,126 @@ class Pretrained:
         }
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any], model: Celler) -> Pretrained:
-        """What :meth:`to_plain` was made from, in a model of the same sizes."""
-        decoder = GeneDecoder(model.module.config, len(plain["batches"]))
+    def from_plain(cls, plain: dict[str, Any], config: NetworkConfig) -> Pretrained:
+        """Convert back from :meth:`to_plain`, for a network of the same sizes."""
+        decoder = GeneDecoder(config, len(plain["batches"]))
         decoder.load_state_dict(plain["decoder"])
         share, n_cells = plain["gene_share"].numpy(), plain["n_cells"]
         return cls(decoder.eval(), tuple(plain["batches"]), share, n_cells, plain["history"])
+
+
+@dataclass(frozen=True)
+class OldKnowledge:
+    """What a model that is extended keeps of the model it came from.
+
+    Parameters
+    ----------
+    fitted
+        Of the old model.
+    gene_map
+        Gene of the extended model in each column of the new cells ``(n_vars,)``, −1 for none.
+    n_genes
+        Genes of the extended model, of which the first are the old model's.
+    teacher
+        The old network, with the codes of its classes among those of the extended model.
+
+    """
+
+    fitted: Fitted
+    gene_map: np.ndarray
+    n_genes: int
+    teacher: Teacher
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model: its genes and classes, its network, and what training and pretraining left.
+
+    Parameters
+    ----------
+    setup
+        How AnnData are read.
+    genes
+        Genes of the model, and how much of a cell's counts each carries.
+    tree
+        Classes and their parents.
+    network
+        The network, whose weights training changes in place.
+    tokenizer
+        Makes tokens of cells.
+    precision
+        ``"float32"`` or ``"bfloat16"``.
+    scgpt
+        The scGPT checkpoint it came from.
+    fitted
+        What training left.
+    pretrained
+        What pretraining left.
+    old
+        What the model keeps of the one that it extends.
+
+    """
+
+    setup: Setup
+    genes: Genes
+    tree: LabelTree
+    network: GeneTransformer
+    tokenizer: Tokenizer
+    precision: str
+    scgpt: ScGPTOrigin | None = None
+    fitted: Fitted | None = None
+    pretrained: Pretrained | None = None
+    old: OldKnowledge | None = None
+
+    @property
+    def decision(self) -> Decision:
+        """How logits become probabilities; without a temperature before training."""
+        return Decision() if self.fitted is None else self.fitted.decision
+
+    @property
+    def profile(self) -> Profile | None:
+        """Mean expression by class; ``None`` before training."""
+        return None if self.fitted is None else self.fitted.profile
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the encoder has learned without labels."""
+        return self.pretrained is not None or self.scgpt is not None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Genes, classes and parents as plain values, for a checkpoint."""
+        scgpt = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
+        return scgpt | {
+            "gene_names": [str(name) for name in self.genes.names],
+            "classes": list(self.tree.classes),
+            "parents": list(self.tree.parents),
+        }
+
+    def trained(self) -> Fitted:
+        """What training left; raise ``RuntimeError`` before it."""
+        if self.fitted is not None:
+            return self.fitted
+        if self.scgpt is not None:
+            raise RuntimeError(
+                "this Celler embeds cells but has learned no classes: Celler.setup_anndata(reference, labels_key=...), "
+                "then model = Celler.from_pretrained(folder, reference) and model.train()."
+            )
+        raise RuntimeError("this Celler is not trained; call train() first, or load a trained one.")
+
+    def on(self, device: torch.device, precision: str) -> ModelState:
+        """The state ready to predict on ``device``."""
+        self.network.to(device).eval()
+        return replace(self, precision=choose_precision(precision, device))
+
+    def with_fitted(self, fitted: Fitted) -> ModelState:
+        """The state after training."""
+        return replace(self, fitted=fitted, genes=replace(self.genes, share=fitted.gene_share))
+
+    def with_pretrained(self, pretrained: Pretrained) -> ModelState:
+        """The state after pretraining."""
+        genes = replace(self.genes, share=pretrained.gene_share)
+        return replace(self, pretrained=pretrained, genes=genes)
 
 
 ENCODERS = {
@@ -105,47 +272,49 @@ ENCODERS = {
 }
 
 
-def summary(self: Celler) -> str:
-    """One line on what the model is, then the network, the training and what to call next."""
-    config = self.module.config
-    classes = f"{len(self.classes_)} classes, {config.n_genes:,} genes"
+def summary(state: ModelState) -> str:
+    """What the model is in one line, then the network, the training and what to call next."""
+    config = state.network.config
+    classes = f"{len(state.tree.classes)} classes, {config.n_genes:,} genes"
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
     network += " + evidence table" if config.use_evidence else ""
-    if not self.is_trained:
-        if self._scgpt and not len(self.classes_):
-            rows = [
-                f"Celler, pretrained: no classes, {config.n_genes:,} genes",
-                f"network   {network}, on {self.device}",
-                "next      model.get_latent_representation(adata), or from_pretrained(folder, reference) to train",
-            ]
-            return "\n  ".join(rows)
-        pretrained = self._pretrained
-        rows = [
-            f"Celler, {'not trained' if pretrained is None else 'pretrained'}: {classes}",
-            f"network   {network}",
-            "next      model.train()",
-        ]
-        if pretrained is not None:
-            rows.insert(1, f"cells     {pretrained.n_cells:,}, labels not needed")
-        if pretrained is not None and not len(self.classes_):
-            rows[-1] = (
-                "next      Celler(labelled cells).load_encoder(this model), or get_latent_representation(adata)"
-            )
-        return "\n  ".join(rows)
-    fitted: Fitted = self._fitted
-    n_cells = int(fitted.class_counts.sum())
-    sizes = f"{fitted.class_counts.max():,} to {fitted.class_counts.min():,} a class"
+    if state.fitted is None:
+        return "\n  ".join(_untrained(state, classes, network))
+    counts = state.fitted.class_counts
     rows = [
         f"Celler, trained: {classes}",
-        f"cells     {n_cells:,} labelled, {sizes}",
-        f"network   {network}, on {self.device}",
-        f"training  {training(fitted)}",
+        f"cells     {int(counts.sum()):,} labelled, {counts.max():,} to {counts.min():,} a class",
+        f"network   {network}, on {state.network.device}",
+        f"training  {_training(state.fitted)}",
         "next      model.predict(adata), model.annotate(adata) or model.save(folder)",
     ]
     return "\n  ".join(rows)
 
 
-def training(fitted: Fitted) -> str:
+def _untrained(state: ModelState, classes: str, network: str) -> list[str]:
+    has_classes, pretrained = bool(state.tree.classes), state.pretrained
+    if state.scgpt is not None and not has_classes:
+        return [
+            f"Celler, pretrained: no classes, {state.network.config.n_genes:,} genes",
+            f"network   {network}, on {state.network.device}",
+            "next      model.get_latent_representation(adata), or from_pretrained(folder, reference) to train",
+        ]
+    if pretrained is None:
+        return [
+            f"Celler, not trained: {classes}",
+            f"network   {network}",
+            "next      model.train()",
+        ]
+    embed = "Celler(labelled cells).load_encoder(this model), or get_latent_representation(adata)"
+    return [
+        f"Celler, pretrained: {classes}",
+        f"cells     {pretrained.n_cells:,}, labels not needed",
+        f"network   {network}",
+        f"next      {'model.train()' if has_classes else embed}",
+    ]
+
+
+def _training(fitted: Fitted) -> str:
     """Epochs, seed and the validation macro-F1 of the weights that were kept."""
     history = fitted.history
     parts = [f"{len(history['train_loss'])} epochs"]
@@ -155,7 +324,7 @@ def training(fitted: Fitted) -> str:
         score, error = (
             np.array(history[f"validation_macro_f1{suffix}"]) for suffix in ("", "_error")
         )
-        # the rule of celler.training._callbacks.BestWeights: the latest within a standard error of the best so far
+        # the rule of celler.training.BestWeights: the latest within a standard error of the best so far
         kept = np.flatnonzero(score >= np.maximum.accumulate(score) - error)[-1]
         parts.append(
             f"macro-F1 {score[kept]:.3f} on {len(fitted.validation_indices):,} held-out cells"

@@ -1,129 +1,133 @@
-"""The method ``train`` of :class:`celler.model.Celler`."""
+"""Train: the model's cells and the options of ``train`` become a trained state."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from celler._utils._devices import choose_device, choose_precision, choose_processes
+from celler.atlas._datamodule import DataModule
+from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader
+from celler.data._sources import CellSource
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
-from celler.model._extend import training_cells
+from celler.model._extend import complete, training_cells
 from celler.model._few_labels import with_neighbourhoods
-from celler.model._fit import TrainingCells, fit_network, schedule, streamed_cells
-from celler.model._pretrain import adopt_pretrained, with_masked_task
+from celler.model._fit import (
+    Split,
+    TrainingCells,
+    check_classes,
+    describe_reference,
+    fit_network,
+    warn_of_small_classes,
+)
+from celler.model._predict import Cells
+from celler.model._pretrain import check_fits, with_masked_task
 from celler.model._setup import LABELS_COLUMN
+from celler.model._state import ModelState
 from celler.network._network import GeneTransformer, build_network, encoder_share
 from celler.training._plan import PRETRAINED_RATE, TrainingConfig
 
-if TYPE_CHECKING:
-    from celler.atlas._datamodule import DataModule
-    from celler.model._celler import Celler
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :meth:`celler.model.Celler.train`."""
+
+    precision: str
+    max_epochs: int | None = None
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    split: Split = Split()
+    batch_size: int | None = None
+    early_stopping: bool = True
+    loss: Loss | None = None
+    replay: Replay | None = field(default_factory=Replay)
+    masked_weight: float = 0.0
+    learning_rate: float = 3e-3
+    seed: int = 0
+    show_progress: bool = True
+    ckpt_path: str | os.PathLike[str] | None = None
 
 
 def train(
-    self: Celler,
-    max_epochs: int | None = None,
-    accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
-    train_size: float = 0.9,
-    validation_size: float | None = None,
-    batch_size: int | None = None,
-    early_stopping: bool = True,
-    *,
-    loss: Loss | None = None,
-    replay: Replay | None = Replay(),
-    masked_weight: float = 0.0,
-    learning_rate: float = 3e-3,
-    refit: bool | None = None,
-    seed: int = 0,
-    show_progress: bool = True,
-    datamodule: DataModule | None = None,
-    ckpt_path: str | os.PathLike[str] | None = None,
-) -> None:
-    """Train on the labelled cells of the registered AnnData, or of a store on disk.
+    state: ModelState, registered: Cells | None, datamodule: DataModule | None, options: Options
+) -> ModelState:
+    """Train on the registered cells, or on those of a store."""
+    _check_masked(options, datamodule)
+    cells = (
+        _cells_in_memory(state, registered, options.seed)
+        if datamodule is None
+        else _streamed_cells(state, datamodule)
+    )
+    config = training_config(state, cells.source, options)
+    has_task = options.masked_weight > 0
+    network = starting_network(state, cells.source.n_labelled, has_task, options.seed)
+    start = replace(state, network=network, precision=config.precision)
+    if registered is not None:
+        cells = with_neighbourhoods(start, cells, registered, config)
+    config, pretrained = with_masked_task(start, registered, config, options.masked_weight)
+    found = fit_network(network, state.tokenizer, cells, options.split, config)
+    fitted = describe_reference(found, cells, state.tree.classes, config)
+    if state.old is not None:
+        fitted = complete(state.old, fitted, cells.source)
+    return (start if pretrained is None else start.with_pretrained(pretrained)).with_fitted(fitted)
 
-    After :meth:`pretrain` and with few labels, means of the unlabelled cells that are registered are seen as well.
 
-    max_epochs: ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
-    accelerator, devices: ``"auto"`` takes a GPU where there is one; ``"cpu"``, ``"gpu"`` with
-        ``devices=[i]``, or ``"mps"`` insist. ``devices=4`` trains in four processes, one for each device,
-        which run the script from its start; those that torchrun or srun launched are taken as they are.
-    train_size, validation_size: shares of each class. Validation cells choose the weights, by
-        macro-F1, and the temperature of the probabilities; ``train_size=1.0`` does without.
-    batch_size: cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
-    early_stopping: stop when validation macro-F1 stays more than a standard error below its best
-        for half of the epochs (10 at least).
-    loss: one of ``celler.losses``; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
-    replay: which misclassified cells of an epoch the next one trains again, see
-        :class:`celler.mining.Replay`; ``None`` is none. :attr:`hard_cells_` lists them afterwards.
-    masked_weight: above 0, each step also hides genes of as many cells, unlabelled ones included, and adds
-        this many times the loss of predicting them, see :meth:`pretrain`, which gains more where labels are few.
-    learning_rate: peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a
-        thirtieth of it.
-    refit: after validation, which sets the temperature, train anew on all labelled cells; ``None``
-        does where there are fewer than 5,000 of them.
-    seed: of the split, the initial weights, the shuffling and every draw. Calling ``train``
-        again continues from the present weights.
-    show_progress: a progress bar with the validation macro-F1. ``scvi.settings.verbosity`` above
-        ``logging.INFO`` hides the bars of all models.
-    datamodule: a :class:`celler.atlas.DataModule`, the one the model was made with, whose cells are read from
-        disk as they are needed: ``Celler(registry=dm.registry).train(datamodule=dm)``.
-    ckpt_path: a file that is written after each epoch. Where it is there already, training goes on from it, to
-        the same model that it would have become; a refit has its own beside it.
-    """
-    check_masked(masked_weight, datamodule, ckpt_path)
-    known = self._knowledge
-    cells = cells_in_memory(self, seed) if datamodule is None else streamed_cells(self, datamodule)
-    device = choose_device(accelerator, devices)
-    max_epochs, batch_size = schedule(cells.source, max_epochs, batch_size)
-    self._precision = choose_precision(self.init_params_["non_kwargs"]["precision"], device)
-    config = TrainingConfig(
+def training_config(state: ModelState, source: CellSource, options: Options) -> TrainingConfig:
+    """The settings of a training, with those chosen by the number of labelled cells."""
+    device = choose_device(options.accelerator, options.devices)
+    max_epochs, batch_size = schedule(source, options.max_epochs, options.batch_size)
+    return TrainingConfig(
         max_epochs=max_epochs,
         batch_size=batch_size,
-        loss=DEFAULT if loss is None else loss,
-        replay=replay,
-        learning_rate=learning_rate,
-        encoder_rate=PRETRAINED_RATE if self._scgpt else 1.0,
-        token_dropout=self.module.config.dropout_rate,
-        early_stopping=early_stopping,
+        loss=DEFAULT if options.loss is None else options.loss,
+        replay=options.replay,
+        learning_rate=options.learning_rate,
+        encoder_rate=1.0 if state.scgpt is None else PRETRAINED_RATE,
+        token_dropout=state.network.config.dropout_rate,
+        early_stopping=options.early_stopping,
         device=device,
-        precision=self._precision,
-        show_progress=show_progress,
-        seed=seed,
-        teacher=None if known is None else known.teacher,
-        processes=choose_processes(devices),
-        ckpt_path=checkpoint_file(ckpt_path),
+        precision=choose_precision(options.precision, device),
+        show_progress=options.show_progress,
+        seed=options.seed,
+        teacher=None if state.old is None else state.old.teacher,
+        processes=choose_processes(options.devices),
+        ckpt_path=checkpoint_file(options.ckpt_path),
     )
-    network = starting_network(self, cells.source.n_labelled, masked_weight > 0, seed)
-    cells = with_neighbourhoods(self, cells, network, config)
-    config, pretrained = with_masked_task(self, config, masked_weight)
-    fitted = fit_network(
-        network,
-        self._tokenizer,
-        cells,
-        classes=self._tree.classes,
-        train_size=train_size,
-        validation_size=validation_size,
-        refit=refit,
-        config=config,
-    )
-    self.module = network
-    if pretrained is not None:
-        adopt_pretrained(self, pretrained)
-    self._adopt(fitted if known is None else known.complete(fitted, cells.source))
 
 
-def check_masked(masked_weight: float, datamodule: DataModule | None, ckpt_path: object) -> None:
-    """Raise where the masked task cannot go along."""
-    if masked_weight and datamodule is not None:
-        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
-    if masked_weight and ckpt_path is not None:
-        raise ValueError(
-            "a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out."
-        )
+def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
+    """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
+
+    Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
+    cells, then fewer as the root of their number, and at least 600 steps in at most 200 epochs.
+    """
+    n_cells = source.n_labelled
+    if batch_size is None:
+        batch_size = 32 if n_cells <= 10_000 else 128
+    if max_epochs is None:
+        n_epochs = round(12 * min(1.0, (4000 / n_cells) ** 0.5))
+        n_steps = -(-n_cells // max(1, batch_size))
+        max_epochs = max(3, n_epochs, min(200, -(-600 // n_steps)))
+    return max_epochs, batch_size
+
+
+def starting_network(
+    state: ModelState, n_labelled: int, has_masked_task: bool, seed: int
+) -> GeneTransformer:
+    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+    if state.fitted is not None or state.old is not None:
+        return state.network
+    network = build_network(state.network.config, seed)
+    if state.scgpt is None:
+        knows_genes = state.is_pretrained or has_masked_task
+        network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
+    if state.is_pretrained:
+        network.encoder.load_state_dict(state.network.encoder.state_dict())
+    network.encoder.requires_grad_(state.scgpt is None or not state.scgpt.is_frozen)
+    return network
 
 
 def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
@@ -137,34 +141,46 @@ def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"ckpt_path={str(path)!r} is in a folder that is not there; make {str(path.parent)!r} first."
+            f"ckpt_path={str(path)!r} is in a folder that does not exist; make {str(path.parent)!r} first."
         )
     return path
 
 
-def cells_in_memory(self: Celler, seed: int) -> TrainingCells:
+def _check_masked(options: Options, datamodule: DataModule | None) -> None:
+    """Raise for options that exclude the masked task."""
+    if options.masked_weight and datamodule is not None:
+        raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
+    if options.masked_weight and options.ckpt_path is not None:
+        raise ValueError(
+            "a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out."
+        )
+
+
+def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> TrainingCells:
     """The labelled cells of the registered AnnData."""
-    self._require_registered()
-    labels = self.adata.obs[LABELS_COLUMN]
-    reader = ExpressionReader(self.adata, self._setup_args["layer"])
-    columns = self._genes.columns_of(self.adata) if self._scgpt else None
-    return training_cells(reader, labels, self._tree, self._knowledge, seed, columns)
+    if registered is None:
+        build = "Celler(adata)" if state.scgpt is None else "from_pretrained(scgpt_folder, adata)"
+        raise RuntimeError(
+            "this model was loaded and can only predict. To train: Celler.setup_anndata(adata, ...), then "
+            f"{build}.train(); from a store on disk, train(datamodule=dm); to go on from this model, "
+            "Celler.load_query_data(adata, model)."
+        )
+    adata = registered.adata
+    reader = ExpressionReader(adata, state.setup.layer)
+    columns = None if state.scgpt is None else state.genes.columns_of(adata)
+    return training_cells(state, reader, adata.obs[LABELS_COLUMN], seed, columns)
 
 
-def starting_network(
-    self: Celler, n_labelled: int, will_know_genes: bool, seed: int
-) -> GeneTransformer:
-    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``.
-
-    will_know_genes: it learns them from unlabelled cells beside the labels.
-    """
-    if self.is_trained or self._knowledge is not None:
-        return self.module
-    network = build_network(self.module.config, seed)
-    if not self._scgpt:
-        knows_genes = self.is_pretrained or will_know_genes
-        network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
-    if self.is_pretrained:
-        network.encoder.load_state_dict(self.module.encoder.state_dict())
-    network.encoder.requires_grad_(not self._scgpt.get("is_frozen", False))
-    return network
+def _streamed_cells(state: ModelState, datamodule: DataModule) -> TrainingCells:
+    """The labelled training cells of a store; raises ``ValueError`` where the model was not made for it."""
+    check_fits(state, datamodule)
+    if datamodule.labels_key is None:
+        raise ValueError(
+            "this data module has no labels_key, which is enough for pretrain alone; name the column of cell types: "
+            f"DataModule(path, labels_key=...). Columns: {datamodule.store.columns}."
+        )
+    classes = tuple(datamodule.classes)
+    check_classes(classes)
+    warn_of_small_classes(datamodule.labels, classes)
+    source = StoreCells(datamodule.store, datamodule.labels, datamodule.class_balance)
+    return TrainingCells(source, datamodule.store.names, False)

@@ -84,9 +84,9 @@ def _reference(
     reference: Any,
 ) -> tuple[pd.Index, np.ndarray | None, str | None]:
     """Names of a reference, each gene's share of its expression, and the var column of the names."""
-    genes = getattr(reference, "_genes", None)  # of a Celler, whose room this one does not know
+    genes = getattr(reference, "genes_", None)  # of a Celler, whose room this one does not know
     if genes is not None:
-        return genes.names, genes.share, genes.key
+        return genes.index.rename(None), genes.to_numpy(), genes.index.name
     if isinstance(reference, str):
         raise TypeError(f"reference={reference!r} is one string; pass a model or a list of names.")
     names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)

@@ -12,21 +12,35 @@ from scipy import sparse
 from torch import Tensor
 
 from celler._utils._distributed import rank_and_size
-from celler.data._sources import Blocks, CellBlock
+from celler.data._samplers import RowSampler
+from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, Tokenizer
 from celler.network._heads import context_of
 
-#: Cells whose bins are made at once: tokens take several times the memory of counts.
+#: Cells whose bins are made in one call: tokens take several times the memory of counts.
 BLOCK = 1024
 
 
 class MaskedMinibatch(NamedTuple):
-    """B cells with up to M genes hidden.
+    """B cells with up to M hidden genes each.
 
-    tokens: what is seen. gene_ids, bins: ``(B, M)``, the hidden genes and their bins as shares of the highest.
-    is_asked: ``(B, M)``, False where a cell has fewer hidden genes. position: ``(B, M)``, their tokens, for an
-    encoder that sees the gene without its value. absent, is_absent: ``(B, M)``, as many genes drawn at random,
-    and whether the cell lacks them. context: ``(B, 2)``. batch: codes ``(B,)``.
+    Parameters
+    ----------
+    tokens
+        The visible genes.
+    gene_ids, bins
+        Hidden genes ``(B, M)`` and their bins as shares of the highest bin.
+    is_asked
+        False where a cell has fewer than M hidden genes ``(B, M)``.
+    position
+        Tokens of the hidden genes ``(B, M)``, for an encoder that sees a gene without its value.
+    absent, is_absent
+        Genes drawn at random ``(B, M)``, and whether the cell lacks them.
+    context
+        Lowest visible bin, as a share of the highest, and log1p of the number of visible genes over 5 ``(B, 2)``.
+    batch
+        Batch codes ``(B,)``.
+
     """
 
     tokens: TokenBatch
@@ -55,10 +69,10 @@ def hide(
     keep_genes: bool,
     generator: torch.Generator,
 ) -> MaskedMinibatch:
-    """Hide the share ``mask_ratio`` of each cell's genes, at least one where it has two, drawn at random.
+    """Hide the share ``mask_ratio`` of each cell's genes, drawn at random, and at least one where it has two.
 
-    keep_genes: leave the gene in sight and hide its value alone (bin 0), as in the paper, for an encoder
-    with an output for each token. Otherwise the gene is left out.
+    With ``keep_genes`` a gene stays visible and only its value is hidden (bin 0), as in the paper, for an
+    encoder with an output for each token. Otherwise the gene is left out.
     """
     gene_ids, values, expression, padding_mask = tokens
     n_tokens = (~padding_mask).sum(1)
@@ -98,7 +112,7 @@ def hide(
 
 @dataclass(frozen=True)
 class Masking:
-    """Hides the share ``mask_ratio`` of the genes of cells, for an encoder of the kind ``encoder``."""
+    """Hides the share ``mask_ratio`` of each cell's genes, for an encoder of the kind ``encoder``."""
 
     tokenizer: Tokenizer
     encoder: str
@@ -106,7 +120,7 @@ class Masking:
     seed: int
 
     def __call__(self, block: CellBlock, draw: tuple[int, ...]) -> MaskedMinibatch:
-        """The cells of ``block``, whose labels are batch codes; which genes depends on ``draw`` alone."""
+        """Hide genes of the cells of ``block``, whose labels are batch codes; ``draw`` seeds the choice."""
         rng = np.random.default_rng((self.seed, *draw))
         n_genes = block.X.shape[1]
         tokens = self.tokenizer(
@@ -126,17 +140,38 @@ class Masking:
         )
 
 
-class MaskedMinibatches:
-    """The minibatches of ``blocks`` with genes hidden, drawn anew each time or, ``is_fixed``, always alike."""
+class MaskedLoader:
+    """Minibatches of cells with hidden genes.
 
-    def __init__(self, blocks: Blocks, masking: Masking, *, is_fixed: bool = False) -> None:
-        self.blocks, self.masking, self.is_fixed, self.n_given = blocks, masking, is_fixed, 0
+    Parameters
+    ----------
+    source
+        The cells; their labels are batch codes.
+    row_sampler
+        Rows of each minibatch.
+    masking
+        Hides the genes.
+    is_fixed
+        Hide the same genes in every epoch, for validation.
+
+    """
+
+    def __init__(
+        self,
+        source: CellSource,
+        row_sampler: RowSampler,
+        masking: Masking,
+        *,
+        is_fixed: bool = False,
+    ) -> None:
+        self.source, self.row_sampler = source, row_sampler
+        self.masking, self.is_fixed, self.n_given = masking, is_fixed, 0
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self.row_sampler)
 
     def __iter__(self) -> Iterator[MaskedMinibatch]:
-        for block in self.blocks:
+        for block in self.source.blocks(self.row_sampler):
             self.n_given += 1
             rank = rank_and_size()[0]
             draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank)

@@ -59,15 +59,15 @@ def errors(adata: anndata.AnnData, seed: int) -> dict[str, float]:
     model = Celler(reference)
     model.pretrain(seed=seed, show_progress=False)
     source = InMemoryCells(sparse.csr_matrix(adata.X)[test], np.full(n_test, -1))
-    masking = Masking(model._tokenizer, "additive", mask_ratio=0.15, seed=seed)
+    masking = Masking(model._state.tokenizer, "additive", mask_ratio=0.15, seed=seed)
     masked = masking(source[np.arange(n_test)], (1, 0, 0))
     with torch.inference_mode():
-        loss = MaskedLoss(model.module.encoder, model._pretrained.decoder)
+        loss = MaskedLoss(model.module.encoder, model._state.pretrained.decoder)
         value = loss.outputs(masked)[0].numpy()
     asked = masked.is_asked.numpy()
     true, genes = masked.bins.numpy()[asked], masked.gene_ids.numpy()[asked]
     cell = np.broadcast_to(np.arange(n_test)[:, None], asked.shape)[asked]
-    bins = bins_of(sparse.csr_matrix(reference.X), model._tokenizer)
+    bins = bins_of(sparse.csr_matrix(reference.X), model._state.tokenizer)
     mean = mean_bins(bins)
     neighbours = nearest(reference, masked, bins.shape[1])
     around = np.full(len(true), np.nan)
