@@ -5,7 +5,6 @@ The process is given no labels of the query, and says nothing unless it fails.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -60,20 +59,6 @@ def run_alone(module: str, labels_key: str, seed: int, folder: Path) -> Measured
     if done.returncode != 0:
         raise RuntimeError(_reason(done))
     return Measured(*pickle.loads((folder / RESULT).read_bytes()))
-
-
-def run_script(script: str, *arguments: str) -> dict[str, float]:
-    """The figures that a Python ``script`` prints as JSON in its last line, in a process of its own.
-
-    Raises ``RuntimeError`` with the reason where it fails.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(_reason(done))
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 def main(module: str, labels_key: str, seed: str) -> None:

@@ -1,4 +1,4 @@
-"""The command `celler benchmark`: methods, losses and machines compared, from the shell."""
+"""The command `celler benchmark`: methods and losses compared, from the shell."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ if TYPE_CHECKING:
 
 
 def add_benchmark(commands: Any) -> None:
-    """Add ``celler benchmark`` with ``compare``, ``paper``, ``ablation``, ``atlas`` and ``speed``."""
+    """Add ``celler benchmark`` with ``compare``, ``paper`` and ``ablation``."""
     benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
     kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
     _add_compare(kinds)
     _add_paper(kinds)
     _add_ablation(kinds)
-    _add_corpus(kinds)
-    _add_speed(kinds)
 
 
 def _add_compare(kinds: Any) -> None:
@@ -86,47 +84,6 @@ def _add_ablation(kinds: Any) -> None:
         "--out", type=Path, default=Path(), help="folder for its files (default: here)"
     )
     ablation.set_defaults(command=_ablation)
-
-
-def _add_corpus(kinds: Any) -> None:
-    corpus = kinds.add_parser(
-        "atlas",
-        help="build a store of synthetic cells and train from it: time, memory, disk, cells per second",
-    )
-    corpus.add_argument("--cells", type=int, default=100_000, help="default: 100000")
-    corpus.add_argument("--genes", type=int, default=20_000, help="default: 20000")
-    corpus.add_argument("--files", type=int, default=10, help="they come in (default: 10)")
-    corpus.add_argument("--memory-gb", type=float, default=4.0, help="to stay in (default: 4)")
-    corpus.add_argument(
-        "--out", type=Path, default=Path("atlas"), help="folder for its files (default: atlas)"
-    )
-    corpus.add_argument(
-        "--store", type=Path, help="read this one, with obs columns cell_type and donor; build none"
-    )
-    corpus.add_argument("--rounds", type=int, default=5, help="of reading (default: 5)")
-    corpus.set_defaults(command=_corpus)
-
-
-def _add_speed(kinds: Any) -> None:
-    speed = kinds.add_parser(
-        "speed", help="what this machine could do at most, and how near Celler comes to it"
-    )
-    speed.add_argument(
-        "--encoder",
-        choices=["additive", "latent", "transformer"],
-        default="additive",
-        help="(default: additive)",
-    )
-    speed.add_argument(
-        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)"
-    )
-    speed.add_argument(
-        "--large", action="store_true", help="scGPT's size: width 512, 12 layers, 1,200 tokens"
-    )
-    speed.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
-    speed.add_argument("--cells", type=int, help="default: half a minute's worth")
-    speed.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table")
-    speed.set_defaults(command=_speed)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -223,43 +180,6 @@ def _ablation(options: argparse.Namespace) -> None:
     print(ablation_text(ablation_table(rows)))
     ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
     print(f"\nwrote {file} (a row per training and type; a rerun goes on from it) and {figure}")
-
-
-def _corpus(options: argparse.Namespace) -> None:
-    from celler.atlas._store import require_engine
-    from celler.benchmark import make_files, measure_build, measure_streaming, measure_training
-
-    require_engine()
-    store = options.store
-    if store is None:
-        sources, store = options.out / "sources", options.out / "store"
-        paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
-        _say("building", measure_build(paths, store, options.memory_gb))
-        print(f"wrote {store}; {sources} can be deleted")
-    _say("reading", measure_streaming(store, n_rounds=options.rounds))
-    _say("training an epoch", measure_training(store))
-
-
-def _say(what: str, figures: dict[str, float]) -> None:
-    print(f"{what}:")
-    for name, value in figures.items():
-        print(f"  {name}: {value:,.2f}")
-
-
-def _speed(options: argparse.Namespace) -> None:
-    from celler.benchmark import measure_speed, speed_text
-
-    table = measure_speed(
-        options.encoder,
-        accelerator=options.device,
-        large=options.large,
-        n_threads=options.threads,
-        n_cells=options.cells,
-    )
-    print(speed_text(table))
-    if options.out is not None:
-        table.to_csv(options.out, index=False)
-        print(f"\nwrote {options.out}")
 
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:

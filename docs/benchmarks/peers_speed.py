@@ -20,9 +20,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
+from synthetic import synthetic_cells
 
 from celler.benchmark.methods import celler, celltypist, scanvi
-from celler.benchmark.synthetic import synthetic_cells
 
 TRAINING = {"cbmc": "cbmc_cite_8617_nogenes.h5ad", "hpbmc_reference": "hpbmc_reference.h5ad"}
 PREDICTION = {"pbmc3k_annotated": "pbmc3k_annotated.h5ad", "cbmc": TRAINING["cbmc"]}
