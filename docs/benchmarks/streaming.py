@@ -1,4 +1,4 @@
-"""Reading a store: rates beside other readers, what training loses to reading, and memory.
+"""Reading a store: rates of Celler and other readers, what training loses to reading, and memory.
 
     python docs/benchmarks/streaming.py atlas/store [--rounds 5]
 
