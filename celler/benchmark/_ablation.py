@@ -181,16 +181,12 @@ def ablation_text(table: pd.DataFrame) -> str:
 
 
 def ablation_figure(rows: pd.DataFrame) -> Figure:
-    """Draw F1 of each class against its number of reference cells, a panel per data set.
+    """Draw F1 of each class against its number of reference cells, a line per variant.
 
     Parameters
     ----------
     rows
         Table of :func:`celler.benchmark.ablation`.
-
-    Returns
-    -------
-    The figure, with a line per variant.
     """
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))
     return lines_by_size(rows.assign(line=rows["variant"]), "dataset", colors)

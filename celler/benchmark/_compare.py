@@ -79,16 +79,6 @@ class Cells:
         unlabeled.var_names = known.var_names[gene_map[place]]
         return cls(known, unlabeled, truth[is_scored])
 
-    @property
-    def kinds(self) -> set[str]:
-        """Kinds of the values, such as counts or log1p."""
-        return {self.reference.uns["kind"], self.query.uns["kind"]}
-
-    @property
-    def reference_counts(self) -> dict[str, int]:
-        """Cells of each type of the reference."""
-        return dict(self.reference.obs[LABELS_KEY].value_counts())
-
     @cached_property
     def fingerprint(self) -> str:
         """A hash that changes with any value, gene, label or the order of cells."""
@@ -295,7 +285,8 @@ def append(file: Path, table: pd.DataFrame) -> None:
 def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
     """Versions of the packages of each method that can run; warn about the others."""
     usable = {}
-    other = cells.kinds - {"counts", "expected counts"}
+    kinds = {cells.reference.uns["kind"], cells.query.uns["kind"]}
+    other = kinds - {"counts", "expected counts"}
     for name in methods:
         if name not in METHODS:
             raise ValueError(
@@ -378,7 +369,7 @@ def _score(
     """Compare scores with the truth, over all cells and for each type."""
     scores = measured.scores.to_numpy()
     best, labels = scores.max(axis=1), np.asarray(measured.scores.columns)[scores.argmax(axis=1)]
-    counts, truth = cells.reference_counts, cells.truth
+    truth, counts = cells.truth, dict(cells.reference.obs[LABELS_KEY].value_counts())
     table = per_class(truth, labels, counts)
     table.loc[table["reference_cells"] == 0, "frequency"] = "unseen"
     means = table.groupby("frequency")[["recall", "f1"]].mean().reindex(GROUPS)

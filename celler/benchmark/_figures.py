@@ -29,10 +29,6 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Table of :func:`celler.benchmark.run`. A column ``task`` gives a panel for each task.
-
-    Returns
-    -------
-    The figure.
     """
     rows = _titled(rows)
     mean = rows.groupby(["line", "task"])["macro_f1"].mean().groupby("line").mean()
@@ -61,10 +57,6 @@ def class_figure(classes: pd.DataFrame) -> Figure:
     ----------
     classes
         Table of :func:`celler.benchmark.class_scores`. A column ``task`` gives a panel for each task.
-
-    Returns
-    -------
-    The figure.
     """
     classes = _titled(classes[classes["reference_cells"] > 0])
     shown = set(classes["line"])

@@ -17,35 +17,33 @@ Predict = Callable[["AnnData"], "pd.DataFrame"]
 
 
 class Fit(Protocol):
-    """Train a method on a labelled reference.
+    """Train on a labelled reference and return a function that labels cells.
+
+    Parameters
+    ----------
+    reference
+        Cells with labels, a copy that may be changed. ``X`` is CSR float32; ``uns["kind"]`` names the
+        kind of its values, as :func:`celler.pp.check_input` does.
+    labels_key
+        Column of ``reference.obs`` with the labels.
+    query
+        Cells to label later, without labels, for methods that also learn from them: a copy with the
+        genes that the reference has too, in its order.
+    seed
+        Seed of every random draw.
+
+    Returns
+    -------
+    Function of an AnnData such as ``query`` that returns a DataFrame of scores, a row per cell and a
+    column per type. The type with the highest score is the label.
 
     Notes
     -----
-    The clock runs in the function and in what it returns, so both include the preprocessing. Both
-    AnnData are copies that the method may change.
+    The time of both functions is measured and includes their preprocessing.
     """
 
     def __call__(self, reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-        """Train on ``reference`` and return a function that labels cells.
-
-        Parameters
-        ----------
-        reference
-            Cells with labels. ``X`` is CSR float32; ``uns["kind"]`` names the kind of its values, as
-            :func:`celler.pp.check_input` does.
-        labels_key
-            Column of ``reference.obs`` with the labels.
-        query
-            Cells to label later, without labels, for methods that also learn from them: the genes
-            that the reference has too, in its order.
-        seed
-            Seed of every random draw.
-
-        Returns
-        -------
-        Function of an AnnData such as ``query`` that returns scores, a row per cell and a column per
-        type. The type with the highest score is the label.
-        """
+        """Train, and return what labels cells."""
         ...
 
 
@@ -79,13 +77,7 @@ class Method:
     imports: tuple[str, ...] = ()
 
     def versions(self) -> str:
-        """Return names and versions of the packages.
-
-        Raises
-        ------
-        PackageNotFoundError
-            If one of them is not installed.
-        """
+        """Return names and versions of the packages; raise ``PackageNotFoundError`` without them."""
         return ", ".join(f"{package} {version(package)}" for package in self.packages)
 
 
