@@ -82,6 +82,7 @@ def log_values(adata: AnnData) -> sparse.csr_matrix:
     """log1p(CP10K) ``(n_obs, n_vars)`` of counts; logarithms are returned unchanged."""
     if adata.uns["kind"] in ("log1p", "log2"):
         return adata.X
+    # In float32, not by the package's float64 function: this memory is measured as the method's.
     return (normalize(adata.X, norm="l1") * np.float32(1e4)).log1p()
 
 
