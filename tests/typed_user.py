@@ -93,7 +93,7 @@ def stream(files: list[str], query: ad.AnnData) -> pd.DataFrame:
     model.annotate_store(dm, "celler", treshold=0.5)  # type: ignore[call-arg]
     assert_type(dm.annotation("celler"), pd.DataFrame)
     cl.pl.cells_by(built.counts, ["tissue"], show=False)
-    return cl.benchmark.measure_speed("additive", n_cells=100)
+    return dm.annotation("celler")
 
 
 def compare(reference: ad.AnnData, query: ad.AnnData) -> str:

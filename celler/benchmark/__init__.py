@@ -8,15 +8,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "atlas": ["make_files", "measure_build"],
         "_compare": ["class_scores", "run", "summary", "summary_text"],
         "_figures": ["class_figure", "score_figure"],
         "methods": ["Fit", "Method"],
         "_paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
         "_ablation": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
-        "speed": ["measure_speed", "speed_text"],
-        "streaming": ["measure_streaming", "measure_training"],
-        "synthetic": ["synthetic_cells"],
         "_tasks": ["long_tail_split", "thin"],
     },
 )
@@ -39,12 +35,5 @@ if TYPE_CHECKING:
     from celler.benchmark._paper import paper_table as paper_table
     from celler.benchmark._tasks import long_tail_split as long_tail_split
     from celler.benchmark._tasks import thin as thin
-    from celler.benchmark.atlas import make_files as make_files
-    from celler.benchmark.atlas import measure_build as measure_build
     from celler.benchmark.methods import Fit as Fit
     from celler.benchmark.methods import Method as Method
-    from celler.benchmark.speed import measure_speed as measure_speed
-    from celler.benchmark.speed import speed_text as speed_text
-    from celler.benchmark.streaming import measure_streaming as measure_streaming
-    from celler.benchmark.streaming import measure_training as measure_training
-    from celler.benchmark.synthetic import synthetic_cells as synthetic_cells

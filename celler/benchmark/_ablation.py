@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
+from celler.benchmark._compare import append, mean_and_sd
 from celler.benchmark._figures import lines_by_size
 from celler.benchmark._tasks import long_tail_split
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
@@ -23,24 +24,25 @@ from celler.mining import Replay
 from celler.model import Celler
 
 __all__ = ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"]
-#: One training is known by these; a row per class of it.
+#: What identifies a training, which has a row per class.
 RUN = ["dataset", "seed", "variant", "recipe"]
-SCORES = [
-    "precision",
-    "recall",
-    "f1",
-    "tail recall",
-    "medium recall",
-    "head recall",
-    "accuracy",
-]
-#: Grey for the first, then the colours of Okabe and Ito, which colour-blind readers tell apart.
+GROUPS = ["tail", "medium", "head"]
+SCORES = ["precision", "recall", "f1", *(f"{group} recall" for group in GROUPS), "accuracy"]
+#: Grey for the first, then the colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLORS = ["#999999", "#E69F00", "#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D55E00", "#CC79A7"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe to compare: the loss, and which hard cells are replayed."""
+    """Name a loss and the replay of hard cells for an ablation.
+
+    Parameters
+    ----------
+    loss
+        Loss of the training, see :mod:`celler.losses`.
+    replay
+        Replay of hard cells; ``None`` for none.
+    """
 
     loss: Loss
     replay: Replay | None = None
@@ -72,16 +74,31 @@ def ablation(
 ) -> pd.DataFrame:
     """Train every variant on every data set and seed, and score it class by class.
 
-    variants: name -> :class:`celler.benchmark.Variant`; the default is the rows of the paper's table 4,
+    Parameters
+    ----------
+    data
+        AnnData by name. :func:`celler.benchmark.long_tail_split` splits each anew for every seed; all
+        variants of a seed train on the same cells from the same initial weights.
+    labels_key
+        Column of obs with the cell types.
+    variants
+        :class:`celler.benchmark.Variant` by name; the default is the rows of the paper's table 4,
         balanced softmax, and Celler's default.
-    data: name -> AnnData, each split and thinned by :func:`celler.benchmark.long_tail_split` anew for
-        every seed; all variants of a seed see the same cells and the same initial weights.
-    file: CSV to which each finished training is added. What it holds already, of the same recipe,
-        is not run again, so that a run that was stopped goes on.
-    n_jobs: trainings at the same time.
-    max_epochs: as in :meth:`celler.model.Celler.train`.
+    imbalance
+        Largest type of a reference over its smallest.
+    seeds
+        Seeds of split and training.
+    file
+        CSV file to which each finished training is added. A stopped call continues from its rows of
+        the same recipe.
+    n_jobs
+        Number of trainings at the same time.
+    max_epochs
+        Epochs of a training, as in :meth:`celler.model.Celler.train`.
 
-    Returns a row per data set, seed, variant and class: ``reference_cells``, ``query_cells``,
+    Returns
+    -------
+    A row per data set, seed, variant and class with ``reference_cells``, ``query_cells``,
     ``precision``, ``recall``, ``f1``, ``frequency`` (head, medium or tail), and the training's
     ``accuracy`` and ``seconds``.
     """
@@ -102,22 +119,31 @@ def ablation(
     tables = [done]
     for table in _finished(jobs, n_jobs, len(todo)):
         if file is not None:
-            table.to_csv(file, mode="a", header=not file.exists(), index=False)
+            append(file, table)
         tables.append(table)
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
     return rows.merge(pd.DataFrame(wanted, columns=RUN))
 
 
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
-    """Mean and standard deviation over seeds of each score by variant, and the gain over ``baseline``.
+    """Return mean and standard deviation over seeds of each score, and the gain over a baseline.
 
-    Scores are percent: macro precision, recall and F1, recall of tail, medium and head classes, and
-    accuracy, each the mean over data sets first. A gain is paired: the difference on the same data
-    set and seed. Columns ``(score, "mean" | "sd" | "gain" | "gain sd")``.
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.ablation`.
+    baseline
+        Name of the variant to subtract, on the same data set and seed.
+
+    Returns
+    -------
+    A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in
+    percent and means over data sets: macro precision, recall and F1, recall of tail, medium and head
+    classes, and accuracy.
     """
     by_run = rows.groupby(RUN[:3], sort=False)
     scores = by_run[["precision", "recall", "f1", "accuracy"]].mean()
-    for group in ("tail", "medium", "head"):
+    for group in GROUPS:
         members = rows[rows["frequency"] == group].groupby(RUN[:3], sort=False)
         scores[f"{group} recall"] = members["recall"].mean()
     by_seed = 100 * scores[SCORES].groupby(["variant", "seed"], sort=False).mean()
@@ -134,28 +160,40 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
 
 
 def ablation_text(table: pd.DataFrame) -> str:
-    """An :func:`celler.benchmark.ablation_table` to read: mean ± sd of each score, then the gains."""
-    text = {
-        f"{title}{score}": [
-            f"{mean:{sign}.1f} ± {sd:.1f}" if mean == mean else "–"  # no class of that size
-            for mean, sd in table[[(score, part), (score, spread)]].itertuples(index=False)
-        ]
-        for title, sign, part, spread in (("", "", "mean", "sd"), ("Δ ", "+", "gain", "gain sd"))
-        for score in SCORES
-    }
-    wide = pd.DataFrame(text, index=table.index.rename(None))
-    gains = wide[[f"Δ {score}" for score in SCORES]]
-    return f"{wide[SCORES].to_string()}\n\n{gains.to_string()}"
+    """Return an ablation as text, "mean ± sd" of each score, then of each gain.
+
+    Parameters
+    ----------
+    table
+        Table of :func:`celler.benchmark.ablation_table`.
+    """
+    parts = []
+    for prefix, sign, columns in (("", "", ["mean", "sd"]), ("Δ ", "+", ["gain", "gain sd"])):
+        text = {
+            prefix + score: [
+                mean_and_sd(mean, sd, 1, sign)
+                for mean, sd in table[score][columns].itertuples(index=False)
+            ]
+            for score in SCORES
+        }
+        parts.append(pd.DataFrame(text, index=table.index.rename(None)).to_string())
+    return "\n\n".join(parts)
 
 
 def ablation_figure(rows: pd.DataFrame) -> Figure:
-    """F1 of each class against its number of reference cells, a panel per data set and a line per variant."""
+    """Draw F1 of each class against its number of reference cells, a line per variant.
+
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.ablation`.
+    """
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))
     return lines_by_size(rows.assign(line=rows["variant"]), "dataset", colors)
 
 
 def _finished(jobs: Iterator[Any], n_jobs: int, n_total: int) -> Iterator[pd.DataFrame]:
-    """Results in the order in which they come, each reported in a line."""
+    """Run the jobs; give each table as its job ends, and print a line."""
     start = time.perf_counter()
     results = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     for n, table in enumerate(results, start=1):
@@ -177,7 +215,7 @@ def _train(
     imbalance: float,
     max_epochs: int | None,
 ) -> pd.DataFrame:
-    """One training, scored class by class."""
+    """Train once, and score class by class."""
     reference, query = long_tail_split(adata, labels_key, imbalance=imbalance, seed=run[1])
     truth = query.obs[labels_key].to_numpy()
     start = time.perf_counter()
@@ -186,8 +224,8 @@ def _train(
     model.train(
         max_epochs, loss=variant.loss, replay=variant.replay, seed=run[1], show_progress=False
     )
-    seconds = time.perf_counter() - start
+    seconds = round(time.perf_counter() - start, 1)
     labels = model.predict(query)
     table = per_class(truth, labels, reference.obs[labels_key].value_counts().to_dict())
-    table = table.assign(accuracy=accuracy_score(truth, labels), seconds=round(seconds, 1))
+    table = table.assign(accuracy=accuracy_score(truth, labels), seconds=seconds)
     return table.reset_index().assign(**dict(zip(RUN, run, strict=True)))

@@ -1,15 +1,15 @@
-"""Comparison: methods trained on one reference, asked for one query, a row per method and seed."""
+"""Comparison: methods trained on one reference label the same query, a row per method and seed."""
 
 from __future__ import annotations
 
 import pickle
 import platform
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,15 +30,26 @@ from celler.metrics import expected_calibration_error, per_class
 from celler.metrics import summary as overall
 
 __all__ = ["class_scores", "run", "summary", "summary_text"]
-#: The column of obs that holds the labels of a reference, whatever it is called in the user's.
+#: The column of obs that holds the labels of a reference here, whatever its name in the user's.
 LABELS_KEY = "label"
 UNLABELED = "Unknown"
+#: What identifies a result; ``key`` is a hash of the cells, the versions and the code.
+KEY = ["method", "seed", "key"]
+GROUPS = ("head", "medium", "tail")
+#: Each score, and the decimals to print.
+DECIMALS = {
+    **dict.fromkeys(["accuracy", "macro_f1", "macro_precision", "macro_recall"], 3),
+    **{f"{score}_{group}": 3 for score in ("recall", "f1") for group in GROUPS},
+    **dict.fromkeys(["ece", "rejection_auroc"], 3),
+    **{"fit_seconds": 1, "cells_per_second": 0, "peak_memory_mb": 0},
+}
+COLUMNS = ["method", "seed", *DECIMALS, "error", "versions", "key"]
+RUNS, CLASSES = "runs.csv", "classes.csv"
 
 
 @dataclass(frozen=True)
 class Cells:
-    """reference: counts or logarithms, labels and gene names. query: the same without labels.
-    truth: labels ``(N,)`` of the query."""
+    """A reference with labels, a query without them, and the query's labels ``truth (n_obs,)``."""
 
     reference: AnnData
     query: AnnData
@@ -53,32 +64,20 @@ class Cells:
         query_labels_key: str | None,
         layer: str | None,
     ) -> Cells:
-        """Copies of what methods need. Cells without a label are left out, with a warning; genes are
-        matched by name, and those that the reference lacks are left out."""
+        """Copy values, labels and gene names; drop cells without a label and genes new to the reference."""
         labels = _labels(reference, labels_key, "labels_key", "reference")
         argument = "labels_key" if query_labels_key is None else "query_labels_key"
         truth = _labels(query, query_labels_key or labels_key, argument, "query")
         is_learned, is_scored = labels != UNLABELED, truth != UNLABELED
         check_unique(reference.var_names, "the reference's genes")
-        genes = align_genes(query.var_names, reference.var_names, query.var)
-        place = np.flatnonzero(genes.gene_map >= 0)
-        place = place[np.argsort(genes.gene_map[place])]
+        gene_map = align_genes(query.var_names, reference.var_names, query.var).gene_map
+        place = np.argsort(gene_map, kind="stable")[(gene_map < 0).sum() :]
         known = _plain(reference, is_learned, layer, np.arange(reference.n_vars))
-        asked = _plain(query, is_scored, layer, place)
         known.obs[LABELS_KEY] = labels[is_learned]
         known.var_names = reference.var_names.astype(str)
-        asked.var_names = known.var_names[np.sort(genes.gene_map[place])]
-        return cls(known, asked, truth[is_scored])
-
-    @property
-    def kinds(self) -> set[str]:
-        """What the values are, such as counts or log1p."""
-        return {self.reference.uns["kind"], self.query.uns["kind"]}
-
-    @property
-    def reference_counts(self) -> dict[str, int]:
-        """Cells of each type of the reference."""
-        return dict(self.reference.obs[LABELS_KEY].value_counts())
+        unlabeled = _plain(query, is_scored, layer, place)
+        unlabeled.var_names = known.var_names[gene_map[place]]
+        return cls(known, unlabeled, truth[is_scored])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,7 +90,7 @@ class Cells:
 
 
 def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
-    """Labels as text, ``Unknown`` where there is none; warns of those, raises where there are no others."""
+    """Return labels as text, ``Unknown`` where there is none, with a warning; raise if no cell has one."""
     values = column(adata.obs, key, argument, f"{what}.obs")
     labels = as_strings(values, key, UNLABELED).astype(str)
     n_unlabeled = int((labels == UNLABELED).sum())
@@ -105,26 +104,12 @@ def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
 
 
 def _plain(adata: AnnData, is_kept: np.ndarray, layer: str | None, columns: np.ndarray) -> AnnData:
-    """The kept cells' values as CSR float32, and what they are in ``uns["kind"]``; no obs, no var."""
+    """Copy the values of cells and genes as CSR float32 and their kind in ``uns``; no obs, no var."""
     reader = ExpressionReader(adata, layer)
     X = reader.matrix()
     check_values(X, reader)
-    X = X[is_kept][:, columns]
     obs = pd.DataFrame(index=adata.obs_names[is_kept].astype(str))
-    return AnnData(X, obs=obs, uns={"kind": reader.state.kind})
-
-
-#: What names a result; ``key`` is a hash of the cells, the versions and the code.
-KEY = ["method", "seed", "key"]
-MEANS = [f"{score}_{group}" for score in ("recall", "f1") for group in ("head", "medium", "tail")]
-#: Each score, and the decimals it is printed with.
-DECIMALS = {
-    **dict.fromkeys(["accuracy", "macro_f1", "macro_precision", "macro_recall", *MEANS], 3),
-    **dict.fromkeys(["ece", "rejection_auroc"], 3),
-    **{"fit_seconds": 1, "cells_per_second": 0, "peak_memory_mb": 0},
-}
-COLUMNS = ["method", "seed", *DECIMALS, "error", "versions", "key"]
-RUNS, CLASSES = "runs.csv", "classes.csv"
+    return AnnData(X[is_kept][:, columns], obs=obs, uns={"kind": reader.state.kind})
 
 
 def run(
@@ -138,31 +123,63 @@ def run(
     layer: str | None = None,
     folder: Path | str = "benchmark",
 ) -> pd.DataFrame:
-    """Train methods on a reference, ask each for the labels of a query, and compare with those it has.
+    """Train methods on a reference and compare the labels they give to a query with its own.
 
-    Each method and seed has a process of its own, which never sees the query's labels and does its
-    own preprocessing while the clock runs. A method whose package is missing, or that cannot use the
-    values, is skipped with a warning; one that fails gets a row with the reason in ``error``. Neither
-    AnnData is changed.
+    Each method and seed runs in a process of its own, which never sees the query's labels; its
+    preprocessing counts as its time. A method whose package is missing, or that cannot use the
+    values, is skipped with a warning; one that fails gets a row with the reason in ``error``.
 
-    labels_key, query_labels_key: column of obs with the types, of the reference and of the query;
-        ``None`` is the same. Cells without a label, or labelled ``Unknown``, are left out.
-    methods: names from ``celler.benchmark.methods.METHODS``; the default is all.
-    seeds: how many, or which.
-    layer: entry of ``layers`` with the counts, in both; ``None`` is ``X``.
-    folder: where finished rows go, and from where a run that was stopped goes on: ``runs.csv``, and
-        ``classes.csv`` with a row per type, see :func:`celler.benchmark.class_scores`. Rows of other
-        cells, versions or code may stand there too; they are not mixed in.
+    Parameters
+    ----------
+    reference
+        Cells with labels to train on. Not changed.
+    query
+        Cells with labels to compare with. Not changed.
+    labels_key
+        Column of obs with the cell types. Cells without a label, or with the label ``Unknown``, are
+        left out.
+    methods
+        Names from ``celler.benchmark.methods.METHODS``, by default all.
+    seeds
+        Number of seeds, or the seeds.
+    query_labels_key
+        Column of the query's obs with the cell types; ``None`` for ``labels_key``.
+    layer
+        Layer with the counts, in both; ``None`` for ``X``.
+    folder
+        Folder for ``runs.csv`` and ``classes.csv``, to which each finished run adds its rows. A
+        stopped call continues from them. Rows of other cells, versions or code are kept apart.
 
-    Returns a row per method and seed. ``accuracy``. ``macro_f1``, ``macro_precision``, ``macro_recall``
-    over the types of the query and those predicted. Means of ``f1`` and ``recall`` over the head, medium
-    and tail types (:func:`celler.metrics.frequency_groups`) that the reference has. ``ece``:
-    calibration error of the best probability. ``rejection_auroc``: how well the best score tells cells
-    of types that the reference lacks from the others, where there are such. ``fit_seconds``;
-    ``cells_per_second`` at prediction; ``peak_memory_mb``: MiB beyond packages and cells. ``error``,
-    ``versions``, and ``key``, which is another with other cells, versions or code.
+    Returns
+    -------
+    A row per method and seed with ``versions``, ``key``, ``error`` and the scores:
+
+    - ``accuracy``, and ``macro_f1``, ``macro_precision`` and ``macro_recall`` over the types of the
+      query and those predicted;
+    - means of ``f1_*`` and ``recall_*`` over head, medium and tail types of the reference, see
+      :func:`celler.metrics.frequency_groups`;
+    - ``ece``, the calibration error of the highest probability;
+    - ``rejection_auroc``, how well the highest score separates cells of types that the reference
+      lacks from other cells;
+    - ``fit_seconds``, ``cells_per_second`` of prediction, and ``peak_memory_mb``, MiB beyond packages
+      and cells.
+
+    Raises
+    ------
+    ValueError
+        If a method has no entry in ``METHODS``, or no cell has a label.
+    KeyError
+        If a column or the layer does not exist.
+
+    Examples
+    --------
+    >>> rows = cl.benchmark.run(
+    ...     reference, query, "cell_type", ["celler", "logreg"]
+    ... )  # doctest: +SKIP
+    >>> print(cl.benchmark.summary_text(cl.benchmark.summary(rows)))  # doctest: +SKIP
     """
-    _check_names(methods)
+    if isinstance(methods, str):
+        raise TypeError(f"methods={methods!r} is one string; pass a list of names.")
     cells = Cells.of(reference, query, labels_key, query_labels_key, layer)
     plan = pd.DataFrame(
         [
@@ -180,18 +197,32 @@ def run(
     for row, classes in _finished(plan[~np.array(is_known, bool)], cells):
         if classes is None:
             failed.append(row)
-        else:  # a row without its classes would be lost; classes without their row are not looked at
-            _append(folder / CLASSES, classes)
-            _append(folder / RUNS, pd.DataFrame([row], columns=COLUMNS))
+        else:  # in this order: classes without their row do no harm, a row without its classes would
+            append(folder / CLASSES, classes)
+            append(folder / RUNS, pd.DataFrame([row], columns=COLUMNS))
     stored = _stored(folder / RUNS).drop_duplicates(KEY).to_dict("records")
     return plan[KEY].merge(pd.DataFrame([*stored, *failed], columns=COLUMNS))[COLUMNS]
 
 
 def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.DataFrame:
-    """The scores of each type behind the rows that :func:`celler.benchmark.run` returned.
+    """Read the scores of each type behind the rows of a comparison.
 
-    Columns ``method``, ``seed`` and those of :func:`celler.metrics.per_class`; ``frequency`` is ``unseen``
-    for types that the reference lacks.
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.run`.
+    folder
+        Folder that :func:`celler.benchmark.run` wrote to.
+
+    Returns
+    -------
+    A row per type with ``method``, ``seed`` and the columns of :func:`celler.metrics.per_class`;
+    ``frequency`` is ``unseen`` for types that the reference lacks.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no ``classes.csv``.
     """
     file = Path(folder) / CLASSES
     if not file.exists():
@@ -201,23 +232,35 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of each score by method, best macro-F1 first.
+    """Return mean and standard deviation of each score over seeds, best macro-F1 first.
 
-    Columns ``(score, "mean" | "sd")``. Rows may come from several calls of
-    :func:`celler.benchmark.run`, told apart by a column ``task``. Failed runs are left out.
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.run`, or several with a column ``task`` that tells them
+        apart. Failed runs are left out.
+
+    Returns
+    -------
+    A row per method, or task and method, with the columns ``(score, "mean" | "sd")``.
     """
     by = [name for name in ("task", "method") if name in rows]
     table = rows[rows["error"].isna()].groupby(by, sort=False)[list(DECIMALS)].agg(["mean", "std"])
-    table = table.rename(columns={"std": "sd"}, level=1).sort_values(
-        ("macro_f1", "mean"), ascending=False, kind="stable"
-    )
+    table = table.rename(columns={"std": "sd"}, level=1)
+    table = table.sort_values(("macro_f1", "mean"), ascending=False, kind="stable")
     if "task" in rows:
         table = table.loc[[task for task in rows["task"].unique() if task in table.index]]
     return table
 
 
 def summary_text(table: pd.DataFrame) -> str:
-    """A :func:`celler.benchmark.summary` to read: mean ± sd of the scores that there are."""
+    """Return a summary as text, "mean ± sd" of each score that has a value.
+
+    Parameters
+    ----------
+    table
+        Table of :func:`celler.benchmark.summary`.
+    """
     shown = pd.DataFrame(index=table.index)
     for score, decimals in DECIMALS.items():
         parts = table[score].itertuples(index=False)
@@ -226,31 +269,30 @@ def summary_text(table: pd.DataFrame) -> str:
     return shown.to_string()
 
 
-def mean_and_sd(mean: float, sd: float, decimals: int) -> str:
-    """``0.912 ± 0.003``; a dash where there is no mean, no spread where there is one seed."""
+def mean_and_sd(mean: float, sd: float, decimals: int, sign: str = "") -> str:
+    """``0.912 ± 0.003``; a dash for a missing mean, no spread for a missing sd."""
     if np.isnan(mean):
         return "–"
     spread = "" if np.isnan(sd) else f" ± {sd:,.{decimals}f}"
-    return f"{mean:,.{decimals}f}{spread}"
+    return f"{mean:{sign},.{decimals}f}{spread}"
 
 
-def _check_names(methods: Iterable[str]) -> None:
-    if isinstance(methods, str):
-        raise TypeError(f"methods={methods!r} is one string; pass a list of names.")
+def append(file: Path, table: pd.DataFrame) -> None:
+    """Add rows to a CSV file."""
+    table.to_csv(file, mode="a", header=not file.exists(), index=False)
+
+
+def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
+    """Versions of the packages of each method that can run; warn about the others."""
+    usable = {}
+    kinds = {cells.reference.uns["kind"], cells.query.uns["kind"]}
+    other = kinds - {"counts", "expected counts"}
     for name in methods:
         if name not in METHODS:
             raise ValueError(
-                f"methods names {name!r}, which there is not.{closest(name, METHODS)} "
-                f"There are: {', '.join(METHODS)}."
+                f"methods names {name!r}, which does not exist.{closest(name, METHODS)} "
+                f"Methods: {', '.join(METHODS)}."
             )
-
-
-def _usable(methods: Iterable[str], cells: Cells) -> dict[str, str]:
-    """Versions of the packages of each method that can run; warns of those that cannot."""
-    usable = {}
-    other = cells.kinds - {"counts", "expected counts"}
-    warn = partial(warnings.warn, category=UserWarning, stacklevel=3)
-    for name in methods:
         method = METHODS[name]
         if method.needs_counts and other:
             warn(
@@ -269,42 +311,45 @@ def _usable(methods: Iterable[str], cells: Cells) -> dict[str, str]:
 
 
 def _key(cells: Cells, method: str, versions: str) -> str:
-    """A hash of everything that a result depends on but the seed."""
-    root = Path(__file__).parents[1]
-    folder = root / "benchmark" / "methods"
-    files = [folder / f"{name}.py" for name in (method, "shared", "variable")]
-    if "celler" in METHODS[method].packages:  # its version stays while it is worked on
-        files += sorted([*root.glob("*.py"), *root.glob("model/*.py")])
-    code = [file.read_text(encoding="utf-8") for file in files]
+    """Hash all that a result depends on but the seed."""
+    code = [file.read_text(encoding="utf-8") for file in _code(method)]
     return str(joblib.hash([cells.fingerprint, versions, code]))[:12]
 
 
+def _code(method: str) -> list[Path]:
+    """Files whose code decides what a method returns."""
+    files = {Path(getattr(find_spec(METHODS[method].module), "origin", "") or "")}
+    folder = Path(__file__).parent
+    files.add(folder / "methods" / "_sklearn.py")
+    if "celler" in METHODS[method].packages:  # its version stays the same while it is developed
+        ours = folder.parent
+        others = {"atlas", "benchmark", "cli", "datasets.py", "pl", "pp", "tl"}
+        files |= {f for f in ours.rglob("*.py") if f.relative_to(ours).parts[0] not in others}
+    return sorted(file for file in files if file.is_file())
+
+
 def _stored(file: Path) -> pd.DataFrame:
-    """What :func:`_append` wrote; a type called NA is no missing value, a key of digits no number."""
+    """Rows of a CSV file; a type called NA is no missing value, a key of digits no number."""
     if not file.exists():
         return pd.DataFrame(columns=COLUMNS)
     text = dict.fromkeys(["key", "class"], str)
     return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
 
 
-def _append(file: Path, table: pd.DataFrame) -> None:
-    table.to_csv(file, mode="a", header=not file.exists(), index=False)
-
-
 def _finished(
     todo: pd.DataFrame, cells: Cells
 ) -> Iterator[tuple[dict[str, Any], pd.DataFrame | None]]:
-    """The row of each run and the table of its classes, ``None`` where it failed; says how it goes."""
+    """Run and print each; give its row and the table of its types, ``None`` if it failed."""
     start = time.perf_counter()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / CELLS).write_bytes(pickle.dumps((cells.reference, cells.query)))
         for n, one in enumerate(todo.to_dict("records"), start=1):
-            title = METHODS[one["method"]].title
-            print(f"[{n}/{len(todo)}] {title}, seed {one['seed']}: ", end="", flush=True)
+            name, seed, method = one["method"], one["seed"], METHODS[one["method"]]
+            print(f"[{n}/{len(todo)}] {method.title}, seed {seed}: ", end="", flush=True)
             try:
-                module = f"celler.benchmark.methods.{one['method']}"
-                measured = run_alone(module, LABELS_KEY, one["seed"], folder)
+                function = f"{method.module}:{name}"
+                measured = run_alone(function, method.imports, LABELS_KEY, seed, folder)
             except RuntimeError as error:
                 print(f"failed, {error}", flush=True)
                 yield one | {"error": str(error)}, None
@@ -321,19 +366,15 @@ def _finished(
 def _score(
     one: dict[str, Any], cells: Cells, measured: Measured
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """A method's answer compared with the truth: over all cells, and type by type."""
+    """Compare scores with the truth, over all cells and for each type."""
     scores = measured.scores.to_numpy()
     best, labels = scores.max(axis=1), np.asarray(measured.scores.columns)[scores.argmax(axis=1)]
-    counts, truth = cells.reference_counts, cells.truth
+    truth, counts = cells.truth, dict(cells.reference.obs[LABELS_KEY].value_counts())
     table = per_class(truth, labels, counts)
     table.loc[table["reference_cells"] == 0, "frequency"] = "unseen"
-    means = table.groupby("frequency")[["recall", "f1"]].mean()
+    means = table.groupby("frequency")[["recall", "f1"]].mean().reindex(GROUPS)
     row = one | overall(truth, labels, counts)
-    row |= {
-        name: means[score].get(group, np.nan)
-        for name in MEANS
-        for score, group in [name.split("_")]
-    }
+    row |= {f"{score}_{group}": means.loc[group, score] for score in means for group in GROUPS}
     row["ece"] = row["rejection_auroc"] = np.nan
     if ((scores >= 0) & (scores <= 1)).all():
         row["ece"] = expected_calibration_error(best, truth == labels)
@@ -345,5 +386,4 @@ def _score(
         "cells_per_second": len(truth) / measured.predict_seconds,
         "peak_memory_mb": measured.peak_memory_mb,
     }
-    names = {name: one[name] for name in ("method", "seed", "key")}
-    return row, table.reset_index().assign(**names)
+    return row, table.reset_index().assign(**{name: one[name] for name in KEY})

@@ -1,4 +1,4 @@
-"""Figures of benchmarks: macro-F1 by method, and F1 of each class against its size in the reference."""
+"""Figures: macro-F1 by method, and F1 of each class against its size in the reference."""
 
 from __future__ import annotations
 
@@ -23,48 +23,52 @@ N_COLUMNS = 3
 
 
 def score_figure(rows: pd.DataFrame) -> Figure:
-    """Macro-F1 of each method: a dot for each seed, mean and standard deviation over them.
+    """Draw macro-F1 of each method: a tick per seed, mean and standard deviation, best method on top.
 
-    rows: of :func:`celler.benchmark.run`; with a column ``task``, a panel for each. The best method,
-        in the mean over tasks, is on top.
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.run`. A column ``task`` gives a panel for each task.
     """
-    rows = _by_task(rows)
-    mean = rows.groupby(["method", "task"])["macro_f1"].mean().groupby("method").mean()
-    methods = list(mean.dropna().sort_values().index)
-    colors = _colors(methods)
-    figure, panels = _panels(list(rows["task"].unique()), (3.2, 1 + 0.28 * len(methods)))
+    rows = _titled(rows)
+    mean = rows.groupby(["line", "task"])["macro_f1"].mean().groupby("line").mean()
+    lines, colors = list(mean.dropna().sort_values().index), _colors()
+    figure, panels = _panels(list(rows["task"].unique()), (3.2, 1 + 0.28 * len(lines)))
     for task, panel in panels.items():
         of_task = rows[rows["task"] == task]
-        for height, method in enumerate(methods):
-            scores = of_task.loc[of_task["method"] == method, "macro_f1"].dropna()
+        for height, line in enumerate(lines):
+            scores = of_task.loc[of_task["line"] == line, "macro_f1"].dropna()
             if scores.empty:
                 continue
-            style = {"color": colors[method], "clip_on": False}
+            style = {"color": colors[line], "clip_on": False}
             panel.plot(scores, np.full(len(scores), height), "|", ms=9, mew=1.2, **style)
             spread = scores.std() if len(scores) > 1 else 0.0
             panel.errorbar(scores.mean(), height, xerr=spread, fmt="o", ms=6, **style)
         panel.grid(axis="x", color="0.9")
-        panel.set(axisbelow=True, xlabel="macro-F1", ylim=(-0.6, len(methods) - 0.4))
-        panel.set_yticks(range(len(methods)), [_title(method) for method in methods])
+        panel.set(axisbelow=True, xlabel="macro-F1", ylim=(-0.6, len(lines) - 0.4))
+        panel.set_yticks(range(len(lines)), lines)
     return figure
 
 
 def class_figure(classes: pd.DataFrame) -> Figure:
-    """F1 of each type against its number of reference cells, a line per method, means over seeds.
+    """Draw F1 of each type against its number of reference cells, a line per method, means over seeds.
 
-    classes: of :func:`celler.benchmark.class_scores`; with a column ``task``, a panel for each.
+    Parameters
+    ----------
+    classes
+        Table of :func:`celler.benchmark.class_scores`. A column ``task`` gives a panel for each task.
     """
-    classes = _by_task(classes[classes["reference_cells"] > 0])
-    methods = [name for name in METHODS if name in set(classes["method"])]
-    colors = {_title(name): color for name, color in _colors(methods).items()}
-    return lines_by_size(classes.assign(line=classes["method"].map(_title)), "task", colors)
+    classes = _titled(classes[classes["reference_cells"] > 0])
+    shown = set(classes["line"])
+    colors = {line: color for line, color in _colors().items() if line in shown}
+    return lines_by_size(classes, "task", colors)
 
 
 def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any]) -> Figure:
-    """Mean F1 of each class against its mean number of reference cells.
+    """Draw mean F1 of each class against its mean number of reference cells.
 
-    rows: a row per class with the columns ``class``, ``f1``, ``reference_cells`` and ``line``.
-    colors: by line, in the order of the legend; the first is drawn over the others.
+    ``rows`` has the columns ``class``, ``f1``, ``reference_cells`` and ``line``; ``colors`` are in the
+    order of the legend, and the first line is drawn over the others.
     """
     figure, panels = _panels(list(rows[panel_key].unique()), (3.6, 3.2))
     for name, panel in panels.items():
@@ -83,7 +87,7 @@ def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any])
 
 
 def _panels(titles: list[str], size: tuple[float, float]) -> tuple[Figure, dict[str, Any]]:
-    """A figure with a panel of ``size`` inches for each title."""
+    """Make a figure with a panel of ``size`` inches for each title."""
     n_columns = min(N_COLUMNS, len(titles))
     n_rows = math.ceil(len(titles) / n_columns)
     figure, axes = plt.subplots(
@@ -102,15 +106,13 @@ def _panels(titles: list[str], size: tuple[float, float]) -> tuple[Figure, dict[
     return figure, dict(zip(titles, axes.flat, strict=False))
 
 
-def _by_task(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows if "task" in rows else rows.assign(task="")
+def _titled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add each method's title as ``line``, and an empty ``task`` if there is none."""
+    titles = {name: method.title for name, method in METHODS.items()}
+    rows = rows if "task" in rows else rows.assign(task="")
+    return rows.assign(line=rows["method"].map(titles))
 
 
-def _colors(methods: list[str]) -> dict[str, Any]:
-    """A method has the same colour whichever others are shown."""
-    colors = color_classes(list(METHODS))
-    return {name: colors[name] for name in methods}
-
-
-def _title(method: str) -> str:
-    return METHODS[method].title
+def _colors() -> dict[str, Any]:
+    """Give each title a colour that does not depend on the methods shown."""
+    return color_classes([method.title for method in METHODS.values()])

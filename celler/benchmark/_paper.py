@@ -1,9 +1,8 @@
-"""The paper's tables 3 and 2 from the files that people have, beside the figures that were published."""
+"""The paper's tables 3 and 2 from their public files, next to the figures that were published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,95 +23,102 @@ GENE_KEYS = ["gene_name", "Gene Symbol"]
 NOT_GIVEN = "not given"
 
 
-class Published(NamedTuple):
-    """Macro-F1 and macro-precision that someone published of a method; NaN where they did not."""
+class PaperSet(NamedTuple):
+    """A data set of table 3: its label columns, first match counts; cells of reference and query.
 
-    method: str
-    f1: float
-    precision: float
-    source: str
-
-
-@dataclass(frozen=True)
-class PaperSet:
-    """A data set of the paper's table 3, as its public files have it.
-
-    labels_keys: columns of obs that may hold the types, the first that is there is taken.
-    n_cells: of reference and query.
+    ``published`` has method, macro-F1, macro-precision and source; NaN for a figure that is not given.
     """
 
     labels_keys: tuple[str, ...]
     n_cells: tuple[int, int]
-    published: tuple[Published, ...]
+    published: tuple[tuple[str, float, float, str], ...]
 
 
-#: Figures with a source that was read. The paper's own table 3 was not, so its rows are not given.
-_CELLER = Published("Celler, the paper", np.nan, np.nan, "arXiv:2504.00020, table 3")
+#: Only figures from a source that was read. The paper's own table 3 could not be, so it is not given.
+_CELLER = ("Celler, the paper", np.nan, np.nan, "arXiv:2504.00020, table 3")
 _TUTORIAL = "scGPT's Tutorial_Annotation.ipynb, its output, one run"
 _SCDIVA = "measured by the authors of scDiVa, arXiv:2602.03477, table 4"
 SETS = {
     "hpancreas": PaperSet(
         ("Celltype", "celltype", "cell_type"),
         (10_600, 4_218),
-        (
-            _CELLER,
-            Published("scGPT", 0.763, np.nan, _SCDIVA),
-            Published("scDiVa", 0.792, np.nan, _SCDIVA),
-        ),
+        (_CELLER, ("scGPT", 0.763, np.nan, _SCDIVA), ("scDiVa", 0.792, np.nan, _SCDIVA)),
     ),
     "ms": PaperSet(
         ("celltype", "Factor Value[inferred cell type - authors labels]", "cell_type"),
         (7_844, 13_468),
         (
             _CELLER,
-            Published("scGPT", 0.732, 0.775, _TUTORIAL),
-            Published("scGPT", 0.663, np.nan, _SCDIVA),
-            Published("scDiVa", 0.727, np.nan, _SCDIVA),
+            ("scGPT", 0.732, 0.775, _TUTORIAL),
+            ("scGPT", 0.663, np.nan, _SCDIVA),
+            ("scDiVa", 0.727, np.nan, _SCDIVA),
         ),
     ),
 }
 
 
 def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnData, AnnData]:
-    """Copies of a set's files with labels in ``obs["cell_type"]`` and gene symbols as ``var_names``.
+    """Give a public data set one name for its labels, and gene symbols as ``var_names``.
 
-    ``"hpancreas"``: TOSICA's ``demo_train.h5ad`` and ``demo_test.h5ad``. ``"ms"``: scGPT's
-    ``c_data.h5ad`` and ``filtered_ms_adata.h5ad``. Both hold log1p-normalised values of 3,000 genes.
-    Warns where there are not as many cells as the paper has.
+    Parameters
+    ----------
+    dataset
+        ``"hpancreas"`` or ``"ms"``. Both hold log1p-normalised values of 3,000 genes.
+    reference
+        TOSICA's ``demo_train.h5ad``, or scGPT's ``c_data.h5ad``. Not changed.
+    query
+        TOSICA's ``demo_test.h5ad``, or scGPT's ``filtered_ms_adata.h5ad``. Not changed.
+
+    Returns
+    -------
+    Copies of reference and query with labels in ``obs["cell_type"]``. Other numbers of cells than
+    the paper's give a warning.
+
+    Raises
+    ------
+    ValueError
+        If ``dataset`` is not one of the two.
+    KeyError
+        If obs has none of the columns that hold the labels in the public files.
     """
     if dataset not in SETS:
+        names = " or ".join(SETS)
         raise ValueError(
-            f"dataset={dataset!r} was given; there is {' and '.join(SETS)}.{closest(dataset, SETS)}"
+            f"dataset={dataset!r} was given; {names} is needed.{closest(dataset, SETS)}"
         )
     n_cells = reference.n_obs, query.n_obs
     if n_cells != SETS[dataset].n_cells:
         warn(
-            "{}: the paper has {:,} and {:,} cells, these files {:,} and {:,}; what was published is of "
-            "other cells.".format(dataset, *SETS[dataset].n_cells, *n_cells)
+            "{}: the paper has {:,} and {:,} cells, these files {:,} and {:,}; the published figures are "
+            "for other cells.".format(dataset, *SETS[dataset].n_cells, *n_cells)
         )
     keys = SETS[dataset].labels_keys
     return _named(reference, keys, "reference"), _named(query, keys, "query")
 
 
 def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table 3: macro F1 and precision, mean ± sd over seeds, and what was published.
+    """Return the paper's table 3, measured and published.
 
-    rows: of :func:`celler.benchmark.run`.
+    Parameters
+    ----------
+    dataset
+        ``"hpancreas"`` or ``"ms"``.
+    rows
+        Table of :func:`celler.benchmark.run`.
+
+    Returns
+    -------
+    A row per method with macro ``F1`` and ``precision``, mean ± sd over seeds, and their ``source``.
     """
     measured = rows[rows["error"].isna()].groupby("method", sort=False)
     n_seeds = measured.size().max() if len(measured) else 0
     lines = [
-        (
-            METHODS[name].title,
-            mean_and_sd(part["macro_f1"].mean(), part["macro_f1"].std(), 3),
-            mean_and_sd(part["macro_precision"].mean(), part["macro_precision"].std(), 3),
-            f"measured here, {n_seeds} seeds",
-        )
+        (METHODS[name].title, *_shown(part), f"measured here, {n_seeds} seeds")
         for name, part in measured
     ]
     for method, f1, precision, source in SETS[dataset].published:
         shown = [NOT_GIVEN if np.isnan(score) else f"{score:.3f}" for score in (f1, precision)]
-        lines.append((method, shown[0], shown[1], source))
+        lines.append((method, *shown, source))
     table = pd.DataFrame(lines, columns=["method", "F1", "precision", "source"])
     return table.set_index("method")
 
@@ -125,13 +131,24 @@ def level_scores(
     seeds: int | Sequence[int] = 5,
     max_epochs: int | None = None,
 ) -> pd.DataFrame:
-    """Celler trained on the reference of each organ, and its query labelled at both levels.
+    """Train Celler on the reference of each organ, and score its query at both levels.
 
-    organs: name -> reference and query, such as the files of Celler-75.
-    labels_key, parent_labels_key: columns of obs with the subclasses and their parents, in all.
-    max_epochs: as in :meth:`celler.model.Celler.train`.
+    Parameters
+    ----------
+    organs
+        Reference and query by name, such as the files of Celler-75. Not changed.
+    labels_key
+        Column of obs with the subclasses, in all.
+    parent_labels_key
+        Column of obs with their parents, in all.
+    seeds
+        Number of seeds, or the seeds.
+    max_epochs
+        Epochs of a training, as in :meth:`celler.model.Celler.train`.
 
-    Returns a row per organ, level (``parent`` or ``class``) and seed: ``accuracy``, ``macro_f1``,
+    Returns
+    -------
+    A row per organ, level (``parent`` or ``class``) and seed with ``accuracy``, ``macro_f1`` and
     ``macro_precision``.
     """
     rows = []
@@ -156,23 +173,36 @@ def level_scores(
 
 
 def level_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The paper's table 2: F1, precision and accuracy by organ and level, mean ± sd over seeds.
+    """Return the paper's table 2, mean ± sd over seeds.
 
-    rows: of :func:`celler.benchmark.level_scores`. The paper's own figures could not be read: not given.
+    Parameters
+    ----------
+    rows
+        Table of :func:`celler.benchmark.level_scores`.
+
+    Returns
+    -------
+    A row per organ and level with ``F1``, ``precision`` and ``accuracy``. The paper's own figures
+    could not be read and are "not given".
     """
     groups = rows.groupby(["organ", "level"], sort=False)
-    names = {"macro_f1": "F1", "macro_precision": "precision", "accuracy": "accuracy"}
-    shown = {
-        title: [mean_and_sd(part[score].mean(), part[score].std(), 3) for _, part in groups]
-        for score, title in names.items()
-    }
-    return pd.DataFrame(shown, index=groups.size().index).assign(**{"the paper": NOT_GIVEN})
+    scores = ["macro_f1", "macro_precision", "accuracy"]
+    table = pd.DataFrame([_shown(part, scores) for _, part in groups], groups.size().index)
+    return table.set_axis(["F1", "precision", "accuracy"], axis=1).assign(
+        **{"the paper": NOT_GIVEN}
+    )
+
+
+def _shown(
+    part: pd.DataFrame, scores: Sequence[str] = ("macro_f1", "macro_precision")
+) -> list[str]:
+    """``mean ± sd`` of each score over the rows."""
+    return [mean_and_sd(part[score].mean(), part[score].std(), 3) for score in scores]
 
 
 def _named(adata: AnnData, labels_keys: Sequence[str], what: str) -> AnnData:
-    """A copy with the labels under one name, and gene symbols where they are given and unique."""
-    found = [key for key in labels_keys if key in adata.obs]
-    key = found[0] if found else labels_keys[0]
+    """Return a copy with the labels under one name, and gene symbols where they are given and unique."""
+    key = next((key for key in labels_keys if key in adata.obs), labels_keys[0])
     labels = column(adata.obs, key, "the labels' column", f"{what}.obs")
     copy = adata.copy()
     copy.obs[LABELS_KEY] = labels

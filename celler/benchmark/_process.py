@@ -1,11 +1,7 @@
-"""A method in a process of its own: its memory is its own, and if it crashes, nothing else does.
-
-The process is given no labels of the query, and says nothing unless it fails.
-"""
+"""A method in a process of its own, which gets no labels of the query and prints nothing unless it fails."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -13,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,8 +23,7 @@ CELLS, RESULT = "cells.pickle", "result.pickle"
 
 
 class Measured(NamedTuple):
-    """scores: a row per cell and a column per type. fit_seconds, predict_seconds: wall-clock time.
-    peak_memory_mb: MiB at the peak of training and predicting, beyond packages and cells."""
+    """Scores ``(n_obs, n_types)``, wall-clock times, and MiB at the peak beyond packages and cells."""
 
     scores: pd.DataFrame
     fit_seconds: float
@@ -35,22 +31,23 @@ class Measured(NamedTuple):
     peak_memory_mb: float
 
 
-def run_alone(module: str, labels_key: str, seed: int, folder: Path) -> Measured:
-    """``fit`` of ``module`` on the ``(reference, query)`` pickled in ``folder``, then its prediction.
+def run_alone(
+    function: str, imports: Sequence[str], labels_key: str, seed: int, folder: Path
+) -> Measured:
+    """Fit and predict with ``module:function`` on the ``(reference, query)`` pickled in ``folder``.
 
-    Raises ``RuntimeError`` with the reason where the process fails.
+    Raises ``RuntimeError`` with the reason if the process fails.
     """
-    arguments = [module, labels_key, str(seed)]
     environment = {
-        # As many threads as there are cores, which sleep while they wait.
+        # As many threads as cores, which sleep while they wait.
         "OMP_NUM_THREADS": str(joblib.cpu_count()),
         "OMP_WAIT_POLICY": "PASSIVE",
         **os.environ,
-        "TMPDIR": str(folder),  # what a method leaves behind goes with it
+        "TMPDIR": str(folder),  # deleted with the files that a method leaves in it
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, *arguments],
+        [sys.executable, "-P", "-m", __name__, function, labels_key, str(seed), *imports],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -62,24 +59,13 @@ def run_alone(module: str, labels_key: str, seed: int, folder: Path) -> Measured
     return Measured(*pickle.loads((folder / RESULT).read_bytes()))
 
 
-def run_script(script: str, *arguments: str) -> dict[str, float]:
-    """The figures that a Python ``script`` prints as JSON in its last line, in a process of its own.
-
-    Raises ``RuntimeError`` with the reason where it fails.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(_reason(done))
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def main(module: str, labels_key: str, seed: str) -> None:
-    """What happens in the process, in its working directory."""
+def main(function: str, labels_key: str, seed: str, *imports: str) -> None:
+    """Run in the process, whose working directory has the files."""
     reference, query = pickle.loads(Path(CELLS).read_bytes())
-    fit = import_module(module).fit
+    module, name = function.split(":")
+    fit = getattr(import_module(module), name)
+    for each in imports:
+        import_module(each)
     memory_before, start = memory_mb("VmRSS"), time.perf_counter()
     predict = fit(reference, labels_key, query, int(seed))
     trained = time.perf_counter()
@@ -90,9 +76,9 @@ def main(module: str, labels_key: str, seed: str) -> None:
 
 
 def memory_mb(field: str) -> float:
-    """MiB that this process holds: ``VmRSS`` now, ``VmHWM`` at most; without /proc, the most in both cases.
+    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both.
 
-    Where there is a choice, ``ru_maxrss`` is not it: Linux has a child inherit its parent's.
+    ``ru_maxrss`` is the second choice: on Linux a child inherits it from its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -109,7 +95,7 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     """Why a process failed: its exception, or the signal that ended it."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        return f"ended by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        return f"ended by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"ended with status {done.returncode}"
 

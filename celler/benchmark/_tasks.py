@@ -1,4 +1,4 @@
-"""Tasks: a labelled AnnData becomes a reference with a long tail and a query that keeps its types."""
+"""Tasks: split a labelled AnnData into a long-tailed reference and a query."""
 
 from __future__ import annotations
 
@@ -15,13 +15,42 @@ __all__ = ["long_tail_split", "thin"]
 def thin(
     labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator
 ) -> np.ndarray:
-    """Rows ``(M,)``, ascending, that thin ``labels (N,)`` to an exponential long tail.
+    r"""Choose cells that thin labels to an exponential long tail.
 
-    The classes keep their order by size; the class of rank r among C keeps
-    ``N_max · imbalance^(−r / (C − 1))`` of its cells, not more than it has and not fewer than ``at_least``.
+    Parameters
+    ----------
+    labels
+        Label of each cell, ``(n_obs,)``.
+    imbalance
+        Largest class over smallest class, at least 1.
+    at_least
+        Cells that a class keeps in any case, if it has them.
+    rng
+        Random numbers that choose the cells.
+
+    Returns
+    -------
+    Rows of the chosen cells, ascending.
+
+    Raises
+    ------
+    ValueError
+        If ``imbalance`` is below 1.
+
+    Notes
+    -----
+    Classes keep their order by size. Of :math:`C` classes, the one of rank :math:`r` from 0 keeps
+    :math:`n_\max \cdot \text{imbalance}^{-r / (C - 1)}` cells, or all it has.
+
+    Examples
+    --------
+    >>> labels = np.repeat(["T cell", "B cell"], [100, 100])
+    >>> rows = cl.benchmark.thin(labels, 10, rng=np.random.default_rng(0))
+    >>> np.unique(labels[rows], return_counts=True)[1].tolist()
+    [100, 10]
     """
     if imbalance < 1:
-        raise ValueError(f"imbalance={imbalance} was given; largest : smallest must be at least 1.")
+        raise ValueError(f"imbalance={imbalance} was given; largest : smallest is at least 1.")
     names, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = imbalance ** -np.linspace(0, 1, len(names))
@@ -35,10 +64,33 @@ def thin(
 def long_tail_split(
     adata: AnnData, labels_key: str, *, imbalance: float = 100.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:
-    """Half of each type as the query; the other half, thinned to ``imbalance``, as the reference.
+    """Split cells into a long-tailed reference and a query with half of each type.
 
-    Both are copies with ``obs[labels_key]`` as text. Raises ``ValueError`` for cells without a label
-    and for types of fewer than two cells, which cannot be on both sides.
+    Parameters
+    ----------
+    adata
+        Cells with labels. Not changed.
+    labels_key
+        Column of obs with the cell types.
+    imbalance
+        Largest type of the reference over its smallest, see :func:`celler.benchmark.thin`; 1 keeps
+        all cells.
+    seed
+        Seed of the split and of the thinning.
+
+    Returns
+    -------
+    Reference and query, copies with ``obs[labels_key]`` as text.
+
+    Raises
+    ------
+    ValueError
+        If a cell has no label, or a type fewer than two cells.
+
+    Examples
+    --------
+    >>> adata = cl.datasets.pbmc68k()
+    >>> reference, query = cl.benchmark.long_tail_split(adata, "cell_type", imbalance=30)
     """
     values = column(adata.obs, labels_key, "labels_key")
     labels = as_strings(values, labels_key, "").astype(str)

@@ -1,4 +1,4 @@
-"""The command `celler benchmark`: methods, losses and machines compared, from the shell."""
+"""The command `celler benchmark`: compare methods and losses from the shell."""
 
 from __future__ import annotations
 
@@ -11,136 +11,72 @@ if TYPE_CHECKING:
 
 
 def add_benchmark(commands: Any) -> None:
-    """Add ``celler benchmark`` with ``compare``, ``paper``, ``ablation``, ``atlas`` and ``speed``."""
+    """Add ``celler benchmark`` with ``compare``, ``paper`` and ``ablation``."""
     benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
     kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
     _add_compare(kinds)
     _add_paper(kinds)
     _add_ablation(kinds)
-    _add_corpus(kinds)
-    _add_speed(kinds)
 
 
 def _add_compare(kinds: Any) -> None:
-    compare = kinds.add_parser(
-        "compare", help="train methods on a reference and compare the labels they give to a query"
-    )
-    compare.add_argument("reference", type=Path, metavar="REFERENCE.h5ad")
-    compare.add_argument(
-        "query", type=Path, metavar="QUERY.h5ad", help="with labels to compare with"
-    )
-    compare.add_argument("--labels-key", required=True, help="column of obs with the cell types")
-    compare.add_argument("--query-labels-key", help="that of the query (default: --labels-key)")
-    compare.add_argument("--layer", help="layer with the counts, in both (default: X)")
-    compare.add_argument("--methods", help="names, with commas between them (default: all)")
-    compare.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    compare.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmark"),
-        help="folder for its files (default: benchmark)",
-    )
+    what = "train methods on a reference and compare the labels they give to a query"
+    compare = kinds.add_parser("compare", help=what)
     compare.set_defaults(command=_compare)
+    add = compare.add_argument
+    add("reference", type=Path, metavar="REFERENCE.h5ad")
+    add("query", type=Path, metavar="QUERY.h5ad", help="cells with labels to compare with")
+    add("--labels-key", required=True, help="column of obs with the cell types")
+    add("--query-labels-key", help="the same in the query (default: --labels-key)")
+    add("--layer", help="layer with the counts, in both (default: X)")
+    _add_runs(compare, n_seeds=3, out="benchmark")
 
 
 def _add_paper(kinds: Any) -> None:
-    paper = kinds.add_parser("paper", help="compute the paper's tables from the files you have")
-    files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.h5ad"}
-    paper.add_argument(
-        "--dataset",
-        choices=["hpancreas", "ms", "organs"],
-        required=True,
-        help="table 3: hpancreas (TOSICA's demo_train, demo_test) or ms (scGPT's c_data, "
-        "filtered_ms_adata); table 2: organs, a reference and a query of each, at both levels",
-    )
-    paper.add_argument("--reference", **files, help="one; of organs one or more")
-    paper.add_argument("--query", **files, help="as many, in the same order")
-    paper.add_argument("--labels-key", help="organs: column of obs with the subclasses")
-    paper.add_argument("--parent-labels-key", help="organs: column of obs with their parents")
-    paper.add_argument("--methods", help="names, with commas between them (default: all)")
-    paper.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
-    paper.add_argument(
-        "--out", type=Path, default=Path("paper"), help="folder for its files (default: paper)"
-    )
+    paper = kinds.add_parser("paper", help="compute the paper's tables from its public files")
     paper.set_defaults(command=_paper)
+    add = paper.add_argument
+    what = (
+        "table 3: hpancreas (TOSICA's demo_train, demo_test) or ms (scGPT's c_data, "
+        "filtered_ms_adata); table 2: organs, a reference and a query of each, at both levels"
+    )
+    add("--dataset", choices=["hpancreas", "ms", "organs"], required=True, help=what)
+    files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.h5ad"}
+    add("--reference", **files, help="one file, or one for each organ")
+    add("--query", **files, help="the same number of files, in the same order")
+    add("--labels-key", help="organs: column of obs with the subclasses")
+    add("--parent-labels-key", help="organs: column of obs with their parents")
+    _add_runs(paper, n_seeds=5, out="paper")
+
+
+def _add_runs(parser: argparse.ArgumentParser, *, n_seeds: int, out: str) -> None:
+    add = parser.add_argument
+    add("--methods", help="names, separated by commas (default: all)")
+    add("--seeds", type=int, default=n_seeds, help=f"number of seeds (default: {n_seeds})")
+    add("--out", type=Path, default=Path(out), help=f"folder for the files (default: {out})")
 
 
 def _add_ablation(kinds: Any) -> None:
-    ablation = kinds.add_parser(
-        "ablation", help="train the same network with each loss on a long-tailed half of your cells"
-    )
-    ablation.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more"
-    )
-    ablation.add_argument("--labels-key", required=True, help="column of obs with the cell types")
-    ablation.add_argument(
-        "--exclude-key", help="true-or-false column of obs: leave out the cells where it is true"
-    )
-    ablation.add_argument(
-        "--imbalance", type=float, default=100.0, help="largest : smallest type (default: 100)"
-    )
-    ablation.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
-    ablation.add_argument("--max-epochs", type=int, help="default: by the number of cells")
-    ablation.add_argument("--jobs", type=int, default=1, help="trainings at once (default: 1)")
-    ablation.add_argument(
-        "--out", type=Path, default=Path(), help="folder for its files (default: here)"
-    )
+    what = "train the same network with each loss on a long-tailed half of your cells"
+    ablation = kinds.add_parser("ablation", help=what)
     ablation.set_defaults(command=_ablation)
-
-
-def _add_corpus(kinds: Any) -> None:
-    corpus = kinds.add_parser(
-        "atlas",
-        help="build a store of synthetic cells and train from it: time, memory, disk, cells per second",
-    )
-    corpus.add_argument("--cells", type=int, default=100_000, help="default: 100000")
-    corpus.add_argument("--genes", type=int, default=20_000, help="default: 20000")
-    corpus.add_argument("--files", type=int, default=10, help="they come in (default: 10)")
-    corpus.add_argument("--memory-gb", type=float, default=4.0, help="to stay in (default: 4)")
-    corpus.add_argument(
-        "--out", type=Path, default=Path("atlas"), help="folder for its files (default: atlas)"
-    )
-    corpus.add_argument(
-        "--store", type=Path, help="read this one, with obs columns cell_type and donor; build none"
-    )
-    corpus.add_argument("--rounds", type=int, default=5, help="of reading (default: 5)")
-    corpus.set_defaults(command=_corpus)
-
-
-def _add_speed(kinds: Any) -> None:
-    speed = kinds.add_parser(
-        "speed", help="what this machine could do at most, and how near Celler comes to it"
-    )
-    speed.add_argument(
-        "--encoder",
-        choices=["additive", "latent", "transformer"],
-        default="additive",
-        help="(default: additive)",
-    )
-    speed.add_argument(
-        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="(default: auto)"
-    )
-    speed.add_argument(
-        "--large", action="store_true", help="scGPT's size: width 512, 12 layers, 1,200 tokens"
-    )
-    speed.add_argument("--threads", type=int, default=1, help="of a CPU (default: 1)")
-    speed.add_argument("--cells", type=int, help="default: half a minute's worth")
-    speed.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table")
-    speed.set_defaults(command=_speed)
+    add = ablation.add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more")
+    add("--labels-key", required=True, help="column of obs with the cell types")
+    add("--exclude-key", help="true-or-false column of obs: leave out cells where it is true")
+    imbalance = "largest type over smallest (default: 100)"
+    add("--imbalance", type=float, default=100.0, help=imbalance)
+    add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    add("--max-epochs", type=int, help="default: by the number of cells")
+    add("--jobs", type=int, default=1, help="trainings at the same time (default: 1)")
+    add("--out", type=Path, default=Path(), help="folder for the files (default: here)")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from celler.benchmark import (
-        class_figure,
-        class_scores,
-        run,
-        score_figure,
-        summary,
-        summary_text,
-    )
+    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
-    rows = run(
+    rows = benchmark.run(
         read_h5ad(options.reference),
         read_h5ad(options.query),
         options.labels_key,
@@ -151,14 +87,14 @@ def _compare(options: argparse.Namespace) -> None:
         folder=options.out,
     )
     if rows["error"].notna().all():
-        raise RuntimeError("no method gave a result; the lines above say why.")
-    print(f"\nMean ± sd of {options.seeds} seeds\n\n{summary_text(summary(rows))}")
+        raise RuntimeError("no method gave a result; the lines above give the reasons.")
+    table = benchmark.summary_text(benchmark.summary(rows))
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{table}")
     scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
-    score_figure(rows).savefig(scores, dpi=150)
-    class_figure(class_scores(rows, options.out)).savefig(classes, dpi=150)
-    print(
-        f"\nwrote {options.out} (runs.csv, classes.csv; a rerun goes on from them), {scores}, {classes}"
-    )
+    benchmark.score_figure(rows).savefig(scores, dpi=150)
+    benchmark.class_figure(benchmark.class_scores(rows, options.out)).savefig(classes, dpi=150)
+    files = "runs.csv, classes.csv; a rerun continues from them"
+    print(f"\nwrote {options.out} ({files}), {scores}, {classes}")
 
 
 def _methods(options: argparse.Namespace) -> list[str]:
@@ -168,13 +104,13 @@ def _methods(options: argparse.Namespace) -> list[str]:
 
 
 def _paper(options: argparse.Namespace) -> None:
-    from celler.benchmark import level_scores, level_table, paper_cells, paper_table, run
+    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
-    if len(options.reference) != len(options.query):
+    n_references, n_queries = len(options.reference), len(options.query)
+    if n_references != n_queries:
         raise ValueError(
-            f"{len(options.reference)} references and {len(options.query)} queries were given; each "
-            "reference needs its query."
+            f"{n_references} references and {n_queries} queries were given; each reference needs its query."
         )
     pairs = [
         (read_h5ad(reference), read_h5ad(query))
@@ -186,31 +122,25 @@ def _paper(options: argparse.Namespace) -> None:
         if None in keys:
             raise ValueError("--dataset organs needs --labels-key and --parent-labels-key.")
         organs = {path.stem: pair for path, pair in zip(options.reference, pairs, strict=True)}
-        table = level_table(level_scores(organs, *keys, seeds=options.seeds))
+        table = benchmark.level_table(benchmark.level_scores(organs, *keys, seeds=options.seeds))
     else:
-        rows = run(
-            *paper_cells(options.dataset, *pairs[0]),
-            "cell_type",
-            _methods(options),
-            options.seeds,
-            folder=options.out / options.dataset,
-        )
-        table = paper_table(options.dataset, rows)
+        cells = benchmark.paper_cells(options.dataset, *pairs[0])
+        folder = options.out / options.dataset
+        rows = benchmark.run(*cells, "cell_type", _methods(options), options.seeds, folder=folder)
+        table = benchmark.paper_table(options.dataset, rows)
     file = options.out / f"{options.dataset}.csv"
     table.to_csv(file)
     print(f"\n{table.to_string()}\n\nwrote {file}")
 
 
 def _ablation(options: argparse.Namespace) -> None:
-    from celler.benchmark import ablation, ablation_figure, ablation_table, ablation_text
+    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
-    data = {
-        path.stem: _without(read_h5ad(path), options.exclude_key, path) for path in options.data
-    }
+    data = {f.stem: _without(read_h5ad(f), options.exclude_key, f) for f in options.data}
     options.out.mkdir(parents=True, exist_ok=True)
     file, figure = options.out / "ablation.csv", options.out / "ablation.png"
-    rows = ablation(
+    rows = benchmark.ablation(
         data,
         options.labels_key,
         imbalance=options.imbalance,
@@ -220,50 +150,13 @@ def _ablation(options: argparse.Namespace) -> None:
         max_epochs=options.max_epochs,
     )
     print(f"\nPercent, mean ± sd of {options.seeds} seeds; Δ: gain over cross-entropy\n")
-    print(ablation_text(ablation_table(rows)))
-    ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
-    print(f"\nwrote {file} (a row per training and type; a rerun goes on from it) and {figure}")
-
-
-def _corpus(options: argparse.Namespace) -> None:
-    from celler.atlas._store import require_engine
-    from celler.benchmark import make_files, measure_build, measure_streaming, measure_training
-
-    require_engine()
-    store = options.store
-    if store is None:
-        sources, store = options.out / "sources", options.out / "store"
-        paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
-        _say("building", measure_build(paths, store, options.memory_gb))
-        print(f"wrote {store}; {sources} can be deleted")
-    _say("reading", measure_streaming(store, n_rounds=options.rounds))
-    _say("training an epoch", measure_training(store))
-
-
-def _say(what: str, figures: dict[str, float]) -> None:
-    print(f"{what}:")
-    for name, value in figures.items():
-        print(f"  {name}: {value:,.2f}")
-
-
-def _speed(options: argparse.Namespace) -> None:
-    from celler.benchmark import measure_speed, speed_text
-
-    table = measure_speed(
-        options.encoder,
-        accelerator=options.device,
-        large=options.large,
-        n_threads=options.threads,
-        n_cells=options.cells,
-    )
-    print(speed_text(table))
-    if options.out is not None:
-        table.to_csv(options.out, index=False)
-        print(f"\nwrote {options.out}")
+    print(benchmark.ablation_text(benchmark.ablation_table(rows)))
+    benchmark.ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
+    print(f"\nwrote {file} (a row per training and type; a rerun continues from it) and {figure}")
 
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
-    """The cells whose ``exclude_key`` is not true; says how many were left out."""
+    """Leave out cells whose ``exclude_key`` is true, and print their number."""
     if exclude_key is None or exclude_key not in adata.obs:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
         print(f"{path.name}: {adata.n_obs:,} cells{note}")

@@ -7,17 +7,30 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 from celler._utils._version import __version__
 from celler.cli._atlas import add_atlas
 from celler.cli._benchmark import add_benchmark
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+SETUP = ["labels_key", "parent_labels_key", "gene_key", "unlabeled_category", "layer"]
+ANNOTATE = [
+    *("key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"),
+    *("backoff", "correct_shift", "propagate"),
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that accepts ``--traceback``, as its subcommands do, which are of its class."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        what = "print the traceback of an error, for a bug report"
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=what)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for input that cannot be used."""
+    """Run the command line and return the exit status, 2 for input that cannot be used."""
     options = _parser().parse_args(arguments)
 
     def say(message: object, *_: object, **__: object) -> None:
@@ -28,18 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = say
             options.command(options)
     except (ImportError, KeyError, ValueError, OSError, RuntimeError) as error:
+        if "traceback" in options:
+            raise
         say(error.args[0] if isinstance(error, KeyError) else error)
         return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="celler", description="Cell-type annotation that keeps the rare types."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="celler", description="Cell-type annotation that keeps the rare types.")
     parser.add_argument("--version", action="version", version=f"celler {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-
     _add_demo(commands)
     _add_train(commands)
     _add_annotate(commands)
@@ -48,72 +60,51 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_demo(commands: Commands) -> None:
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="label 350 real blood cells and compare; half a minute")
-    demo.add_argument(
-        "--out", type=Path, default=Path(), help="folder for its files (default: here)"
-    )
-    demo.add_argument("--seed", type=int, default=0, help="of split and training (default: 0)")
     demo.set_defaults(command=_demo)
+    add = demo.add_argument
+    add("--out", type=Path, default=Path(), help="folder for the files (default: here)")
+    add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
 
 
-def _add_train(commands: Commands) -> None:
+def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train on a labelled .h5ad and save the model")
-    train.add_argument("reference", type=Path, metavar="REFERENCE.h5ad")
-    train.add_argument("--labels-key", required=True, help="column of obs with the cell types")
-    train.add_argument("--parent-labels-key", help="column of obs with their parents")
-    train.add_argument("--gene-key", help="column of var with the gene names (default: var_names)")
-    train.add_argument("--layer", help="layer with counts or log1p values (default: X)")
-    train.add_argument(
-        "--unlabeled-category", default="Unknown", help="label that means none (default: Unknown)"
-    )
-    train.add_argument("--max-epochs", type=int, help="default: by the number of cells")
-    train.add_argument("--seed", type=int, default=0, help="of split and training (default: 0)")
-    train.add_argument("--out", type=Path, required=True, metavar="MODEL", help="folder to write")
-    train.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     train.set_defaults(command=_train)
+    add = train.add_argument
+    add("reference", type=Path, metavar="REFERENCE.h5ad")
+    add("--labels-key", required=True, help="column of obs with the cell types")
+    add("--parent-labels-key", help="column of obs with their parents")
+    add("--gene-key", help="column of var with the gene names (default: var_names)")
+    add("--layer", help="layer with counts or log1p values (default: X)")
+    unlabeled = "label of cells without a type (default: Unknown)"
+    add("--unlabeled-category", default="Unknown", help=unlabeled)
+    add("--max-epochs", type=int, help="default: by the number of cells")
+    add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
+    add("--out", type=Path, required=True, metavar="MODEL", help="folder to write")
+    add("--overwrite", action="store_true", help="replace a model in that folder")
 
 
-def _add_annotate(commands: Commands) -> None:
+def _add_annotate(commands: Any) -> None:
     annotate = commands.add_parser(
         "annotate", help="label the cells of an .h5ad with a saved model"
     )
-    annotate.add_argument("model", type=Path, metavar="MODEL", help="folder that train wrote")
-    annotate.add_argument("query", type=Path, metavar="QUERY.h5ad")
-    annotate.add_argument("--key-added", default="celler", help="column to write (default: celler)")
-    annotate.add_argument("--threshold", type=float, help="probability below which: Unknown")
-    annotate.add_argument(
-        "--backoff", action="store_true", help="the parent where only that reaches the threshold"
-    )
-    annotate.add_argument(
-        "--false-alarm-rate",
-        type=float,
-        metavar="SHARE",
-        help="Unknown for cells more novel than all but this share of the reference's",
-    )
-    annotate.add_argument(
-        "--unknown-label", default="Unknown", help="what such cells are called (default: Unknown)"
-    )
-    annotate.add_argument("--cluster-key", help="column of obs whose clusters get majority labels")
-    annotate.add_argument(
-        "--propagate", action="store_true", help="spread labels over the nearest cells"
-    )
-    annotate.add_argument(
-        "--reference",
-        type=Path,
-        metavar="REFERENCE.h5ad",
-        help="its cells take part in --propagate",
-    )
-    annotate.add_argument(
-        "--correct-shift",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="undo what differs from the reference in all types alike (default: yes)",
-    )
-    annotate.add_argument(
-        "--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write"
-    )
     annotate.set_defaults(command=_annotate)
+    add = annotate.add_argument
+    add("model", type=Path, metavar="MODEL", help="folder that train wrote")
+    add("query", type=Path, metavar="QUERY.h5ad")
+    add("--key-added", default="celler", help="column of obs to write (default: celler)")
+    add("--threshold", type=float, help="lowest probability of a label; Unknown below it")
+    add("--backoff", action="store_true", help="below the threshold, give the parent if it passes")
+    novel = "give Unknown to cells more novel than all but this share of the reference"
+    add("--false-alarm-rate", type=float, metavar="SHARE", help=novel)
+    add("--unknown-label", default="Unknown", help="name of that label (default: Unknown)")
+    add("--cluster-key", help="column of obs with clusters, for majority labels")
+    add("--propagate", action="store_true", help="spread labels over the nearest cells")
+    add("--reference", type=Path, metavar="REFERENCE.h5ad", help="include its cells in --propagate")
+    shift = "undo differences from the reference that all types share (default: yes)"
+    add("--correct-shift", action=argparse.BooleanOptionalAction, default=True, help=shift)
+    add("--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -133,14 +124,7 @@ def _train(options: argparse.Namespace) -> None:
             f"{options.out} holds a model; pass --overwrite to replace it, or another --out."
         )
     adata = read_h5ad(options.reference)
-    Celler.setup_anndata(
-        adata,
-        labels_key=options.labels_key,
-        parent_labels_key=options.parent_labels_key,
-        gene_key=options.gene_key,
-        unlabeled_category=options.unlabeled_category,
-        layer=options.layer,
-    )
+    Celler.setup_anndata(adata, **{name: getattr(options, name) for name in SETUP})
     model = Celler(adata)
     model.train(options.max_epochs, seed=options.seed)
     model.save(options.out, overwrite=options.overwrite)
@@ -151,29 +135,15 @@ def _annotate(options: argparse.Namespace) -> None:
     if options.out.resolve() == options.query.resolve():
         raise ValueError(f"--out {options.out} is the query itself; name another file.")
     if options.reference is not None and not options.propagate:
-        raise ValueError("--reference takes part in --propagate alone; pass both or neither.")
+        raise ValueError("--reference has an effect only with --propagate; pass both or neither.")
     from celler.data._expression import read_h5ad
     from celler.model import Celler
 
     reference = None if options.reference is None else read_h5ad(options.reference)
     model = Celler.load(options.model, adata=reference)
     adata = read_h5ad(options.query)
-    model.annotate(
-        adata,
-        options.key_added,
-        cluster_key=options.cluster_key,
-        threshold=options.threshold,
-        unknown_label=options.unknown_label,
-        false_alarm_rate=options.false_alarm_rate,
-        backoff=options.backoff,
-        correct_shift=options.correct_shift,
-        propagate=options.propagate,
-    )
+    model.annotate(adata, **{name: getattr(options, name) for name in ANNOTATE})
     options.out.parent.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(options.out)
     print(adata.obs[options.key_added].value_counts().to_string())
     print(f"wrote {options.out}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

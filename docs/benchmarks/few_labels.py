@@ -21,8 +21,9 @@ import scvi
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from celler.benchmark.methods import Fit, logreg
-from celler.benchmark.methods.scanvi import N_STEPS
+from celler.benchmark.methods import Fit
+from celler.benchmark.methods._scanvi import N_STEPS
+from celler.benchmark.methods._sklearn import logreg
 from celler.metrics import summary
 from celler.model import Celler
 from celler.pl._colors import color_classes
@@ -117,7 +118,7 @@ def peer(fit: Fit, name: str) -> Callable[[ad.AnnData, ad.AnnData, int], Answers
 METHODS: dict[str, Callable[[ad.AnnData, ad.AnnData, int], Answers]] = {
     "celler": with_celler,
     "pretrained": with_pretraining,
-    "logreg": peer(logreg.fit, "logistic regression"),
+    "logreg": peer(logreg, "logistic regression"),
     "scanvi": with_scanvi,
 }
 

@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 import celler as cl
 
 try:
-    from celler.benchmark.methods import celltypist
+    from celler.benchmark.methods._celltypist import celltypist
 except ImportError:
     celltypist = None
 
@@ -82,7 +82,7 @@ def row(left_out: str, reference: ad.AnnData, query: ad.AnnData) -> dict[str, fl
         genes = reference.var_names.intersection(query.var_names)
         known, asked = reference[:, genes].copy(), query[:, genes].copy()
         known.uns["kind"] = asked.uns["kind"] = "counts"
-        scores["CellTypist"] = -celltypist.fit(known, "label", asked, 0)(asked).max(axis=1)
+        scores["CellTypist"] = -celltypist(known, "label", asked, 0)(asked).max(axis=1)
     return {
         "left out": left_out,
         "cells": int(is_novel.sum()),

@@ -7,18 +7,16 @@ scaling.png to the folder OUT.
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from processes import measure_alone, peak_mb
+from synthetic import synthetic_cells
 
 import celler as cl
-from celler.benchmark import synthetic_cells
 
 USUAL = {"cells": 10_000, "genes": 5000, "tokens": 500, "classes": 20}
 STEPS = {
@@ -32,11 +30,6 @@ SHOWN = {
     "train_s": "Training of one epoch, CPU s",
     "predict_rate": "Predicted, cells per CPU s",
 }
-
-
-def peak_mb() -> float:
-    """The most memory this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def cells(size: dict[str, int], n_cells: int):
@@ -100,11 +93,7 @@ def main() -> None:
     for axis, steps in STEPS.items():
         for step in steps:
             size = USUAL | {axis: step}
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", json.dumps(size)],
-                check=True, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = measure_alone(__file__, "--one", json.dumps(size))
             rows.append({"axis": axis} | size | found)
             print(rows[-1], flush=True)
             table = pd.DataFrame(rows)

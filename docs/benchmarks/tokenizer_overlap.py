@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from statistics import median
 
 import numpy as np
+from synthetic import synthetic_cells
 
 from celler._utils._devices import choose_device
-from celler.benchmark import synthetic_cells
 from celler.data._loader import Minibatch, TokenLoader
 from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer

@@ -12,9 +12,9 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
+from synthetic import synthetic_cells
 from torch import nn
 
-from celler.benchmark.synthetic import synthetic_cells
 from celler.data._loader import Minibatch
 from celler.data._tokenizer import Tokenizer
 from celler.losses import DEFAULT

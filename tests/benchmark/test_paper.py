@@ -1,6 +1,4 @@
-"""The paper's tables: files in the layout of TOSICA's and scGPT's, tables by hand, and the command."""
-
-import warnings
+"""The paper's tables: files in the layout of TOSICA's and scGPT's, and tables by hand."""
 
 import anndata as ad
 import numpy as np
@@ -9,18 +7,9 @@ import pytest
 import toy
 from sklearn.metrics import f1_score
 
-from celler.benchmark import (
-    _compare as comparison,
-)
-from celler.benchmark import (
-    level_scores,
-    level_table,
-    paper_cells,
-    paper_table,
-)
+from celler.benchmark import level_scores, level_table, paper_cells, paper_table
+from celler.benchmark._compare import COLUMNS
 from celler.benchmark._paper import SETS
-from celler.benchmark._process import Measured
-from celler.cli import _main as cli
 from celler.model import Celler
 from celler.pp import check_input
 
@@ -48,7 +37,7 @@ def ms(adata: ad.AnnData) -> ad.AnnData:
     return adata
 
 
-def test_the_pancreas_files(tmp_path):
+def test_paper_cells_of_pancreas(tmp_path):
     reference = hpancreas(toy.cells(60))
     reference.write_h5ad(tmp_path / "demo_train.h5ad")
     reference = ad.read_h5ad(tmp_path / "demo_train.h5ad")
@@ -56,31 +45,31 @@ def test_the_pancreas_files(tmp_path):
     with pytest.warns(
         UserWarning, match="the paper has 10,600 and 4,218 cells, these files 60 and 40"
     ):
-        known, asked = paper_cells("hpancreas", reference, query)
+        known, unlabeled = paper_cells("hpancreas", reference, query)
     toy.assert_unchanged(reference, before)
     assert list(known.obs["cell_type"]) == list(reference.obs["Celltype"])
-    assert list(asked.var_names) == list(query.var_names)
+    assert list(unlabeled.var_names) == list(query.var_names)
     assert check_input(known).kind == "log1p"
 
 
-def test_the_sclerosis_files():
+def test_paper_cells_of_multiple_sclerosis():
     reference, query = ms(toy.cells(60)), ms(toy.cells(40, seed=1))
     with pytest.warns(UserWarning, match="ms: the paper has 7,844 and 13,468 cells") as caught:
-        known, asked = paper_cells("ms", reference, query)
+        known, unlabeled = paper_cells("ms", reference, query)
     assert caught[0].filename == __file__, "a warning points at the line that called"
-    assert list(asked.obs["cell_type"]) == list(query.obs[LABELS])
+    assert list(unlabeled.obs["cell_type"]) == list(query.obs[LABELS])
     assert list(known.var_names[:6]) == ["gene 0", "gene 1", "gene 2", "3", "4", "5"]
     assert known.var_names.is_unique
     renamed = query.copy()
     renamed.obs = renamed.obs.rename(columns={LABELS: "celltype"})
-    with pytest.warns(UserWarning, match="what was published is of other cells"):
+    with pytest.warns(UserWarning, match="the published figures are for other cells"):
         _, other = paper_cells("ms", reference, renamed)
     assert list(other.obs["cell_type"]) == list(query.obs[LABELS])
 
 
-def test_files_of_another_layout():
+def test_paper_cells_with_another_layout():
     cells = toy.cells(60)
-    with pytest.raises(ValueError, match=r"dataset='MS' was given; there is hpancreas and ms\."):
+    with pytest.raises(ValueError, match=r"dataset='MS' was given; hpancreas or ms is needed\."):
         paper_cells("MS", cells, cells)
     query = cells.copy()
     query.obs = query.obs.rename(columns={"cell_type": "types of cells"})
@@ -91,7 +80,7 @@ def test_files_of_another_layout():
         paper_cells("hpancreas", cells, query)
 
 
-def test_as_many_cells_as_the_paper_is_no_warning(monkeypatch):
+def test_paper_cells_with_the_published_size(monkeypatch):
     cells = hpancreas(toy.cells(60))
     made = SETS["hpancreas"].__class__(("Celltype",), (60, 60), ())
     monkeypatch.setitem(SETS, "hpancreas", made)
@@ -101,10 +90,10 @@ def test_as_many_cells_as_the_paper_is_no_warning(monkeypatch):
 # ---- tables ----
 
 
-def test_table_3_by_hand():
+def test_paper_table_by_hand():
     scores = {"macro_f1": [0.7, 0.8], "macro_precision": [0.5, 0.6]}
     rows = pd.DataFrame({"method": "celler", "seed": [0, 1], **scores})
-    table = paper_table("ms", rows.reindex(columns=comparison.COLUMNS))
+    table = paper_table("ms", rows.reindex(columns=COLUMNS))
     assert list(table.loc["Celler"]) == ["0.750 ± 0.071", "0.550 ± 0.071", "measured here, 2 seeds"]
     assert list(table.loc["Celler, the paper"])[:2] == ["not given", "not given"]
     published = table.loc["scGPT"]
@@ -112,16 +101,16 @@ def test_table_3_by_hand():
     assert list(published.iloc[1])[:2] == ["0.663", "not given"]
 
 
-def test_every_published_figure_has_a_source():
+def test_published_figures_have_a_source():
     for one in SETS.values():
-        for published in one.published:
-            assert published.source
-            for score in (published.f1, published.precision):
+        for _, *scores, source in one.published:
+            assert source
+            for score in scores:
                 assert np.isnan(score) or 0 < score < 1
 
 
 @pytest.mark.slow
-def test_both_levels_of_each_organ():
+def test_level_scores_match_scikit_learn():
     reference, query = toy.cells(150), toy.cells(60, seed=1)
     before = toy.snapshot(reference)
     organs = {"skin": (reference, query)}
@@ -140,55 +129,3 @@ def test_both_levels_of_each_organ():
     mean, sd = rows["macro_f1"][1] + 0.1, 0.2 / np.sqrt(2)
     assert table.loc[("skin", "class"), "F1"] == f"{mean:.3f} ± {sd:.3f}"
     assert set(table["the paper"]) == {"not given"}
-
-
-# ---- the command ----
-
-
-def test_the_command_prints_both_kinds_of_figures(tmp_path, capsys, monkeypatch):
-    reference, query = hpancreas(toy.cells(60)), hpancreas(toy.cells(40, seed=1))
-    reference.write_h5ad(tmp_path / "train.h5ad")
-    query.write_h5ad(tmp_path / "test.h5ad")
-    names = sorted(set(reference.obs["Celltype"]))
-    scores = pd.DataFrame(0.25, query.obs_names, names)
-    monkeypatch.setattr(comparison, "run_alone", lambda *_: Measured(scores, 1.0, 1.0, 1.0))
-    monkeypatch.chdir(tmp_path)
-    arguments = ["benchmark", "paper", "--dataset", "hpancreas", "--reference", "train.h5ad"]
-    options = ["--query", "test.h5ad", "--methods", "logreg,scanvi", "--seeds", "2"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", UserWarning)
-        assert cli.main([*arguments, *options]) == 0
-    captured = capsys.readouterr()
-    assert "logistic regression" in captured.out
-    assert "measured here, 2 seeds" in captured.out
-    assert "arXiv:2602.03477, table 4" in captured.out
-    assert "scANVI" in captured.err, "it needs counts, or its packages"
-    table = pd.read_csv(tmp_path / "paper" / "hpancreas.csv", index_col=0)
-    truth = query.obs["Celltype"].astype(str)
-    expected = f1_score(truth, [names[0]] * 40, average="macro")
-    assert table.loc["logistic regression", "F1"] == f"{expected:.3f} ± 0.000"
-    assert cli.main([*arguments, "--query", "test.h5ad", "train.h5ad"]) == 2
-    assert "1 references and 2 queries were given" in capsys.readouterr().err
-    arguments[3] = "organs"
-    assert cli.main([*arguments, "--query", "test.h5ad", "--labels-key", "Celltype"]) == 2
-    assert "needs --labels-key and --parent-labels-key" in capsys.readouterr().err
-
-
-def test_the_command_for_organs(tmp_path, capsys, monkeypatch):
-    toy.cells(60).write_h5ad(tmp_path / "lung.h5ad")
-    seen = {}
-
-    def fake(organs, *keys, seeds):
-        seen.update(keys=keys, seeds=seeds, organs=list(organs))
-        scores = {"accuracy": 0.5, "macro_f1": 0.4, "macro_precision": 0.3}
-        return pd.DataFrame([{"organ": "lung", "level": "class", "seed": 0} | scores])
-
-    monkeypatch.setattr("celler.benchmark.level_scores", fake)
-    monkeypatch.chdir(tmp_path)
-    arguments = ["benchmark", "paper", "--dataset", "organs", "--reference", "lung.h5ad", "--query"]
-    keys = ["--labels-key", "cell_type", "--parent-labels-key", "parent_type", "--seeds", "1"]
-    assert cli.main([*arguments, "lung.h5ad", *keys]) == 0
-    assert seen == {"keys": ("cell_type", "parent_type"), "seeds": 1, "organs": ["lung"]}
-    printed = capsys.readouterr().out
-    assert "lung" in printed
-    assert "0.400" in printed

@@ -1,7 +1,9 @@
-"""Each method against its own package or scikit-learn by hand, in this process; a method is one file."""
+"""Each method against its own package or scikit-learn by hand, in this process."""
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +23,7 @@ from sklearn.svm import LinearSVC
 
 from celler.benchmark._compare import LABELS_KEY, Cells
 from celler.benchmark.methods import METHODS
-from celler.benchmark.methods.shared import log_values, on_genes
+from celler.benchmark.methods._sklearn import _central, log_values, on_genes, variable_genes
 from celler.model import Celler
 
 N_GENES = 80
@@ -29,14 +31,14 @@ N_GENES = 80
 
 @pytest.fixture
 def cells() -> Cells:
-    """Fresh for each test: a method may do with its reference as it likes."""
+    """Fresh for each test: a method may change its reference."""
     query = toy.cells(90, seed=1)[:, ::-1].copy()
     return Cells.of(toy.cells(200), query, "cell_type", None, None)
 
 
 def scores(name: str, cells: Cells, seed: int = 0) -> pd.DataFrame:
-    """What the method of this name answers."""
-    fit = importlib.import_module(f"celler.benchmark.methods.{name}").fit
+    """The scores of the method of this name."""
+    fit = getattr(importlib.import_module(METHODS[name].module), name)
     predict = fit(cells.reference, LABELS_KEY, cells.query, seed)
     return predict(cells.query)
 
@@ -59,17 +61,25 @@ def accuracy(table: pd.DataFrame, cells: Cells) -> float:
 # ---- the registry ----
 
 
-def test_every_method_has_its_file_and_every_file_its_line():
-    folder = Path(importlib.import_module("celler.benchmark.methods").__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "shared", "variable"}
-    assert files == set(METHODS)
+def test_methods_have_functions_and_titles():
+    for name, method in METHODS.items():
+        spec = importlib.util.find_spec(method.module)
+        assert f"\ndef {name}(" in Path(spec.origin).read_text(encoding="utf-8")
     assert len({method.title for method in METHODS.values()}) == len(METHODS)
+
+
+def test_modules_load_only_their_own_packages():
+    """What a method does not need, its process neither waits for nor holds."""
+    code = "import sys, celler.benchmark.methods._sklearn; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    heavy = {"torch", "scvi", "lightning", "scanpy", "xgboost", "celltypist", "matplotlib"}
+    assert not heavy & set(done.stdout.split())
 
 
 # ---- what is shared ----
 
 
-def test_log_values_are_scanpys(cells):
+def test_log_values_match_scanpy(cells):
     for adata, expected in zip((cells.reference, cells.query), log_matrices(cells), strict=True):
         np.testing.assert_allclose(log_values(adata).toarray(), expected, rtol=1e-5)
     empty = cells.query.copy()
@@ -77,13 +87,13 @@ def test_log_values_are_scanpys(cells):
     assert not log_values(empty).toarray().any(), "a cell without counts is zeros, not NaN"
 
 
-def test_logarithms_stay_as_they_are(cells):
+def test_log_values_of_logarithms(cells):
     cells.query.X = cells.query.X.log1p()
     cells.query.uns["kind"] = "log1p"
     np.testing.assert_array_equal(log_values(cells.query).toarray(), cells.query.X.toarray())
 
 
-def test_genes_that_a_query_lacks_are_zero(cells):
+def test_on_genes_with_missing_genes(cells):
     part = cells.query[:, [5, 2, 7]]
     padded = on_genes(part.X, part.var_names, cells.reference.var_names).toarray()
     expected = np.zeros((90, N_GENES))
@@ -91,9 +101,7 @@ def test_genes_that_a_query_lacks_are_zero(cells):
     np.testing.assert_array_equal(padded, expected)
 
 
-def test_variable_genes_are_scanpys(cells):
-    from celler.benchmark.methods.variable import variable_genes
-
+def test_variable_genes_match_scanpy(cells):
     np.testing.assert_array_equal(variable_genes(cells.reference), np.arange(N_GENES))
     chosen = variable_genes(cells.reference, 20)
     adata = cells.reference.copy()
@@ -115,25 +123,25 @@ def test_variable_genes_are_scanpys(cells):
         ("random_forest", RandomForestClassifier(300, random_state=0), "predict_proba"),
     ],
 )
-def test_a_method_is_scikit_learns(cells, name, model, answer):
-    X, asked = log_matrices(cells)
+def test_classifier_matches_scikit_learn(cells, name, model, answer):
+    X, X_query = log_matrices(cells)
     model.fit(X, cells.reference.obs[LABELS_KEY])
     table = scores(name, cells)
     assert list(table.columns) == list(model.classes_)
     assert list(table.index) == list(cells.query.obs_names)
-    np.testing.assert_allclose(table, getattr(model, answer)(asked), atol=0.02)
+    np.testing.assert_allclose(table, getattr(model, answer)(X_query), atol=0.02)
 
 
-def test_nearest_neighbours(cells):
-    X, asked = log_matrices(cells)
+def test_knn_matches_scikit_learn(cells):
+    X, X_query = log_matrices(cells)
     pca = PCA(50, random_state=0).fit(X)
     model = KNeighborsClassifier(15)
     model.fit(pca.transform(X), cells.reference.obs[LABELS_KEY])
-    expected = model.predict_proba(pca.transform(asked))
+    expected = model.predict_proba(pca.transform(X_query))
     np.testing.assert_allclose(scores("knn", cells), expected, atol=1e-6)
 
 
-def test_two_types_have_a_decision_value_each(cells):
+def test_linear_svm_with_two_types(cells):
     is_first = cells.reference.obs[LABELS_KEY].isin(["type 0", "type 1"]).to_numpy()
     cells = Cells(cells.reference[is_first].copy(), cells.query, cells.truth)
     table = scores("linear_svm", cells)
@@ -141,11 +149,9 @@ def test_two_types_have_a_decision_value_each(cells):
     np.testing.assert_array_equal(table["type 0"], -table["type 1"])
 
 
-def test_the_perceptron_learns_and_leaves_extreme_genes_out(cells):
-    from celler.benchmark.methods import mlp
-
+def test_mlp_leaves_extreme_genes_out(cells):
     X = log_values(cells.reference)
-    columns = mlp._central(X)
+    columns = _central(X)
     sums = X.toarray().sum(axis=0)
     assert 0 < len(columns) < N_GENES
     assert not {sums.argmax(), sums.argmin()} & set(columns)
@@ -158,15 +164,15 @@ def test_the_perceptron_learns_and_leaves_extreme_genes_out(cells):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("celltypist"), reason="extra: benchmark")
-def test_celltypist_is_its_model_worked_by_hand(cells):
-    X, asked = log_matrices(cells)
+def test_celltypist_matches_its_model_by_hand(cells):
+    X, X_query = log_matrices(cells)
     scaler = StandardScaler().fit(X)
-    X, asked = (np.minimum(scaler.transform(matrix), 10) for matrix in (X, asked))
+    X, X_query = (np.minimum(scaler.transform(matrix), 10) for matrix in (X, X_query))
     labels = cells.reference.obs[LABELS_KEY].to_numpy()
     expected = {}
     for name in np.unique(labels):
         one = LogisticRegression(max_iter=1000).fit(X, labels == name)
-        expected[name] = expit(one.decision_function(asked))
+        expected[name] = expit(one.decision_function(X_query))
     table = scores("celltypist", cells)
     assert list(table) == list(expected)
     np.testing.assert_allclose(table, pd.DataFrame(expected), atol=1e-3)
@@ -176,19 +182,19 @@ def test_celltypist_is_its_model_worked_by_hand(cells):
     assert Path(folder).parent == Path(tempfile.gettempdir()), "not in the user's home"
 
 
-def test_gradient_boosting_is_xgboosts(cells):
+def test_xgboost_matches_its_package(cells):
     xgboost = pytest.importorskip("xgboost")
-    X, asked = log_matrices(cells)
+    X, X_query = log_matrices(cells)
     names, codes = np.unique(cells.reference.obs[LABELS_KEY], return_inverse=True)
     # zeros of a sparse matrix are missing values to xgboost
     model = xgboost.XGBClassifier(random_state=0, missing=0.0).fit(X, codes)
     table = scores("xgboost", cells)
     assert list(table) == list(names)
-    np.testing.assert_allclose(table, model.predict_proba(asked), atol=0.02)
+    np.testing.assert_allclose(table, model.predict_proba(X_query), atol=0.02)
 
 
 @pytest.mark.slow
-def test_scanvi_learns_from_both_and_answers_for_the_query(cells, monkeypatch):
+def test_scanvi_labels_the_query(cells, monkeypatch):
     scvi = importlib.import_module("scvi")
     monkeypatch.setattr(scvi.model.SCVI, "train", few_epochs(scvi.model.SCVI.train, 20))
     with warnings.catch_warnings():
@@ -211,7 +217,7 @@ def few_epochs(train, max_epochs):
 
 
 @pytest.mark.slow
-def test_celler_with_its_defaults(cells, monkeypatch):
+def test_celler_matches_the_library(cells, monkeypatch):
     monkeypatch.setattr(Celler, "train", few_epochs(Celler.train, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # types of few cells
@@ -225,7 +231,7 @@ def test_celler_with_its_defaults(cells, monkeypatch):
 
 
 @pytest.mark.slow
-def test_celler_spreads_its_probabilities_over_the_query(cells, monkeypatch):
+def test_celler_transductive_spreads_probabilities(cells, monkeypatch):
     monkeypatch.setattr(Celler, "train", few_epochs(Celler.train, 3))
     query = cells.query[:, 5:].copy()
     given = Cells(cells.reference, query, cells.truth)

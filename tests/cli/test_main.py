@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from toy import cells
 
 import celler
-from celler.cli import _benchmark as command
 from celler.cli._main import main
 from celler.model import Celler
 
@@ -58,7 +56,7 @@ def assert_refused(capsys, arguments, *words):
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["annotate", "--help"]]
 )
-def test_help(capsys, arguments):
+def test_help_of_each_command(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
@@ -78,14 +76,14 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     "arguments", [[], ["label"], ["train", "x.h5ad"], ["annotate", "--out", "y"]]
 )
-def test_wrong_usage(capsys, arguments):
+def test_main_with_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     assert "usage: celler" in capsys.readouterr().err
 
 
-def test_train_and_annotate(files, capsys):
+def test_annotate_writes_the_labels_of_the_model(files, capsys):
     assert main(annotate(files, "out.h5ad")) == 0
     printed = capsys.readouterr().out
     annotated, query = ad.read_h5ad(files / "out.h5ad"), ad.read_h5ad(files / "query.h5ad")
@@ -98,7 +96,7 @@ def test_train_and_annotate(files, capsys):
         assert f"{name} {count:5d}" in printed
 
 
-def test_the_model_is_that_of_the_library(files):
+def test_train_gives_the_model_of_the_library(files):
     reference = ad.read_h5ad(files / "reference.h5ad")
     Celler.setup_anndata(reference, labels_key="cell_type")
     model, query = Celler(reference), ad.read_h5ad(files / "query.h5ad")
@@ -107,7 +105,7 @@ def test_the_model_is_that_of_the_library(files):
     assert Celler.load(files / "model").predict(query, soft=True).equals(expected)
 
 
-def test_train_options_are_passed_on(files, tmp_path):
+def test_train_options(files, tmp_path):
     options = ["--layer", "counts", "--unlabeled-category", "type 3", "--seed", "4"]
     assert main([*train(files, *options), "--out", str(tmp_path / "other")]) == 0
     model = Celler.load(tmp_path / "other")
@@ -118,7 +116,7 @@ def test_train_options_are_passed_on(files, tmp_path):
     assert not np.array_equal(model.validation_indices, first.validation_indices)
 
 
-def test_annotate_options_are_passed_on(files):
+def test_annotate_options(files):
     options = ["--key-added", "label", "--threshold", "1.0"]
     assert main(annotate(files, "new folder/out.h5ad", *options)) == 0
     annotated = ad.read_h5ad(files / "new folder" / "out.h5ad")
@@ -126,7 +124,7 @@ def test_annotate_options_are_passed_on(files):
     assert "celler" not in annotated.obs
 
 
-def test_annotate_does_what_the_library_does(files, tmp_path):
+def test_annotate_matches_the_library_with_every_option(files, tmp_path):
     """With every option at once, and parents."""
     trained = [*train(files), "--parent-labels-key", "lineage", "--out", str(tmp_path / "model")]
     reference = ad.read_h5ad(files / "reference.h5ad")
@@ -159,12 +157,12 @@ def test_annotate_does_what_the_library_does(files, tmp_path):
     assert set(written["celler_level"]) >= {"class", "unknown"}
 
 
-def test_a_reference_is_for_propagation(files, capsys):
+def test_annotate_reference_without_propagate(files, capsys):
     query = annotate(files, "x.h5ad", "--reference", str(files / "reference.h5ad"))
-    assert_refused(capsys, query, "--reference takes part in --propagate alone")
+    assert_refused(capsys, query, "--reference has an effect only with --propagate")
 
 
-def test_overwrite(files, capsys, monkeypatch):
+def test_train_overwrite(files, capsys, monkeypatch):
     before = (files / "model" / "model.pt").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Celler, "train", lambda *_, **__: pytest.fail("only said after training"))
@@ -173,7 +171,7 @@ def test_overwrite(files, capsys, monkeypatch):
     assert main(train(files, "--overwrite")) == 0
 
 
-def test_files_that_cannot_be_read(files, tmp_path, capsys):
+def test_main_with_unreadable_files(files, tmp_path, capsys):
     (tmp_path / "text.h5ad").write_text("no")
     model, out = files / "model", tmp_path / "out.h5ad"
     options = ["--labels-key", "cell_type", "--out", tmp_path / "new"]
@@ -189,7 +187,7 @@ def test_files_that_cannot_be_read(files, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_bad_input_ends_with_status_2_and_a_message(files, capsys):
+def test_main_with_bad_input(files, capsys):
     reference = files / "reference.h5ad"
     wrong_key = ["train", reference, "--labels-key", "celltype", "--out", files / "new"]
     assert_refused(capsys, wrong_key, "labels_key='celltype'", "Closest: 'cell_type'")
@@ -200,7 +198,7 @@ def test_bad_input_ends_with_status_2_and_a_message(files, capsys):
     assert not (files / "bad.h5ad").exists()
 
 
-def test_a_warning_is_one_line(files, tmp_path, capsys):
+def test_main_prints_a_warning_as_one_line(files, tmp_path, capsys):
     cells(60, seed=1)[:, :70].write_h5ad(tmp_path / "fewer.h5ad")
     arguments = [
         "annotate",
@@ -216,7 +214,7 @@ def test_a_warning_is_one_line(files, tmp_path, capsys):
     assert line.startswith("celler annotate: 70 of the model's 80 genes are in the query")
 
 
-def test_a_shell_gets_the_exit_status(tmp_path):
+def test_exit_status_in_a_shell(tmp_path):
     """In a process of its own, where a traceback would show."""
     command = [
         sys.executable,
@@ -233,20 +231,22 @@ def test_a_shell_gets_the_exit_status(tmp_path):
     assert done.stderr == "celler annotate: --out q.h5ad is the query itself; name another file.\n"
 
 
-@pytest.mark.parametrize("dtype", [bool, int, float, "category"])
-def test_cells_to_leave_out_are_marked_true(dtype, capsys):
-    adata = cells(20)
-    adata.obs["is_poor"] = np.resize([True, False, False, False], 20)
-    adata.obs["is_poor"] = adata.obs["is_poor"].astype(dtype)
-    kept = command._without(adata, "is_poor", Path("cells.h5ad"))
-    np.testing.assert_array_equal(kept.obs_names, np.delete(adata.obs_names, np.arange(0, 20, 4)))
-    assert "15 cells, 5 left out" in capsys.readouterr().out
+@pytest.mark.parametrize("place", [0, 1, 5])
+def test_traceback_shows_where_an_error_comes_from(tmp_path, place):
+    """Before and after the command, and after its options."""
+    arguments = ["annotate", "m", "q.h5ad", "--out", "q.h5ad"]
+    arguments.insert(place, "--traceback")
+    command = [sys.executable, "-m", "celler.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ValueError: --out q.h5ad is the query itself; name another file."
+    assert any("_main.py" in line and "in _annotate" in line for line in lines)
 
 
-@pytest.mark.parametrize("values", [["True", "False"], [0, 2], [True, None]])
-def test_other_marks_are_refused(values):
-    adata = cells(20)
-    adata.obs["is_poor"] = np.resize(np.array(values, dtype=object), 20)
-    message = r"--exclude-key is_poor: the column of cells\.h5ad holds \[.*true or false, or 1 or 0"
-    with pytest.raises(ValueError, match=message):
-        command._without(adata, "is_poor", Path("cells.h5ad"))
+@pytest.mark.parametrize("options", [[], ["--traceback"]])
+def test_main_does_not_hide_our_own_bugs(files, monkeypatch, options):
+    monkeypatch.setattr(Celler, "load", lambda *_, **__: [].missing)
+    with pytest.raises(AttributeError):
+        main(annotate(files, "x.h5ad", *options))

@@ -1,4 +1,4 @@
-"""Work: the operations and bytes that a forward pass and a training step need, counted from their sizes."""
+"""Operations and bytes of a forward pass and a training step, counted from their sizes. A helper of speed.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from celler.network._config import NetworkConfig
 
-__all__ = ["Ceilings", "Work", "forward_work", "tokenizer_work", "training_work"]
 #: Bytes of a token as the tokenizer writes it: gene, bin, expression, mask.
 TOKEN_BYTES = 4 + 1 + 4 + 1
 #: Bytes of a stored value of a CSR matrix and its column.
@@ -18,8 +17,10 @@ STEP_BYTES = 4 * (3 + 6)
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured: ``products`` operations/s of a matrix product; bytes/s of a copy, read and written: of more than any
-    cache holds (``memory``), and of as much as ``weights``, gradients and moments are.
+    """Measured rates of a machine.
+
+    products: operations/s of a matrix product. memory: bytes/s, read and written, of a copy larger than any cache.
+    weights: the same of a copy as large as weights, gradients and moments.
     """
 
     products: float
@@ -29,7 +30,9 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Work:
-    """products: operations of matrix products and sums. streamed: bytes from or to memory. tables: bytes of rows of
+    """What a computation needs.
+
+    products: operations of matrix products and sums. streamed: bytes from or to memory. tables: bytes of rows of
     tables, weights and activations, which fit in the caches.
     """
 
@@ -48,7 +51,7 @@ class Work:
         return Work(self.products * factor, self.streamed * factor, self.tables * factor)
 
     def seconds(self, ceilings: Ceilings) -> float:
-        """The floor: products and bytes at once, each at its ceiling."""
+        """The least time: products and bytes at once, each at its ceiling."""
         moving = self.streamed / ceilings.memory + self.tables / ceilings.weights
         return max(self.products / ceilings.products, moving)
 
@@ -70,7 +73,7 @@ def forward_work(config: NetworkConfig, n_tokens: float, n_cells: int) -> Work:
 def training_work(config: NetworkConfig, n_tokens: float, n_cells: int, n_weights: int) -> Work:
     """A step on a minibatch: forward, twice as much backward, and AdamW on ``n_weights`` weights.
 
-    The gradient of a sum's table is one more sum, since the expression needs none.
+    The gradient of a sum's table is one more sum, since the expression has no gradient.
     """
     forward = forward_work(config, n_tokens, n_cells)
     sums = _sums(config, n_tokens) * n_cells
@@ -92,7 +95,7 @@ def _sums(config: NetworkConfig, n_tokens: float) -> Work:
 
 
 def _attention(config: NetworkConfig, n_tokens: float) -> Work:
-    """What a cell's attention takes."""
+    """Attention of one cell."""
     d, n_rows = config.d_model, n_tokens + 1
     if config.encoder == "additive":
         return Work()
@@ -112,7 +115,7 @@ def _blocks(d: int, d_feed: int, n_rows: float) -> Work:
 
 
 def _per_pass(config: NetworkConfig) -> Work:
-    """What a pass needs whatever its number of cells: the latent encoder's products with its tables."""
+    """Work of a pass that does not depend on the number of cells: the latent encoder's products with its tables."""
     if config.encoder != "latent":
         return Work()
     d, rows = config.d_model, config.n_genes + config.n_bins

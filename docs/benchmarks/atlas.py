@@ -1,8 +1,12 @@
-"""An atlas of synthetic cells: files made in blocks, built into a store, with time, memory and disk."""
+"""Time, memory and disk of building a store of synthetic cells: python docs/benchmarks/atlas.py --cells 1000000
 
-from __future__ import annotations
+Writes h5ad files to OUT/sources and the store to OUT/store. docs/benchmarks/streaming.py then measures reading it.
+"""
 
+import argparse
 import json
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +14,14 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from processes import measure_alone, peak_mb
 from scipy import sparse
 
-from celler.benchmark._process import run_script
+import celler as cl
 
 N_TYPES, N_DONORS, N_MARKERS = 30, 20, 50
-#: Cells made at once.
+#: Cells that are made at once.
 BLOCK = 5000
-#: A process of its own: the peak is the build's alone.
-SCRIPT = """
-import json, resource, sys, time
-import celler as cl
-sources, out, memory_gb = json.loads(sys.argv[1])
-begin = time.perf_counter()
-cl.atlas.build(sources, out, labels_key="cell_type", storage=cl.atlas.Storage(memory_gb=memory_gb))
-seconds, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
-processor = used.ru_utime + used.ru_stime
-peak = used.ru_maxrss / 1024
-print(json.dumps({"seconds": seconds, "processor_seconds": processor, "peak_memory_mb": peak}))
-"""
 
 
 def make_files(
@@ -40,31 +33,40 @@ def make_files(
     n_values: int = 1500,
     seed: int = 0,
 ) -> list[Path]:
-    """Write ``n_files`` h5ad files of counts, about ``n_values`` non-zeros a cell; those that are there stay.
+    """Write ``n_files`` h5ad files of counts with about ``n_values`` non-zeros a cell; keep files that exist.
 
-    30 types of falling size with 50 markers each, 20 donors to a file. Each file lacks a twentieth of the
-    genes, and every second one has them in another order.
+    30 types of falling size with 50 markers each, 20 donors a file. Each file lacks a twentieth of the genes; every
+    second file has its genes in another order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"part_{i}.h5ad" for i in range(n_files)]
     for i, path in enumerate(paths):
         if not path.exists():
             n_own = n_cells // n_files + (i < n_cells % n_files)
-            _make_file(path, n_own, n_genes, n_values, np.random.default_rng([seed, i]), i)
+            make_file(path, n_own, n_genes, n_values, np.random.default_rng([seed, i]), i)
     return paths
 
 
 def measure_build(sources: list[Path], out: Path, memory_gb: float = 4.0) -> dict[str, Any]:
-    """Build in a process of its own: seconds, processor seconds, peak memory MiB, GB of sources and store.
-
-    Raises ``RuntimeError`` with what it said where it fails.
-    """
-    arguments = json.dumps([list(map(str, sources)), str(out), memory_gb])
-    measured = run_script(SCRIPT, arguments)
-    return measured | {"sources_gb": _gigabytes(sources), "store_gb": _gigabytes([out])}
+    """Build in a process of its own: seconds, processor seconds, peak memory MiB, GB of sources and store."""
+    measured = measure_alone(
+        __file__, "--one", json.dumps([list(map(str, sources)), str(out), memory_gb])
+    )
+    return measured | {"sources_gb": gigabytes(sources), "store_gb": gigabytes([out])}
 
 
-def _make_file(
+def build(sources: list[str], out: str, memory_gb: float) -> dict[str, float]:
+    """Build in this process: seconds, processor seconds and MiB at the peak."""
+    start = time.perf_counter()
+    cl.atlas.build(
+        sources, out, labels_key="cell_type", storage=cl.atlas.Storage(memory_gb=memory_gb)
+    )
+    seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
+    processor = used.ru_utime + used.ru_stime
+    return {"seconds": seconds, "processor_seconds": processor, "peak_memory_mb": peak_mb()}
+
+
+def make_file(
     path: Path, n_cells: int, n_genes: int, n_values: int, rng: np.random.Generator, number: int
 ) -> None:
     genes = rng.permutation(n_genes)[: n_genes * 19 // 20]
@@ -87,11 +89,11 @@ def _make_file(
     empty = sparse.csr_matrix((n_cells, len(genes)), dtype=np.float32)
     anndata.AnnData(empty, obs, var).write_h5ad(part)
     with h5py.File(part, "a") as file:
-        _write_counts(file["X"], codes, genes, n_genes, n_values, rng)
+        write_counts(file["X"], codes, genes, n_genes, n_values, rng)
     part.replace(path)
 
 
-def _write_counts(
+def write_counts(
     group: Any,
     codes: np.ndarray,
     genes: np.ndarray,
@@ -107,7 +109,7 @@ def _write_counts(
     indices = group.create_dataset("indices", (0,), np.int32, shuffle=True, **options)
     ends = [np.zeros(1, np.int64)]
     for start in range(0, len(codes), BLOCK):
-        X = _counts(codes[start : start + BLOCK], n_genes, n_values, rng)[:, genes]
+        X = counts(codes[start : start + BLOCK], n_genes, n_values, rng)[:, genes]
         X.sort_indices()
         n_before = len(data)
         for array, values in ((data, X.data), (indices, X.indices)):
@@ -117,7 +119,7 @@ def _write_counts(
     group["indptr"] = np.concatenate(ends)
 
 
-def _counts(
+def counts(
     codes: np.ndarray, n_genes: int, n_values: int, rng: np.random.Generator
 ) -> sparse.csr_matrix:
     """Random gaps between the genes of a cell; the markers of its type count more."""
@@ -131,6 +133,30 @@ def _counts(
     return sparse.csr_matrix((counts[is_in], genes[is_in], ends), (len(codes), n_genes))
 
 
-def _gigabytes(paths: list[Path]) -> float:
+def gigabytes(paths: list[Path]) -> float:
     files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path])]
     return sum(f.stat().st_size for f in files if f.is_file()) / 1e9
+
+
+def main() -> None:
+    """Make the files, build the store and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=100_000, help="default: 100000")
+    parser.add_argument("--genes", type=int, default=20_000, help="default: 20000")
+    parser.add_argument("--files", type=int, default=10, help="number of sources (default: 10)")
+    parser.add_argument("--memory-gb", type=float, default=4.0, help="limit (default: 4)")
+    parser.add_argument("--out", type=Path, default=Path("atlas"), help="folder (default: atlas)")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(build(*json.loads(options.one))))
+        return
+    sources, store = options.out / "sources", options.out / "store"
+    paths = make_files(sources, options.cells, n_genes=options.genes, n_files=options.files)
+    for name, value in measure_build(paths, store, options.memory_gb).items():
+        print(f"{name}: {value:,.2f}")
+    print(f"wrote {store}; {sources} can be deleted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,19 @@
-"""Speed: what this machine could do at most, what training and prediction need, and what they reach."""
+"""Ceilings of this machine, and how near Celler comes to them.
+
+    python docs/benchmarks/speed.py [--encoder latent|transformer] [--large] [--device cuda] [--out speed.csv]
+
+The cells are synthetic: 500 of 3,000 genes, 20 types. On a CPU, time is processor time summed over threads, so that
+other jobs do not count; on a GPU it is wall time. docs/benchmarks/work.py counts operations and bytes.
+"""
 
 from __future__ import annotations
 
-import resource
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -15,12 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from processes import peak_mb
 from scipy import sparse
+from synthetic import synthetic_cells
 from torch import Tensor
+from work import Ceilings, Work, forward_work, tokenizer_work, training_work
 
 from celler._utils._devices import autocast, choose_device, choose_precision, cpu_threads
-from celler.benchmark.synthetic import synthetic_cells
-from celler.benchmark.work import Ceilings, Work, forward_work, tokenizer_work, training_work
 from celler.data._loader import Minibatch
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
@@ -28,7 +35,6 @@ from celler.network._config import NetworkConfig
 from celler.network._network import GeneTransformer, build_network
 from celler.training._plan import TrainingConfig, TrainingPlan, one_cycle, parameter_groups
 
-__all__ = ["measure_speed", "speed_text"]
 N_ROUNDS = 5
 
 
@@ -58,25 +64,21 @@ def measure_speed(
     n_threads: int | None = 1,
     n_cells: int | None = None,
 ) -> pd.DataFrame:
-    """Ceilings of the machine, and how near tokenizer, network, training and prediction come to their floors.
-
-    The cells are synthetic: 500 of 3,000 genes, 20 types.
+    """Measure ceilings, tokenizer, network, training and prediction.
 
     encoder, accelerator: as in :class:`celler.model.Celler` and :meth:`celler.model.Celler.train`.
-    large: full self-attention in scGPT's size, width 512, 12 layers and 1,200 tokens.
-    n_threads: of a CPU, ``None`` for all.
-    n_cells: ``None`` is as many as take about half a minute.
+    large: full self-attention of scGPT's size, width 512, 12 layers and 1,200 tokens.
+    n_threads: CPU threads, ``None`` for all. n_cells: ``None`` for about half a minute.
 
-    Time is that of the processor on a CPU, all threads together, so that other jobs do not count; on a GPU it is wall
-    time. Returns a row per measure: ``value`` and ``unit``, and where there is a floor the value ``at_floor`` and
-    the ``share`` of it that is reached. ``celler.benchmark.work`` counts operations and bytes.
+    Returns a row per measure: ``value``, ``unit`` and, where there is a floor, the value ``at_floor`` and the ``share``
+    of it that is reached.
     """
     device = choose_device(accelerator)
     with cpu_threads(n_threads):
         threads = torch.get_num_threads()
         bench = _bench(encoder, device, large, n_cells)
         before = _peak_mb(device)
-        # The ceilings come last, since the buffers they need would hide the peak of the rest.
+        # Ceilings come last: their buffers would hide the peak of the rest.
         found = [*_tokenizer(bench), *_network(bench)]
         found += [] if large else _model(bench, accelerator)
         peak = _peak_mb(device) - before
@@ -95,7 +97,7 @@ def measure_speed(
 
 
 def speed_text(table: pd.DataFrame) -> str:
-    """What ``measure_speed`` gave as a table to read, with what it was measured on."""
+    """The table of ``measure_speed`` as text, with the machine and the sizes."""
     head = "\n".join(f"{name}: {value}" for name, value in table.attrs.items())
     shown = pd.DataFrame(
         {
@@ -113,7 +115,7 @@ def speed_text(table: pd.DataFrame) -> str:
     return f"{head}\n\n{shown.to_string(index=False)}"
 
 
-def _bench(encoder: str, device: torch.device, large: bool, n_asked: int | None) -> Bench:
+def _bench(encoder: str, device: torch.device, large: bool, n_given: int | None) -> Bench:
     n_cells = 4000 if device.type == "cpu" else 20_000
     sizes: dict[str, Any] = {"n_genes": 3000, "n_classes": 20, "encoder": encoder}
     batch_size, pass_size, n_expressed = 32, 512, 500
@@ -127,7 +129,7 @@ def _bench(encoder: str, device: torch.device, large: bool, n_asked: int | None)
         n_cells = 4 * batch_size
     if encoder == "additive" and device.type != "cpu":
         batch_size = 128
-    n_cells = n_asked or n_cells
+    n_cells = n_given or n_cells
     batch_size, pass_size = min(batch_size, n_cells), min(pass_size, n_cells)
     cells = synthetic_cells(n_cells, n_expressed=n_expressed)
     precision = choose_precision("auto", device)
@@ -146,7 +148,7 @@ def _ceilings(bench: Bench) -> tuple[Ceilings, list[dict[str, Any]]]:
         products[name] = 2 * size**3 / _best_seconds(partial(torch.mm, a, b), device)
     n_weights = sum(weights.numel() for weights in build_network(bench.config, 0).parameters())
     bandwidth = {}
-    # Weights, gradients and moments are what has to stay at hand: source and target together are as large.
+    # Weights, gradients and moments are as large as source and target together.
     for name, n_values in (("memory", 2**26 if is_cpu else 2**30), ("weights", 2 * n_weights)):
         source = torch.ones(n_values, device=device)
         target, n_copies = torch.empty_like(source), max(1, 2**22 // n_values)
@@ -167,14 +169,14 @@ def _ceilings(bench: Bench) -> tuple[Ceilings, list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Timed:
-    """``n_cells`` cells took ``seconds``, with ``work`` to do. is_detailed: its operations and bytes are listed."""
+    """A measurement: ``n_cells`` cells took ``seconds`` for ``work``. is_detailed: list its operations and bytes."""
 
     measure: str
     n_cells: int
     seconds: float
     work: Work
     is_detailed: bool = False
-    beside: tuple[dict[str, Any], ...] = ()
+    extra: tuple[dict[str, Any], ...] = ()
 
     def rows(self, ceilings: Ceilings) -> list[dict[str, Any]]:
         """Rows of the table."""
@@ -182,7 +184,7 @@ class Timed:
         rate = _row(self.measure, self.n_cells / self.seconds, "cells/s")
         rate |= {"at_floor": self.n_cells / floor, "share": floor / self.seconds}
         if not self.is_detailed:
-            return [rate, *self.beside]
+            return [rate, *self.extra]
         used = 100 * self.work.products / self.seconds / ceilings.products
         n_bytes = self.work.streamed + self.work.tables
         return [
@@ -208,16 +210,16 @@ def _tokenizer(bench: Bench) -> list[Timed]:
     seconds = _seconds(compiled, cpu)
     n_looped = min(40, X.shape[0])
     looped = _seconds(lambda: numpy_loop(X[:n_looped]), cpu) * n_cells / n_looped
-    beside = (
+    extra = (
         _row("tokenizer, per non-zero", 1e9 * seconds / (n_cells * bench.n_tokens), "ns"),
         _row("tokenizer, than a NumPy row loop", looped / seconds, "times faster"),
     )
     work = tokenizer_work(bench.n_tokens, n_cells)
-    return [Timed("tokenizer", n_cells, seconds, work, beside=beside)]
+    return [Timed("tokenizer", n_cells, seconds, work, extra=extra)]
 
 
 def numpy_loop(X: sparse.csr_matrix, n_bins: int = 51) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Bins and expression of each row, the plain way: what the tokenizer is compared with."""
+    """Bins and expression of each row by NumPy: the reference of the tokenizer."""
     found = []
     for start, end in zip(X.indptr[:-1], X.indptr[1:], strict=True):
         values = X.data[start:end]
@@ -227,7 +229,7 @@ def numpy_loop(X: sparse.csr_matrix, n_bins: int = 51) -> list[tuple[np.ndarray,
 
 
 def _network(bench: Bench) -> list[Timed]:
-    """Forward pass and training step with the tokens at hand."""
+    """Forward pass and training step on tokens in memory."""
     config, n_cells = bench.config, (bench.pass_size, bench.batch_size)
     network = build_network(config, 0).to(bench.device)
     n_runs = 1 if bench.is_large and bench.device.type == "cpu" else 20
@@ -260,7 +262,7 @@ def _forward(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
 
 
 def _step(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
-    """A training step as :class:`celler.training._plan.TrainingPlan` does it, without Lightning around it."""
+    """A training step of ``TrainingPlan`` without Lightning."""
     X, n = bench.cells.X[: bench.batch_size], bench.batch_size
     tokens = Tokenizer()(
         X,
@@ -291,7 +293,7 @@ def _step(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
 
 
 def _model(bench: Bench, accelerator: str) -> list[Timed]:
-    """``train`` and ``predict`` as a user calls them; what more epochs take more is an epoch's time."""
+    """``train`` and ``predict`` as users call them; an epoch is the difference of a long and a short training."""
     n_cells, n_tokens = bench.cells.n_obs, bench.n_tokens
     Celler.setup_anndata(bench.cells, labels_key="cell_type")
 
@@ -305,12 +307,12 @@ def _model(bench: Bench, accelerator: str) -> list[Timed]:
     train(1)
     n_more = 4 if bench.config.encoder in ("additive", "latent") else 1
     one, (many, model) = train(1)[0], train(1 + n_more)
-    # On a busy machine the long run can end up no longer than the short one; no epoch takes less than a
-    # half of what the long run says.
+    # On a busy machine the long training can take no longer than the short one: an epoch takes at least half of the
+    # long training's mean.
     epoch = max((many - one) / n_more, many / (2 * (1 + n_more)))
     per_step = _step_work(bench) + tokenizer_work(n_tokens, bench.batch_size)
     predict = _seconds(lambda: model.predict(bench.cells), bench.device, 1, 3)
-    # One pass: that the shift is seen from the cells' own outputs, and then a second is needed, is a choice.
+    # The floor is one pass, although the correction of shift needs a second one.
     read = forward_work(bench.config, n_tokens, n_cells) + tokenizer_work(n_tokens, n_cells)
     return [
         Timed("train, an epoch", n_cells, epoch, per_step * (n_cells / bench.batch_size)),
@@ -324,7 +326,7 @@ def _model(bench: Bench, accelerator: str) -> list[Timed]:
 def _seconds(
     run: Callable[[], Any], device: torch.device, n_runs: int = 1, n_rounds: int = N_ROUNDS
 ) -> float:
-    """Median over rounds of the time of a run, after one that does not count."""
+    """Median time of a run over rounds, after a warm-up."""
     run()
     rounds = []
     for _ in range(n_rounds):
@@ -336,7 +338,7 @@ def _seconds(
 
 
 def _best_seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """The shortest of some runs: for a ceiling."""
+    """Shortest time of ten runs, for a ceiling."""
     times = []
     run()
     for _ in range(2 * N_ROUNDS):
@@ -355,9 +357,42 @@ def _now(device: torch.device) -> float:
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_mb()
 
 
 def _row(measure: str, value: float, unit: str) -> dict[str, Any]:
     return {"measure": measure, "value": value, "unit": unit, "at_floor": np.nan, "share": np.nan}
+
+
+def main() -> None:
+    """Print the table, and write it to ``--out``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--encoder",
+        choices=["additive", "latent", "transformer"],
+        default="additive",
+        help="default: additive",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto"
+    )
+    parser.add_argument("--large", action="store_true", help="a network of scGPT's size")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--cells", type=int, help="default: cells for half a minute")
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also write the table")
+    options = parser.parse_args()
+    table = measure_speed(
+        options.encoder,
+        accelerator=options.device,
+        large=options.large,
+        n_threads=options.threads,
+        n_cells=options.cells,
+    )
+    print(speed_text(table))
+    if options.out is not None:
+        table.to_csv(options.out, index=False)
+        print(f"\nwrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,19 +1,11 @@
-"""Summaries of comparisons against pandas by hand, and what their figures show."""
+"""Figures of comparisons: what they draw, against pandas by hand."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from celler.benchmark import (
-    _compare as comparison,
-)
-from celler.benchmark import (
-    class_figure,
-    score_figure,
-    summary,
-    summary_text,
-)
+from celler.benchmark import class_figure, score_figure
 
 
 @pytest.fixture
@@ -25,28 +17,10 @@ def made_up(rng):
         for method, gain in (("logreg", 0.0), ("celler", 0.5))
         for seed in range(3)
     ]
-    return pd.DataFrame(rows).reindex(columns=["task", *comparison.COLUMNS])
+    return pd.DataFrame(rows)
 
 
-def test_the_summary_worked_by_hand(made_up):
-    table = summary(made_up)
-    for (task, method), part in made_up.groupby(["task", "method"]):
-        row = table.loc[(task, method), "macro_f1"]
-        assert row["mean"] == pytest.approx(part["macro_f1"].mean())
-        assert row["sd"] == pytest.approx(part["macro_f1"].std(ddof=1))
-    assert list(table.index) == [
-        ("a", "celler"), ("a", "logreg"), ("b", "celler"), ("b", "logreg"),
-    ]  # fmt: skip
-    best = table.loc[("a", "celler"), "macro_f1"]
-    text = summary_text(table)
-    assert f"{best['mean']:.3f} ± {best['sd']:.3f}" in text
-    assert "ece" not in text, "there is none"
-    once = made_up[(made_up["seed"] == 0) & (made_up["task"] == "a")]
-    alone = summary_text(summary(once.drop(columns="task")))
-    assert "±" not in alone
-
-
-def test_the_figure_of_scores(made_up):
+def test_score_figure_draws_ticks_means_and_spreads(made_up):
     figure = score_figure(made_up)
     try:
         first, second = figure.axes
@@ -65,7 +39,7 @@ def test_the_figure_of_scores(made_up):
         plt.close(figure)
 
 
-def test_a_method_without_a_task_or_a_spread_leaves_the_figure_in_shape(made_up):
+def test_score_figure_without_some_runs(made_up):
     is_left_out = (made_up["task"] == "b") & (made_up["method"] == "celler")
     is_one_seed = (made_up["seed"] == 0) | (made_up["method"] == "celler")
     figure = score_figure(made_up[~is_left_out & is_one_seed])
@@ -80,7 +54,7 @@ def test_a_method_without_a_task_or_a_spread_leaves_the_figure_in_shape(made_up)
         plt.close(figure)
 
 
-def test_the_figure_of_types(rng):
+def test_class_figure_draws_mean_f1_by_size(rng):
     classes = pd.DataFrame(
         [
             (method, seed, name, n_cells, rng.random())

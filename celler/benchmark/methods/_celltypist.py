@@ -15,19 +15,18 @@ from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from celler.benchmark.methods import Predict
-from celler.benchmark.methods.shared import log_values
+from celler.benchmark.methods._registry import Predict
+from celler.benchmark.methods._sklearn import log_values
 
-# Its import makes a folder for models to download, by default in the user's home, where none is needed;
-# and it silences warnings for good, which is undone here.
+# Importing celltypist makes a folder for downloads, by default in the user's home, and silences warnings.
 os.environ.setdefault("CELLTYPIST_FOLDER", os.path.join(tempfile.gettempdir(), "celltypist"))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import celltypist
+    import celltypist as package
 
 
 class OneAgainstRest(LogisticRegression):
-    """scikit-learn's logistic regression with the ``multi_class="ovr"`` that 1.8 took away."""
+    """scikit-learn's logistic regression with the ``multi_class="ovr"`` that 1.8 removed."""
 
     def __init__(self, multi_class: str = "ovr", n_jobs: int | None = None, **options: Any) -> None:
         super().__init__(**options)
@@ -41,20 +40,20 @@ class OneAgainstRest(LogisticRegression):
         return self
 
 
-def fit(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """See :class:`celler.benchmark.methods.Fit`."""
-    module = sys.modules["celltypist.train"]  # the package's name is taken by its function
-    # CellTypist 1.7 asks for multi_class; one against rest with the same solver is the same model.
+def celltypist(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
+    """Train CellTypist's classifier of all genes."""
+    # CellTypist 1.7 passes multi_class; one against rest with the same solver is the same model.
+    module = sys.modules["celltypist.train"]  # `package.train` is a function
     with mock.patch.object(module, "LogisticRegression", OneAgainstRest):
-        model = celltypist.train(
+        model = package.train(
             _log_cells(reference),
             reference.obs[labels_key].to_numpy(),
-            check_expression=False,  # logarithms of another scale are taken as they are
+            check_expression=False,  # accepts logarithms of any scale
             random_state=seed,
         )
 
     def predict(query: AnnData) -> pd.DataFrame:
-        return celltypist.annotate(_log_cells(query), model=model).probability_matrix
+        return package.annotate(_log_cells(query), model=model).probability_matrix
 
     return predict
 

@@ -1,8 +1,8 @@
 """Speed guard: ratios of processor times measured in one run, against a reference in plain NumPy or torch.
 
-Absolute times differ by machine and by what else runs there; the ratio of two pieces of work that take turns differs
-little. Each bound is 1.3 times what the ratio was when it was set, in docs/performance.md. The least of several
-rounds counts, and a bound is only broken when three attempts agree.
+Absolute times depend on the machine and its other jobs; the ratio of two pieces of work that take turns hardly does.
+Each bound is 1.3 times the ratio of docs/performance.md. The least of several rounds counts, and a test fails only when
+three attempts exceed the bound.
 """
 
 import time
@@ -10,15 +10,18 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scripts
 import torch
 import torch.nn.functional as F
 
-from celler.benchmark import synthetic_cells
-from celler.benchmark.speed import numpy_loop
 from celler.data._tokenizer import Tokenizer
 from celler.network._config import NetworkConfig
 from celler.network._network import build_network
 
+synthetic_cells, numpy_loop = (
+    scripts.load("synthetic").synthetic_cells,
+    scripts.load("speed").numpy_loop,
+)
 N_ATTEMPTS, N_ROUNDS, MARGIN = 3, 7, 1.3
 
 
@@ -57,7 +60,7 @@ def assert_within(usual: float, ours: Callable[[], object], reference: Callable[
     raise AssertionError(f"ratios {np.round(found, 3)}, usually {usual}: 30 % slower or more")
 
 
-def test_the_guard_fails_for_what_is_slower_and_passes_what_is_not():
+def test_assert_within_fails_only_for_slower_work():
     def work(n: int) -> Callable[[], object]:
         values = np.random.default_rng(0).random(20_000)
         return lambda: [np.sort(values) for _ in range(n)]
@@ -67,7 +70,7 @@ def test_the_guard_fails_for_what_is_slower_and_passes_what_is_not():
         assert_within(1.0, work(16), work(10))
 
 
-def test_the_tokenizer_against_a_numpy_loop(cells):
+def test_tokenizer_against_a_numpy_loop(cells):
     tokenizer, genes = Tokenizer(), np.arange(cells.n_vars, dtype=np.int32)
     X, few = cells.X, cells.X[:40]
     assert_within(0.64, lambda: [tokenizer(X, genes) for _ in range(4)], lambda: numpy_loop(few))
@@ -79,7 +82,7 @@ def network_and_tokens(cells, n_cells=128, **options):
     return build_network(config, 0), tokens
 
 
-def test_a_forward_pass_against_dense_products(cells):
+def test_forward_pass_against_dense_products(cells):
     network, tokens = network_and_tokens(cells)
     dense = torch.from_numpy(cells.X.toarray())
     network.eval()
@@ -114,7 +117,7 @@ def test_forward_and_backward_against_dense_products(cells):
     assert_within(1.57, ours, reference)
 
 
-def test_self_attention_against_torch_s_layer(cells):
+def test_self_attention_against_the_layer_of_torch(cells):
     network, tokens = network_and_tokens(
         cells, 8, encoder="transformer", use_evidence=False, dropout_rate=0.0
     )

@@ -1,14 +1,12 @@
-"""Synthetic cells: sparse counts of any number, for measuring time and memory."""
-
-from __future__ import annotations
+"""Synthetic cells: sparse counts to measure time and memory with. A helper of other scripts here."""
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-__all__ = ["synthetic_cells"]
-_N_AT_ONCE = 1000
+#: Cells that are made at once, so that making them needs no memory beyond theirs.
+BLOCK = 1000
 
 
 def synthetic_cells(
@@ -21,20 +19,17 @@ def synthetic_cells(
 ) -> AnnData:
     """Counts of ``n_cells`` cells that each express ``n_expressed`` of ``n_genes`` genes, float32 CSR.
 
-    ``obs["cell_type"]`` has ``n_classes`` types in equal shares, each with more counts in genes of its own.
-    They are made in blocks, so that making them takes no memory beyond theirs.
+    ``obs["cell_type"]`` has ``n_classes`` types in equal shares, each with higher counts in genes of its own.
     """
     if not 1 <= n_expressed <= n_genes:
-        raise ValueError(
-            f"n_expressed={n_expressed} was given; 1 to n_genes={n_genes} are possible."
-        )
+        raise ValueError(f"n_expressed={n_expressed} was given; 1 to n_genes={n_genes} is needed.")
     rng = np.random.default_rng(seed)
     codes = rng.permutation(np.arange(n_cells) % n_classes)
     stride = next(k for k in range(n_genes // n_expressed, 0, -1) if np.gcd(k, n_genes) == 1)
     indices = np.empty((n_cells, n_expressed), np.int32)
     counts = np.empty((n_cells, n_expressed), np.float32)
-    for first in range(0, n_cells, _N_AT_ONCE):
-        rows = slice(first, min(n_cells, first + _N_AT_ONCE))
+    for first in range(0, n_cells, BLOCK):
+        rows = slice(first, min(n_cells, first + BLOCK))
         start = rng.integers(n_genes, size=(rows.stop - first, 1))
         indices[rows] = np.sort((start + np.arange(n_expressed) * stride) % n_genes, axis=1)
         is_marker = indices[rows] * n_classes // n_genes == codes[rows, None]

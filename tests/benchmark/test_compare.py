@@ -1,7 +1,4 @@
-"""The comparison of methods: rows against scikit-learn by hand, what is skipped, what fails, and going on."""
-
-import pickle
-import warnings
+"""Comparison of methods: rows against scikit-learn by hand, what is skipped, what fails, continuing."""
 
 import anndata as ad
 import numpy as np
@@ -12,12 +9,11 @@ import toy
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_auc_score
 
-from celler.benchmark import Method, class_scores, run, summary
+from celler.benchmark import Method, class_scores, run, summary, summary_text
 from celler.benchmark import _compare as comparison
 from celler.benchmark._compare import LABELS_KEY, Cells
-from celler.benchmark._process import CELLS, Measured, run_alone
+from celler.benchmark._process import Measured
 from celler.benchmark.methods import METHODS
-from celler.cli import _main as cli
 
 FAST = ["logreg", "linear_svm"]
 
@@ -61,7 +57,7 @@ def log_matrix(adata: ad.AnnData) -> np.ndarray:
 # ---- rows ----
 
 
-def test_the_rows_are_those_of_scikit_learn_by_hand(rows, reference, query):
+def test_run_scores_match_scikit_learn(rows, reference, query):
     shared = [name for name in reference.var_names if name in set(query.var_names)]
     X = np.zeros((query.n_obs, reference.n_vars), np.float32)
     X[:, reference.var_names.get_indexer(shared)] = log_matrix(query[:, shared])
@@ -83,7 +79,7 @@ def test_the_rows_are_those_of_scikit_learn_by_hand(rows, reference, query):
     assert row["ece"] == pytest.approx(sum(gaps), abs=1e-4)
 
 
-def test_there_is_a_tidy_row_per_method_and_seed(rows):
+def test_run_gives_a_row_per_method_and_seed(rows):
     assert list(rows["method"]) == ["logreg", "logreg", "linear_svm", "linear_svm"]
     assert list(rows["seed"]) == [0, 1, 0, 1]
     assert rows["error"].isna().all()
@@ -95,7 +91,7 @@ def test_there_is_a_tidy_row_per_method_and_seed(rows):
     assert rows["peak_memory_mb"].between(0, 500).all()
 
 
-def test_the_table_of_types_has_the_same_runs(rows, folder, query):
+def test_class_scores_match_the_rows_of_run(rows, folder, query):
     classes = class_scores(rows, folder)
     sizes = query.obs["cell_type"].value_counts()
     assert len(classes) == 4 * sizes.gt(0).sum()
@@ -109,37 +105,35 @@ def test_the_table_of_types_has_the_same_runs(rows, folder, query):
         class_scores(rows, folder / "elsewhere")
 
 
-def test_a_stopped_run_goes_on_and_other_cells_are_another_run(
-    rows, reference, query, folder, tmp_path, monkeypatch, capsys
-):
+def test_run_continues_after_a_stop(rows, reference, query, folder, tmp_path, monkeypatch, capsys):
     for name in ("runs.csv", "classes.csv"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     half = pd.read_csv(tmp_path / "runs.csv").iloc[:3]
     half.to_csv(tmp_path / "runs.csv", index=False)
-    asked = []
+    started = []
 
-    def fake(module, labels_key, seed, folder):
-        asked.append((module.split(".")[-1], seed))
+    def fake(function, imports, labels_key, seed, folder):
+        started.append((function.split(":")[-1], seed))
         return Measured(certain(query), 1.0, 0.1, 5.0)
 
     monkeypatch.setattr(comparison, "run_alone", fake)
     again = run(reference, query, "cell_type", FAST, seeds=2, folder=tmp_path)
-    assert asked == [("linear_svm", 1)]
+    assert started == [("linear_svm", 1)]
     assert "[1/1] linear SVM, seed 1: macro-F1 " in capsys.readouterr().out
     pd.testing.assert_frame_equal(again.iloc[:3], rows.iloc[:3])
     assert again["key"].equals(rows["key"])
     assert len(class_scores(again, tmp_path)) == 16, "what was left of the lost row is not counted"
     assert run(reference, query, "cell_type", FAST, seeds=[1], folder=tmp_path).shape[0] == 2
-    assert len(asked) == 1, "nothing was left to run"
+    assert len(started) == 1, "nothing was left to run"
 
     swapped = query.copy()
     swapped.obs["cell_type"] = np.roll(toy.truth(query), 1)
     other = run(reference, swapped, "cell_type", FAST[:1], seeds=1, folder=tmp_path)
-    assert len(asked) == 2
+    assert len(started) == 2
     assert other["key"][0] not in set(rows["key"])
     monkeypatch.setitem(METHODS, "logreg", Method("logistic regression", ("numpy",)))
     run(reference, query, "cell_type", FAST[:1], seeds=1, folder=tmp_path)
-    assert len(asked) == 3, "other versions are another run"
+    assert len(started) == 3, "other versions are another run"
 
 
 def certain(query, wrong: int = 0) -> pd.DataFrame:
@@ -151,21 +145,21 @@ def certain(query, wrong: int = 0) -> pd.DataFrame:
     return pd.DataFrame(scores, query.obs_names, names)
 
 
-def test_types_and_keys_that_look_like_something_else(reference, query, tmp_path, monkeypatch):
+def test_run_with_names_that_look_like_numbers(reference, query, tmp_path, monkeypatch):
     reference, query = reference.copy(), query.copy()
     names = {"type 0": "NA", "type 1": "1", "type 2": "1e3", "type 3": "None"}
     for adata in (reference, query):
         adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map(names)
-    asked = []
+    started = []
     monkeypatch.setattr(comparison, "_key", lambda *_: "12e4")
     monkeypatch.setattr(
         comparison,
         "run_alone",
-        lambda *_: asked.append(0) or Measured(certain(query), 1.0, 1.0, 5.0),
+        lambda *_: started.append(0) or Measured(certain(query), 1.0, 1.0, 5.0),
     )
     for _ in range(2):
         rows = run(reference, query, "cell_type", ["knn"], seeds=1, folder=tmp_path)
-    assert len(asked) == 1
+    assert len(started) == 1
     assert rows["accuracy"][0] == 1
     assert set(class_scores(rows, tmp_path)["class"]) == set(names.values())
 
@@ -173,7 +167,7 @@ def test_types_and_keys_that_look_like_something_else(reference, query, tmp_path
 # ---- types that the reference lacks ----
 
 
-def test_types_that_the_reference_lacks(reference, query, tmp_path, monkeypatch, rng):
+def test_run_with_types_new_to_the_reference(reference, query, tmp_path, monkeypatch, rng):
     known = reference[reference.obs["cell_type"] != "type 3"].copy()
     scores = pd.DataFrame(
         rng.dirichlet(np.ones(3), query.n_obs), query.obs_names, [f"type {i}" for i in range(3)]
@@ -199,7 +193,7 @@ def test_types_that_the_reference_lacks(reference, query, tmp_path, monkeypatch,
 # ---- what is left out, skipped and failed ----
 
 
-def test_cells_without_a_label_are_left_out(reference, query):
+def test_cells_of_without_labels(reference, query):
     reference, query = reference.copy(), query.copy()
     labels = reference.obs["cell_type"].astype(object)
     labels.iloc[:5] = None
@@ -218,14 +212,14 @@ def test_cells_without_a_label_are_left_out(reference, query):
         Cells.of(reference.copy()[5:], query, "cell_type", "other", None)
 
 
-def test_the_layer_and_the_genes_that_methods_get(reference, query):
+def test_cells_of_layer_and_genes(reference, query):
     reference, query = reference.copy(), query.copy()
     for adata in (reference, query):
         adata.layers["counts"] = adata.X.copy()
         adata.X = adata.X.log1p()
     logs, counts = (Cells.of(reference, query, "cell_type", None, x) for x in (None, "counts"))
-    assert logs.kinds == {"log1p"}
-    assert counts.kinds == {"counts"}
+    assert logs.reference.uns["kind"] == logs.query.uns["kind"] == "log1p"
+    assert counts.reference.uns["kind"] == counts.query.uns["kind"] == "counts"
     assert logs.fingerprint != counts.fingerprint
     genes = list(counts.query.var_names)
     assert genes == [name for name in reference.var_names if name in set(query.var_names)]
@@ -236,7 +230,7 @@ def test_the_layer_and_the_genes_that_methods_get(reference, query):
     assert list(counts.reference.obs) == [LABELS_KEY]
 
 
-def test_a_missing_package_is_named_and_skipped(reference, query, tmp_path, monkeypatch):
+def test_run_with_a_missing_package(reference, query, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "xgboost", Method("gradient boosting", ("no-such-package",)))
     monkeypatch.setattr(comparison, "run_alone", lambda *_: Measured(certain(query), 1.0, 1.0, 5.0))
     message = (
@@ -248,7 +242,7 @@ def test_a_missing_package_is_named_and_skipped(reference, query, tmp_path, monk
     assert list(rows["method"]) == ["knn"]
 
 
-def test_a_method_that_needs_counts_is_skipped_without(reference, query, tmp_path, monkeypatch):
+def test_run_skips_a_method_without_counts(reference, query, tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "scanvi", Method("scANVI", ("numpy",), needs_counts=True))
     query = query.copy()
     query.X = query.X.log1p()
@@ -259,8 +253,10 @@ def test_a_method_that_needs_counts_is_skipped_without(reference, query, tmp_pat
     assert "macro_f1" in rows
 
 
-def test_a_name_that_there_is_not(reference, query, tmp_path):
-    with pytest.raises(ValueError, match=r"methods names 'xgbost', .* Closest: 'xgboost'\. There"):
+def test_run_with_unknown_names(reference, query, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"methods names 'xgbost', .* Closest: 'xgboost'\. Methods: celler,"
+    ):
         run(reference, query, "cell_type", ["xgbost"], folder=tmp_path)
     with pytest.raises(TypeError, match="methods='knn' is one string; pass a list"):
         run(reference, query, "cell_type", "knn", folder=tmp_path)
@@ -268,11 +264,9 @@ def test_a_name_that_there_is_not(reference, query, tmp_path):
         run(reference, query, "cell_type", query_labels_key="cell type", folder=tmp_path)
 
 
-def test_a_method_that_fails_has_a_row_with_the_reason(
-    reference, query, tmp_path, monkeypatch, capsys
-):
-    def fake(module, labels_key, seed, folder):
-        if "logreg" in module:
+def test_run_with_a_failing_method(reference, query, tmp_path, monkeypatch, capsys):
+    def fake(function, imports, labels_key, seed, folder):
+        if "logreg" in function:
             raise RuntimeError("ValueError: no")
         return Measured(certain(query, wrong=12), 1.0, 1.0, 5.0)
 
@@ -286,69 +280,40 @@ def test_a_method_that_fails_has_a_row_with_the_reason(
     assert list(summary(rows).index) == ["linear_svm"]
 
 
-# ---- a process of its own ----
-
-METHOD = """
-import os, signal, warnings
-import numpy as np, pandas as pd
-
-def fit(reference, labels_key, query, seed):
-    names = sorted(set(reference.obs[labels_key]))
-    warnings.warn("not for the user's eyes")
-    print("nor this")
-    if seed == 1:
-        raise ValueError("cannot be learned")
-    if seed == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    large = np.ones(200 * 2**17)  # 200 MiB
-    def predict(query):
-        return pd.DataFrame(large[0] / len(names), query.obs_names, names)
-    return predict
-"""
+def test_code_of_celler_includes_its_training():
+    names = {file.name for file in comparison._code("celler")}
+    assert {"_celler.py", "_sklearn.py", "_plan.py", "_tokenizer.py", "losses.py"} <= names
+    assert {file.name for file in comparison._code("scanvi")} == {"_scanvi.py", "_sklearn.py"}
 
 
-def test_a_method_in_its_own_process(reference, query, tmp_path, monkeypatch, capfd):
-    (tmp_path / "made_up_method.py").write_text(METHOD)
-    monkeypatch.syspath_prepend(tmp_path)
-    cells = Cells.of(reference, query, "cell_type", None, None)
-    (tmp_path / CELLS).write_bytes(pickle.dumps((cells.reference, cells.query)))
-    measured = run_alone("made_up_method", LABELS_KEY, 0, tmp_path)
-    assert list(measured.scores.index) == list(query.obs_names)
-    assert (measured.scores == 0.25).all(axis=None)
-    assert 190 < measured.peak_memory_mb < 300
-    assert 0 < measured.fit_seconds < 60
-    with pytest.raises(RuntimeError, match="^ValueError: cannot be learned$"):
-        run_alone("made_up_method", LABELS_KEY, 1, tmp_path)
-    with pytest.raises(RuntimeError, match="^ended by SIGKILL, perhaps for want of memory$"):
-        run_alone("made_up_method", LABELS_KEY, 2, tmp_path)
-    assert capfd.readouterr() == ("", "")
+# ---- summaries ----
 
 
-# ---- the command ----
+@pytest.fixture
+def made_up(rng):
+    """Two tasks, three seeds and two methods, the second better by 0.1."""
+    rows = [
+        {"task": task, "method": method, "seed": seed, "macro_f1": rng.random() / 2 + gain}
+        for task in ("a", "b")
+        for method, gain in (("logreg", 0.0), ("celler", 0.5))
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows).reindex(columns=["task", *comparison.COLUMNS])
 
 
-def test_the_command_compares(reference, query, rows, folder, tmp_path, capsys, monkeypatch):
-    reference.write_h5ad(tmp_path / "reference.h5ad")
-    query.write_h5ad(tmp_path / "query.h5ad")
-    arguments = ["benchmark", "compare", "reference.h5ad", "query.h5ad", "--labels-key"]
-    options = ["--methods", "logreg,linear_svm", "--seeds", "2", "--out", str(folder)]
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        assert cli.main([*arguments, "cell_type", *options]) == 0
-    printed = capsys.readouterr().out
-    assert "[1/" not in printed, "every row was there"
-    assert f"{rows['macro_f1'][0]:.3f} ± 0.000" in printed
-    for name in ("macro_f1.png", "class_f1.png"):
-        assert (folder / name).stat().st_size > 5_000
-    assert cli.main([*arguments, "nothing", *options]) == 2
-    assert "labels_key='nothing' is not a column of reference.obs" in capsys.readouterr().err
-    monkeypatch.setattr(comparison, "run_alone", lambda *_: raise_error())
-    assert cli.main([*arguments, "cell_type", "--methods", "knn", "--out", "new"]) == 2
-    captured = capsys.readouterr()
-    assert "failed, no luck" in captured.out
-    assert "no method gave a result" in captured.err
-
-
-def raise_error():
-    raise RuntimeError("no luck")
+def test_summary_matches_pandas(made_up):
+    table = summary(made_up)
+    for (task, method), part in made_up.groupby(["task", "method"]):
+        row = table.loc[(task, method), "macro_f1"]
+        assert row["mean"] == pytest.approx(part["macro_f1"].mean())
+        assert row["sd"] == pytest.approx(part["macro_f1"].std(ddof=1))
+    assert list(table.index) == [
+        ("a", "celler"), ("a", "logreg"), ("b", "celler"), ("b", "logreg"),
+    ]  # fmt: skip
+    best = table.loc[("a", "celler"), "macro_f1"]
+    text = summary_text(table)
+    assert f"{best['mean']:.3f} ± {best['sd']:.3f}" in text
+    assert "ece" not in text, "there is none"
+    once = made_up[(made_up["seed"] == 0) & (made_up["task"] == "a")]
+    alone = summary_text(summary(once.drop(columns="task")))
+    assert "±" not in alone
