@@ -42,6 +42,7 @@ class Variant:
         Loss of the training, see :mod:`celler.losses`.
     replay
         Replay of hard cells; ``None`` for none.
+
     """
 
     loss: Loss
@@ -101,6 +102,7 @@ def ablation(
     A row per data set, seed, variant and class with ``reference_cells``, ``query_cells``,
     ``precision``, ``recall``, ``f1``, ``frequency`` (head, medium or tail), and the training's
     ``accuracy`` and ``seconds``.
+
     """
     recipe = f"imbalance={imbalance:g} max_epochs={max_epochs}"
     done = pd.read_csv(file) if file is not None and file.exists() else pd.DataFrame(columns=RUN)
@@ -140,6 +142,7 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in
     percent and means over data sets: macro precision, recall and F1, recall of tail, medium and head
     classes, and accuracy.
+
     """
     by_run = rows.groupby(RUN[:3], sort=False)
     scores = by_run[["precision", "recall", "f1", "accuracy"]].mean()
@@ -166,6 +169,7 @@ def ablation_text(table: pd.DataFrame) -> str:
     ----------
     table
         Table of :func:`celler.benchmark.ablation_table`.
+
     """
     parts = []
     for prefix, sign, columns in (("", "", ["mean", "sd"]), ("Δ ", "+", ["gain", "gain sd"])):
@@ -187,6 +191,7 @@ def ablation_figure(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Table of :func:`celler.benchmark.ablation`.
+
     """
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))
     return lines_by_size(rows.assign(line=rows["variant"]), "dataset", colors)

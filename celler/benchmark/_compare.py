@@ -177,6 +177,7 @@ def run(
     ...     reference, query, "cell_type", ["celler", "logreg"]
     ... )  # doctest: +SKIP
     >>> print(cl.benchmark.summary_text(cl.benchmark.summary(rows)))  # doctest: +SKIP
+
     """
     if isinstance(methods, str):
         raise TypeError(f"methods={methods!r} is one string; pass a list of names.")
@@ -223,6 +224,7 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
     ------
     FileNotFoundError
         If the folder has no ``classes.csv``.
+
     """
     file = Path(folder) / CLASSES
     if not file.exists():
@@ -243,6 +245,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     A row per method, or task and method, with the columns ``(score, "mean" | "sd")``.
+
     """
     by = [name for name in ("task", "method") if name in rows]
     table = rows[rows["error"].isna()].groupby(by, sort=False)[list(DECIMALS)].agg(["mean", "std"])
@@ -260,6 +263,7 @@ def summary_text(table: pd.DataFrame) -> str:
     ----------
     table
         Table of :func:`celler.benchmark.summary`.
+
     """
     shown = pd.DataFrame(index=table.index)
     for score, decimals in DECIMALS.items():

@@ -29,6 +29,7 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Table of :func:`celler.benchmark.run`. A column ``task`` gives a panel for each task.
+
     """
     rows = _titled(rows)
     mean = rows.groupby(["line", "task"])["macro_f1"].mean().groupby("line").mean()
@@ -57,6 +58,7 @@ def class_figure(classes: pd.DataFrame) -> Figure:
     ----------
     classes
         Table of :func:`celler.benchmark.class_scores`. A column ``task`` gives a panel for each task.
+
     """
     classes = _titled(classes[classes["reference_cells"] > 0])
     shown = set(classes["line"])

@@ -80,6 +80,7 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
         If ``dataset`` is not one of the two.
     KeyError
         If obs has none of the columns that hold the labels in the public files.
+
     """
     if dataset not in SETS:
         names = " or ".join(SETS)
@@ -109,6 +110,7 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     A row per method with macro ``F1`` and ``precision``, mean ± sd over seeds, and their ``source``.
+
     """
     measured = rows[rows["error"].isna()].groupby("method", sort=False)
     n_seeds = measured.size().max() if len(measured) else 0
@@ -150,6 +152,7 @@ def level_scores(
     -------
     A row per organ, level (``parent`` or ``class``) and seed with ``accuracy``, ``macro_f1`` and
     ``macro_precision``.
+
     """
     rows = []
     for organ, (reference, query) in organs.items():
@@ -184,6 +187,7 @@ def level_table(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     A row per organ and level with ``F1``, ``precision`` and ``accuracy``. The paper's own figures
     could not be read and are "not given".
+
     """
     groups = rows.groupby(["organ", "level"], sort=False)
     scores = ["macro_f1", "macro_precision", "accuracy"]

@@ -48,6 +48,7 @@ def thin(
     >>> rows = cl.benchmark.thin(labels, 10, rng=np.random.default_rng(0))
     >>> np.unique(labels[rows], return_counts=True)[1].tolist()
     [100, 10]
+
     """
     if imbalance < 1:
         raise ValueError(f"imbalance={imbalance} was given; largest : smallest is at least 1.")
@@ -91,6 +92,7 @@ def long_tail_split(
     --------
     >>> adata = cl.datasets.pbmc68k()
     >>> reference, query = cl.benchmark.long_tail_split(adata, "cell_type", imbalance=30)
+
     """
     values = column(adata.obs, labels_key, "labels_key")
     labels = as_strings(values, labels_key, "").astype(str)

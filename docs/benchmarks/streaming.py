@@ -24,6 +24,7 @@ from celler.atlas._datamodule import DataModule
 from celler.atlas._source import CHUNK_ROWS, StoreCells
 from celler.atlas._store import BLOCK_ROWS, PIPELINE, STORE_NAME
 from celler.data._loader import TokenLoader
+from celler.data._samplers import ShuffledSampler
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
@@ -83,13 +84,14 @@ def readers(dm: DataModule) -> dict[str, Iterable[Any]]:
 
 def token_minibatches(dm: DataModule) -> Iterable[Any]:
     """Minibatches of tokens of all cells of the store, as training gets them."""
-    return token_loader(dm).shuffled(np.arange(len(dm)), None)
+    return token_loader(dm, np.arange(len(dm)))
 
 
-def token_loader(dm: DataModule) -> TokenLoader:
+def token_loader(dm: DataModule, rows: np.ndarray) -> TokenLoader:
     """The loader of ``train(datamodule=dm)``."""
-    source = StoreCells(dm.store, dm.labels)
-    return TokenLoader(source, Tokenizer(), False, BATCH_SIZE, CONFIG.seed, CONFIG.token_dropout)
+    sampler = ShuffledSampler(rows, BATCH_SIZE, CONFIG.seed)
+    source, dropout = StoreCells(dm.store, dm.labels), CONFIG.token_dropout
+    return TokenLoader(source, Tokenizer(), sampler, is_log=False, token_dropout=dropout)
 
 
 def annbatch_loader(dm: DataModule, *, has_obs: bool) -> Any:
@@ -137,10 +139,10 @@ def warmed(minibatches: Iterable[Any]) -> Iterator[Any]:
 def lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
     """Share of a training step's time that reading takes; steps with and without reading take turns."""
     model, rows = Celler(registry=dm.registry), np.flatnonzero(dm.labels >= 0)
-    loaders = token_loader(dm)
-    plan = TrainingPlan(model.module.train(), loaders.class_counts(rows), CONFIG)
+    loader = token_loader(dm, rows)
+    plan = TrainingPlan(model.module.train(), np.bincount(dm.labels[rows]), CONFIG)
     optimizer = torch.optim.AdamW(model.module.parameters(), fused=True)
-    kept = list(islice(loaders.shuffled(rows, None), N_KEPT))
+    kept = list(islice(loader, N_KEPT))
 
     def seconds(minibatches: Iterable[Any]) -> float:
         iterator = warmed(minibatches)
@@ -153,9 +155,7 @@ def lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
         return (time.perf_counter() - start) / n
 
     with cpu_threads(1):
-        times = [
-            (seconds(cycle(kept)), seconds(loaders.shuffled(rows, None))) for _ in range(n_rounds)
-        ]
+        times = [(seconds(cycle(kept)), seconds(loader)) for _ in range(n_rounds)]
     return float(np.median([1 - without / reading for without, reading in times]))
 
 

@@ -14,6 +14,7 @@ from synthetic import synthetic_cells
 
 from celler._utils._devices import choose_device
 from celler.data._loader import Minibatch, TokenLoader
+from celler.data._samplers import ShuffledSampler
 from celler.data._sources import InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.model import Celler
@@ -48,15 +49,13 @@ def train(*, is_made: bool) -> float:
     config = TrainingConfig(
         max_epochs=2, batch_size=32, device=choose_device("cpu"), show_progress=False
     )
-    loaders = TokenLoader(
+    minibatches = TokenLoader(
         InMemoryCells(CELLS.X, LABELS),
         Tokenizer(),
-        False,
-        config.batch_size,
-        config.seed,
-        config.token_dropout,
+        ShuffledSampler(np.arange(len(LABELS)), config.batch_size, config.seed),
+        is_log=False,
+        token_dropout=config.token_dropout,
     )
-    minibatches = loaders.shuffled(np.arange(len(LABELS)), None)
     minibatches = Made(list(minibatches)) if is_made else minibatches
     network = build_network(NetworkConfig(n_genes=CELLS.n_vars, n_classes=20), 0)
     start = time.perf_counter()

@@ -40,6 +40,7 @@ class Fit(Protocol):
     Notes
     -----
     The time of both functions is measured and includes their preprocessing.
+
     """
 
     def __call__(self, reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
@@ -68,6 +69,7 @@ class Method:
     --------
     >>> from celler.benchmark.methods import METHODS
     >>> METHODS["mine"] = Method("My method", ("numpy",), module="my_package.my_module")
+
     """
 
     title: str
