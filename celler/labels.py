@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import closest, most_like
+from celler._utils._messages import closest, similar
 
 __all__ = ["LabelTree"]
 #: A quoted synonym and its scope; quotes within are written \".
@@ -114,8 +114,8 @@ class Ontology:
             )
         usable = [term for term in self.terms.values() if term.name and not term.is_obsolete]
         name_of = {_plain(known): t.name for t in usable for known in (*t.exact, t.name)}
-        close = most_like(_plain(name), name_of)
-        hint = f" Closest: {name_of[close]!r}." if close is not None else ""
+        close = similar(_plain(name), name_of)
+        hint = f" Closest: {name_of[close[0]]!r}." if close else ""
         return f"{name!r} is no id, name or exact synonym of a term.{hint}"
 
     def _advice(self, term: Term) -> str:

@@ -1,4 +1,4 @@
-"""Messages: warnings that point at the user's call, and the closest name to one that does not exist."""
+"""Messages: warnings at the user's line, helpful errors for missing names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def warn(message: str) -> None:
-    """A UserWarning at the line that called the package, however deep inside the reason was found."""
+    """Issue a ``UserWarning`` at the line that called the package, however deep the cause."""
     frame, level, found = inspect.currentframe(), 0, 1
     while frame is not None:
         level += 1
@@ -27,31 +27,36 @@ def warn(message: str) -> None:
 
 
 def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:
-    """``table[key]``, or a KeyError that suggests the closest column to the one named by ``argument``."""
+    """Return ``table[key]``; a ``KeyError`` names the user's ``argument`` and the closest column."""
     if key in table.columns:
         return table[key]
     columns = list(map(str, table.columns))
+    more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
     raise KeyError(
-        f"{argument}={key!r} is not a column of {place}.{closest(key, columns)} Columns: {columns}."
+        f"{argument}={key!r} is not a column of {place}.{closest(key, columns)} Columns: {columns[:30]}{more}."
     )
 
 
-def closest(name: object, names: Iterable[str], cutoff: float = 0.4) -> str:
-    """``" Closest: 'x'."``, the one of ``names`` most like ``name``; empty where none is."""
-    close = most_like(name, names, cutoff)
-    return "" if close is None else f" Closest: {close!r}."
+def closest(name: object, names: Iterable[object]) -> str:
+    """Return ``" Closest: 'x'."``, the one of ``names`` most like ``name``, or an empty string."""
+    close = similar(name, names)
+    return f" Closest: {close[0]!r}." if close else ""
 
 
-def most_like(name: object, names: Iterable[str], cutoff: float = 0.4) -> str | None:
-    """The one of ``names`` most like ``name``, ``None`` where none is.
+def similar(name: object, names: Iterable[object], n: int = 1, cutoff: float = 0.4) -> list[str]:
+    """Return up to ``n`` of ``names`` that resemble ``name``, ignoring case, best first."""
+    by_lower = {str(other).lower(): str(other) for other in names}
+    found = difflib.get_close_matches(str(name).lower(), by_lower, n, cutoff)
+    return [by_lower[lower] for lower in found]
 
-    cutoff: how alike they must be, from 0 to 1.
-    """
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
-    return close[0] if close else None
+
+def listed(names: Sequence[str] | pd.Index, most: int = 8) -> str:
+    """Return the first ``most`` of ``names`` and the number of the others."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(map(str, names[:most])) or "none") + more
 
 
 def has_progress() -> bool:
-    """Whether progress is shown at all."""
-    # scvi.settings.verbosity is the level of this logger: one setting keeps all its models silent
+    """Whether progress bars are shown."""
+    # scvi.settings.verbosity is the level of this logger, so one setting silences all scvi-tools models
     return logging.getLogger("scvi").level <= logging.INFO

@@ -1,4 +1,4 @@
-"""Profiles: mean expression by class, and the counts per 10,000 it is made of."""
+"""Profiles: mean expression by class."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from celler._utils._counts import cp10k
+
+linear = cp10k
+
 
 @dataclass(frozen=True)
 class Profile:
-    """Expression by class: ``mean (C, G)`` counts per 10,000 and ``n_cells (C,)``, which may be fractions.
+    """Counts per 10,000 by class: ``mean (C, G)``, ``n_cells (C,)``, ``dispersion (G,)``.
 
-    dispersion: ``(G,)``, variance of a cell over mean, within classes.
-
-    A mean is NaN where the cells of the class were never measured for the gene.
+    The dispersion is the variance between cells over the mean, within classes. The mean of a gene that
+    was not measured in a class is NaN. Numbers of cells may be fractions.
     """
 
     mean: np.ndarray
@@ -24,12 +27,12 @@ class Profile:
 
     @property
     def share(self) -> np.ndarray:
-        """Mean share of a cell's counts that each gene has ``(G,)``; sums to 1."""
+        """Mean share of each gene in a cell's counts ``(G,)``; sums to 1."""
         total = self.n_cells @ np.nan_to_num(self.mean)
         return np.asarray(total / total.sum())
 
     def restricted(self, is_shared: np.ndarray) -> Profile:
-        """The genes ``is_shared (G,)`` alone, those of each class scaled to 10,000 counts."""
+        """The profile of the genes ``is_shared (G,)``, each class rescaled to 10,000 counts."""
         mean = self.mean[:, is_shared]
         total = np.nansum(mean, axis=1, keepdims=True)
         mean = mean * np.divide(1e4, total, out=np.ones_like(total), where=total > 0)
@@ -46,14 +49,14 @@ def profile(
 ) -> Profile:
     """Profile of ``n_cells`` cells, read in blocks of positions ``(n,)``.
 
-    rows: gives counts or, with ``is_log``, ``log1p`` values ``(n, G)`` of a block.
-    weights: ``(n, C)``, how much of each cell of a block is of each class; rows sum to 1 or are 0.
+    ``rows`` returns the counts of a block ``(n, G)`` or, with ``is_log``, their ``log1p``. ``weights``
+    returns the share of each cell in each class ``(n, C)``; its rows sum to 1 or 0.
     """
     total: np.ndarray | float = 0.0
     squares: np.ndarray | float = 0.0
     in_class: np.ndarray | float = 0.0
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
-        X, parts = linear(rows(block), is_log=is_log), weights(block)
+        X, parts = cp10k(rows(block), is_log=is_log), weights(block)
         total = total + class_sums(X, parts)
         of_value = np.repeat(parts.sum(axis=1), np.diff(X.indptr))
         squares = squares + np.bincount(X.indices, X.data**2 * of_value, X.shape[1])
@@ -68,19 +71,8 @@ def profile(
 
 
 def class_sums(X: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """Sums ``(C, G)`` of the rows of ``X (n, G)`` by ``weights (n, C)``, most of which may be 0."""
-    # With 1,000 classes and a label a cell the dense product takes thirteen times as long; with ten, a fifth.
+    """Sums ``(C, G)`` of the rows of ``X (n, G)`` by ``weights (n, C)``."""
+    # With 1,000 classes and one label per cell the dense product takes 13 times as long; with ten, a fifth.
     if np.count_nonzero(weights) < 0.04 * weights.size:
         return np.asarray((sparse.csr_matrix(weights).T @ X).toarray())
     return np.asarray((X.T @ weights).T)
-
-
-def linear(X: sparse.csr_matrix, *, is_log: bool) -> sparse.csr_matrix:
-    """Counts per 10,000 of each row of counts or ``log1p`` values."""
-    X = sparse.csr_matrix(X)
-    values = X.data.astype(np.float64)
-    values = np.expm1(values) if is_log else values
-    rows, counts = np.diff(X.indptr), sparse.csr_matrix((values, X.indices, X.indptr), X.shape)
-    total = np.asarray(counts.sum(axis=1)).ravel()
-    counts.data *= np.repeat(np.divide(1e4, total, out=np.zeros_like(total), where=total > 0), rows)
-    return counts
