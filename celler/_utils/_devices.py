@@ -1,21 +1,24 @@
-"""Devices: where to compute, and in which precision."""
+"""Devices: where the network runs, with how many threads, in which precision."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import joblib
 import torch
-from llvmlite import binding
+
+#: Where Linux lists what the processor can do.
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 @contextmanager
 def cpu_threads(n_most: int | None = None) -> Iterator[None]:
-    """At most ``n_most`` CPU threads within, and never more than the cores this process is allowed.
+    """Limit torch to ``n_most`` CPU threads and to the cores this process may use.
 
-    torch counts the cores of the machine; joblib also reads the affinity and the quota of a container's cgroup.
+    torch counts the cores of the machine; joblib respects the CPU affinity and a container's quota.
     """
     before = torch.get_num_threads()
     n = min(before, joblib.cpu_count(), before if n_most is None else n_most)
@@ -29,15 +32,14 @@ def cpu_threads(n_most: int | None = None) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which the network computes in ``precision``."""
+    """Context manager in which the network computes in ``precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto`` as bfloat16 where the hardware multiplies it in matrix units, else float32.
+    """``auto`` is bfloat16 on GPUs that support it and CPUs with AMX, else float32.
 
-    That is a GPU that supports it, or a CPU with AMX; AVX512-bf16 alone was measured no faster
-    than float32 at these sizes.
+    AVX512-bf16 without AMX was no faster than float32 at these sizes.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(
@@ -47,14 +49,21 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    has_amx = device.type == "cpu" and binding.get_host_cpu_features().get("amx-bf16", False)
-    return "bfloat16" if has_amx else "float32"
+    return "bfloat16" if device.type == "cpu" and _has_amx() else "float32"
+
+
+def _has_amx() -> bool:
+    """Whether Linux reports bfloat16 matrix units; no public function of torch 2.6 does."""
+    if not CPU_INFO.is_file():
+        return False
+    with CPU_INFO.open() as lines:
+        return "amx_bf16" in next((line for line in lines if line.startswith("flags")), "").split()
 
 
 def choose_device(
     accelerator: str = "auto", devices: int | str | list[int] = "auto"
 ) -> torch.device:
-    """The device to train on; a ``ValueError`` says which there are when the one asked for is not."""
+    """The device to train on; a ``ValueError`` lists the available ones."""
     available = ["cpu"]
     available += ["gpu"] if torch.cuda.is_available() else []
     available += ["mps"] if torch.backends.mps.is_available() else []
@@ -64,7 +73,7 @@ def choose_device(
     if kind not in available:
         raise ValueError(
             f"accelerator={accelerator!r} is not available here; there is {available}. "
-            "accelerator='auto' takes the best of them."
+            "accelerator='auto' chooses the best of them."
         )
     n_devices = torch.cuda.device_count() if kind == "gpu" else 1
     if choose_processes(devices) != (1, 1):
@@ -75,15 +84,15 @@ def choose_device(
     ):
         raise ValueError(
             f"devices={devices!r} was given; one device is 'auto', 1, or [i] with i one of "
-            f"{list(range(n_devices))}, and several processes are their number."
+            f"{list(range(n_devices))}; for several processes pass their number."
         )
     return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
 
 
 def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
-    """Processes on each machine, one for each device, and machines.
+    """Number of processes per machine and of machines; each process has one device.
 
-    Those that torchrun or SLURM's srun launched, whatever ``devices`` says, or ``devices`` of them on this machine.
+    Processes launched by torchrun or srun take precedence over ``devices``.
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:

@@ -12,18 +12,23 @@ from celler._utils._devices import (
     cpu_threads,
 )
 
+#: The first lines of Linux's list of processors.
+INFO = "processor\t: 0\nmodel name\t: amx_bf16 in a name\nflags\t\t: fpu avx512_bf16{}\n\nprocessor\t: 1\n"
 
-def test_precision_by_hardware(monkeypatch):
+
+def test_choose_precision_by_hardware(monkeypatch, tmp_path):
     cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
     for has_it, expected in ((True, "bfloat16"), (False, "float32")):
-        features = {"amx-bf16": has_it, "avx512bf16": True}
-        monkeypatch.setattr(devices.binding, "get_host_cpu_features", lambda f=features: f)
+        (tmp_path / "cpuinfo").write_text(INFO.format(" amx_bf16 amx_tile" * has_it), "utf-8")
+        monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it: has_it)
         assert choose_precision("auto", cpu) == expected
         assert choose_precision("auto", cuda) == expected
         assert choose_precision("auto", mps) == "float32"
         for given in ("float32", "bfloat16"):
             assert choose_precision(given, cpu) == given
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "no such file")
+    assert choose_precision("auto", cpu) == "float32"
     with pytest.raises(ValueError, match="precision='16' was given; choose 'auto', 'float32' or"):
         choose_precision("16", cpu)
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
@@ -31,7 +36,7 @@ def test_precision_by_hardware(monkeypatch):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_devices_on_a_machine_without_gpu(monkeypatch):
+def test_choose_device_without_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for given in ("auto", 1, "1", [0]):
@@ -55,7 +60,7 @@ def test_devices_on_a_machine_without_gpu(monkeypatch):
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, (3, 1)),
     ],
 )
-def test_processes_are_those_launched_or_asked_for(monkeypatch, launched, processes):
+def test_choose_processes_with_and_without_a_launcher(monkeypatch, launched, processes):
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     assert choose_processes(3) == processes
@@ -64,7 +69,7 @@ def test_processes_are_those_launched_or_asked_for(monkeypatch, launched, proces
     )
 
 
-def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+def test_choose_device_with_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -73,7 +78,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
         choose_device("gpu", 3)
 
 
-def test_devices_on_a_machine_with_two_gpus(monkeypatch):
+def test_choose_device_with_two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -86,7 +91,7 @@ def test_devices_on_a_machine_with_two_gpus(monkeypatch):
         choose_device("mps")
 
 
-def test_devices_on_a_mac(monkeypatch):
+def test_choose_device_on_a_mac(monkeypatch):
     """Only on request: 'auto' means a CUDA GPU or the processor."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -98,8 +103,8 @@ def test_devices_on_a_mac(monkeypatch):
     ("n_allowed", "n_most", "expected"),
     [(8, None, 4), (3, None, 3), (8, 2, 2), (1, 2, 1), (8, 9, 4)],
 )
-def test_no_more_threads_than_cores_are_allowed(monkeypatch, n_allowed, n_most, expected):
-    """The quota of a container's cgroup is joblib's to read."""
+def test_cpu_threads_with_a_quota(monkeypatch, n_allowed, n_most, expected):
+    """The quota of a container's cgroup is read by joblib."""
     monkeypatch.setattr(devices.joblib, "cpu_count", lambda: n_allowed)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
