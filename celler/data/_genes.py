@@ -1,4 +1,4 @@
-"""Gene identity: which column of a query is which gene of the model, and how that was found out."""
+"""Genes: which gene of a reference each gene of a query is, matched by name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy import sparse
 
 from celler._utils._messages import column
 
-#: Share of the model's genes a query must hold.
+#: Share of the model's genes that a query must have.
 MIN_OVERLAP = 0.2
-#: Names looked at to tell what kind they are, and the share from which a second kind is mentioned.
+#: Names read to recognise their kind, and the share above which a second kind is reported.
 N_PROBED = 2000
 MIN_SHARE_OF_KIND = 0.1
 _KINDS = {
@@ -28,16 +28,29 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class GeneAlignment:
-    """How the genes of a query map onto those of a reference; ``str()`` says it in words.
+    """Which gene of a reference each gene of a query is; ``str()`` puts it in words.
 
-    gene_map: ``(n_vars,)`` int32, reference row of each query column, −1 for one the reference lacks.
-    missing: the reference's genes the query lacks. n_extra: query genes the reference lacks.
-    n_inexact: number of genes matched otherwise than by equal names, for each way.
-    repeated: ``(n_vars,)`` int32, reference row of the query columns that several claim, −1 for the
-        others. Which of them is the gene cannot be told, so it counts as missing.
-    column: column of ``var`` whose names were taken because ``var_names`` do not match.
-    kinds: what the query's names are where some are of another kind than the reference's.
-    expression_share: share of the reference's expression that the matched genes carry, if known.
+    Attributes
+    ----------
+    gene_map
+        Reference row of each query gene ``(n_vars,)``, int32; -1 if the reference lacks it.
+    missing
+        Names of the reference's genes that the query lacks.
+    n_extra
+        Number of query genes that the reference lacks.
+    n_inexact
+        Number of genes whose names are not equal, by the way they were matched.
+    repeated
+        Reference row ``(n_vars,)``, int32, of query genes that claim the same gene, else -1. Such a gene
+        counts as missing.
+    column
+        Column of ``var`` used because ``var_names`` do not match, or ``None``.
+    kinds
+        Kinds of names of the query and the reference, if they differ.
+    expression_share
+        Share of the reference's expression that the matched genes carry, if known.
+    n_other_case
+        Number of missing genes that would match if case were ignored, as those of another species do.
     """
 
     gene_map: np.ndarray
@@ -48,10 +61,11 @@ class GeneAlignment:
     column: str | None = None
     kinds: str = ""
     expression_share: float | None = None
+    n_other_case: int = 0
 
     @property
     def n_matched(self) -> int:
-        """Number of genes both have."""
+        """Number of genes that both have."""
         return len(np.unique(self.gene_map[self.gene_map >= 0]))
 
     @property
@@ -61,11 +75,11 @@ class GeneAlignment:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every gene of the reference was found, and under its own name."""
+        """Whether the query has every gene of the reference under the same name."""
         return not (len(self.missing) or self.n_inexact or self.column is not None)
 
     def describe(self, expression_share: float | None = None) -> str:
-        """What to tell the user; ``expression_share`` is what the matched genes carry."""
+        """Report the match; ``expression_share`` is what the matched genes carry."""
         n_genes = self.n_matched + len(self.missing)
         carried = missed = ""
         if expression_share is not None:
@@ -78,7 +92,7 @@ class GeneAlignment:
         )
 
     def describe_extra(self, expression_share: float) -> str:
-        """What to tell of a query whose reference is a vocabulary; the matched genes carry the share."""
+        """Report the match with a vocabulary; ``expression_share`` is of the query's expression."""
         n_genes = len(self.gene_map)
         return (
             f"{self.n_matched:,} of {n_genes:,} genes are in the model's vocabulary and carry {expression_share:.0%} "
@@ -89,25 +103,27 @@ class GeneAlignment:
         return self.describe(self.expression_share)
 
     def _how(self) -> str:
-        """What was done beyond comparing ``var_names``, in words."""
-        said = []
+        """How the names were matched, beyond equal ``var_names``, in sentences."""
+        found = []
         if self.column is not None:
-            said.append(
+            found.append(
                 f"The names are those of adata.var[{self.column!r}], because var_names do not match."
             )
         if self.n_inexact:
             ways = ", ".join(f"{n:,} {way}" for way, n in self.n_inexact.items())
-            said.append(f"Not by equal names: {ways}.")
+            found.append(f"Not by equal names: {ways}.")
         if self.n_inexact.get(IN_ANOTHER_CASE, 0) > self.n_matched / 2:
-            said.append("Most names differ in case: check that both are of one species.")
+            found.append("Most names differ in case: check that both are of one species.")
+        if self.n_other_case:
+            found.append(_other_case(self.n_other_case))
         if self.n_repeated:
-            said.append(
+            found.append(
                 f"{self.n_repeated:,} are claimed by several genes of the query and left out; "
                 "cl.pp.align_genes(..., duplicates='sum') adds those up."
             )
         if self.kinds and len(self.missing):
-            said.append(f"The query's names are {self.kinds}.")
-        return "".join(" " + sentence for sentence in said)
+            found.append(f"The query's names are {self.kinds}.")
+        return "".join(" " + sentence for sentence in found)
 
 
 def align_genes(
@@ -116,33 +132,30 @@ def align_genes(
     var: pd.DataFrame | None = None,
     *,
     is_vocabulary: bool = False,
+    ignore_case: bool = False,
 ) -> GeneAlignment:
-    """Align by name: equal names first, then what can only mean the same gene.
+    """Match genes by name: equal names first, then names that can only mean the same gene.
 
-    What is left of both sides after equal names is compared without the version of Ensembl ids,
-    then without the ``-1`` that ``var_names_make_unique`` appends, then in any case; a name that
-    several share on either side is not matched that way.
+    What remains is compared without the version of Ensembl ids, then without the ``-1`` of
+    ``var_names_make_unique``, then with ``ignore_case`` in any case. An ambiguous name is not matched.
 
-    var: ``adata.var`` of the query. A text column that matches more than twice as many genes as
-        ``query`` does is used instead.
-    is_vocabulary: the reference names all genes of a species, so few of them are expected.
+    ``var`` is that of the query: a text column that matches more than twice as many genes as ``query``
+    replaces it. ``is_vocabulary``: the reference names all genes of a species, so few are expected.
 
-    Raises ``ValueError`` with less than 20 % of the reference's genes, or of the query's where the
-    reference is a vocabulary.
+    Raises ``ValueError`` if under 20 % of the reference's genes match, or of the query's if the reference
+    is a vocabulary.
     """
-    found, column = _Match.of(query, reference), None
+    found, column = _Match(query, reference, ignore_case), None
     n_expected = len(query) if is_vocabulary else len(reference)
     needed = MIN_OVERLAP * n_expected
     if var is not None and 2 * found.n_matched < n_expected:
         for name, names in _text_columns(var).items():
-            other = _Match.of(names, reference)
+            other = _Match(names, reference, ignore_case)
             if other.n_matched >= max(needed, 2 * found.n_matched + 1):
-                found, column, query = other, name, names
+                found, column = other, name
     if found.n_matched < needed:
-        raise _too_few(found.n_matched, query, reference, var, is_vocabulary=is_vocabulary)
-    is_found = np.zeros(len(reference), bool)
-    is_found[found.gene_map[found.gene_map >= 0]] = True
-    missing = reference[~is_found].to_numpy()
+        raise _too_few(found, var, is_vocabulary=is_vocabulary)
+    missing = np.delete(reference.to_numpy(), found.gene_map[found.gene_map >= 0])
     return GeneAlignment(
         found.gene_map,
         missing,
@@ -150,21 +163,22 @@ def align_genes(
         n_inexact=found.n_inexact,
         repeated=found.repeated,
         column=column,
-        kinds=_other_kinds(query, reference) if len(missing) else "",
+        kinds=_other_kinds(found.query, reference) if len(missing) else "",
+        n_other_case=found.n_other_case if len(missing) else 0,
     )
 
 
 def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
-    """``(n_vars, n_genes)``: columns times it are genes, those of one gene added up; −1 is left out."""
+    """Matrix ``(n_vars, n_genes)`` that adds up the columns of each gene; -1 is left out."""
     columns = np.flatnonzero(gene_map >= 0)
     ones = np.ones(len(columns), np.float32)
     return sparse.csr_matrix((ones, (columns, gene_map[columns])), shape=(len(gene_map), n_genes))
 
 
 def without_version(names: pd.Index) -> pd.Index:
-    """``ENSG00000156738.17`` -> ``ENSG00000156738``; other names as they are."""
+    """``ENSG00000156738.17`` -> ``ENSG00000156738``; other names stay."""
     version = re.compile(r"(ENS[A-Z]*[GT]\d+)\.\d+")
-    # A plain loop: five times faster than the methods of .str, on up to 60,000 names.
+    # A plain loop is five times faster than the methods of .str on 60,000 names.
     stripped = [
         match[1] if name.startswith("ENS") and (match := version.fullmatch(name)) else name
         for name in names
@@ -181,7 +195,7 @@ def without_suffix(names: pd.Index) -> pd.Index:
     )
 
 
-def _as_it_is(names: pd.Index) -> pd.Index:
+def _unchanged(names: pd.Index) -> pd.Index:
     return names
 
 
@@ -191,64 +205,60 @@ def _upper(names: pd.Index) -> pd.Index:
 
 _Key = Callable[[pd.Index], pd.Index]
 _EXACT, IN_ANOTHER_CASE = "by equal names", "in another case"
-#: In order: how a name of the query and one of the reference are made comparable.
+#: In order: what makes a name of the query and one of the reference comparable.
 _WAYS: dict[str, tuple[_Key, _Key]] = {
-    _EXACT: (_as_it_is, _as_it_is),
+    _EXACT: (_unchanged, _unchanged),
     "without the version of Ensembl ids": (without_version, without_version),
-    "without the suffix of var_names_make_unique": (without_suffix, _as_it_is),
+    "without the suffix of var_names_make_unique": (without_suffix, _unchanged),
     IN_ANOTHER_CASE: (_upper, _upper),
 }
 
 
-@dataclass(frozen=True)
 class _Match:
-    """The arrays of a :class:`GeneAlignment`."""
+    """The genes of ``query`` found in ``reference``, the arrays of a :class:`GeneAlignment`."""
 
-    gene_map: np.ndarray
-    repeated: np.ndarray
-    n_inexact: dict[str, int]
+    def __init__(self, query: pd.Index, reference: pd.Index, ignore_case: bool) -> None:
+        self.query, self.reference = query, reference
+        self.gene_map, self.repeated = np.full((2, len(query)), -1, np.int32)
+        self.n_inexact: dict[str, int] = {}
+        for way in _WAYS:
+            if way == IN_ANOTHER_CASE and not ignore_case:
+                break
+            columns, rows, is_shared = self._hits(way)
+            self.gene_map[columns[~is_shared]] = rows[~is_shared]
+            self.repeated[columns[is_shared]] = rows[is_shared]
+            if way != _EXACT and not is_shared.all():
+                self.n_inexact[way] = int((~is_shared).sum())
 
     @property
     def n_matched(self) -> int:
         return int((self.gene_map >= 0).sum())
 
-    @classmethod
-    def of(cls, query: pd.Index, reference: pd.Index) -> _Match:
-        match = cls(np.full(len(query), -1, np.int32), np.full(len(query), -1, np.int32), {})
-        for way, (query_key, reference_key) in _WAYS.items():
-            n_before = match.n_matched
-            match._add(query, reference, query_key, reference_key)
-            if way != _EXACT and match.n_matched > n_before:
-                match.n_inexact[way] = match.n_matched - n_before
-        return match
+    @property
+    def n_other_case(self) -> int:
+        """Genes that would match as well if case were ignored."""
+        return int((~self._hits(IN_ANOTHER_CASE)[2]).sum())
 
-    def _add(
-        self, query: pd.Index, reference: pd.Index, query_key: _Key, reference_key: _Key
-    ) -> None:
-        """Match what is left of both sides by the keys of their names."""
-        is_free = np.ones(len(reference), bool)
+    def _hits(self, way: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Free query genes found among the free reference genes, their rows, and whether several claim it."""
+        is_free = np.ones(len(self.reference), bool)
         is_free[self.gene_map[self.gene_map >= 0]] = False
         is_free[self.repeated[self.repeated >= 0]] = False
         columns = np.flatnonzero((self.gene_map < 0) & (self.repeated < 0))
         if not len(columns) or not is_free.any():
-            return
-        keys = reference_key(reference[is_free])
+            return columns[:0], columns[:0], np.zeros(0, bool)
+        query_key, reference_key = _WAYS[way]
+        keys = reference_key(self.reference[is_free])
         is_clear = ~keys.duplicated(keep=False)
         rows = np.flatnonzero(is_free)[is_clear]
-        wanted = query_key(query[columns])
+        wanted = query_key(self.query[columns])
         place = keys[is_clear].get_indexer(wanted)
         is_hit = (place >= 0) & (wanted != "")
-        columns, place, wanted = columns[is_hit], place[is_hit], wanted[is_hit]
-        is_shared = wanted.duplicated(keep=False)
-        self.gene_map[columns[~is_shared]] = rows[place[~is_shared]]
-        self.repeated[columns[is_shared]] = rows[place[is_shared]]
+        return columns[is_hit], rows[place[is_hit]], wanted[is_hit].duplicated(keep=False)
 
 
 def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
-    """Gene names of an AnnData: the column ``gene_key`` of its ``var``, or ``var_names``.
-
-    A missing name becomes ``""``, which matches nothing.
-    """
+    """Column ``gene_key`` of ``var``, or ``var_names``; a missing name is ``""`` and matches nothing."""
     if gene_key is None:
         return var.index
     names = column(var, gene_key, "gene_key", "adata.var").astype(object)
@@ -264,7 +274,7 @@ def _text_columns(var: pd.DataFrame) -> dict[str, pd.Index]:
 
 
 def kinds_of(names: pd.Index) -> pd.Series:
-    """Share of each kind of name, most frequent first; of up to 2,000 names spread evenly."""
+    """Share of each kind among up to 2,000 evenly spaced names, most frequent first."""
     probed = names[:: max(1, len(names) // N_PROBED)]
     kinds = np.full(len(probed), "symbols", dtype=object)
     for kind, pattern in reversed(_KINDS.items()):
@@ -280,7 +290,7 @@ def _in_words(kinds: pd.Series) -> str:
 
 
 def _other_kinds(query: pd.Index, reference: pd.Index) -> str:
-    """The query's kinds and the reference's, where the query has one the reference has not."""
+    """Kinds of both, if the query has one that the reference lacks."""
     of_query, of_reference = kinds_of(query), kinds_of(reference)
     main = of_query[of_query >= MIN_SHARE_OF_KIND].index
     if set(main) <= set(of_reference[of_reference >= MIN_SHARE_OF_KIND].index):
@@ -288,37 +298,40 @@ def _other_kinds(query: pd.Index, reference: pd.Index) -> str:
     return f"{_in_words(of_query)}, the model's {_in_words(of_reference)}"
 
 
-def _too_few(
-    n_matched: int,
-    query: pd.Index,
-    reference: pd.Index,
-    var: pd.DataFrame | None,
-    *,
-    is_vocabulary: bool,
-) -> ValueError:
-    """The error for a query of other genes: what both sides hold, and what would connect them."""
+def _other_case(n_genes: int) -> str:
+    return (
+        f"{n_genes:,} more would match if case were ignored, as symbols of another species do; if both are of "
+        "one species, cl.pp.align_genes(..., ignore_case=True) matches them."
+    )
+
+
+def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) -> ValueError:
+    """The error for a query of other genes: what both have, and what would connect them."""
+    query, reference = match.query, match.reference
     query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
     columns = [] if var is None else list(map(str, var.columns))
-    if query_kinds == reference_kinds:
-        what_to_do = (
-            "Both look alike: give the query with all the genes that were measured, of the same species. Genes "
-            "of another species need their orthologs, cl.pp.align_genes(query, model, mapping={'old name': 'new name'})"
-        )
+    if n_other_case := match.n_other_case:
+        what_to_do = _other_case(n_other_case)[:-1]
+    elif query_kinds == reference_kinds:
+        what_to_do = "Both look alike: pass the query with all measured genes, of the same species"
     else:
         what_to_do = (
             f"Bring both to the same kind of name: put {reference_kinds} into query.var_names, or let "
             "cl.pp.align_genes(query, model) do it, with gene_key= for the var column that holds "
             f"{reference_kinds} or mapping= for a dict or Series from {query_kinds} to {reference_kinds}"
         )
-    found = f"only {n_matched:,} of the model's {len(reference):,} genes are in the query"
-    if is_vocabulary:
-        found = (
-            f"only {n_matched:,} of the query's {len(query):,} genes are in the model's vocabulary"
+    if query_kinds == reference_kinds:
+        what_to_do += (
+            ". Genes of another species need their orthologs, "
+            "cl.pp.align_genes(query, model, mapping={'old name': 'new name'})"
         )
+    found = f"only {match.n_matched:,} of the model's {len(reference):,} genes are in the query"
+    if is_vocabulary:
+        found = f"only {match.n_matched:,} of the query's {len(query):,} genes are in the model's vocabulary"
     return ValueError(
-        f"{found}; at least "
-        f"{MIN_OVERLAP:.0%} are needed. The model has {reference_kinds} such as {list(reference[:4])}, the query "
-        f"{query_kinds} such as {list(query[:4])}; columns of its var: {columns}. {what_to_do}."
+        f"{found}; at least {MIN_OVERLAP:.0%} are needed. The model has {reference_kinds} such as "
+        f"{list(reference[:4])}, the query {query_kinds} such as {list(query[:4])}; columns of its var: "
+        f"{columns}. {what_to_do}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing: what an AnnData's values are, and its genes under a reference's names."""
+"""Preprocessing: check expression values, align genes."""
 
 from celler.data._genes import GeneAlignment
 from celler.pp._align_genes import align_genes

@@ -1,4 +1,4 @@
-"""The genes of an AnnData under the names of a reference."""
+"""Gene alignment: an AnnData under the gene names of a reference."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from celler.data._expression import ExpressionReader
-from celler.data._genes import (
-    GeneAlignment,
-    check_unique,
-    gene_names,
-    without_version,
-)
-from celler.data._genes import (
-    align_genes as align_names,
-)
+from celler.data._genes import GeneAlignment, check_unique, gene_names, selector, without_version
+from celler.data._genes import align_genes as align_names
 
 
 def align_genes(
@@ -30,23 +22,49 @@ def align_genes(
     gene_key: str | None = None,
     mapping: Mapping[str, str] | pd.Series | None = None,
     duplicates: Literal["error", "drop", "sum"] = "error",
+    ignore_case: bool = False,
 ) -> tuple[AnnData, GeneAlignment]:
-    """A copy of ``adata`` with the genes that match a reference, under and in the order of its names.
+    """Copy ``adata`` with the genes of a reference, under its names and in its order.
 
     Equal names match first, then Ensembl ids without their version, then names without the ``-1`` of
-    ``var_names_make_unique``, then names in any case; nothing ambiguous is matched. Genes that do not
-    match are dropped, which does not change a prediction, and genes that ``adata`` lacks are not
-    added. ``var["original_name"]`` keeps the names of before. Nothing is fetched.
+    ``var_names_make_unique``. Ambiguous names are not matched. Genes that do not match are dropped, which
+    does not change a prediction; genes that ``adata`` lacks are not added. Nothing is downloaded.
 
-    reference: a trained model, an AnnData (its ``var_names``) or the names themselves.
-    gene_key: column of ``adata.var`` with the names; ``None`` is ``var_names``, or the column that
-        matches where those do not.
-    mapping: new name for each old one; Ensembl ids are found with or without version, and a name
-        that is not in it stays.
-    duplicates: what to do where several genes claim one of the reference, and none of them by its exact
-        name alone: ``"error"``, ``"drop"`` them all, as ``predict`` does, or ``"sum"`` their values.
+    Parameters
+    ----------
+    adata
+        The cells; not changed.
+    reference
+        A trained model, an AnnData (its ``var_names``) or the names.
+    gene_key
+        Column of ``adata.var`` with the gene names. ``None`` is ``var_names``, or a column that matches if
+        those do not.
+    mapping
+        New name by old name. Ensembl ids are found with or without version. A name that is not in it stays.
+    duplicates
+        What to do if several genes claim one gene of the reference and none has its exact name:
+        ``"error"``, ``"drop"`` them all, as ``predict`` does, or ``"sum"`` their values.
+    ignore_case
+        Match the remaining names in any case. Leave it off unless both are of one species: mouse and human
+        symbols often differ in case alone.
 
-    Returns the new AnnData, in memory, and the report. Raises ``ValueError`` when under 20 % match.
+    Returns
+    -------
+    tuple
+        The new AnnData, in memory, with the old names in ``var["original_name"]``, and the
+        :class:`GeneAlignment`, whose ``str()`` is a report.
+
+    Raises
+    ------
+    ValueError
+        Under 20 % of the reference's genes match, or ``mapping`` renames no gene.
+    KeyError
+        ``gene_key`` does not exist.
+
+    Examples
+    --------
+    >>> aligned, report = cl.pp.align_genes(query, model, mapping=mouse_to_human)
+    >>> print(report)
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
@@ -54,51 +72,47 @@ def align_genes(
         raise ValueError(
             f"duplicates={duplicates!r} was given; 'error', 'drop' or 'sum' is needed."
         )
-    names, share, reference_key = _reference(reference)
+    share = _reference(reference)
+    names, reference_key = share.index, share.index.name
     if gene_key is None and reference_key in adata.var.columns:
         gene_key = reference_key
     old_names = gene_names(adata.var, gene_key)
     new_names = old_names if mapping is None else _mapped(old_names, mapping, names)
-    is_free = gene_key is None and mapping is None
-    alignment = align_names(new_names, names, adata.var if is_free else None)
+    var = adata.var if gene_key is None and mapping is None else None
+    alignment = align_names(new_names, names, var, ignore_case=ignore_case)
     if alignment.n_repeated and duplicates == "error":
         raise _repeated(alignment, new_names, names)
-    gene_map = alignment.gene_map
     if duplicates == "sum":
-        gene_map = np.maximum(gene_map, alignment.repeated)
-        alignment = _with_all(alignment, gene_map, names)
-    if share is not None:
-        found = np.unique(gene_map[gene_map >= 0])
-        alignment = dataclasses.replace(
-            alignment, expression_share=float(share[found].sum() / share.sum())
-        )
-    aligned = _columns(adata, gene_map)
+        alignment = _with_repeated(alignment, names)
+    found = np.unique(alignment.gene_map[alignment.gene_map >= 0])
+    values = share.to_numpy()
+    if not np.isnan(values).any():
+        carried = float(values[found].sum() / values.sum())
+        alignment = dataclasses.replace(alignment, expression_share=carried)
+    aligned = _columns(adata, alignment.gene_map)
     aligned.var["original_name"] = aligned.var_names.to_numpy()
-    aligned.var_names = names[np.unique(gene_map[gene_map >= 0])]
+    aligned.var_names = names[found].rename(None)
     if reference_key is not None and reference_key in aligned.var.columns:
         aligned.var[reference_key] = aligned.var_names.to_numpy()
     return aligned, alignment
 
 
-def _reference(
-    reference: Any,
-) -> tuple[pd.Index, np.ndarray | None, str | None]:
-    """Names of a reference, each gene's share of its expression, and the var column of the names."""
-    genes = getattr(reference, "genes_", None)  # of a Celler, whose room this one does not know
+def _reference(reference: Any) -> pd.Series:
+    """Share of expression (NaN if unknown) by gene name; the index is named after the var column."""
+    genes = getattr(reference, "genes_", None)  # of a model, whose room is above this one
     if genes is not None:
-        return genes.index.rename(None), genes.to_numpy(), genes.index.name
+        return genes
     if isinstance(reference, str):
         raise TypeError(f"reference={reference!r} is one string; pass a model or a list of names.")
     names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)
-    names = names.astype(str)
     check_unique(names, "the reference's genes")
-    return names, None, None
+    return pd.Series(np.nan, names.astype(str).rename(None))
 
 
 def _mapped(
     names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: pd.Index
 ) -> pd.Index:
-    """The new names; an old one is looked up as it is, then without its version."""
+    """The new names; an old name is looked up unchanged, then without its version."""
     new = mapping if isinstance(mapping, pd.Series) else pd.Series(mapping, dtype=object)
     new = pd.Series(new.astype(object).to_numpy(), index=new.index.astype(str))
     check_unique(new.index, "the old names of mapping")
@@ -127,30 +141,27 @@ def _repeated(alignment: GeneAlignment, names: pd.Index, reference: pd.Index) ->
     )
 
 
-def _with_all(alignment: GeneAlignment, gene_map: np.ndarray, names: pd.Index) -> GeneAlignment:
-    """The alignment after the repeated genes were added up."""
-    missing = np.delete(names.to_numpy(), np.unique(gene_map[gene_map >= 0]))
+def _with_repeated(alignment: GeneAlignment, names: pd.Index) -> GeneAlignment:
+    """The alignment in which every gene that claims a name is matched."""
+    gene_map = np.maximum(alignment.gene_map, alignment.repeated)
     return dataclasses.replace(
         alignment,
         gene_map=gene_map,
-        missing=missing,
+        missing=np.delete(names.to_numpy(), np.unique(gene_map[gene_map >= 0])),
         n_extra=int((gene_map < 0).sum()),
         repeated=np.full(len(gene_map), -1, np.int32),
     )
 
 
 def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
-    """A copy with the matched columns in the reference's order, those of one gene added up."""
+    """A copy with the matched columns in the reference's order; columns of one gene are added up."""
     rows, first = np.unique(gene_map, return_index=True)
-    rows, first = rows[rows >= 0], first[rows >= 0]
+    first = first[rows >= 0]
     whole = adata.to_memory() if adata.isbacked else adata
     aligned = whole[:, first].copy()
-    if len(rows) == (gene_map >= 0).sum():
+    if len(first) == (gene_map >= 0).sum():
         return aligned
-    matched = np.flatnonzero(gene_map >= 0)
-    place = np.searchsorted(rows, gene_map[matched])
-    ones = np.ones(len(matched), np.float32)
-    adder = sparse.csr_matrix((ones, (matched, place)), (len(gene_map), len(rows)))
+    adder = selector(gene_map, int(gene_map.max()) + 1)[:, rows[rows >= 0]]
     for layer in (None, *(name for name in whole.layers if name is not None)):
         X = whole.X if layer is None else whole.layers[layer]
         if X is None:
@@ -161,9 +172,8 @@ def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
                 f"{reader.name} holds {reader.state.kind} values, which cannot be added up; duplicates='sum' "
                 "needs counts in X and every layer, or pass duplicates='drop'."
             )
-        total = X @ adder
         if layer is None:
-            aligned.X = total
+            aligned.X = X @ adder
         else:
-            aligned.layers[layer] = total
+            aligned.layers[layer] = X @ adder
     return aligned

@@ -1,4 +1,4 @@
-"""What the values of an AnnData are, in words."""
+"""Input check: what the expression values of an AnnData are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from anndata import AnnData
 from celler.data._expression import ExpressionReader, elsewhere
 
 _USED = {
-    "counts": "They are used as they are.",
-    "expected counts": "They are used as counts are.",
-    "normalised": "They are used as counts are.",
-    "log1p": "They are used as they are.",
-    "log2": "They are multiplied by ln 2 on reading, which makes them natural logarithms.",
+    "counts": "They can be used.",
+    "expected counts": "They can be used, like counts.",
+    "normalised": "They can be used, like counts.",
+    "log1p": "They can be used.",
+    "log2": "They can be used: they are multiplied by ln 2, which makes them natural logarithms.",
     "binned": "Labels from bins are less certain: counts or log1p-normalised counts are needed.",
     "scaled": "They cannot be used: counts or log1p-normalised counts are needed.",
     "not finite": "They cannot be used: find where the NaN or infinite values come from.",
@@ -22,13 +22,21 @@ _USED = {
 
 @dataclass(frozen=True)
 class InputReport:
-    """What expression values are; ``str()`` says it in words and what follows from it.
+    """What expression values are and whether cells can be labelled from them; ``str()`` is a report.
 
-    source: where the values are. kind: ``"counts"``, ``"expected counts"``, ``"normalised"`` (not
-        logarithmised), ``"log1p"``, ``"log2"``, ``"binned"``, ``"scaled"`` or ``"not finite"``.
-    evidence: what the kind was told from.
-    is_usable: whether cells can be labelled from them.
-    elsewhere: what the AnnData's other usable matrices hold, by what to pass for them.
+    Attributes
+    ----------
+    source
+        The matrix, such as ``"adata.X"``.
+    kind
+        ``"counts"``, ``"expected counts"``, ``"normalised"`` (without logarithm), ``"log1p"``, ``"log2"``,
+        ``"binned"``, ``"scaled"`` or ``"not finite"``.
+    evidence
+        The property of the values that shows their kind.
+    is_usable
+        Whether cells can be labelled from the values.
+    elsewhere
+        Kinds of the AnnData's other usable matrices, by what to pass for them.
     """
 
     source: str
@@ -46,14 +54,32 @@ class InputReport:
 
 
 def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
-    """Tell what ``X`` or a layer holds: counts, logarithms, scaled values and so on.
+    """Report what ``X`` or a layer holds: counts, logarithms, scaled values and so on.
 
-    A thousand or two of the cells, spread evenly, are looked at; ``adata`` is not changed.
+    Reads one to two thousand evenly spaced cells; ``adata`` is not changed.
 
-    layer: entry of ``adata.layers``; ``None`` is ``X``. The report covers the other layers, ``X`` and
-        ``raw`` too, in ``elsewhere``.
+    Parameters
+    ----------
+    adata
+        The cells, in memory or backed.
+    layer
+        Entry of ``adata.layers``; ``None`` is ``X``.
 
-    Raises ``KeyError`` for a layer that is not there. Unusable values are reported, not raised.
+    Returns
+    -------
+    InputReport
+        The kind of the values, and in ``elsewhere`` those of the other layers, ``X`` and ``raw``. Values that
+        cannot be used are reported, not raised.
+
+    Raises
+    ------
+    KeyError
+        The layer does not exist.
+
+    Examples
+    --------
+    >>> print(cl.pp.check_input(adata))
+    adata.X holds counts: whole numbers, largest 28. They can be used.
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")

@@ -1,4 +1,4 @@
-"""Preprocessing: check_input's report, and align_genes against predictions and a pandas group-by."""
+"""Alignment of genes, against the predictions of a model and a pandas group-by."""
 
 import re
 
@@ -32,50 +32,6 @@ def query() -> ad.AnnData:
     return adata
 
 
-# ---- check_input ----
-
-
-def test_the_report_names_source_kind_and_what_follows(query):
-    report = cl.pp.check_input(query)
-    assert (report.source, report.kind, report.is_usable) == ("adata.X", "counts", True)
-    assert report.elsewhere == {"layer='counts'": "counts"}
-    assert "adata.X holds counts: whole numbers" in str(report)
-    query.X = query.X.log1p() / np.log(2)
-    assert "adata.X holds log2 values: 2^x - 1" in str(cl.pp.check_input(query))
-    assert "are multiplied by ln 2" in str(cl.pp.check_input(query))
-    assert cl.pp.check_input(query, "counts").elsewhere == {"adata.X (layer=None)": "log2"}
-    with pytest.raises(AttributeError):
-        report.kind = "log1p"
-
-
-def test_scaled_values_are_reported_and_what_to_use_instead(query):
-    query.raw = query.copy()
-    query.X = query.X.toarray() - 0.5
-    before = snapshot(query)
-    report = cl.pp.check_input(query)
-    assert (report.kind, report.is_usable) == ("scaled", False)
-    assert report.elsewhere == {"layer='counts'": "counts", "adata.raw.to_adata()": "counts"}
-    assert "cannot be used" in str(report)
-    assert "There are also layer='counts' (counts), adata.raw" in str(report)
-    assert_unchanged(query, before)
-    for advice in (query.raw.to_adata(), ad.AnnData(query.layers["counts"], query.obs, query.var)):
-        assert len(trained().predict(advice)) == 60
-
-
-def test_check_input_of_a_view_with_raw_and_of_what_is_no_anndata(query):
-    query.raw = query.copy()
-    view = query[5:25, 10:]
-    assert cl.pp.check_input(view).elsewhere["adata.raw.to_adata()"] == "counts"
-    assert view.is_view
-    with pytest.raises(KeyError, match="Closest: 'counts'"):
-        cl.pp.check_input(query, "count")
-    with pytest.raises(TypeError, match="a str was given"):
-        cl.pp.check_input("query.h5ad")
-
-
-# ---- align_genes ----
-
-
 def as_ensembl(adata, version=".7"):
     adata.var["symbol"] = adata.var_names.to_numpy()
     adata.var_names = [name + version for name in ENSEMBL]
@@ -83,7 +39,7 @@ def as_ensembl(adata, version=".7"):
 
 
 @pytest.mark.parametrize("mapping", ["dict", "series", "gene_key", "automatic", "names"])
-def test_an_aligned_query_gets_the_labels_of_the_query(query, rng, mapping):
+def test_align_genes_keeps_the_labels_of_the_query(query, rng, mapping):
     expected, symbols = soft(query), query.var_names
     other = as_ensembl(query.copy())[:, rng.permutation(80)].copy()
     table = dict(zip(ENSEMBL, symbols, strict=True))
@@ -104,7 +60,7 @@ def test_an_aligned_query_gets_the_labels_of_the_query(query, rng, mapping):
     assert ("carry 100%" in str(report)) == (mapping != "names")
 
 
-def test_genes_that_do_not_match_are_dropped_and_missing_ones_not_added(query, rng):
+def test_align_genes_drops_extra_genes_and_adds_none(query, rng):
     extra = ad.AnnData(
         sparse.csr_matrix(rng.poisson(5.0, (60, 9)).astype(np.float32)),
         obs=query.obs,
@@ -125,26 +81,55 @@ def test_genes_that_do_not_match_are_dropped_and_missing_ones_not_added(query, r
     assert_close(actual, model.predict(fewer, soft=True))
 
 
-def test_a_reference_may_be_an_anndata(query):
+def test_align_genes_with_an_anndata_as_reference(query):
     reference = cells()[:, ::-1]
     aligned, report = cl.pp.align_genes(query, reference)
     assert list(aligned.var_names) == list(reference.var_names)
     assert report.is_exact
 
 
-def test_a_model_with_a_gene_key(query):
+def test_align_genes_with_a_model_that_has_a_gene_key(query):
     reference = as_ensembl(cells(), "")
     model = fit(reference, {"gene_key": "symbol"})
     expected = model.predict(query, soft=True)
     other = as_ensembl(query.copy())
     other.var["symbol"] = other.var["symbol"].str.upper()
-    aligned, report = cl.pp.align_genes(other, model)
+    aligned, report = cl.pp.align_genes(other, model, ignore_case=True)
     assert report.n_inexact == {"in another case": 80}
     assert list(aligned.var["symbol"]) == list(aligned.var_names) == list(query.var_names)
     assert_close(model.predict(aligned, soft=True), expected)
 
 
-def test_views_and_files(query, tmp_path):
+def test_align_genes_with_another_case_needs_ignore_case(query):
+    """Symbols of mouse and human differ in case alone, so a mouse query must not pass for a human one."""
+    expected, other = soft(query), query.copy()
+    other.var_names = other.var_names.str.title()
+    message = "only 0 of the model's 80 genes .* 80 more would match if case were ignored"
+    for refused in (trained().predict, lambda adata: cl.pp.align_genes(adata, trained())):
+        with pytest.raises(ValueError, match=message):
+            refused(other)
+    aligned, report = cl.pp.align_genes(other, trained(), ignore_case=True)
+    assert "Most names differ in case: check that both are of one species." in str(report)
+    assert_close(soft(aligned), expected)
+
+
+class WithGenes:
+    """What a model shows: the share of expression of each gene, the index named after its var column."""
+
+    genes_ = pd.Series([0.5, 0.25, 0.25], pd.Index(["a", "b", "c"], name="symbol"))
+
+
+def test_align_genes_with_the_public_genes_of_a_model():
+    cells = ad.AnnData(
+        np.eye(2, dtype=np.float32), var=pd.DataFrame({"symbol": ["c", "a"]}, ["x", "y"])
+    )
+    aligned, report = cl.pp.align_genes(cells, WithGenes())
+    assert list(aligned.var_names) == list(aligned.var["symbol"]) == ["a", "c"]
+    assert list(aligned.var["original_name"]) == ["y", "x"]
+    assert report.expression_share == 0.75
+
+
+def test_align_genes_with_views_and_files(query, tmp_path):
     expected, part = soft(query), query[10:30, ::-1]
     aligned, _ = cl.pp.align_genes(part, trained())
     assert not aligned.is_view
@@ -172,7 +157,7 @@ def with_repeats(query):
 
 
 @pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csc_matrix, lambda X: X.toarray()])
-def test_repeats_are_summed_only_if_asked(query, kind):
+def test_align_genes_with_repeats_sums_them_on_request(query, kind):
     twice = with_repeats(query)
     twice.X = kind(twice.X)
     before = snapshot(twice)
@@ -190,7 +175,7 @@ def test_repeats_are_summed_only_if_asked(query, kind):
     assert report.expression_share == pytest.approx(1.0)
 
 
-def test_repeats_that_are_dropped_are_missing_as_in_predict(query):
+def test_align_genes_with_dropped_repeats_predicts_as_without(query):
     twice, model = with_repeats(query), fit(cells())
     dropped, report = cl.pp.align_genes(twice, model, gene_key="symbol", duplicates="drop")
     assert list(dropped.var_names) == list(query.var_names[3:])
@@ -201,7 +186,7 @@ def test_repeats_that_are_dropped_are_missing_as_in_predict(query):
         assert_close(model.predict(dropped, soft=True), actual)
 
 
-def test_logarithms_are_not_summed(query):
+def test_align_genes_with_logarithms_refuses_to_sum(query):
     twice = with_repeats(query)
     twice.layers["counts"] = twice.layers["counts"].log1p()
     with pytest.raises(ValueError, match=r"layers\['counts'\] holds log1p values, .*added up"):
@@ -234,7 +219,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_align_genes_says_what_is_wrong(query, case):
+def test_align_genes_with_wrong_options(query, case):
     options, kind, words = ERRORS[case]
     other = as_ensembl(query)
     with pytest.raises(kind) as error:
@@ -247,17 +232,17 @@ def test_align_genes_says_what_is_wrong(query, case):
     ("adata", "reference", "words"),
     [("query.h5ad", ["a"], "a str was given"), (None, "gene 0", "'gene 0' is one string")],
 )
-def test_arguments_of_the_wrong_kind(query, adata, reference, words):
+def test_align_genes_with_arguments_of_the_wrong_type(query, adata, reference, words):
     with pytest.raises(TypeError, match=words):
         cl.pp.align_genes(query if adata is None else adata, reference)
 
 
-def test_a_reference_with_repeated_names(query):
+def test_align_genes_with_a_reference_that_repeats_names(query):
     with pytest.raises(ValueError, match="reference's genes hold 1 names more than once"):
         cl.pp.align_genes(query, ["a", "a"])
 
 
-def test_a_column_is_used_by_predict_and_said_once(query):
+def test_align_genes_in_predict_uses_a_column_and_warns_once(query):
     expected, model = soft(query), fit(cells(), {"parent_labels_key": "parent_type"})
     other = as_ensembl(query.copy())
     message = re.escape("names are those of adata.var['symbol'], because var_names do not match")

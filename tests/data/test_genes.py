@@ -1,4 +1,4 @@
-"""Genes: alignment by name against a plain dictionary, its report and its errors."""
+"""Matching genes by name, against a plain dictionary; its report and its errors."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ def names(numbers) -> pd.Index:
     return pd.Index([f"gene {i}" for i in numbers])
 
 
-def test_alignment_is_a_dictionary_look_up(rng):
+def test_align_genes_is_a_dictionary_look_up(rng):
     reference, query = names(rng.permutation(60)), names(rng.permutation(90)[:70])
     place = {name: row for row, name in enumerate(reference)}
     alignment = align_genes(query, reference)
@@ -29,7 +29,7 @@ def test_alignment_is_a_dictionary_look_up(rng):
     assert alignment.n_matched == len(set(query) & set(reference))
 
 
-def test_the_report_adds_up():
+def test_describe_adds_up():
     alignment = align_genes(names(range(500, 3000)), names(range(2000)))
     message = alignment.describe(0.876)
     assert "1,500 of the model's 2,000 genes" in message
@@ -42,13 +42,13 @@ def test_the_report_adds_up():
     assert "%" not in unknown
 
 
-def test_the_same_genes_in_the_same_order():
+def test_align_genes_with_the_same_genes_in_the_same_order():
     alignment = align_genes(names(range(5)), names(range(5)))
     assert alignment.gene_map.tolist() == [0, 1, 2, 3, 4]
     assert (len(alignment.missing), alignment.n_extra) == (0, 0)
 
 
-def test_too_few_genes_show_both_kinds_of_name():
+def test_align_genes_with_too_few_genes_shows_both_kinds_of_name():
     ensembl = pd.Index([f"ENSG{i:011d}" for i in range(30)])
     message = r"only 0 of the model's 100 genes .*20% .*'gene 0'.*'ENSG00000000000'.*gene_key"
     with pytest.raises(ValueError, match=message):
@@ -58,7 +58,7 @@ def test_too_few_genes_show_both_kinds_of_name():
     assert align_genes(names(range(80, 200)), names(range(100))).n_matched == 20
 
 
-def test_repeated_names_are_refused():
+def test_check_unique_with_repeated_names():
     repeated = pd.Index(["a", "b", "a", "b", "c", "a"])
     with pytest.raises(ValueError, match=r"query's genes hold 2 names more than once .*'a', 'b'\]"):
         check_unique(repeated, "the query's genes")
@@ -70,10 +70,10 @@ def test_repeated_names_are_refused():
 # ---- names that differ but mean the same gene ----
 
 
-def mapped(query: list[str], reference: list[str]) -> dict[str, str]:
+def mapped(query: list[str], reference: list[str], **options) -> dict[str, str]:
     """Query name -> reference name of what was matched, with genes that make the overlap large."""
     filler = [f"filler {i}" for i in range(3 * len(reference))]
-    alignment = align_genes(pd.Index([*query, *filler]), pd.Index([*reference, *filler]))
+    alignment = align_genes(pd.Index([*query, *filler]), pd.Index([*reference, *filler]), **options)
     names = [*reference, *filler]
     rows = alignment.gene_map[: len(query)]
     return {name: names[row] for name, row in zip(query, rows, strict=True) if row >= 0}
@@ -106,6 +106,11 @@ NAMES = {
         {"NKX2-1": "NKX2-1", "HLA-DRB1": "HLA-DRB1", "MIR9-1": "MIR9-1"},
     ),
     "ends in -1 in truth, without a base": (["NKX2-1", "HLA-A"], ["NKX2-5", "HLA"], {}),
+    "the case differs": (["Ms4a1", "C1ORF127"], ["MS4A1", "C1orf127"], {}),
+}  # fmt: skip
+
+#: The same with ignore_case.
+CASES = {
     "case": (["Ms4a1", "C1ORF127"], ["MS4A1", "C1orf127"], {"Ms4a1": "MS4A1", "C1ORF127": "C1orf127"}),
     "the exact case wins": (["Ms4a1", "MS4A1"], ["MS4A1"], {"MS4A1": "MS4A1"}),
     "case of two query genes": (["Ms4a1", "ms4a1"], ["MS4A1"], {}),
@@ -114,14 +119,34 @@ NAMES = {
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_names_that_mean_the_same_gene(case):
+def test_align_genes_with_names_that_mean_the_same_gene(case):
     query, reference, expected = NAMES[case]
     assert mapped(query, reference) == expected
 
 
-def test_the_report_says_how_names_were_matched():
+@pytest.mark.parametrize("case", CASES)
+def test_align_genes_with_ignore_case(case):
+    query, reference, expected = CASES[case]
+    assert mapped(query, reference, ignore_case=True) == expected
+
+
+def test_align_genes_of_another_species_is_refused_and_counts_what_case_hides():
+    mouse, human = names(range(9)).str.title(), names(range(9)).str.upper()
+    message = (
+        r"only 0 of the model's 9 genes .* 9 more would match if case were ignored, .*orthologs"
+    )
+    with pytest.raises(ValueError, match=message):
+        align_genes(mouse, human)
+    part = align_genes(mouse.append(human[:4]), human)
+    assert (part.n_matched, part.n_other_case) == (4, 5)
+    assert "5 more would match if case were ignored, as symbols of another species do" in str(part)
+    assert align_genes(mouse, human, ignore_case=True).n_matched == 9
+
+
+def test_str_of_an_alignment_names_the_ways():
     query = pd.Index(["ENSG1.4", "TBCE-1", "cd19", "CD3E"])
-    alignment = align_genes(query, pd.Index(["ENSG1", "TBCE", "CD19", "CD3E"]))
+    reference = pd.Index(["ENSG1", "TBCE", "CD19", "CD3E"])
+    alignment = align_genes(query, reference, ignore_case=True)
     assert alignment.gene_map.tolist() == [0, 1, 2, 3]
     assert list(alignment.n_inexact.values()) == [1, 1, 1]
     assert not alignment.is_exact
@@ -129,12 +154,12 @@ def test_the_report_says_how_names_were_matched():
     assert "1 without the version of Ensembl ids, 1 without the suffix" in message
     assert "1 in another case" in message
     assert "species" not in message
-    mouse = align_genes(names(range(9)).str.title(), names(range(9)).str.upper())
+    mouse = align_genes(names(range(9)).str.title(), names(range(9)).str.upper(), ignore_case=True)
     assert "9 in another case. Most names differ in case: check that both are of one" in str(mouse)
     assert align_genes(query, query[::-1]).is_exact
 
 
-def test_several_of_one_gene_are_left_out_and_counted():
+def test_align_genes_with_several_of_one_gene_leaves_them_out():
     query = pd.Index(["a", "b", "b", "c", "B"])
     alignment = align_genes(query, pd.Index(["a", "b", "c", "x"]))
     assert alignment.gene_map.tolist() == [0, -1, -1, 2, -1]
@@ -154,7 +179,7 @@ def var_of(query: pd.Index, **columns) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("kind", [list, pd.Categorical, lambda ids: [f"{i}.3" for i in ids]])
-def test_a_column_that_matches_is_used_and_named(kind):
+def test_align_genes_with_a_column_that_matches(kind):
     query = names(range(40))
     var = var_of(query, other="x", n=1.5, gene_ids=kind(ENSEMBL), few=[*ENSEMBL[:30], *"x" * 10])
     alignment = align_genes(query, pd.Index(ENSEMBL[::-1]), var)
@@ -164,7 +189,7 @@ def test_a_column_that_matches_is_used_and_named(kind):
     assert "those of adata.var['gene_ids'], because var_names do not match" in str(alignment)
 
 
-def test_a_column_is_not_used_where_var_names_match():
+def test_align_genes_with_var_names_that_match_ignores_columns():
     query = names(range(40))
     reference = pd.Index([*query[:20], *ENSEMBL[:20]])
     assert align_genes(query, reference, var_of(query, gene_ids=ENSEMBL)).column is None
@@ -172,7 +197,7 @@ def test_a_column_is_not_used_where_var_names_match():
     assert align_genes(query, reference, var_of(query, gene_ids=ENSEMBL)).column == "gene_ids"
 
 
-def test_missing_names_of_a_column_match_nothing():
+def test_gene_names_with_missing_names_match_nothing():
     var = pd.DataFrame({"s": pd.Categorical(["A", None, "B"]), "t": ["A", np.nan, None]})
     assert gene_names(var, "s").tolist() == ["A", "", "B"]
     assert gene_names(var, "t").tolist() == ["A", "", ""]
@@ -206,7 +231,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_names_of_another_kind(case):
+def test_align_genes_with_names_of_another_kind(case):
     query, reference, words = KINDS[case]
     query = pd.Index(query)
     with pytest.raises(ValueError) as error:
@@ -215,19 +240,19 @@ def test_names_of_another_kind(case):
         assert word.lower() in str(error.value).lower(), f"{word!r} not in {error.value}"
 
 
-def test_a_query_of_mixed_kinds_is_told():
+def test_align_genes_with_mixed_kinds_reports_them():
     query = pd.Index([*SYMBOLS[:20], *ENSEMBL[20:]])
     message = str(align_genes(query, pd.Index(SYMBOLS)))
     assert "symbols (50%) and human Ensembl ids (50%), the model's symbols." in message
     assert "the model's symbols" not in str(align_genes(query, query[:30]))
 
 
-def test_kinds_are_shares():
+def test_kinds_of_gives_shares():
     kinds = kinds_of(pd.Index([*ENSEMBL[:6], *SYMBOLS[:3], "7157"]))
     assert kinds.to_dict() == {"human Ensembl ids": 0.6, "symbols": 0.3, "numbers": 0.1}
 
 
-def test_names_without_version_and_suffix():
+def test_without_version_and_without_suffix():
     index = pd.Index(["ENSG1.2", "ENST3.4", "A-1", "A-B", "-1", "RP11-34P13.7", "", "HLA-A-12"])
     stripped = ["ENSG1", "ENST3", "A-1", "A-B", "-1", "RP11-34P13.7", "", "HLA-A-12"]
     assert without_version(index).tolist() == stripped
