@@ -1,4 +1,4 @@
-"""Tools: evaluate predicted labels, vote within clusters, rank markers."""
+"""Tools: evaluate labels, vote within clusters, rank markers."""
 
 from celler.tl._evaluate import Evaluation, evaluate
 from celler.tl._majority_vote import majority_vote

@@ -182,4 +182,4 @@ def test_a_cell_without_counts_and_bad_options(counts):
 
 def test_no_torch():
     code = "import sys, celler.tl; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,16 +1,17 @@
-"""Inputs: every storage gives the rows that fancy indexing gives, and says what the values are."""
+"""Reading expression: every storage gives the rows of fancy indexing, and what its values are."""
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from kinds import per_10k, umi_counts
 from scipy import sparse
 
+from celler._utils._counts import detect
 from celler.data._expression import (
     ExpressionReader,
     bad_value,
     check_values,
-    detect,
     elsewhere,
     is_log,
     query_reader,
@@ -58,7 +59,7 @@ def assert_reads(adata, values, layer=None):
 @pytest.mark.parametrize("kind", STORAGES)
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.float64])
 @pytest.mark.parametrize("layer", [None, "counts"])
-def test_every_storage_in_memory(values, kind, dtype, layer):
+def test_expression_reader_with_every_storage_in_memory(values, kind, dtype, layer):
     if layer is None:
         adata = make(values.astype(dtype), kind)
     else:
@@ -75,7 +76,7 @@ def test_every_storage_in_memory(values, kind, dtype, layer):
 
 @pytest.mark.parametrize("kind", STORAGES)
 @pytest.mark.parametrize("layer", [None, "counts"])
-def test_views(values, kind, layer):
+def test_expression_reader_with_views(values, kind, layer):
     big = np.vstack([values + 1, values])[:, np.r_[0, 0, 0:7]]
     adata = make(big, kind, counts=big)[12:, 2:]
     assert adata.is_view
@@ -86,7 +87,7 @@ def test_views(values, kind, layer):
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
 @pytest.mark.parametrize("layer", [None, "counts"])
 @pytest.mark.parametrize("is_view", [False, True])
-def test_backed_files(values, kind, layer, is_view, tmp_path):
+def test_expression_reader_with_backed_files(values, kind, layer, is_view, tmp_path):
     stored = np.vstack([values + 1, values]) if is_view else values
     make(stored, kind, counts=stored).write_h5ad(tmp_path / "cells.h5ad")
     adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
@@ -97,12 +98,12 @@ def test_backed_files(values, kind, layer, is_view, tmp_path):
         adata.file.close()
 
 
-def test_no_copy_of_float32_csr_in_memory(values):
+def test_matrix_with_float32_csr_in_memory_is_no_copy(values):
     adata = make(values)
     assert np.shares_memory(ExpressionReader(adata).matrix().data, adata.X.data)
 
 
-def test_the_probe_spreads_over_the_cells(rng):
+def test_probe_spreads_over_the_cells(rng):
     adata = make(np.arange(1, 2501, dtype=np.float32)[:, None])
     probed = ExpressionReader(adata).probe().toarray().ravel()
     assert 1000 <= len(probed) <= 2000
@@ -128,7 +129,7 @@ def test_the_probe_spreads_over_the_cells(rng):
     ids=["counts", "log1p", "CP10K log1p", "log2", "CP10K", "expected counts", "binary", "empty"],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
-def test_what_the_values_are(values, change, expected, kind):
+def test_is_log_with_values_of_every_kind(values, change, expected, kind):
     values[0, 0] = 5  # no cell without counts, and more than one value
     values[:, 1] = 2
     assert is_log(ExpressionReader(make(change(values).astype(np.float32), kind))) is expected
@@ -143,7 +144,7 @@ def test_what_the_values_are(values, change, expected, kind):
         (-np.inf, r"holds the value -inf; NaN and infinite"),
     ],
 )
-def test_values_that_cannot_be_used(values, value, message):
+def test_check_values_with_values_that_cannot_be_used(values, value, message):
     values[3, 2] = value
     reader = ExpressionReader(make(values))
     with pytest.raises(ValueError, match=r"adata\.X " + message):
@@ -152,7 +153,7 @@ def test_values_that_cannot_be_used(values, value, message):
         check_values(reader.matrix(), reader)
 
 
-def test_the_error_names_what_else_there_is(values):
+def test_bad_value_names_the_other_matrices(values):
     adata = make(values - 1, norm=np.log1p(values), counts=values, zscore=values - 2)
     adata.raw = make(np.log1p(values))
     with pytest.raises(ValueError) as caught:
@@ -173,106 +174,7 @@ def test_the_error_names_what_else_there_is(values):
     assert "(cell 'cell 3')" in str(bad_value(-1.0, ExpressionReader(adata), "cell 3"))
 
 
-# ---- which kind, exactly ----
-
-
-def per_10k(counts, total=1e4):
-    return counts / counts.sum(axis=1, keepdims=True) * total
-
-
-def full_length(rng, n_obs, n_vars):
-    """Smart-seq counts: lognormal, up to 1e5 and beyond."""
-    return np.floor(rng.lognormal(3, 3, (n_obs, n_vars)) * (rng.random((n_obs, n_vars)) < 0.4))
-
-
-def rsem(rng, n_obs, n_vars):
-    """Expected counts: most whole, some shared among genes in fractions of a read."""
-    counts = full_length(rng, n_obs, n_vars)
-    return counts + (rng.random(counts.shape) < 0.3) * rng.random(counts.shape).round(2)
-
-
-def bins(counts, n_bins=51):
-    """scGPT's binning, by its own words: quantiles of the non-zeros, then digitize."""
-    binned = np.zeros_like(counts)
-    for row, out in zip(counts, binned, strict=True):
-        edges = np.quantile(row[row > 0], np.linspace(0, 1, n_bins - 1))
-        out[row > 0] = np.digitize(row[row > 0], edges)
-    return binned
-
-
-#: name: (kind, made of counts (60, 300) and an rng)
-KINDS = {
-    "counts": ("counts", lambda c, rng: c),
-    "shallow counts": ("counts", lambda c, rng: rng.binomial(c.astype(int), 0.05)),
-    "binary": ("counts", lambda c, rng: np.minimum(c, 1)),
-    "all zero": ("counts", lambda c, rng: c * 0),
-    "Smart-seq": ("counts", lambda c, rng: full_length(rng, *c.shape)),
-    "RSEM": ("expected counts", lambda c, rng: rsem(rng, *c.shape)),
-    "RSEM, small": ("expected counts", lambda c, rng: np.minimum(rsem(rng, *c.shape), 25.5)),
-    "CP10K": ("normalised", lambda c, rng: per_10k(c)),
-    "CP10K, some genes": ("normalised", lambda c, rng: per_10k(c)[:, :40]),
-    "proportions": ("normalised", lambda c, rng: per_10k(c, 1)),
-    "to the median": ("normalised", lambda c, rng: per_10k(c, np.median(c.sum(axis=1)))),
-    "to a small sum": ("normalised", lambda c, rng: per_10k(c, 50)),
-    "log1p of counts": ("log1p", lambda c, rng: np.log1p(c)),
-    "log1p of shallow counts": (
-        "log1p", lambda c, rng: np.log1p(rng.binomial(c.astype(int), 0.1)),
-    ),
-    "log1p of CP10K": ("log1p", lambda c, rng: np.log1p(per_10k(c))),
-    "log1p of CPM": ("log1p", lambda c, rng: np.log1p(per_10k(c, 1e6))),
-    "log1p of CP10K, some genes": ("log1p", lambda c, rng: np.log1p(per_10k(c))[:, :40]),
-    "log1p, three decimals": ("log1p", lambda c, rng: np.log1p(per_10k(c)).round(3)),
-    "log1p of full-length CP10K": (
-        "log1p", lambda c, rng: np.log1p(per_10k(rsem(rng, *c.shape))),
-    ),
-    "log1p, of no trace": ("log1p", lambda c, rng: c * rng.random(c.shape)),
-    "log2 of counts": ("log2", lambda c, rng: np.log2(1 + c)),
-    "log2 of CP10K": ("log2", lambda c, rng: np.log2(1 + per_10k(c))),
-    "log2 of CP10K, some genes": ("log2", lambda c, rng: np.log2(1 + per_10k(c))[:, :40]),
-    "log2 of full-length TPM": (
-        "log2", lambda c, rng: np.log2(1 + per_10k(rsem(rng, *c.shape), 1e6)),
-    ),
-    "log2 of TPM, some genes": (
-        "log2", lambda c, rng: np.log2(1 + per_10k(rsem(rng, *c.shape), 1e6))[:, :150],
-    ),
-    "bins": ("binned", lambda c, rng: bins(c)),
-    "scaled": ("scaled", lambda c, rng: (c - c.mean(axis=0)) / (c.std(axis=0) + 1)),
-    "centred logarithms": ("scaled", lambda c, rng: np.log1p(c) - np.log1p(c).mean(axis=0)),
-    "NaN": ("not finite", lambda c, rng: np.where(c == c.max(), np.nan, c)),
-    "infinite": ("not finite", lambda c, rng: np.where(c == c.max(), np.inf, c)),
-}  # fmt: skip
-
-
-def umi_counts(rng, n_obs=60, n_vars=300) -> np.ndarray:
-    rates = rng.gamma(0.4, 3.0, n_vars) * rng.lognormal(0, 0.4, (n_obs, 1))
-    return rng.poisson(rates).astype(float)
-
-
-@pytest.mark.parametrize("case", KINDS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_kind_of_values(case, dtype, rng):
-    kind, change = KINDS[case]
-    X = change(umi_counts(rng), rng).astype(dtype)
-    state = detect(sparse.csr_matrix(X))
-    assert state.kind == kind, state.evidence
-    assert state.is_log == (kind in ("log1p", "log2"))
-    assert state.is_usable == (kind not in ("scaled", "not finite"))
-
-
-@pytest.mark.parametrize("case", ["counts", "CP10K", "log1p of CP10K", "log2 of CP10K"])
-def test_the_kind_of_one_cell(case, rng):
-    kind, change = KINDS[case]
-    X = sparse.csr_matrix(change(umi_counts(rng), rng).astype(np.float32))
-    assert detect(X[:1]).kind == kind
-
-
-def test_counts_that_happen_to_share_a_maximum_are_not_bins(rng):
-    counts = np.minimum(umi_counts(rng), 5)
-    counts[:5] = np.minimum(counts[:5], 4)
-    assert detect(sparse.csr_matrix(counts)).kind == "counts"
-
-
-def test_log2_is_read_as_the_natural_logarithm(rng):
+def test_rows_with_log2_are_natural_logarithms(rng):
     counts = per_10k(umi_counts(rng))
     adata = make(np.log2(1 + counts).astype(np.float32), counts=np.log1p(counts))
     before = adata.X.copy()
@@ -288,7 +190,7 @@ def test_log2_is_read_as_the_natural_logarithm(rng):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
-def test_a_file_is_probed_and_not_read_whole(rng, kind, tmp_path, monkeypatch):
+def test_state_with_a_file_reads_a_probe_of_it(rng, kind, tmp_path, monkeypatch):
     X = rng.poisson(1.0, (5000, 4)).astype(np.float32)
     adata = make(X, kind, counts=X)
     adata.raw = adata.copy()
@@ -310,13 +212,13 @@ def test_a_file_is_probed_and_not_read_whole(rng, kind, tmp_path, monkeypatch):
 # ---- what is not there ----
 
 
-def test_a_missing_layer_lists_the_layers(values):
+def test_expression_reader_with_a_missing_layer(values):
     message = r"layer='count' is not in adata\.layers, .*\['counts'\]\. Closest: 'counts'"
     with pytest.raises(KeyError, match=message):
         ExpressionReader(make(values, counts=values), "count")
 
 
-def test_no_values_at_all(values):
+def test_expression_reader_without_values(values):
     adata = make(values, counts=values)
     adata.X = None
     with pytest.raises(ValueError, match=r"adata\.X is None; pass layer="):
@@ -324,7 +226,7 @@ def test_no_values_at_all(values):
     assert_reads(adata, values, "counts")
 
 
-def test_a_query_without_the_layer_is_read_from_X_with_a_warning(values):
+def test_query_reader_without_the_layer_warns(values):
     adata = make(values, counts=values * 2)
     assert query_reader(adata, None).layer is None
     assert query_reader(adata, "counts").layer == "counts"
@@ -333,7 +235,7 @@ def test_a_query_without_the_layer_is_read_from_X_with_a_warning(values):
     assert_reads(reader.adata, values, reader.layer)
 
 
-def test_repeated_entries_are_summed_and_the_users_matrix_is_left_alone():
+def test_rows_with_repeated_entries_sums_a_copy():
     X = sparse.csr_matrix(
         (np.array([1, 2, 4], np.float32), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3)
     )
@@ -345,7 +247,7 @@ def test_repeated_entries_are_summed_and_the_users_matrix_is_left_alone():
     assert X.nnz == 3
 
 
-def test_csc_is_converted_once(rng):
+def test_rows_with_csc_converts_once(rng):
     X = sparse.csc_matrix(rng.poisson(1.0, (20, 5)).astype(np.float32))
     reader = ExpressionReader(ad.AnnData(X))
     reader.rows(np.arange(5))
