@@ -1,12 +1,16 @@
-"""Labels: every kind of obs column, the tree's errors, and roll-up worked by hand."""
+"""Label columns of every kind, the tree and its errors, roll-up by hand, and an ontology worked by hand."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from celler.labels import LabelTree, as_strings, indices_of
+from celler.labels import LabelTree, as_strings, indices_of, read_obo
 
 UNKNOWN = "Unknown"
+FILE = Path(__file__).parent / "data" / "cells.obo"
+TERMS = ["CL:0000084", "CL:0000623", "CL:0000236", "CL:0000576"]  # T, NK, B, monocyte
 
 # ---- columns ----
 
@@ -28,7 +32,7 @@ UNKNOWN = "Unknown"
         ([], []),
     ],
 )
-def test_every_kind_of_column_becomes_text(values, expected):
+def test_as_strings_with_every_kind_of_column(values, expected):
     obs = pd.Series(values)
     before = obs.copy()
     labels = as_strings(obs, "key", UNKNOWN)
@@ -48,12 +52,12 @@ def test_every_kind_of_column_becomes_text(values, expected):
         pd.array([0.5, None, 1.5], dtype="Float64"),
     ],
 )
-def test_floats_are_refused(values):
+def test_as_strings_with_floats(values):
     with pytest.raises(ValueError, match=r"adata\.obs\['score'\] holds numbers with a decimal"):
         as_strings(pd.Series(values), "score", UNKNOWN)
 
 
-def test_the_advice_for_floats_works():
+def test_as_strings_after_its_advice_for_floats():
     obs = pd.DataFrame({"key": [1.0, 2.0, np.nan]})
     obs["key"] = obs["key"].astype("Int64").astype("string")
     assert as_strings(obs["key"], "key", UNKNOWN).tolist() == ["1", "2", UNKNOWN]
@@ -65,7 +69,7 @@ LABELS = np.array(["T", "B", UNKNOWN, "NK", "T", "B"], dtype=object)
 PARENTS = np.array(["lymph T/NK", "lymph B", "x", "lymph T/NK", UNKNOWN, "lymph B"], dtype=object)
 
 
-def test_classes_are_sorted_and_the_unlabelled_are_none():
+def test_from_labels_sorts_classes_without_unlabelled():
     tree = LabelTree.from_labels(LABELS, UNKNOWN)
     assert tree == LabelTree(("B", "NK", "T"))
     assert tree.levels == {"class": ("B", "NK", "T")}
@@ -74,19 +78,19 @@ def test_classes_are_sorted_and_the_unlabelled_are_none():
     assert LabelTree.from_labels(np.array([UNKNOWN] * 3, dtype=object), UNKNOWN).classes == ()
 
 
-def test_unused_categories_are_not_classes():
+def test_from_labels_with_unused_categories():
     obs = pd.Series(pd.Categorical(["b", "a"], ["c", "b", "a"]))
     assert LabelTree.from_labels(as_strings(obs, "key", UNKNOWN), UNKNOWN).classes == ("a", "b")
 
 
-def test_each_class_has_its_parent():
+def test_from_labels_with_parents():
     """A cell without a parent takes nothing from a class whose other cells have one."""
     tree = LabelTree.from_labels(LABELS, UNKNOWN, PARENTS)
     assert tree.parents == ("lymph B", "lymph T/NK", "lymph T/NK")
     assert tree.levels == {"class": ("B", "NK", "T"), "parent": ("lymph B", "lymph T/NK")}
 
 
-def test_two_parents_or_none_are_errors():
+def test_from_labels_with_two_parents_or_none():
     two = PARENTS.copy()
     two[4] = "other"
     with pytest.raises(ValueError, match=r"'T' the parents \['lymph T/NK', 'other'\]"):
@@ -105,14 +109,14 @@ MAPPING = {"T": "lymph T/NK", "NK": "lymph T/NK", "B": "lymph B", "not here": "x
     [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))],
     ids=["dict", "Series", "LabelTree"],
 )
-def test_a_mapping_gives_the_tree_of_the_column(kind):
+def test_with_parents_of_a_mapping_equals_the_column(kind):
     tree = LabelTree(("B", "NK", "T")).with_parents(kind(MAPPING))
     assert tree == LabelTree.from_labels(LABELS, UNKNOWN, PARENTS)
     assert tree.parent_of == {name: MAPPING[name] for name in ("B", "NK", "T")}
     assert LabelTree(("B",)).parent_of == {}
 
 
-def test_names_of_classes_may_be_numbers_in_a_mapping():
+def test_with_parents_with_numbers_as_names():
     assert LabelTree(("1", "2")).with_parents({1: 10, 2: 20}).parents == ("10", "20")
 
 
@@ -143,17 +147,17 @@ def test_names_of_classes_may_be_numbers_in_a_mapping():
         (LabelTree(("B",)), ValueError, "a LabelTree without parents"),
     ],
 )
-def test_mappings_that_cannot_be(parents, error, words):
+def test_with_parents_with_wrong_mappings(parents, error, words):
     with pytest.raises(error, match=words):
         LabelTree(("B", "NK", "T")).with_parents(parents)
 
 
-def test_a_class_may_be_its_own_parent_and_that_of_others():
+def test_with_parents_with_a_class_that_is_a_parent():
     mapping = {"T": "T", "NK": "T", "B": "B"}
     assert LabelTree(("B", "NK", "T")).with_parents(mapping).parents == ("B", "T", "T")
 
 
-def test_parents_agree_with_the_class_that_is_given():
+def test_agreeing_parents_keeps_the_parent_of_the_class():
     tree = LabelTree(("a", "b", "c"), ("X", "Y", "Y"))
     probabilities = np.array([[0.4, 0.3, 0.3], [0.4, 0.3, 0.3], [0.2, 0.5, 0.3]])
     expected = np.array([[0.4, 0], [0.4, 0.6], [0, 0.8]])
@@ -161,7 +165,7 @@ def test_parents_agree_with_the_class_that_is_given():
     np.testing.assert_allclose(tree.agreeing_parents(probabilities, is_class), expected)
 
 
-def test_a_parent_is_the_sum_of_its_children():
+def test_roll_up_sums_children():
     tree = LabelTree(("a", "b", "c", "d"), ("Z", "Y", "Z", "X"))
     probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0]])
     expected = np.array([[0.4, 0.2, 0.4], [0, 0, 1]])  # X, Y, Z
@@ -170,7 +174,7 @@ def test_a_parent_is_the_sum_of_its_children():
     assert tree.roll_up(probabilities.astype(np.float32), "parent").dtype == np.float32
 
 
-def test_unknown_levels():
+def test_roll_up_with_an_unknown_level():
     with pytest.raises(
         ValueError, match=r"level='parent' was given; .*\['class'\].*parent_labels_"
     ):
@@ -184,13 +188,13 @@ def test_unknown_levels():
 # ---- candidates ----
 
 
-def test_candidates_become_codes():
+def test_indices_of_candidates():
     classes = ("B cell", "NK", "T cell")
     np.testing.assert_array_equal(indices_of(["T cell", "B cell", "T cell"], classes), [0, 2])
     np.testing.assert_array_equal(indices_of(np.array(["NK"]), classes), [1])
 
 
-def test_bad_candidates():
+def test_indices_of_wrong_candidates():
     classes = ("B cell", "NK", "T cell")
     with pytest.raises(TypeError, match="candidates='NK' is one string; pass a list"):
         indices_of("NK", classes)
@@ -200,3 +204,175 @@ def test_bad_candidates():
         indices_of(["zzzz"], classes)
     with pytest.raises(ValueError, match="candidates is empty"):
         indices_of([], classes)
+
+
+# ---- ontologies ----
+
+
+def write(tmp_path, *stanzas: str, encoding: str = "utf-8") -> Path:
+    path = tmp_path / "some.obo"
+    path.write_text("\n\n".join(f"[Term]\n{stanza}" for stanza in stanzas), encoding=encoding)
+    return path
+
+
+def test_read_obo_holds_the_terms_of_the_file():
+    terms = read_obo(FILE).terms
+    assert len(terms) == 11
+    assert "part_of" not in terms
+    cell = terms["CL:0000084"]
+    assert (cell.name, cell.exact) == ("T cell", ["T lymphocyte", "T-lymphocyte"])
+    assert cell.is_a == ["CL:0000542", "CL:0000738"]
+    assert (cell.loose, cell.other_ids) == (["thymocyte"], ["CL:0000804"])
+    assert terms["CL:0000624"].is_a == ["CL:0000084"]
+    assert terms["CL:0000624"].exact == ['the "helper" cell']
+    assert [i for i, term in terms.items() if term.is_obsolete] == ["CL:0000999", "CL:0000998"]
+
+
+def test_read_obo_with_other_line_ends_and_a_byte_order_mark(tmp_path):
+    path = write(
+        tmp_path, "id: X:1\nname: a", "id: X:2\r\nname: b\r\nis_a: X:1 ! a\r", encoding="utf-8-sig"
+    )
+    assert read_obo(path).terms["X:2"].is_a == ["X:1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["T cell", "CL:0000084", "cl:0000804", "t  CELL", "T-lymphocyte", " T lymphocyte"]
+)
+def test_find_by_id_name_or_exact_synonym(name):
+    assert read_obo(FILE).find(name).id == "CL:0000084"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("T cel", "'T cel' is no id, name or exact synonym of a term. Closest: 'T cell'"),
+        ("t lymphocytes", "Closest: 'T cell'"),
+        ("thymocyte", r"only a related, .* one of T cell \(CL:0000084\)"),
+        ("killer", r"natural killer cell \(CL:0000623\) and of mature NK T cell \(CL:0000814\)"),
+        (
+            "CL:0000999",
+            r"obsolete\. It was replaced by CD4-positive, alpha-beta T cell \(CL:0000624\)",
+        ),
+        ("obsolete thing", "which is obsolete. Pass another term."),
+    ],
+)
+def test_find_with_names_of_no_term(name, words):
+    with pytest.raises(ValueError, match=words):
+        read_obo(FILE).find(name)
+
+
+# ---- trees ----
+
+
+def test_from_obo_takes_the_nearest_parent():
+    labels = ["monocyte", "NK cell", "CL:0000624", "T cell", "B cell"]
+    tree = LabelTree.from_obo(FILE, labels, parents=TERMS)
+    assert tree.parent_of == {
+        "B cell": "B cell",
+        "CL:0000624": "T cell",
+        "NK cell": "natural killer cell",
+        "T cell": "T cell",
+        "monocyte": "monocyte",
+    }
+    assert list(tree.classes) == sorted(labels)
+    nested = LabelTree.from_obo(FILE, labels, parents=["leukocyte", "lymphocyte", "T lymphocyte"])
+    assert list(nested.parents) == ["lymphocyte", "T cell", "lymphocyte", "T cell", "leukocyte"]
+
+
+def test_from_obo_without_parents_takes_the_term_above():
+    """T cell is a lymphocyte and a leukocyte, says the file, and a lymphocyte is one too."""
+    tree = LabelTree.from_obo(FILE, ["T cell", "B cell", "monocyte"])
+    assert tree.parents == ("lymphocyte", "lymphocyte", "leukocyte")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        np.array,
+        pd.Series,
+        pd.Categorical,
+        pd.Index,
+        lambda names: dict(zip(names, names, strict=True)),
+    ],
+)
+def test_from_obo_with_labels_of_any_type(kind):
+    tree = LabelTree.from_obo(FILE, kind(["T cell", "B cell", "T cell"]), parents=TERMS)
+    assert tree == LabelTree(("B cell", "T cell"), ("B cell", "T cell"))
+
+
+def test_from_obo_skips_missing_labels():
+    labels = pd.Series(["T cell", None, "not yet", np.nan])
+    tree = LabelTree.from_obo(FILE, labels, parents=TERMS, unlabeled_category="not yet")
+    assert tree.classes == ("T cell",)
+
+
+def test_from_obo_with_a_mapping_to_terms():
+    tree = LabelTree.from_obo(FILE, {"CD4 T": "CL:0000624", "B": "b cell"}, parents=TERMS)
+    assert tree.parent_of == {"B": "B cell", "CD4 T": "T cell"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "parents", "error", "words"),
+    [
+        (
+            ["mature NK T cell"],
+            TERMS,
+            ValueError,
+            r"kind of T cell \(.*84\) and of natural killer cell",
+        ),
+        (
+            ["mature NK T cell"],
+            None,
+            ValueError,
+            r"T cell \(.*killer cell.*Choose one with parents=",
+        ),
+        (
+            ["B cell"],
+            TERMS[:1],
+            ValueError,
+            r"'B cell' is under none of the parents; .* lymphocyte \(",
+        ),
+        (["cell"], None, ValueError, "'cell' is under none"),
+        (
+            ["Bcell", "T cell", "x9"],
+            None,
+            ValueError,
+            r"'Bcell' .*Closest: 'B cell'\. 'x9' .*\{label: term\}",
+        ),
+        (["B cell"], ["lymphocytes"], ValueError, "'lymphocytes' .* Closest: 'lymphocyte'.$"),
+        (["B cell"], [], ValueError, "parents is empty"),
+        ([], None, ValueError, "labels is empty"),
+        ("B cell", None, TypeError, "labels='B cell' is one string; pass a list"),
+        (["B cell"], "lymphocyte", TypeError, "parents='lymphocyte' is one string"),
+        (
+            ["lymphocyte", "T cell"],
+            None,
+            ValueError,
+            "'lymphocyte' is the parent of 'T cell' and a class",
+        ),
+    ],
+)
+def test_from_obo_with_labels_or_parents_that_cannot_be(labels, parents, error, words):
+    with pytest.raises(error, match=words):
+        LabelTree.from_obo(FILE, labels, parents)
+
+
+def test_from_obo_with_the_term_itself_as_parent():
+    tree = LabelTree.from_obo(FILE, ["mature NK T cell"], [*TERMS, "mature NK T cell"])
+    assert tree.parents == ("mature NK T cell",)
+
+
+def test_from_obo_with_a_circle_of_is_a(tmp_path):
+    path = write(tmp_path, "id: X:1\nname: a\nis_a: X:2", "id: X:2\nname: b\nis_a: X:1 ! a")
+    with pytest.raises(ValueError, match=r"circle: a \(X:1\) is a b \(X:2\) is a a \(X:1\)"):
+        LabelTree.from_obo(path, ["a"], ["b"])
+
+
+def test_read_obo_with_files_that_are_no_ontology(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.obo does not exist; .*downloads nothing"):
+        read_obo(tmp_path / "none.obo")
+    path = tmp_path / "cl.owl"
+    path.write_text("<rdf:RDF>")
+    with pytest.raises(ValueError, match="so it is not an OBO file"):
+        LabelTree.from_obo(path, ["a"])
