@@ -1,4 +1,4 @@
-"""Losses for classes of unequal size, GInf and HDM among them: logits in, loss per cell out."""
+"""Losses for classes of unequal size, among them GInf and HDM: logits in, loss per cell out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
 
 
 class Loss(Protocol):
-    """What every loss here is: a frozen description that is called on logits.
+    """Interface of a loss: any callable of this form trains a model.
 
-    Any callable of this form trains a model too; what is not differentiable in it is its own affair.
+    The losses of this module are frozen dataclasses. In a loss of your own, the gradient is yours to mind.
     """
 
     def __call__(
@@ -35,56 +35,74 @@ class Loss(Protocol):
         class_counts: Tensor,
         generator: Generator | None = None,
     ) -> Tensor:
-        """``logits (B, C)``, ``labels (B,)``, ``class_counts (C,)`` -> loss per cell ``(B,)``, nats."""
-        ...
+        """Compute the loss of each cell.
 
+        Parameters
+        ----------
+        logits
+            ``(B, C)``, or ``(E, B, C)`` of E experts if the loss joins experts.
+        labels
+            Codes of the true classes ``(B,)``.
+        class_counts
+            Training cells of each class ``(C,)``, all above 0.
+        generator
+            Source of the noise, for losses that draw some.
 
-class ClassLoss(Loss, Protocol):
-    """A loss in two steps, so that :class:`HDM` can take the second among the hard classes alone.
-
-    joins_experts: its logits are those of all experts, ``(E, B, C)``, instead of one's ``(B, C)``.
-    """
-
-    joins_experts: ClassVar[bool]
-
-    def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
-        """The logits it compares, float32 or finer: with the prior and the noise, where it has them."""
-        ...
-
-    def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-        """Loss per cell ``(B,)`` of shifted logits whose last axis holds some classes or all.
-
-        labels: ``(B,)``, positions along that axis. class_counts: their cells, ``(K,)`` or ``(B, K)``.
+        Returns
+        -------
+        torch.Tensor
+            Loss of each cell ``(B,)`` in nats.
         """
         ...
 
 
-def in_two_steps(
-    self: ClassLoss,
-    logits: Tensor,
-    labels: Tensor,
-    class_counts: Tensor,
-    generator: Generator | None = None,
-) -> Tensor:
-    """``logits (B, C)``, ``labels (B,)``, ``class_counts (C,)`` all > 0 -> loss per cell ``(B,)``, nats.
+class ClassLoss(Loss, Protocol):
+    """A loss in two steps, of which :class:`HDM` repeats the second among the hard classes.
 
-    Logits are ``(E, B, C)`` where the loss joins experts. Raises ``ValueError`` for a class without
-    training cells.
+    By default the logits are not shifted and compared by cross-entropy.
+
+    Attributes
+    ----------
+    joins_experts
+        Whether the loss takes the logits of all experts ``(E, B, C)`` instead of one's ``(B, C)``.
     """
-    check_counts(class_counts)
-    return self.among(self.shift(logits, class_counts, generator), labels, class_counts)
+
+    joins_experts: ClassVar[bool] = False
+
+    def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
+        """Return the logits to compare in float32 or finer, with the prior and the noise if there are any."""
+        return at_least_float32(logits)
+
+    def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
+        """Return the loss of each cell ``(B,)`` among the classes on the last axis of ``shifted``.
+
+        ``labels (B,)`` are positions on that axis, ``class_counts`` its cells ``(K,)`` or ``(B, K)``.
+        """
+        return F.cross_entropy(shifted, labels, reduction="none")
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        class_counts: Tensor,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Compute the loss of each cell, see :class:`Loss`."""
+        check_counts(class_counts)
+        return self.among(self.shift(logits, class_counts, generator), labels, class_counts)
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """Plain cross-entropy; takes no notice of the class sizes.
+class CrossEntropy(ClassLoss):
+    """Cross-entropy, which ignores the class sizes.
 
-    label_smoothing: share of the target spread evenly over the classes, 0 up to but not 1.
+    Parameters
+    ----------
+    label_smoothing
+        Share of the target that is spread evenly over the classes, from 0 to below 1.
     """
 
     label_smoothing: float = 0.0
-
-    joins_experts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -92,36 +110,29 @@ class CrossEntropy:
                 f"label_smoothing={self.label_smoothing} was given; 0 <= it < 1 is needed."
             )
 
-    def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
-        return at_least_float32(logits)
-
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
         return F.cross_entropy(
             shifted, labels, reduction="none", label_smoothing=self.label_smoothing
         )
 
-    __call__ = in_two_steps
-
 
 @dataclass(frozen=True)
-class Focal:
-    r"""Focal loss of :cite:t:`Lin17`: cells the model is sure of count less.
+class Focal(ClassLoss):
+    r"""Focal loss of :cite:t:`Lin17`, in which confident cells count less.
 
     .. math:: \ell_i = -(1 - p_{i y_i})^\gamma \log p_{i y_i}
 
-    gamma: no unit. 0 is cross-entropy; the larger, the less an easy cell counts.
+    Parameters
+    ----------
+    gamma
+        Strength, no unit. 0 is cross-entropy; the larger, the less an easy cell counts.
     """
 
     gamma: float = 2.0
 
-    joins_experts: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
             raise ValueError(f"gamma={self.gamma} was given; it must be >= 0.")
-
-    def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
-        return at_least_float32(logits)
 
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
         nll = F.cross_entropy(shifted, labels, reduction="none")
@@ -129,34 +140,37 @@ class Focal:
         tiny = torch.finfo(nll.dtype).tiny
         return (-torch.expm1(-nll)).clamp_min(tiny) ** self.gamma * nll
 
-    __call__ = in_two_steps
-
 
 @dataclass(frozen=True)
-class BalancedSoftmax:
-    r"""Balanced softmax of :cite:t:`Ren20`: cross-entropy of logits to which the class prior was added.
+class BalancedSoftmax(ClassLoss):
+    r"""Balanced softmax of :cite:t:`Ren20`: cross-entropy of the logits plus the log prior of the classes.
 
     .. math:: \ell_i = -\log \frac{N_{y_i} e^{z_{i y_i}}}{\sum_k N_k e^{z_{ik}}}
 
-    The prior N belongs to training alone: prediction takes the softmax of the plain logits.
+    The prior N is used in training only; a prediction is the softmax of the plain logits.
     """
-
-    joins_experts: ClassVar[bool] = False
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         logits = at_least_float32(logits)
         return logits + class_counts.to(logits).log()
 
-    def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-        return F.cross_entropy(shifted, labels, reduction="none")
-
-    __call__ = in_two_steps
-
 
 @dataclass(frozen=True)
-class RIDE:
-    r"""The loss of RIDE, :cite:t:`Wang21`: each expert's cross-entropy, and a reward for disagreeing.
+class RIDE(ClassLoss):
+    r"""Loss of RIDE, :cite:t:`Wang21`: each expert's cross-entropy, less a reward for disagreement.
 
+    Parameters
+    ----------
+    diversity
+        λ, no unit. 0 is the sum of the experts' cross-entropies; much above 0.05, disagreement pays more
+        than a correct label.
+    temperature
+        α, above 0.
+    balance
+        γ, from 0, the same temperature for all classes, to 1.
+
+    Notes
+    -----
     .. math::
         \ell_i = \sum_e \Big( -\log \operatorname{softmax}(z^e_i)_{y_i} - \frac{\lambda}{E - 1}
         \sum_{f \ne e} D_{KL}\big(\operatorname{softmax}(z^e_i / T) \,\|\, \operatorname{softmax}(z^f_i / T)\big)
@@ -166,12 +180,8 @@ class RIDE:
         T_j = \alpha \frac{\psi_j}{\max_k \psi_k}, \quad
         \psi_j = \gamma \frac{N_j}{\tfrac 1 C \sum_k N_k} + 1 - \gamma
 
-    The class-wise temperature lets the experts differ more on rare classes. It is the ratio that
-    RIDE's authors compute; the difference in their paper turns negative with many classes.
-
-    diversity: λ, no unit. 0 is the sum of the experts' cross-entropies; much above 0.05 disagreeing
-        pays more than being right.
-    temperature: α, above 0. balance: γ, from 0, the same temperature for all classes, to 1.
+    The temperature of a class lets the experts differ more on rare classes. It is the ratio in the code of
+    RIDE's authors; the difference in their paper turns negative with many classes.
     """
 
     diversity: float = 0.05
@@ -208,33 +218,36 @@ class RIDE:
         divergence = (log_p.exp() * (n_experts * log_p - log_p.sum(0))).sum((0, -1))
         return nll.view(n_experts, n_cells).sum(0) - self.diversity / (n_experts - 1) * divergence
 
-    __call__ = in_two_steps
-
 
 @dataclass(frozen=True)
-class GInf:
+class GInf(ClassLoss):
     r"""Gaussian Inflation, equations 4 to 7 of the Celler paper.
 
-    Balanced softmax whose logits are inflated at random, more so in rare classes, which keeps the
-    few cells of a rare class from being learned by heart:
+    Balanced softmax whose logits are inflated at random, the more the rarer the class, so that the few
+    cells of a rare class are not memorised.
 
+    Parameters
+    ----------
+    amplitude
+        a, no unit. 0 is the balanced softmax.
+    mean
+        μ of the Gaussian I.
+    std
+        σ of the Gaussian I. With std 0 and amplitude · mean 1, the prior cancels and cross-entropy remains.
+
+    Notes
+    -----
     .. math::
         z'_{ij} = z_{ij} + a\,\Delta_j I_{ij}, \quad \Delta_j = \log N_{max} - \log N_j, \quad
         I_{ij} \sim \mathcal N(\mu, \sigma^2), \qquad
         \ell_i = -\log \frac{N_{y_i} e^{z'_{i y_i}}}{\sum_k N_k e^{z'_{ik}}}
 
-    The prior N belongs to training alone: prediction takes the softmax of the plain logits.
-
-    amplitude: a, no unit. 0 is the balanced softmax.
-    mean, std: of the Gaussian I. With std 0 and amplitude·mean 1 the prior cancels and plain
-        cross-entropy is left.
+    The prior N is used in training only; a prediction is the softmax of the plain logits.
     """
 
     amplitude: float = 0.1
     mean: float = 0.0
     std: float = 1.0
-
-    joins_experts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (self.amplitude >= 0 and self.std >= 0):
@@ -243,7 +256,7 @@ class GInf:
             )
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
-        """``z' + log N (B, C)``, the logits on which the loss is a cross-entropy."""
+        """Return ``z' + log N (B, C)``, whose cross-entropy is the loss."""
         logits = at_least_float32(logits)
         log_counts = class_counts.to(logits).log()
         if self.amplitude == 0:
@@ -252,31 +265,36 @@ class GInf:
         device = generator.device if generator is not None else logits.device
         noise = torch.randn(logits.shape, generator=generator, device=device, dtype=logits.dtype)
         scale = self.amplitude * (log_counts.max() - log_counts)
-        # A row of C numbers first: with a few dozen cells a step on (B, C) costs what it takes to start.
+        # A row of C numbers first: on a few dozen cells, an operation on (B, C) costs its launch.
         shifted = logits + torch.add(log_counts, scale, alpha=self.mean)
         return torch.addcmul(shifted, scale, noise.to(logits.device), value=self.std)
-
-    def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-        return F.cross_entropy(shifted, labels, reduction="none")
-
-    __call__ = in_two_steps
 
 
 @dataclass(frozen=True)
 class HDM:
-    r"""Hard Data Mining over categories, equations 8 to 10, added to a base loss, GInf in the paper.
+    r"""Hard Data Mining over categories, equations 8 to 10 of the Celler paper, added to a base loss.
 
-    The n classes other than the true one with the highest logits, chosen without noise, and the
-    true one form the set :math:`\Omega_i`; the same inflated logits are compared within it:
+    Parameters
+    ----------
+    n_hard
+        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the set is
+        every class and the loss twice the base.
+    base
+        Another loss of this module, :class:`GInf` in the paper. Both terms share its draw of noise.
+
+    Notes
+    -----
+    The set :math:`\Omega_i` is the true class and the n other classes with the highest logits, without noise.
+    The inflated logits are compared once more within it:
 
     .. math:: \ell_i = \ell^{GInf}_i - \log \frac{N_{y_i} e^{z'_{i y_i}}}{\sum_{k \in \Omega_i} N_k e^{z'_{ik}}}
 
-    With another base the second term is that base as if there were no classes but those of
-    :math:`\Omega_i`; of experts in common (:class:`RIDE`) their mean logits choose the set.
+    With another base, the second term is that base among the classes of :math:`\Omega_i`. For :class:`RIDE`
+    the mean logits of the experts choose the set.
 
-    n_hard: n. ``None`` takes min(20, max(1, round(0.3 C))); at C − 1 or more the set is every
-        class and the loss twice the base.
-    base: any other loss of this module; both terms share its draw of noise.
+    Examples
+    --------
+    >>> model.train(loss=cl.losses.HDM(n_hard=15))
     """
 
     n_hard: int | None = None
@@ -292,14 +310,14 @@ class HDM:
 
     @property
     def joins_experts(self) -> bool:
-        """Whether the base takes the logits of all experts at once."""
+        """Whether the base takes the logits of all experts."""
         return self.base.joins_experts
 
     def hard_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Indices ``(B, n + 1)`` of the set: the true class first, then the n hardest others."""
+        """Return the codes of the set ``(B, n + 1)``: the true class, then the n hardest others."""
         n_classes = logits.shape[1]
         n_hard = self.n_hard or min(20, max(1, round(0.3 * n_classes)))
-        # The true class above all others: one search finds it and them.
+        # With the true class above all others, one search finds it and them.
         raised = logits.detach().scatter(1, labels[:, None], float("inf"))
         return raised.topk(1 + min(n_hard, n_classes - 1), dim=1).indices
 
@@ -310,7 +328,7 @@ class HDM:
         class_counts: Tensor,
         generator: Generator | None = None,
     ) -> Tensor:
-        """``logits (B, C)``, or those of the base, ``labels (B,)``, ``class_counts (C,)`` -> ``(B,)``, nats."""
+        """Compute the loss of each cell, see :class:`Loss`."""
         check_counts(class_counts)
         shifted = self.base.shift(logits, class_counts, generator)
         hard = self.hard_classes(logits.mean(0) if self.joins_experts else logits, labels)
@@ -321,18 +339,18 @@ class HDM:
         )
 
 
-#: What ``train`` takes unless told otherwise. The noise's mean of −2 gives a class j a margin of 0.2 Δ_j:
-#: the few cells of a rare class are learned by heart long before they stand for its unseen ones.
+#: Default loss of ``train``. The mean of −2 gives class j a margin of 0.2 Δ_j, because the few cells of a
+#: rare class are memorised long before the network generalises to unseen ones.
 DEFAULT = HDM(base=GInf(mean=-2.0))
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half-precision logits in float32: near log N = 14 bfloat16 steps by 0.06, more than a tail gap."""
+    """Half-precision logits as float32: near log N = 14, bfloat16 steps by 0.06, more than a tail gap."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def check_counts(class_counts: Tensor) -> None:
-    """A class without training cells has no prior: a ``ValueError`` names it."""
+    """Raise ``ValueError`` for a class without training cells, which has no prior."""
     if class_counts.min() <= 0:
         empty = (class_counts <= 0).nonzero().flatten().tolist()
         raise ValueError(
