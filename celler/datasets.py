@@ -12,10 +12,18 @@ __all__ = ["pbmc68k", "toy_long_tail"]
 
 
 def pbmc68k() -> AnnData:
-    """700 peripheral blood cells of 10 types, 240 down to 8 cells, by 765 genes; nothing is downloaded.
+    """Return 700 peripheral blood cells of 10 types, 8 to 240 cells each, by 765 genes.
 
-    ``X`` holds log1p-normalised values (scanpy's ``pbmc68k_reduced`` keeps them in ``raw`` and
-    scaled ones in ``X``) and ``obs["cell_type"]`` its ``bulk_labels``.
+    They come with scanpy as ``pbmc68k_reduced``; nothing is downloaded.
+
+    Returns
+    -------
+    anndata.AnnData
+        log1p-normalised values in ``X``, scanpy's ``bulk_labels`` in ``obs["cell_type"]``.
+
+    Examples
+    --------
+    >>> adata = cl.datasets.pbmc68k()
     """
     reduced = sc.datasets.pbmc68k_reduced()
     obs = pd.DataFrame({"cell_type": reduced.obs["bulk_labels"].astype("category")})
@@ -29,10 +37,34 @@ def pbmc68k() -> AnnData:
 def toy_long_tail(
     n_obs: int = 1000, n_vars: int = 200, n_classes: int = 6, imbalance: float = 50.0, seed: int = 0
 ) -> AnnData:
-    """Synthetic counts with an exponential profile of class sizes, for trying things out and for tests.
+    """Generate counts of classes whose sizes fall exponentially, each with ten marker genes.
 
-    Every class has ten marker genes; ``imbalance`` is largest to smallest class. ``X`` is CSR
-    counts, ``obs`` has ``cell_type``, ``parent_type`` and ``donor``.
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    n_vars
+        Number of genes, at least ten per class.
+    n_classes
+        Number of classes.
+    imbalance
+        Ratio of the largest to the smallest class.
+    seed
+        Seed of the random numbers.
+
+    Returns
+    -------
+    anndata.AnnData
+        CSR counts in ``X``; ``cell_type``, ``parent_type`` and ``donor`` in ``obs``.
+
+    Raises
+    ------
+    ValueError
+        There are too few genes for the markers.
+
+    Examples
+    --------
+    >>> adata = cl.datasets.toy_long_tail(500, n_classes=4)
     """
     if n_vars < 10 * n_classes:
         raise ValueError(

@@ -347,7 +347,7 @@ class Ontology:
                     table.setdefault(key, []).append(term)
 
     def find(self, name: str) -> Term:
-        """The term with this id, name or exact synonym; raises unless there is one and it is current."""
+        """Return the term with this id, name or exact synonym; raise unless there is one, not obsolete."""
         by_id = self._ids.get(name.strip().casefold())
         found = [by_id] if by_id is not None else []
         for table in (self._by_name, self._by_synonym):
@@ -380,7 +380,7 @@ class Ontology:
         return reached
 
     def nearest(self, term: Term, candidates: Mapping[str, Term]) -> list[Term]:
-        """The ``candidates`` that are ``term`` or above it, and above no other of them."""
+        """Return the ``candidates`` that are ``term`` or above it, and above no other of them."""
         above = self.above(term)
         own = [other for i, other in candidates.items() if i in above]
         higher = {i for other in own for i in self.above(other) if i != other.id}
@@ -456,5 +456,5 @@ def _unescaped(text: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name in lower case with single spaces."""
+    """Return the name in lower case with single spaces."""
     return " ".join(name.casefold().split())

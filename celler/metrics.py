@@ -1,4 +1,4 @@
-"""Metrics: arrays in, numbers out; where scikit-learn has the metric, it is the one used."""
+"""Metrics: arrays in, numbers out; scikit-learn's where it has the metric."""
 
 from __future__ import annotations
 
@@ -20,10 +20,27 @@ __all__ = [
 def per_class(
     truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]
 ) -> pd.DataFrame:
-    """Precision, recall and F1 of each class of the truth, largest reference class first.
+    """Compute precision, recall and F1 of each class of the truth.
 
-    reference_counts: cells of each class in the reference. Columns: ``reference_cells``,
-    ``query_cells``, ``precision``, ``recall``, ``f1`` and ``frequency`` (head, medium or tail).
+    Parameters
+    ----------
+    truth
+        True labels ``(n,)``.
+    prediction
+        Predicted labels ``(n,)``.
+    reference_counts
+        Cells of each class in the reference.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per class, the largest in the reference first, with ``reference_cells``, ``query_cells``,
+        ``precision``, ``recall``, ``f1`` and ``frequency`` (head, medium or tail).
+
+    Examples
+    --------
+    >>> counts = reference.obs["cell_type"].value_counts()
+    >>> cl.metrics.per_class(query.obs["cell_type"], model.predict(query), counts)
     """
     classes = sorted(set(truth), key=lambda name: (-reference_counts.get(name, 0), name))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -44,7 +61,18 @@ def per_class(
 
 
 def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
-    """Each class as ``tail`` (fewer than max(20, 2 %) reference cells), ``head`` (10 % or more) or ``medium``."""
+    """Divide classes into head, medium and tail.
+
+    Parameters
+    ----------
+    reference_counts
+        Cells of each class in the reference.
+
+    Returns
+    -------
+    dict
+        ``"tail"`` for classes of fewer than max(20, 2 %) cells, ``"head"`` from 10 % on, else ``"medium"``.
+    """
     total = sum(reference_counts.values())
 
     def group(count: int) -> str:
@@ -61,13 +89,25 @@ def summary(
     reference_counts: Mapping[str, int],
     classes: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Accuracy, means over classes, and means of head, medium and tail classes.
+    """Compute accuracy, means over classes, and means of head, medium and tail classes.
 
-    ``accuracy``; ``macro_*`` and ``weighted_*`` of ``f1``, ``precision`` and ``recall``; mean ``f1_*``
-    and ``recall_*`` of the head, medium and tail classes of the truth. A group without a class is NaN.
+    Parameters
+    ----------
+    truth
+        True labels ``(n,)``.
+    prediction
+        Predicted labels ``(n,)``.
+    reference_counts
+        Cells of each class in the reference.
+    classes
+        Classes of the macro and weighted means. ``None`` is those of truth and prediction, scikit-learn's
+        default.
 
-    classes: those that macro and weighted means go over; None = those in the truth or the prediction,
-        which is scikit-learn's default.
+    Returns
+    -------
+    dict
+        ``accuracy``; ``macro_*`` and ``weighted_*`` of ``f1``, ``precision`` and ``recall``; mean ``f1_*`` and
+        ``recall_*`` of the head, medium and tail classes of the truth, NaN for a group without classes.
     """
     result = {"accuracy": float(accuracy_score(truth, prediction))}
     for average in ("macro", "weighted"):
@@ -86,7 +126,17 @@ def summary(
 def expected_calibration_error(
     confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
 ) -> float:
-    """Mean distance between confidence and accuracy over equal-width bins, weighted by their cells."""
+    """Compute the mean distance of confidence and accuracy over equal-width bins, weighted by cells.
+
+    Parameters
+    ----------
+    confidence
+        Probability of the predicted label ``(n,)``.
+    is_correct
+        Whether the label is right ``(n,)``.
+    n_bins
+        Number of bins.
+    """
     bins = calibration_bins(confidence, is_correct, n_bins)
     gap = (bins["confidence"] - bins["accuracy"]).abs()
     return float((gap * bins["n_cells"]).sum() / bins["n_cells"].sum())
@@ -95,9 +145,22 @@ def expected_calibration_error(
 def calibration_bins(
     confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
 ) -> pd.DataFrame:
-    """Mean ``confidence``, ``accuracy`` and ``n_cells`` of each of ``n_bins`` equal-width bins with cells.
+    """Average confidence and accuracy in equal-width bins of the confidence.
 
-    The index is the number of the bin, from 0; a confidence of 1 is in the last.
+    Parameters
+    ----------
+    confidence
+        Probability of the predicted label ``(n,)``.
+    is_correct
+        Whether the label is right ``(n,)``.
+    n_bins
+        Number of bins.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Mean ``confidence``, mean ``accuracy`` and ``n_cells`` of each bin with cells. The index is the number
+        of the bin, from 0; a confidence of 1 is in the last.
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins} was given; pass 1 or more.")

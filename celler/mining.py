@@ -1,4 +1,4 @@
-"""Hard Data Mining over cells: training cells that are confidently misclassified are trained again."""
+"""Hard Data Mining over cells: confidently misclassified training cells are trained again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from celler._utils._distributed import merged
 
 __all__ = ["HardCells", "Replay"]
-#: Minibatches whose outcomes may wait on the device before they are looked through.
+#: Minibatches whose outcomes stay on the device before they are searched for errors.
 N_WAITING = 200
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
@@ -20,13 +20,22 @@ LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
 
 @dataclass(frozen=True)
 class Replay:
-    """Which cells of an epoch are trained once more in the next, section Hard Data Mining of the paper.
+    """Which cells of an epoch are trained again in the next, section Hard Data Mining of the paper.
 
-    n_per_class: of the cells wrongly assigned to a class, how many; those the model was surest of.
-    max_share: most cells replayed, as a share of the training cells. Beyond it every class gives its
-        surest cell first, then every class its second, and so on.
-    patience: a cell that was replayed in this many epochs in a row and is misclassified still is
-        likely mislabelled: it leaves the replay until an epoch gets it right.
+    Parameters
+    ----------
+    n_per_class
+        Number of cells, of those wrongly assigned to a class, with the highest probabilities.
+    max_share
+        Largest share of the training cells to replay. Above it, every class gives its most confident cell
+        first, then its second, and so on.
+    patience
+        Number of replays in a row after which a cell that is still wrong is taken for mislabelled. It leaves
+        the replay until an epoch gets it right.
+
+    Examples
+    --------
+    >>> model.train(replay=cl.mining.Replay(n_per_class=50))
     """
 
     n_per_class: int = 20
@@ -42,19 +51,28 @@ class Replay:
 
 
 class HardCells:
-    """Watches the training passes of an epoch and chooses the cells that the next one trains again.
+    """Hard cells of a training: watches the passes of an epoch and chooses the cells of the next.
 
-    A cell is hard where any of its passes was wrong. Cells are known by their index in the source
-    alone, so a source may stream; with torch.distributed the ranks' findings are merged, and each
-    rank holds the same choice.
+    A cell is hard if one of its passes was wrong. Cells are known by their index in the source, so a source
+    may stream. With torch.distributed the errors of all ranks are gathered, and all ranks choose the same.
 
-    ``replayed`` is the index of the cells chosen at the end of the last epoch, every class's surest
-    first. ``found`` holds that epoch's surest wrong passes, up to ``n_per_class`` for each predicted
-    class and whether replayed or not: an array of ``index, label, prediction, log_probability``.
-    ``listed`` sums ``found`` over the epochs so far, with ``n_epochs``, in how many it was there: at
-    the end a network knows most wrong labels by heart, and it is the early epochs that give them away.
+    Parameters
+    ----------
+    replay
+        The rule by which cells are chosen.
+    class_counts
+        Training cells of each class ``(C,)``.
 
-    class_counts: training cells of each class ``(C,)``.
+    Attributes
+    ----------
+    replayed
+        Index of the cells chosen after the last epoch, the most confident of every class first.
+    found
+        The last epoch's most confident errors, up to ``n_per_class`` per predicted class, replayed or not: an
+        array of ``index, label, prediction, log_probability``.
+    listed
+        ``found`` of all epochs, with the number of epochs ``n_epochs``. A network that has memorised wrong
+        labels no longer shows them, so early epochs count.
     """
 
     def __init__(self, replay: Replay, class_counts: np.ndarray) -> None:
@@ -66,16 +84,16 @@ class HardCells:
         self._wrong: list[np.ndarray] = []
 
     def watch(self, index: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """Note a minibatch: ``index (B,)`` of its cells, ``labels (B,)`` and ``logits (B, C)``."""
+        """Record a minibatch: ``index (B,)`` of its cells, ``labels (B,)`` and ``logits (B, C)``."""
         logits = logits.detach().float()
         best, prediction = logits.max(dim=1)
         self._waiting.append((index, labels, prediction, best - logits.logsumexp(dim=1)))
         if len(self._waiting) == N_WAITING:
-            self._look_through()
+            self._collect_errors()
 
     def choose(self) -> None:
-        """At the end of an epoch: set ``found``, ``listed``, and ``replayed`` for the next one."""
-        self._look_through()
+        """End an epoch: set ``found``, ``listed``, and ``replayed`` for the next one."""
+        self._collect_errors()
         wrong = np.concatenate([*self._wrong, np.empty(0, PASS)])
         self._wrong.clear()
         self._count_failures(wrong["index"])
@@ -88,14 +106,14 @@ class HardCells:
         self.replayed, self._replayed_labels = chosen["index"], chosen["label"]
 
     def to_plain(self) -> dict[str, Any]:
-        """What the next epochs depend on, as tensors and numbers."""
+        """Return the state that the next epochs depend on, as tensors and numbers."""
         chosen = {"replayed": self.replayed, "replayed_labels": self._replayed_labels}
         columns = {name: self.listed[name] for name in LISTED.names or ()} | chosen
         plain = {name: torch.tensor(values.copy()) for name, values in columns.items()}
         return plain | {"n_failed": self._n_failed}
 
     def restore(self, plain: dict[str, Any]) -> None:
-        """Set what :meth:`to_plain` gave."""
+        """Restore the state of :meth:`to_plain`."""
         self.replayed = plain["replayed"].numpy()
         self._replayed_labels = plain["replayed_labels"].numpy()
         self.listed = np.empty(len(plain["index"]), LISTED)
@@ -104,29 +122,29 @@ class HardCells:
         self._n_failed = plain["n_failed"]
 
     def report(self) -> dict[str, float]:
-        """``replayed_share`` of the training cells, and of which class: ``replayed_<code>`` cells."""
+        """Return ``replayed_share`` of the training cells and ``replayed_<code>`` cells of each class."""
         counts = np.bincount(self._replayed_labels, minlength=len(self.class_counts))
         by_class = {f"replayed_{code}": float(n) for code, n in enumerate(counts)}
         return {"replayed_share": float(counts.sum() / self.class_counts.sum())} | by_class
 
     def n_failed(self, index: np.ndarray) -> np.ndarray:
-        """In how many epochs in a row, up to the last, each cell was wrong after a replay, ``(N,)``."""
+        """Return the number of epochs in a row, up to the last, that each replayed cell was wrong ``(N,)``."""
         return np.array([self._n_failed.get(cell, 0) for cell in index.tolist()], np.int64)
 
     @property
     def _gone(self) -> np.ndarray:
-        """Index of the cells that left the replay: not before they are right once will they return."""
+        """Index of the cells that left the replay until an epoch gets them right."""
         patience = self.replay.patience
         return np.array([cell for cell, n in self._n_failed.items() if n >= patience], np.int64)
 
     def _count_failures(self, wrong: np.ndarray) -> None:
-        """One more for each cell that was replayed, or has left, and is among the ``wrong``."""
+        """Count one failure more for replayed and left cells among the ``wrong``, reset all others."""
         tried = np.concatenate([self.replayed, self._gone])
         failed = np.unique(merged(np.intersect1d(tried, wrong))).tolist()
         self._n_failed = {cell: self._n_failed.get(cell, 0) + 1 for cell in failed}
 
-    def _look_through(self) -> None:
-        """Keep the wrong passes of the waiting minibatches; one transfer from the device for all."""
+    def _collect_errors(self) -> None:
+        """Keep the wrong passes of the waiting minibatches, with one transfer from the device."""
         if not self._waiting:
             return
         columns = [torch.cat(parts).cpu().numpy() for parts in zip(*self._waiting, strict=True)]
@@ -138,9 +156,9 @@ class HardCells:
 
 
 def surest(passes: np.ndarray, n_per_class: int) -> np.ndarray:
-    """For each predicted class the ``n_per_class`` cells of highest probability, a cell once per class.
+    """Return the ``n_per_class`` most probable cells of each predicted class, a cell once per class.
 
-    Sorted by class, the surest first; of equal probabilities the lower index.
+    Sorted by class, then probability, then index.
     """
     order = np.lexsort((passes["index"], -passes["log_probability"], passes["prediction"]))
     passes = passes[order]
@@ -150,9 +168,9 @@ def surest(passes: np.ndarray, n_per_class: int) -> np.ndarray:
 
 
 def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """``listed`` with one more epoch for what was ``found``, and the higher of the probabilities.
+    """Add one epoch to ``listed`` for the passes ``found``, and keep the higher probability.
 
-    By predicted class and index, each pair once.
+    Sorted by predicted class and index, each pair once.
     """
     new = np.empty(len(found), LISTED)
     for name in PASS.names or ():
@@ -170,13 +188,13 @@ def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def rank_in_class(passes: np.ndarray) -> np.ndarray:
-    """Position of each pass among those of its predicted class, which lie together, ``(N,)``."""
+    """Position of each pass within its predicted class ``(N,)``; ``passes`` are sorted by class."""
     _, first, counts = np.unique(passes["prediction"], return_index=True, return_counts=True)
     return np.arange(len(passes)) - np.repeat(first, counts)
 
 
 def within(passes: np.ndarray, n_most: int) -> np.ndarray:
-    """One pass of at most ``n_most`` cells: each class's surest before any class's second."""
+    """At most ``n_most`` cells, one pass each: the first of every class before the second of any."""
     order = np.lexsort((passes["index"], -passes["log_probability"], rank_in_class(passes)))
     passes = passes[order]
     _, first = np.unique(passes["index"], return_index=True)

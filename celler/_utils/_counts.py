@@ -49,7 +49,7 @@ def check_values(values: np.ndarray, name: str, instead: Callable[[], str]) -> N
 
 
 def value_error(value: float, name: str, instead: str, cell: str | None = None) -> ValueError:
-    """The error for a value: where it is, why it cannot be used, what to pass."""
+    """Return the error for a value: where it is, why it cannot be used, what to pass."""
     is_scaled = value < 0 and np.isfinite(value)
     what = (
         "negative values mean scaled or centred data"
@@ -63,7 +63,7 @@ def value_error(value: float, name: str, instead: str, cell: str | None = None) 
 
 
 def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
-    """Counts per 10,000 of each row of counts or, with ``is_log``, of ``log1p`` values, as float64.
+    """Return counts per 10,000 of each row of counts or, with ``is_log``, of ``log1p`` values, as float64.
 
     Neither ``sklearn.preprocessing.normalize`` nor ``scanpy.pp.normalize_total``: both keep float32,
     and ``x / sum * 1e4`` rounds otherwise than ``x * (1e4 / sum)``, so labels would change.
@@ -78,7 +78,7 @@ def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
 
 
 def detect(X: sparse.csr_matrix) -> InputState:
-    """What the rows of ``X`` hold, judged by the values alone.
+    """Detect what the rows of ``X`` hold, by the values alone.
 
     Whole numbers are counts. Normalised counts keep a trace: without the logarithm, the values of a
     cell are whole multiples of its smallest, or all cells have the same sum. Without a trace, values up
@@ -108,7 +108,7 @@ def detect(X: sparse.csr_matrix) -> InputState:
 
 
 def _detect_whole(X: sparse.csr_matrix, largest: float) -> InputState:
-    """Counts or bins; with bins, every cell has the same largest value."""
+    """Distinguish counts from bins: with bins, every cell has the same largest value."""
     n_rows = int((np.diff(X.indptr) > 0).sum())
     if n_rows >= 10 and 5 <= largest < 256:
         is_largest = X.max(axis=1).toarray().ravel() == largest
@@ -125,7 +125,7 @@ _UNDO: dict[Kind, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _traced(X: sparse.csr_matrix) -> InputState | None:
-    """The kind by the trace of the counts that its values keep; ``None`` without a trace."""
+    """Detect the kind by the trace of the counts that the values keep; ``None`` without a trace."""
     X = X[:: max(1, X.shape[0] // 200)]
     distance = {kind: _distance_to_multiples(X, undo) for kind, undo in _UNDO.items()}
     kind = min(distance, key=lambda kind: distance[kind])

@@ -63,7 +63,7 @@ def _has_amx() -> bool:
 def choose_device(
     accelerator: str = "auto", devices: int | str | list[int] = "auto"
 ) -> torch.device:
-    """The device to train on; a ``ValueError`` lists the available ones."""
+    """Return the device to train on; a ``ValueError`` lists the available ones."""
     available = ["cpu"]
     available += ["gpu"] if torch.cuda.is_available() else []
     available += ["mps"] if torch.backends.mps.is_available() else []
@@ -90,7 +90,7 @@ def choose_device(
 
 
 def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
-    """Number of processes per machine and of machines; each process has one device.
+    """Return the number of processes per machine and of machines; each process has one device.
 
     Processes launched by torchrun or srun take precedence over ``devices``.
     """
@@ -105,7 +105,7 @@ def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
 
 
 def _device_of_rank(kind: str, devices: object, n_devices: int) -> torch.device:
-    """The device of this process among several."""
+    """Return the device of this process among several."""
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     if kind == "mps" or (kind == "gpu" and choose_processes(1)[0] > n_devices):
         raise ValueError(

@@ -18,7 +18,7 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def gather_objects(part: Part) -> list[Part]:
-    """The ``part`` of every process, ordered by rank; ``[part]`` with a single process."""
+    """Return the ``part`` of every process, ordered by rank; ``[part]`` with a single process."""
     n_ranks = rank_and_size()[1]
     if n_ranks == 1:
         return [part]
@@ -28,5 +28,5 @@ def gather_objects(part: Part) -> list[Part]:
 
 
 def merged(part: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, joined by rank."""
+    """Return the arrays of all processes, joined by rank."""
     return np.concatenate(gather_objects(part))

@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
-    """The items of ``iterable`` in order, up to ``n`` of them made ahead; ``n + 1`` are in memory.
+    """Return the items of ``iterable`` in order, up to ``n`` of them made ahead; ``n + 1`` are in memory.
 
     This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place
     of its item. The thread starts with the first ``next`` and ends, and closes a generator, with the last

@@ -51,7 +51,7 @@ class ExpressionReader:
         return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
-        """The rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
+        """Return the rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
         # Files can only be read in rising order, each row once, and fastest as one range.
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
@@ -145,18 +145,18 @@ def warn_of_binned(reader: ExpressionReader) -> None:
 
 
 def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> np.ndarray:
-    """The stored values of ``X``; raises ``ValueError`` for negative, NaN and infinite ones."""
+    """Return the stored values of ``X``; raise ``ValueError`` for negative, NaN and infinite ones."""
     _counts.check_values(X.data, reader.name, lambda: _what_to_pass(reader))
     return X.data
 
 
 def bad_value(value: float, reader: ExpressionReader, cell: str) -> ValueError:
-    """The error for a value of ``cell`` that cannot be used."""
+    """Return the error for a value of ``cell`` that cannot be used."""
     return value_error(value, reader.name, _what_to_pass(reader), cell)
 
 
 def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
-    """The AnnData's other usable matrices: what to pass, and what it holds."""
+    """Return the AnnData's other usable matrices: what to pass, and what it holds."""
     adata = reader.adata
     others = {
         f"layer={name!r}": ExpressionReader(adata, name).state
@@ -172,7 +172,7 @@ def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
 
 
 def _what_to_pass(reader: ExpressionReader) -> str:
-    """The other usable matrices in a sentence."""
+    """Name the other usable matrices in a sentence."""
     others = elsewhere(reader)
     if not others:
         return " Pass the layer or object that holds them."
@@ -187,7 +187,7 @@ def _spread(n_obs: int) -> slice:
 
 
 def read_h5ad(path: Path) -> AnnData:
-    """The AnnData of an .h5ad file."""
+    """Read an .h5ad file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; name an .h5ad file.")
     try:

@@ -306,7 +306,7 @@ def _other_case(n_genes: int) -> str:
 
 
 def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) -> ValueError:
-    """The error for a query of other genes: what both have, and what would connect them."""
+    """Return the error for a query of other genes: what both have, and what would connect them."""
     query, reference = match.query, match.reference
     query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
     columns = [] if var is None else list(map(str, var.columns))

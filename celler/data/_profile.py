@@ -32,7 +32,7 @@ class Profile:
         return np.asarray(total / total.sum())
 
     def restricted(self, is_shared: np.ndarray) -> Profile:
-        """The profile of the genes ``is_shared (G,)``, each class rescaled to 10,000 counts."""
+        """Return the profile of the genes ``is_shared (G,)``, each class rescaled to 10,000 counts."""
         mean = self.mean[:, is_shared]
         total = np.nansum(mean, axis=1, keepdims=True)
         mean = mean * np.divide(1e4, total, out=np.ones_like(total), where=total > 0)
@@ -71,7 +71,7 @@ def profile(
 
 
 def class_sums(X: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """Sums ``(C, G)`` of the rows of ``X (n, G)`` by ``weights (n, C)``."""
+    """Sum the rows of ``X (n, G)`` by ``weights (n, C)`` to ``(C, G)``."""
     # With 1,000 classes and one label per cell the dense product takes 13 times as long; with ten, a fifth.
     if np.count_nonzero(weights) < 0.04 * weights.size:
         return np.asarray((sparse.csr_matrix(weights).T @ X).toarray())

@@ -112,7 +112,7 @@ def _reference(reference: Any) -> pd.Series:
 def _mapped(
     names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: pd.Index
 ) -> pd.Index:
-    """The new names; an old name is looked up unchanged, then without its version."""
+    """Return the new names; an old name is looked up unchanged, then without its version."""
     new = mapping if isinstance(mapping, pd.Series) else pd.Series(mapping, dtype=object)
     new = pd.Series(new.astype(object).to_numpy(), index=new.index.astype(str))
     check_unique(new.index, "the old names of mapping")
@@ -142,7 +142,7 @@ def _repeated(alignment: GeneAlignment, names: pd.Index, reference: pd.Index) ->
 
 
 def _with_repeated(alignment: GeneAlignment, names: pd.Index) -> GeneAlignment:
-    """The alignment in which every gene that claims a name is matched."""
+    """Return the alignment in which every gene that claims a name is matched."""
     gene_map = np.maximum(alignment.gene_map, alignment.repeated)
     return dataclasses.replace(
         alignment,
@@ -154,7 +154,7 @@ def _with_repeated(alignment: GeneAlignment, names: pd.Index) -> GeneAlignment:
 
 
 def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
-    """A copy with the matched columns in the reference's order; columns of one gene are added up."""
+    """Return a copy with the matched columns in the reference's order; columns of one gene are added up."""
     rows, first = np.unique(gene_map, return_index=True)
     first = first[rows >= 0]
     whole = adata.to_memory() if adata.isbacked else adata

@@ -58,7 +58,7 @@ def share_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> np.nd
 
 
 def table_of(data: AnnData | pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The table of cells and its name in messages."""
+    """Return the table of cells and its name in messages."""
     if isinstance(data, AnnData):
         return data.obs, "adata.obs"
     if isinstance(data, pd.DataFrame):

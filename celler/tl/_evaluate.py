@@ -1,4 +1,4 @@
-"""Evaluation: how well predicted labels agree with given ones, class by class and in sum."""
+"""Evaluation: agreement of predicted labels with the truth, overall and by class."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
-from celler._utils._messages import warn
+from celler._utils._messages import listed, warn
 from celler.metrics import expected_calibration_error, per_class, summary
-from celler.tl._columns import label_column, listed, share_column, table_of
+from celler.tl._columns import label_column, share_column, table_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 class Pair(NamedTuple):
-    """Labels as text ``(n,)`` of the cells that have both; ``rows (n,)`` is where these cells are."""
+    """Labels as text ``(n,)`` of the cells that have both, and the ``rows (n,)`` of these cells."""
 
     truth: np.ndarray
     prediction: np.ndarray
@@ -32,7 +31,7 @@ def read_pair(
     notes: list[str],
     arguments: tuple[str, str] = ("truth_key", "prediction_key"),
 ) -> Pair:
-    """Both labels of every cell that has both; how many are left out goes to ``notes``."""
+    """Both labels of the cells that have both; the number left out is added to ``notes``."""
     truth = label_column(data, truth_key, arguments[0])
     prediction = label_column(data, prediction_key, arguments[1])
     rows = np.flatnonzero((truth.codes >= 0) & (prediction.codes >= 0))
@@ -52,7 +51,7 @@ def read_pair(
 def read_parents(
     data: AnnData | pd.DataFrame, parents: Mapping[str, str] | pd.Series | str, cells: Pair
 ) -> dict[str, str]:
-    """Parent of every class of the truth: from a mapping, or from a column with the cells' parents."""
+    """Parent of every class of the truth, from a mapping or a column with the parent of each cell."""
     classes = np.unique(cells.truth)
     if isinstance(parents, Mapping | pd.Series):
         parent_of = {str(name): str(parent) for name, parent in parents.items()}
@@ -77,13 +76,17 @@ def read_parents(
 
 
 class Evaluation(NamedTuple):
-    """How well predictions agree with the truth.
+    """Agreement of predictions with the truth.
 
-    summary: one number per metric, see :func:`celler.metrics.summary`. With rejected cells
-        ``rejected_share`` too, with backed-off ones ``backed_off_share``, with a confidence ``ece``, with
-        parents ``parent_*`` metrics.
-    per_class: one row per class of the truth, see :func:`celler.metrics.per_class`.
-    per_parent: the same for the parents; None without.
+    Attributes
+    ----------
+    summary
+        One number per metric, see :func:`celler.metrics.summary`; also ``rejected_share`` with rejected cells,
+        ``backed_off_share`` with backed-off ones, ``ece`` with a confidence, ``parent_*`` with parents.
+    per_class
+        One row per class of the truth, see :func:`celler.metrics.per_class`.
+    per_parent
+        The same for the parents, or ``None``.
     """
 
     summary: dict[str, float]
@@ -101,20 +104,48 @@ def evaluate(
     confidence: str | None = None,
     unknown_label: str = "Unknown",
 ) -> Evaluation:
-    """Compare predicted labels with the truth; where scikit-learn has the metric it is the one used.
+    """Compare predicted labels with the truth, by scikit-learn's metrics where it has them.
 
-    Cells without a truth or a prediction are left out with a warning. Those predicted as
-    ``unknown_label`` were rejected: they count as missed, but "Unknown" is not one more class with an
-    F1 of zero, unless it is in the truth.
+    Cells without a truth or a prediction are left out with a warning. A cell predicted as ``unknown_label``
+    is rejected: it counts as missed, and "Unknown" is no class with an F1 of zero, unless the truth has it.
 
-    adata: the cells, or a table with the columns named here, such as ``adata.obs``.
-    reference_counts: cells of each class that were learned from, by which classes are head, medium or
-        tail: ``reference.obs["cell_type"].value_counts()``. None = counts of the truth.
-    parents: parent by class, or a column of obs that holds the parent of each cell's true class. A
-        predicted class without a parent is its own. A cell that is predicted as a parent was backed off:
-        it counts as missed among the classes and as what it is among the parents. None = no parent level.
-    confidence: column with the probability of the predicted label, for the calibration error; None =
-        ``<prediction>_confidence`` if there is one. Missing ones do not count.
+    Parameters
+    ----------
+    adata
+        The cells, or a table with the columns named here, such as ``adata.obs``.
+    truth
+        Column with the true labels.
+    prediction
+        Column with the predicted labels.
+    reference_counts
+        Training cells of each class, which decide what is head, medium and tail:
+        ``reference.obs["cell_type"].value_counts()``. ``None`` is the counts of the truth.
+    parents
+        Parent by class, or a column with the parent of each cell's true class. A predicted class without a
+        parent is its own. A cell predicted as a parent is backed off: it counts as missed among the classes
+        and by its label among the parents. ``None`` is no parent level.
+    confidence
+        Column with the probability of the predicted label, for the calibration error. ``None`` is
+        ``<prediction>_confidence`` if it exists. Missing values are left out.
+    unknown_label
+        Label of rejected cells.
+
+    Returns
+    -------
+    Evaluation
+        The summary and the tables by class and by parent.
+
+    Raises
+    ------
+    KeyError
+        A column does not exist.
+    ValueError
+        No cell has both labels, or a class has no parent or two.
+
+    Examples
+    --------
+    >>> result = cl.tl.evaluate(query, "cell_type", "celler")
+    >>> result.summary["macro_f1"]
     """
     notes: list[str] = []
     cells = read_pair(adata, truth, prediction, notes, arguments=("truth", "prediction"))
@@ -141,11 +172,8 @@ def evaluate(
 def _compare_parents(
     cells: Pair, parent_of: Mapping[str, str], counts: Mapping[str, int], is_rejected: np.ndarray
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """The metrics of the parents, their names led by ``parent_``."""
-    parent_counts: dict[str, int] = {}
-    for name, count in counts.items():
-        parent = parent_of.get(name, name)
-        parent_counts[parent] = parent_counts.get(parent, 0) + count
+    """Compute the metrics of the parents, prefixed with ``parent_``."""
+    parent_counts = dict(pd.Series(counts, dtype=int).groupby(lambda c: parent_of.get(c, c)).sum())
     truth, prediction = (
         np.array([parent_of.get(name, name) for name in labels])
         for labels in (cells.truth, cells.prediction)
@@ -157,7 +185,7 @@ def _compare_parents(
 def _compare(
     truth: np.ndarray, prediction: np.ndarray, counts: Mapping[str, int], is_rejected: np.ndarray
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """The metrics of one level; what rejected cells are called is no class."""
+    """Compute the metrics of one level; the label of rejected cells is no class."""
     classes = sorted({*truth, *prediction[~is_rejected]})
     return summary(truth, prediction, counts, classes), per_class(truth, prediction, counts)
 
@@ -169,7 +197,7 @@ def _calibration(
     cells: Pair,
     is_labelled: np.ndarray,
 ) -> dict[str, float]:
-    """The calibration error of the cells with a label and a confidence, if there are any."""
+    """Compute the calibration error of the cells with a label and a confidence, if there are any."""
     key = f"{prediction}_confidence" if confidence is None else confidence
     if confidence is None and key not in table_of(data)[0].columns:
         return {}

@@ -177,7 +177,7 @@ def find_source(adata: AnnData, layer: str | None, genes: Sequence[str] | None) 
 
 
 def places_of(adata: AnnData) -> list[str]:
-    """What ``layer`` may be: every layer, and "X" and "raw" where they exist."""
+    """List what ``layer`` may be: every layer, and "X" and "raw" where they exist."""
     # anndata 0.13 lists X among the layers, as None
     names: list[str | None] = list(adata.layers.keys())
     return [name for name in names if name is not None] + _held(adata)
