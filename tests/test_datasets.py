@@ -8,7 +8,7 @@ from scipy import sparse, stats
 from celler.datasets import pbmc68k, toy_long_tail
 
 
-def test_pbmc68k_is_scanpys_raw_with_its_labels():
+def test_pbmc68k_equals_scanpys_raw():
     adata, original = pbmc68k(), sc.datasets.pbmc68k_reduced()
     assert adata.shape == (700, 765)
     assert sparse.issparse(adata.X)
@@ -21,7 +21,7 @@ def test_pbmc68k_is_scanpys_raw_with_its_labels():
     np.testing.assert_array_equal(adata.obsm["X_umap"], original.obsm["X_umap"])
 
 
-def test_the_toy_has_the_sizes_asked_for():
+def test_toy_long_tail_has_the_requested_sizes():
     adata = toy_long_tail(n_obs=2000, n_vars=100, n_classes=5, imbalance=100, seed=1)
     assert adata.shape == (2000, 100)
     sizes = adata.obs["cell_type"].value_counts()
@@ -36,7 +36,7 @@ def test_the_toy_has_the_sizes_asked_for():
     assert adata.obs["donor"].nunique() == 4
 
 
-def test_the_toy_holds_counts_with_ten_markers_a_class():
+def test_toy_long_tail_has_ten_markers_per_class():
     adata = toy_long_tail(n_obs=1000, n_classes=3, imbalance=5)
     assert sparse.isspmatrix_csr(adata.X)
     assert adata.X.min() >= 0
@@ -48,13 +48,13 @@ def test_the_toy_holds_counts_with_ten_markers_a_class():
         assert set(np.flatnonzero(p < 1e-9)) == set(range(10 * j, 10 * j + 10))
 
 
-def test_the_seed_makes_the_toy():
+def test_toy_long_tail_with_the_same_seed():
     one, same, other = (toy_long_tail(300, 60, 3, seed=seed) for seed in (1, 1, 2))
     assert (one.X != same.X).nnz == 0
     assert list(one.obs["cell_type"]) == list(same.obs["cell_type"])
     assert (one.X != other.X).nnz > 0
 
 
-def test_too_few_genes_for_the_markers():
+def test_toy_long_tail_with_too_few_genes():
     with pytest.raises(ValueError, match="n_vars=30 was given; 6 classes need 60 marker genes"):
         toy_long_tail(n_vars=30)

@@ -27,14 +27,14 @@ def problem(rng):
 @pytest.mark.parametrize("loss", [*EVERY, *MORE], ids=str)
 @QUICK
 @given(problem=problems())
-def test_values_match_the_equations(loss, problem):
+def test_losses_match_their_equations(loss, problem):
     np.testing.assert_allclose(
         compute(loss, problem), expected(loss, problem), rtol=1e-9, atol=1e-9
     )
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
-def test_gradients_match_finite_differences(loss, problem):
+def test_losses_have_the_gradients_of_finite_differences(loss, problem):
     small = Problem(problem.logits[:2, :3], problem.labels[:3], problem.counts)
     logits, labels, counts = map(torch.as_tensor, small.suit(loss))
     loss(logits.requires_grad_(), labels, counts, generator()).sum().backward()
@@ -46,7 +46,7 @@ def test_gradients_match_finite_differences(loss, problem):
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
-def test_gradcheck(loss, problem):
+def test_losses_pass_gradcheck(loss, problem):
     logits, labels, counts = map(torch.as_tensor, problem.suit(loss))
     assert torch.autograd.gradcheck(
         lambda z: loss(z, labels, counts, generator()), logits.requires_grad_()
@@ -56,7 +56,7 @@ def test_gradcheck(loss, problem):
 # ---- cells worked by hand ----
 
 
-def test_ginf_and_its_hard_set_by_hand():
+def test_ginf_and_hdm_by_hand():
     """Logits 0, classes of 8, 4 and 2 cells, the last true: log(14 / 2), then log(10 / 2) of its set."""
     problem = Problem(np.array([[[0.0, -1e-9, 0.0]]]), np.array([2]), np.array([8.0, 4.0, 2.0]))
     for plain in (GInf(amplitude=0), BalancedSoftmax()):
@@ -101,7 +101,7 @@ def extreme(dtype) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("is_autocast", [False, True], ids=["", "autocast"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("loss", EVERY, ids=str)
-def test_extreme_logits_and_counts_stay_finite(loss, dtype, is_autocast, labels):
+def test_losses_with_extreme_logits_and_counts(loss, dtype, is_autocast, labels):
     logits, counts = extreme(dtype)
     z = (logits if loss.joins_experts else logits[0]).clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
@@ -115,7 +115,7 @@ def test_extreme_logits_and_counts_stay_finite(loss, dtype, is_autocast, labels)
 
 
 @pytest.mark.parametrize("loss", [x for x in EVERY if "smoothing=0.1" not in str(x)], ids=str)
-def test_a_cell_of_probability_one_costs_nothing(loss):
+def test_losses_with_a_cell_of_probability_one(loss):
     """And has no gradient; every expert agrees on it."""
     logits = torch.tensor([[[1e4, -1e4, 0.0]]] * 2, requires_grad=True)
     z = logits if loss.joins_experts else logits[0]
@@ -126,7 +126,7 @@ def test_a_cell_of_probability_one_costs_nothing(loss):
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
-def test_half_precision_logits_are_computed_in_float32(loss, problem):
+def test_losses_with_half_precision_logits(loss, problem):
     """Also under autocast: equal to the float64 loss of the rounded logits, float32 noise added."""
     rounded = torch.as_tensor(problem.suit(loss).logits).bfloat16()
     labels, counts = map(torch.as_tensor, problem[1:])
@@ -145,7 +145,7 @@ def test_half_precision_logits_are_computed_in_float32(loss, problem):
 
 @pytest.mark.parametrize("count", [0.0, -1.0])
 @pytest.mark.parametrize("loss", [*EVERY, GInf(amplitude=0)], ids=str)
-def test_a_class_without_cells_is_named(loss, count):
+def test_losses_with_a_class_without_cells(loss, count):
     logits, counts = torch.zeros(2, 2, 3), torch.tensor([5.0, count, 1.0])
     with pytest.raises(ValueError, match=r"class_counts is 0 or less for class \[1\]"):
         loss(logits if loss.joins_experts else logits[0], torch.tensor([0, 2]), counts)
@@ -166,13 +166,13 @@ def test_a_class_without_cells_is_named(loss, count):
         (HDM, {"n_hard": 0}, "n_hard=0 was given; at least 1 is needed, or None"),
     ],
 )  # fmt: skip
-def test_options_out_of_range(kind, options, message):
+def test_losses_with_options_out_of_range(kind, options, message):
     with pytest.raises(ValueError, match=message):
         kind(**options)
 
 
 @pytest.mark.parametrize("base", [HDM(), int, "ginf", None], ids=str)
-def test_a_base_that_hdm_cannot_take(base):
+def test_hdm_with_a_wrong_base(base):
     with pytest.raises(
         TypeError, match=r"base=.* was given; pass one of celler\.losses other than"
     ):
@@ -181,7 +181,7 @@ def test_a_base_that_hdm_cannot_take(base):
 
 @pytest.mark.parametrize("loss", [RIDE(), HDM(base=RIDE())], ids=str)
 @pytest.mark.parametrize("shape", [(5, 3), (1, 5, 3)], ids=str)
-def test_ride_needs_experts(loss, shape):
+def test_ride_without_experts(loss, shape):
     counts, message = torch.tensor([2.0, 1, 1]), "RIDE compares experts and needs .* two of them"
     with pytest.raises(ValueError, match=message) as error:
         loss(torch.zeros(shape), torch.zeros(5, dtype=torch.long), counts)
@@ -197,7 +197,7 @@ def test_losses_are_frozen_and_comparable():
         GInf().amplitude = 1.0
 
 
-def test_which_losses_take_all_experts_at_once():
+def test_joins_experts_of_each_loss():
     joining = [loss for loss in EVERY if loss.joins_experts]
     assert {type(getattr(loss, "base", loss)) for loss in joining} == {RIDE}
     assert len(joining) == 4

@@ -43,7 +43,7 @@ def assert_close(actual, desired) -> None:
 
 @QUICK
 @given(problems(), st.integers(1, 10**8), st.floats(0, 3), st.floats(0, 3))
-def test_equal_counts_are_cross_entropy_whatever_the_noise(problem, count, amplitude, std):
+def test_ginf_with_equal_counts_is_cross_entropy(problem, count, amplitude, std):
     equal = with_counts(problem, count)
     for loss in (GInf(amplitude, 0.5, std), BalancedSoftmax()):
         assert_close(compute(loss, equal), cross_entropy(problem))
@@ -51,7 +51,7 @@ def test_equal_counts_are_cross_entropy_whatever_the_noise(problem, count, ampli
 
 @QUICK
 @given(problems())
-def test_without_amplitude_ginf_is_the_balanced_softmax(problem):
+def test_ginf_without_amplitude_is_the_balanced_softmax(problem):
     wanted = reference.balanced_softmax(problem.logits[0], *problem[1:])
     for loss in (GInf(amplitude=0), GInf(mean=0, std=0), BalancedSoftmax()):
         assert_close(compute(loss, problem), wanted)
@@ -59,21 +59,21 @@ def test_without_amplitude_ginf_is_the_balanced_softmax(problem):
 
 @QUICK
 @given(problems(), st.sampled_from([(1.0, 1.0), (0.5, 2.0), (0.1, 10.0)]))
-def test_a_fixed_inflation_of_one_cancels_the_prior(problem, strengths):
+def test_ginf_with_a_fixed_inflation_of_one_is_cross_entropy(problem, strengths):
     amplitude, mean = strengths
     assert_close(compute(GInf(amplitude, mean, std=0), problem), cross_entropy(problem))
 
 
 @QUICK
 @given(problems())
-def test_without_gamma_or_smoothing_it_is_cross_entropy(problem):
+def test_focal_without_gamma_is_cross_entropy(problem):
     for loss in (Focal(gamma=0), CrossEntropy()):
         assert_close(compute(loss, problem), cross_entropy(problem))
 
 
 @QUICK
 @given(problems(), st.integers(0, 3))
-def test_a_hard_set_of_every_class_is_twice_the_base(problem, n_more):
+def test_hdm_with_every_class_is_twice_the_base(problem, n_more):
     for base in BASES:
         loss = HDM(n_hard=len(problem.counts) - 1 + n_more, base=base)
         assert_close(compute(loss, problem), 2 * compute(base, problem))
@@ -81,13 +81,13 @@ def test_a_hard_set_of_every_class_is_twice_the_base(problem, n_more):
 
 @QUICK
 @given(problems())
-def test_ride_without_diversity_is_the_sum_of_the_experts_cross_entropies(problem):
+def test_ride_without_diversity_is_a_sum_of_cross_entropies(problem):
     assert_close(compute(RIDE(diversity=0), problem), cross_entropies(problem))
 
 
 @QUICK
 @given(problems(), st.floats(0, 5), st.floats(0.2, 5), st.floats(0, 0.9))
-def test_experts_that_agree_get_no_reward(problem, diversity, temperature, balance):
+def test_ride_with_equal_experts_gives_no_reward(problem, diversity, temperature, balance):
     same = problem._replace(logits=np.broadcast_to(problem.logits[0], problem.logits.shape).copy())
     loss = compute(RIDE(diversity, temperature, balance), same)
     assert_close(loss, len(problem.logits) * cross_entropy(problem))
@@ -113,7 +113,7 @@ def test_ride_rewards_scipys_relative_entropies(problem, temperature, balance):
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 @QUICK
 @given(problem=problems(), shift=st.floats(-100, 100))
-def test_a_constant_added_to_the_logits_changes_nothing(loss, problem, shift):
+def test_losses_with_a_constant_added_to_the_logits(loss, problem, shift):
     """But in RIDE, whose class-wise temperatures divide the constant too, only with equal counts."""
     if loss.joins_experts:
         problem = with_counts(problem, 3)
@@ -124,7 +124,7 @@ def test_a_constant_added_to_the_logits_changes_nothing(loss, problem, shift):
 @pytest.mark.parametrize("loss", QUIET, ids=str)
 @QUICK
 @given(problem=problems(), seed=st.integers(0, 99))
-def test_the_order_of_classes_and_experts_does_not_matter(loss, problem, seed):
+def test_losses_with_classes_and_experts_reordered(loss, problem, seed):
     """Of the experts only where they are joined; noise is drawn in the order of the classes."""
     rng = np.random.default_rng(seed)
     n_experts, _, n_classes = problem.logits.shape
@@ -137,7 +137,7 @@ def test_the_order_of_classes_and_experts_does_not_matter(loss, problem, seed):
 
 
 @pytest.mark.parametrize("loss", QUIET, ids=str)
-def test_a_cell_has_its_loss_in_any_minibatch(loss, problem):
+def test_losses_of_a_cell_in_any_minibatch(loss, problem):
     alone = [
         compute(loss, Problem(problem.logits[:, [i]], problem.labels[[i]], problem.counts))
         for i in range(len(problem.labels))
@@ -147,7 +147,7 @@ def test_a_cell_has_its_loss_in_any_minibatch(loss, problem):
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 @pytest.mark.parametrize("factor", [2, 1000])
-def test_only_the_ratios_of_the_counts_matter(loss, problem, factor):
+def test_losses_with_counts_multiplied(loss, problem, factor):
     larger = problem._replace(counts=problem.counts * factor)
     assert_close(compute(loss, larger), compute(loss, problem))
 
@@ -165,7 +165,7 @@ def test_only_the_ratios_of_the_counts_matter(loss, problem, factor):
     ],
     ids=str,
 )
-def test_class_sizes_matter(loss, problem):
+def test_losses_with_other_class_sizes(loss, problem):
     assert not np.allclose(compute(loss, problem), compute(loss, with_counts(problem, 5)))
 
 
@@ -185,12 +185,12 @@ def test_class_sizes_matter(loss, problem):
     ],
     ids=str,
 )
-def test_every_option_matters(options, problem):
+def test_losses_with_every_option_changed(options, problem):
     one, other = (compute(loss, problem) for loss in options)
     assert not np.allclose(one, other)
 
 
-def test_a_sure_cell_counts_less_with_gamma(problem):
+def test_focal_with_a_confident_cell(problem):
     """The share of cross-entropy that is left is (1 − p)^γ, smaller the surer the cell."""
     nll = cross_entropy(problem)
     left = compute(Focal(gamma=2), problem) / nll
@@ -202,7 +202,7 @@ def test_a_sure_cell_counts_less_with_gamma(problem):
 
 
 @pytest.mark.parametrize("n_hard", [1, 3, None])
-def test_the_hard_set_is_the_target_and_the_highest_others(rng, n_hard):
+def test_hard_classes_are_the_target_and_the_highest_others(rng, n_hard):
     logits = rng.normal(size=(40, 9))
     for labels in (logits.argmin(1), logits.argmax(1), rng.integers(9, size=40)):
         chosen = HDM(n_hard=n_hard).hard_classes(*map(torch.as_tensor, (logits, labels))).numpy()
@@ -213,7 +213,7 @@ def test_the_hard_set_is_the_target_and_the_highest_others(rng, n_hard):
 
 
 @pytest.mark.parametrize("lowest", [-1e4, -1e30, -np.inf])
-def test_the_target_is_in_the_set_however_low(lowest):
+def test_hard_classes_with_a_low_target(lowest):
     logits = torch.tensor([[0.0, lowest, 1.0, 2.0]])
     chosen = HDM(n_hard=2).hard_classes(logits, torch.tensor([1]))
     assert chosen.tolist() == [[1, 3, 2]]
@@ -222,19 +222,19 @@ def test_the_target_is_in_the_set_however_low(lowest):
 @pytest.mark.parametrize(
     ("n_classes", "n_hard"), [(2, 1), (3, 1), (5, 2), (10, 3), (60, 18), (67, 20), (500, 20)]
 )
-def test_default_number_of_hard_classes(n_classes, n_hard):
+def test_hard_classes_by_default(n_classes, n_hard):
     """min(20, max(1, round(0.3 C))), and the target."""
     logits = torch.zeros(1, n_classes)
     assert HDM().hard_classes(logits, torch.tensor([0])).shape == (1, n_hard + 1)
 
 
-def test_the_set_is_chosen_without_noise(problem):
+def test_hdm_chooses_its_set_without_noise(problem):
     """Noise large enough to reorder the classes: the reference, which sorts plain logits, agrees."""
     loss = HDM(n_hard=1, base=GInf(amplitude=5.0))
     np.testing.assert_allclose(compute(loss, problem), expected(loss, problem), rtol=1e-9)
 
 
-def test_the_set_is_chosen_without_the_prior():
+def test_hdm_chooses_its_set_without_the_prior():
     """Class 1 is the hardest by its logit, class 2 with the prior."""
     problem = Problem(np.array([[[0.0, 1.0, 0.0]]]), np.array([0]), np.array([1.0, 1.0, 1e6]))
     second = compute(HDM(n_hard=1, base=BalancedSoftmax()), problem) - compute(
@@ -243,7 +243,7 @@ def test_the_set_is_chosen_without_the_prior():
     np.testing.assert_allclose(second, [np.log(1 + np.e)])
 
 
-def test_the_experts_mean_logits_choose_the_set():
+def test_hdm_with_experts_chooses_by_their_mean():
     """Each expert has a favourite of its own; the mean's is another class."""
     logits = np.array([[[0.0, 5.0, 4.0, -9.0]], [[0.0, -9.0, 4.0, 5.0]]])
     problem = Problem(logits, np.array([0]), np.ones(4))
@@ -256,7 +256,7 @@ def test_the_experts_mean_logits_choose_the_set():
 
 
 @pytest.mark.parametrize("loss", NOISY, ids=str)
-def test_the_generator_fixes_the_draw(loss, problem):
+def test_losses_with_the_same_generator(loss, problem):
     before = torch.get_rng_state()
     same = [compute(loss, problem, seed=3) for _ in range(2)]
     np.testing.assert_array_equal(*same)
@@ -265,7 +265,7 @@ def test_the_generator_fixes_the_draw(loss, problem):
 
 
 @pytest.mark.parametrize("loss", [*QUIET, GInf(amplitude=0), HDM(base=GInf(amplitude=0))], ids=str)
-def test_only_ginf_with_an_amplitude_draws(loss, problem):
+def test_losses_without_amplitude_draw_nothing(loss, problem):
     arguments = tuple(map(torch.as_tensor, problem.suit(loss)))
     own, before = generator(), torch.get_rng_state()
     with_generator, without = loss(*arguments, own), loss(*arguments)
@@ -274,7 +274,7 @@ def test_only_ginf_with_an_amplitude_draws(loss, problem):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_both_terms_of_hdm_share_one_draw(problem):
+def test_hdm_shares_one_draw_between_its_terms(problem):
     own, other = generator(), generator()
     arguments = tuple(map(torch.as_tensor, problem.suit(GInf())))
     HDM()(*arguments, own)
@@ -282,7 +282,7 @@ def test_both_terms_of_hdm_share_one_draw(problem):
     assert torch.equal(own.get_state(), other.get_state())
 
 
-def test_noise_is_drawn_per_cell_and_class_with_its_mean_and_deviation():
+def test_ginf_draws_per_cell_and_class_with_mean_and_std():
     """One cell of two classes, twenty thousand times: z'_1 − z'_0 = a Δ I recovers I's moments."""
     n = 20_000
     logits, counts = torch.zeros(n, 2, dtype=torch.float64), torch.tensor([np.e**2, 1.0]).double()

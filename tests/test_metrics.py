@@ -24,7 +24,7 @@ def labels(rng):
     return truth, prediction
 
 
-def test_per_class_is_sklearns(labels):
+def test_per_class_equals_sklearn(labels):
     truth, prediction = labels
     table = per_class(truth, prediction, COUNTS)
     assert table.index.tolist() == ["head", "middle", "rare"], "largest in the reference first"
@@ -38,7 +38,7 @@ def test_per_class_is_sklearns(labels):
     assert table["frequency"].tolist() == ["head", "medium", "medium"]
 
 
-def test_summary_is_sklearns(labels):
+def test_summary_equals_sklearn(labels):
     truth, prediction = labels
     figures = summary(truth, prediction, COUNTS)
     assert figures["accuracy"] == pytest.approx(accuracy_score(truth, prediction))
@@ -61,7 +61,7 @@ def test_summary_is_sklearns(labels):
     assert np.isnan(figures["recall_tail"])
 
 
-def test_a_type_that_the_reference_lacks_is_tail_and_counts_as_missed():
+def test_per_class_with_a_class_that_the_reference_lacks():
     table = per_class(np.array(["new", "a"]), np.array(["a", "a"]), {"a": 100})
     assert table.loc["new"].tolist() == [0, 1, 0, 0, 0, "tail"]
     figures = summary(np.array(["new", "a"]), np.array(["a", "a"]), {"a": 100})
@@ -81,11 +81,11 @@ def test_a_type_that_the_reference_lacks_is_tail_and_counts_as_missed():
         (200, 2000, "head"),
     ],
 )
-def test_frequency_groups(count, total, group):
+def test_frequency_groups_at_the_limits(count, total, group):
     assert frequency_groups({"it": count, "rest": total - count})["it"] == group
 
 
-def test_calibration_error_by_hand():
+def test_expected_calibration_error_by_hand():
     """Two bins of [0, 1/2) and [1/2, 1]: |(0.2 + 0.4) − 1| and |(0.9 + 1.0) − 1|, over four cells."""
     confidence, is_correct = np.array([0.2, 0.4, 0.9, 1.0]), np.array([True, False, False, True])
     error = expected_calibration_error(confidence, is_correct, n_bins=2)
@@ -93,7 +93,7 @@ def test_calibration_error_by_hand():
     assert expected_calibration_error(np.ones(3), np.ones(3)) == 0
 
 
-def test_calibration_error_is_sklearns_curve_weighted(rng):
+def test_expected_calibration_error_equals_sklearns_curve(rng):
     confidence = rng.random(500)
     is_correct = rng.random(500) < confidence**2
     accuracy, mean_confidence = calibration_curve(is_correct, confidence, n_bins=15)
@@ -103,7 +103,7 @@ def test_calibration_error_is_sklearns_curve_weighted(rng):
     )
 
 
-def test_calibration_bins_are_sklearns_curve_with_the_number_of_cells(rng):
+def test_calibration_bins_equal_sklearns_curve(rng):
     confidence = rng.random(400)
     is_correct = rng.random(400) < confidence
     confidence[:2], is_correct[:2] = [0.0, 1.0], [False, True]

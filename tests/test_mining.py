@@ -47,7 +47,7 @@ def cells_found(hard: HardCells) -> list[tuple[int, int, int]]:
 # ---- worked by hand ----
 
 
-def test_an_epoch_by_hand():
+def test_choose_by_hand():
     """Three classes; two cells for each predicted class; at most 4 of the 20 training cells."""
     hard = hard_cells(n_per_class=2, max_share=0.2)
     watch(
@@ -68,7 +68,7 @@ def test_an_epoch_by_hand():
     assert hard.n_failed(np.array([0, 1, 11, 16])).tolist() == [0] * 4, "not replayed so far"
 
 
-def test_an_epoch_without_errors_replays_nothing():
+def test_choose_without_errors():
     hard = hard_cells()
     watch(hard, [(0, 0, 1, 0.9)])
     assert hard.replayed.tolist() == [0]
@@ -79,7 +79,7 @@ def test_an_epoch_without_errors_replays_nothing():
     assert len(hard.replayed) == len(hard.found) == 0
 
 
-def test_before_the_first_epoch_nothing_is_replayed():
+def test_replayed_before_the_first_epoch():
     hard = hard_cells()
     assert len(hard.replayed) == len(hard.found) == 0
     assert hard.report() == {"replayed_share": 0, **{f"replayed_{j}": 0 for j in range(3)}}
@@ -89,7 +89,7 @@ def test_before_the_first_epoch_nothing_is_replayed():
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["right first", "wrong first"])
 @pytest.mark.parametrize("is_one_minibatch", [True, False])
-def test_a_cell_is_hard_where_any_pass_was_wrong(order, is_one_minibatch):
+def test_choose_with_one_wrong_pass_of_several(order, is_one_minibatch):
     """A replayed cell has two passes; the one that was right takes nothing back."""
     hard = hard_cells()
     watch(hard, [(7, 0, 2, 0.9)])
@@ -100,7 +100,7 @@ def test_a_cell_is_hard_where_any_pass_was_wrong(order, is_one_minibatch):
     assert hard.n_failed(np.array([7])).tolist() == [1]
 
 
-def test_two_wrong_passes_count_once():
+def test_choose_with_two_wrong_passes_of_a_cell():
     """With the surer probability where they agree on the class, for either class where they do not."""
     hard = hard_cells(n_per_class=2, max_share=1.0)
     watch(hard, [(7, 0, 1, 0.6), (7, 0, 1, 0.9), (8, 0, 1, 0.7), (9, 0, 1, 0.65), (7, 0, 2, 0.55)])
@@ -110,13 +110,13 @@ def test_two_wrong_passes_count_once():
     assert hard.report()["replayed_0"] == 2
 
 
-def test_a_cell_of_two_classes_takes_one_place_of_the_cap():
+def test_choose_with_a_cell_wrong_in_two_classes():
     hard = hard_cells(max_share=0.15)
     watch(hard, [(7, 0, 1, 0.9), (7, 0, 2, 0.8), (8, 0, 1, 0.7), (9, 0, 2, 0.6), (5, 0, 1, 0.55)])
     assert sorted(hard.replayed) == [7, 8, 9]
 
 
-def test_a_common_error_leaves_room_for_the_rare_classes():
+def test_choose_with_a_common_error_leaves_room_for_rare_classes():
     """Fifteen cells surely taken for class 0, one each less surely for 1 and 2, and five places."""
     hard = hard_cells((80, 10, 10), max_share=0.05)
     common = [(i, 1, 0, 0.99 - i / 1000) for i in range(15)]
@@ -128,7 +128,7 @@ def test_a_common_error_leaves_room_for_the_rare_classes():
 @pytest.mark.parametrize(
     ("n_cells", "max_share", "n_most"), [(20, 0.1, 2), (20, 0.99, 19), (9, 0.1, 0)]
 )
-def test_the_cap_is_rounded_down(n_cells, max_share, n_most):
+def test_choose_rounds_the_cap_down(n_cells, max_share, n_most):
     hard = hard_cells((n_cells - 1, 1), max_share=max_share)
     watch(hard, [(i, 0, 1, 0.9) for i in range(n_cells)])
     assert len(hard.replayed) == n_most
@@ -137,7 +137,7 @@ def test_the_cap_is_rounded_down(n_cells, max_share, n_most):
 # ---- the guard ----
 
 
-def test_a_cell_that_stays_wrong_leaves_and_returns_after_it_was_right():
+def test_choose_with_patience():
     """Cell 1 with patience 2; cell 2 is wrong once a while and never leaves."""
     hard = hard_cells(patience=2, max_share=1.0)
     story = [
@@ -159,7 +159,7 @@ def test_a_cell_that_stays_wrong_leaves_and_returns_after_it_was_right():
         assert (1 in hard.found["index"]) == is_wrong_1, "also while it is not replayed"
 
 
-def test_a_cell_that_leaves_makes_room_for_the_next():
+def test_choose_with_a_cell_that_leaves():
     hard = hard_cells(n_per_class=1, patience=1)
     passes = [(4, 0, 1, 0.9), (5, 0, 1, 0.8), (6, 0, 1, 0.7)]
     chosen = []
@@ -171,7 +171,7 @@ def test_a_cell_that_leaves_makes_room_for_the_next():
     assert hard.n_failed(np.array([4, 5, 6])).tolist() == [3, 2, 1]
 
 
-def test_an_epoch_without_replay_ends_a_row():
+def test_n_failed_after_an_epoch_without_replay():
     """Cell 5 is wrong throughout but surpassed by cell 4 in the second epoch."""
     hard = hard_cells(n_per_class=1, patience=2)
     watch(hard, [(5, 0, 1, 0.9)])
@@ -199,7 +199,7 @@ def epochs(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(epochs())
-def test_random_epochs_are_those_of_the_slow_reference(problem):
+def test_choose_equals_the_slow_reference(problem):
     """Few levels of probability, so that many passes tie; the same cells are wrong again and again."""
     options, sizes, seed = problem
     rng = np.random.default_rng(seed)
@@ -229,7 +229,7 @@ def test_random_epochs_are_those_of_the_slow_reference(problem):
 # ---- watching ----
 
 
-def test_more_minibatches_than_may_wait():
+def test_watch_with_more_minibatches_than_may_wait():
     """Their cells are all found, the first and the last among them."""
     n_cells = 2 * N_WAITING + 5
     passes = [(i, 0, 1, 0.9) for i in range(n_cells)]
@@ -241,7 +241,7 @@ def test_more_minibatches_than_may_wait():
     np.testing.assert_array_equal(one_by_one.replayed, at_once.replayed)
 
 
-def test_a_source_may_be_larger_than_32_bits_count():
+def test_watch_with_an_index_beyond_32_bits():
     """Neither the index nor the choice is bounded by the memory a table of all cells would take."""
     large = 2**40
     hard = hard_cells(patience=1)
@@ -252,7 +252,7 @@ def test_a_source_may_be_larger_than_32_bits_count():
     assert hard.n_failed(np.array([large, 2**31, 0])).tolist() == [1, 1, 0]
 
 
-def test_the_probability_is_that_of_the_softmax(rng):
+def test_found_holds_softmax_probabilities(rng):
     """Of float64 logits and of the bfloat16 ones that autocast gives."""
     logits = 3 * rng.normal(size=(30, 5))
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -281,7 +281,7 @@ def test_the_probability_is_that_of_the_softmax(rng):
         ({"max_share": 1.5}, "max_share=1.5 was given"),
     ],
 )
-def test_options_out_of_range(options, message):
+def test_replay_with_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Replay(**{"max_share": 0.1} | options)
 
@@ -289,7 +289,7 @@ def test_options_out_of_range(options, message):
 # ---- two processes ----
 
 
-def test_two_ranks_share_an_epoch_and_agree_with_one_process(tmp_path):
+def test_choose_with_two_ranks_equals_one_process(tmp_path):
     """Real processes on torch.distributed, whose passes of one cell may differ."""
     n_ranks, n_epochs, n_cells, batch_size = 2, 4, 53, 8
     arguments = n_ranks, n_epochs, n_cells, batch_size
@@ -323,7 +323,7 @@ def test_two_ranks_share_an_epoch_and_agree_with_one_process(tmp_path):
     assert alone.n_failed(np.arange(n_cells)).max() >= 2
 
 
-def test_the_list_counts_epochs_and_keeps_the_surest():
+def test_listed_counts_epochs_and_keeps_the_most_probable():
     """Two epochs by hand: a cell twice in the list of one class, once in that of another."""
 
     def found(*passes) -> np.ndarray:

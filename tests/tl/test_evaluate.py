@@ -1,4 +1,4 @@
-"""Evaluation against scikit-learn, and majority votes against pandas and by hand."""
+"""Evaluation, against scikit-learn and by hand."""
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,8 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from celler.datasets import toy_long_tail
 from celler.metrics import expected_calibration_error
-from celler.tl import Evaluation, evaluate, majority_vote
+from celler.tl import Evaluation, evaluate
 
 
 @pytest.fixture
@@ -29,10 +28,7 @@ def columns(adata, *keys):
     return [adata.obs[key].to_numpy().astype(str) for key in keys]
 
 
-# ---- evaluate ----
-
-
-def test_every_metric_is_sklearns(adata):
+def test_evaluate_equals_sklearn(adata):
     truth, prediction = columns(adata, "cell_type", "celler")
     before = adata.copy()
     result = evaluate(adata, "cell_type", "celler")
@@ -58,7 +54,7 @@ def test_every_metric_is_sklearns(adata):
 
 
 @pytest.mark.parametrize("kind", [dict, pd.Series])
-def test_frequency_is_that_of_the_training(adata, kind):
+def test_evaluate_with_reference_counts(adata, kind):
     names = list(adata.obs["cell_type"].cat.categories)
     counts = kind(dict(zip(names, [5, 1000, 50, 15, 2000, 300], strict=True)))
     result = evaluate(adata, "cell_type", "celler", reference_counts=counts)
@@ -73,7 +69,7 @@ def test_frequency_is_that_of_the_training(adata, kind):
     )
 
 
-def test_confidence_gives_the_calibration_error(adata):
+def test_evaluate_with_a_confidence(adata):
     truth, prediction = columns(adata, "cell_type", "celler")
     confidence = adata.obs["celler_confidence"].to_numpy()
     expected = expected_calibration_error(confidence, truth == prediction)
@@ -91,7 +87,7 @@ def test_confidence_gives_the_calibration_error(adata):
         evaluate(adata, "cell_type", "celler", confidence="sur")
 
 
-def test_parents_from_a_mapping_or_a_column(adata):
+def test_evaluate_with_parents_of_a_mapping_or_a_column(adata):
     names = list(adata.obs["cell_type"].cat.categories)
     parent_of = parents(names)
     truth, prediction = (
@@ -112,7 +108,7 @@ def test_parents_from_a_mapping_or_a_column(adata):
     assert result.summary["accuracy"] < result.summary["parent_accuracy"]
 
 
-def test_backed_off_cells_are_missed_classes_and_right_parents():
+def test_evaluate_with_backed_off_cells():
     """Worked by hand: of four cells of a and b, one is right, one unknown and two are given as x."""
     cells = pd.DataFrame(
         {
@@ -134,7 +130,7 @@ def test_backed_off_cells_are_missed_classes_and_right_parents():
     assert "backed_off_share" not in own.summary
 
 
-def test_parents_that_are_missing_or_two(adata):
+def test_evaluate_with_parents_that_are_missing_or_two(adata):
     names = list(adata.obs["cell_type"].cat.categories)
     with pytest.raises(ValueError, match="parents has no parent for platelet; name one"):
         evaluate(adata, "cell_type", "celler", parents=parents(names[:-1]))
@@ -156,7 +152,7 @@ def test_parents_that_are_missing_or_two(adata):
         evaluate(adata, "cell_type", "celler", parents="lineage")
 
 
-def test_classes_that_are_not_in_the_truth():
+def test_evaluate_with_classes_that_the_truth_lacks():
     """By hand: two of four right; "new" is a class of its own, with an F1 of 0."""
     cells = pd.DataFrame({"given": [*"aabb"], "found": ["a", "new", "b", "a"]})
     result = evaluate(cells, "given", "found", parents={"a": "x", "b": "x"})
@@ -168,7 +164,7 @@ def test_classes_that_are_not_in_the_truth():
     assert rolled.summary["parent_accuracy"] == 1
 
 
-def test_rejected_cells_are_missed_but_no_class():
+def test_evaluate_with_rejected_cells():
     cells = pd.DataFrame(
         {"given": [*"aabb"], "found": ["a", "Unknown", "b", "a"], "sure": [1, 0.1, 1, 0]}
     )
@@ -190,7 +186,7 @@ def test_rejected_cells_are_missed_but_no_class():
     assert result.per_class.loc["Unknown", "f1"] == 1
 
 
-def test_cells_without_a_label_are_left_out(adata):
+def test_evaluate_with_missing_labels(adata):
     truth, prediction = columns(adata, "cell_type", "celler")
     adata.obs["cell_type"] = adata.obs["cell_type"].where(adata.obs["donor"] != "donor 0")
     adata.obs["celler"] = (
@@ -207,14 +203,14 @@ def test_cells_without_a_label_are_left_out(adata):
         evaluate(adata, "cell_type", "celler")
 
 
-def test_one_class_and_numbers_as_labels():
+def test_evaluate_with_one_class_and_with_numbers():
     cells = pd.DataFrame({"given": ["a", "a"], "found": ["a", "a"], "cluster": [0, 0]})
     result = evaluate(cells, "given", "found")
     assert result.summary["macro_f1"] == result.summary["accuracy"] == 1
     assert evaluate(cells, "cluster", "cluster").per_class.index.tolist() == ["0"]
 
 
-def test_unknown_columns(adata):
+def test_evaluate_with_unknown_columns(adata):
     with pytest.raises(
         KeyError, match="truth='celltype' is not a column of adata.obs. Closest: 'cell_type'"
     ):
@@ -223,71 +219,3 @@ def test_unknown_columns(adata):
         KeyError, match="prediction='CELLER' is not a column of the table. Closest: 'celler'"
     ):
         evaluate(adata.obs, "cell_type", "CELLER")
-
-
-# ---- majority_vote ----
-
-
-def test_the_majority_is_pandas_mode():
-    adata = toy_long_tail(400, seed=1)
-    rng = np.random.default_rng(0)
-    adata.obs["cluster"] = pd.Categorical(rng.integers(30, size=400).astype(str))
-    before = adata.copy()
-    assert majority_vote(adata, "cell_type", "cluster") is None
-    by_cluster = before.obs.groupby("cluster", observed=True)["cell_type"]
-    counts = by_cluster.value_counts(normalize=True).unstack()
-    # equal counts: the first category, which is what idxmax gives
-    expected = counts[before.obs["cell_type"].cat.categories].idxmax(axis=1)
-    assert (
-        adata.obs["cell_type_majority"].astype(str)
-        == adata.obs["cluster"].map(expected).astype(str)
-    ).all()
-    np.testing.assert_allclose(
-        adata.obs["cell_type_majority_share"],
-        adata.obs["cluster"].map(counts.max(axis=1)).astype(float),
-    )
-    assert isinstance(adata.obs["cell_type_majority"].dtype, pd.CategoricalDtype)
-    added = ["cell_type_majority", "cell_type_majority_share"]
-    adata.obs = adata.obs.drop(columns=added)
-    assert_same(adata, before)
-
-
-def vote(labels, clusters, **options):
-    adata = toy_long_tail(60)[: len(labels)].copy()
-    adata.obs["label"], adata.obs["cluster"] = labels, clusters
-    majority_vote(adata, "label", "cluster", key_added="vote", **options)
-    winners = adata.obs["vote"].astype(object)
-    return [None if pd.isna(name) else name for name in winners], adata.obs["vote_share"].tolist()
-
-
-def test_votes_by_hand():
-    labels, clusters = ["b", "a", "b", "c", "a", "b"], [1, 1, 1, 2, 2, 2]
-    winners, share = vote(labels, clusters)
-    assert winners == ["b", "b", "b", "a", "a", "a"], (
-        "of three labels with a cell each the first wins"
-    )
-    assert share == pytest.approx([2 / 3] * 3 + [1 / 3] * 3)
-    assert vote(labels, clusters, min_share=0.5)[0] == ["b"] * 3 + ["Unknown"] * 3
-    assert vote(labels, clusters, min_share=0.5, unknown_label="mixed")[0][-1] == "mixed"
-    assert vote(["a", "b", "a", "c"], [1] * 4, min_share=0.5)[0] == ["a"] * 4, "half is enough"
-
-
-def test_cells_without_a_label_or_a_cluster():
-    labels, clusters = ["b", None, None, None, "a", "b"], ["x", "x", "x", "y", None, "x"]
-    winners, share = vote(labels, clusters)
-    assert winners == ["b", "b", "b", None, None, "b"], "y has no vote, the fifth cell no cluster"
-    np.testing.assert_array_equal(share, [1, 1, 1, np.nan, np.nan, 1])
-
-
-def test_votes_that_are_refused():
-    adata = toy_long_tail(50, 100)
-    with pytest.raises(KeyError, match="cluster_key='leiden' is not a column"):
-        majority_vote(adata, "cell_type", "leiden")
-    with pytest.raises(KeyError, match="key='Cell_type' .*Closest: 'cell_type'"):
-        majority_vote(adata, "Cell_type", "donor")
-    with pytest.raises(ValueError, match="min_share=2 was given; a share between 0 and 1"):
-        majority_vote(adata, "cell_type", "donor", min_share=2)
-    for key_added in ("cell_type", "donor"):
-        with pytest.raises(ValueError, match="would overwrite its own input"):
-            majority_vote(adata, "cell_type", "donor", key_added=key_added)
-    assert list(adata.obs) == ["cell_type", "parent_type", "donor"]

@@ -1,4 +1,4 @@
-"""Markers against the equation on dense float64, and against what biologists know cells by."""
+"""Markers, against the equation in dense float64 and against known markers of blood cells."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def by_the_equation(logs, groups, n_genes):
     return pd.DataFrame(rows, columns=["group", "gene", "score", "next_group"])
 
 
-def test_the_score_is_the_equation(counts):
+def test_rank_markers_scores_by_the_equation(counts):
     found = rank_markers(counts, "cell_type", n_genes=12)
     logs, groups = log_cp10k(counts.X), counts.obs["cell_type"].to_numpy().astype(str)
     expected = by_the_equation(logs, groups, 12)
@@ -69,7 +69,7 @@ def test_the_score_is_the_equation(counts):
         )
 
 
-def test_the_markers_of_the_toy_are_found(counts):
+def test_rank_markers_finds_the_markers_of_the_toy(counts):
     """Ten genes of each type are raised; the rarest type has five cells."""
     found = rank_markers(counts, "cell_type", n_genes=5)
     for j in range(4):
@@ -78,7 +78,7 @@ def test_the_markers_of_the_toy_are_found(counts):
         assert set(genes) <= {f"gene {i}" for i in range(10 * j, 10 * j + 10)}
 
 
-def test_blood_cells_have_the_markers_biologists_know():
+def test_rank_markers_of_blood_cells_are_known_ones():
     found = rank_markers(pbmc68k(), "cell_type", n_genes=5)
     best = found.groupby("group")["gene"].agg(set)
     assert {"CD79A", "MS4A1", "CD79B"} <= best["CD19+ B"]
@@ -91,7 +91,7 @@ def test_blood_cells_have_the_markers_biologists_know():
     assert "PRSS57" in best["CD34+"]
 
 
-def test_counts_and_logarithms_give_the_same(counts):
+def test_rank_markers_with_counts_and_logarithms(counts):
     before = counts.copy()
     logs = counts.copy()
     sc.pp.normalize_total(logs, target_sum=1e4)
@@ -106,7 +106,15 @@ def test_counts_and_logarithms_give_the_same(counts):
     assert_same(counts, before)
 
 
-def test_scaled_values_are_left_for_raw(counts):
+def test_rank_markers_with_shallow_expected_counts(counts):
+    """Small values that are no whole numbers are still proportional to counts."""
+    found = rank_markers(counts, "cell_type")
+    counts.X = counts.X * 0.7
+    assert counts.X.max() < 30
+    pd.testing.assert_frame_equal(found, rank_markers(counts, "cell_type"), rtol=1e-4)
+
+
+def test_rank_markers_with_scaled_values_reads_raw(counts):
     counts.raw = counts
     found = rank_markers(counts, "cell_type")
     scaled = counts.copy()
@@ -125,7 +133,7 @@ def test_scaled_values_are_left_for_raw(counts):
     "kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]
 )
 @pytest.mark.parametrize("is_backed", [False, True])
-def test_every_storage(counts, tmp_path, monkeypatch, kind, is_backed):
+def test_rank_markers_with_every_storage(counts, tmp_path, monkeypatch, kind, is_backed):
     found = rank_markers(counts, "cell_type")
     monkeypatch.setattr(values, "ROWS_AT_ONCE", 70)
     counts.X = kind(counts.X.toarray())
@@ -139,7 +147,7 @@ def test_every_storage(counts, tmp_path, monkeypatch, kind, is_backed):
     )
 
 
-def test_repeated_entries_are_one(counts):
+def test_rank_markers_with_repeated_entries(counts):
     found = rank_markers(counts, "cell_type")
     X = counts.X
     twice = sparse.csr_matrix(
@@ -150,7 +158,7 @@ def test_repeated_entries_are_one(counts):
     assert counts.X.nnz == 2 * X.nnz
 
 
-def test_cells_without_a_group_count_nowhere(counts):
+def test_rank_markers_with_cells_without_a_group(counts):
     labels = counts.obs["cell_type"].astype(object)
     counts.obs["label"] = labels.where(counts.obs["donor"] != "donor 0", None)
     found = rank_markers(counts, "label")
@@ -158,7 +166,7 @@ def test_cells_without_a_group_count_nowhere(counts):
     pd.testing.assert_frame_equal(found, rank_markers(rest, "cell_type"), rtol=1e-5)
 
 
-def test_one_group_and_groups_that_do_not_differ(counts):
+def test_rank_markers_with_one_group_or_equal_groups(counts):
     counts.obs["all"] = "all"
     found = rank_markers(counts, "all", n_genes=3)
     logs = log_cp10k(counts.X)
@@ -170,7 +178,7 @@ def test_one_group_and_groups_that_do_not_differ(counts):
     assert list(none) == list(found)
 
 
-def test_a_cell_without_counts_and_bad_options(counts):
+def test_rank_markers_with_empty_cells_and_wrong_options(counts):
     counts.X = counts.X.toarray()
     counts.X[0] = 0
     assert np.isfinite(rank_markers(counts, "cell_type")["score"]).all()
@@ -180,6 +188,6 @@ def test_a_cell_without_counts_and_bad_options(counts):
         rank_markers(counts, "celltype")
 
 
-def test_no_torch():
+def test_tl_imports_no_torch():
     code = "import sys, celler.tl; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
