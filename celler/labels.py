@@ -334,24 +334,23 @@ class Ontology:
     def __init__(self, terms: Iterable[Term]) -> None:
         self.terms = {term.id: term for term in terms}
         self._ids = {i.casefold(): t for t in self.terms.values() for i in (t.id, *t.other_ids)}
-        self._by_name: dict[str, list[Term]] = {}
-        self._by_synonym: dict[str, list[Term]] = {}
-        self._by_loose: dict[str, list[Term]] = {}
+        # in the order in which a name is looked up; loose synonyms only serve as a hint
+        self._named: dict[str, dict[str, list[Term]]] = {"name": {}, "exact": {}, "loose": {}}
         for term in self.terms.values():
-            for table, names in (
-                (self._by_name, [term.name]),
-                (self._by_synonym, term.exact),
-                (self._by_loose, term.loose),
+            for kind, names in (
+                ("name", [term.name]),
+                ("exact", term.exact),
+                ("loose", term.loose),
             ):
                 for key in {_plain(name) for name in names if name}:
-                    table.setdefault(key, []).append(term)
+                    self._named[kind].setdefault(key, []).append(term)
 
     def find(self, name: str) -> Term:
         """Return the term with this id, name or exact synonym; raise unless there is one, not obsolete."""
         by_id = self._ids.get(name.strip().casefold())
         found = [by_id] if by_id is not None else []
-        for table in (self._by_name, self._by_synonym):
-            named = table.get(_plain(name), [])
+        for kind in ("name", "exact"):
+            named = self._named[kind].get(_plain(name), [])
             found = found or [t for t in named if not t.is_obsolete] or named
         if not found:
             raise ValueError(self._not_found(name))
@@ -360,7 +359,9 @@ class Ontology:
                 f"{name!r} is the name of {' and of '.join(map(str, found))}; pass one of these ids."
             )
         if found[0].is_obsolete:
-            raise ValueError(f"{name!r} is {found[0]}, which is obsolete.{self._advice(found[0])}")
+            new = self.terms.get(found[0].replaced_by)
+            advice = f"It was replaced by {new}: pass that." if new else "Pass another term."
+            raise ValueError(f"{name!r} is {found[0]}, which is obsolete. {advice}")
         return found[0]
 
     def above(self, term: Term) -> dict[str, Term]:
@@ -387,7 +388,7 @@ class Ontology:
         return [other for other in own if other.id not in higher]
 
     def _not_found(self, name: str) -> str:
-        loose = self._by_loose.get(_plain(name), [])
+        loose = self._named["loose"].get(_plain(name), [])
         if loose:
             return (
                 f"{name!r} is no name or exact synonym of a term, only a related, broad or narrow one of "
@@ -398,10 +399,6 @@ class Ontology:
         close = similar(_plain(name), name_of)
         hint = f" Closest: {name_of[close[0]]!r}." if close else ""
         return f"{name!r} is no id, name or exact synonym of a term.{hint}"
-
-    def _advice(self, term: Term) -> str:
-        new = self.terms.get(term.replaced_by)
-        return f" It was replaced by {new}: pass that." if new else " Pass another term."
 
 
 def read_obo(path: str | os.PathLike[str]) -> Ontology:
@@ -441,13 +438,10 @@ def _read_tag(term: Term, tag: str, value: str) -> None:
             names.append(_unescaped(match[1]))
     elif tag == "is_obsolete":
         term.is_obsolete = value.casefold().startswith("true")
-    elif tag in ("id", "is_a", "alt_id", "replaced_by"):
-        identifier = re.split(r"[\s!{]", value, maxsplit=1)[0]
-        if tag == "id":
-            term.id = identifier
-        elif tag == "replaced_by":
-            term.replaced_by = identifier
-        elif identifier:
+    elif identifier := re.split(r"[\s!{]", value, maxsplit=1)[0]:
+        if tag in ("id", "replaced_by"):
+            setattr(term, tag, identifier)
+        elif tag in ("is_a", "alt_id"):
             (term.is_a if tag == "is_a" else term.other_ids).append(identifier)
 
 

@@ -84,7 +84,7 @@ def detect(X: sparse.csr_matrix) -> InputState:
     cell are whole multiples of its smallest, or all cells have the same sum. Without a trace, values up
     to 30 are logarithms.
     """
-    X = sparse.csr_matrix((X.data.astype(np.float64), X.indices, X.indptr), X.shape)
+    X = X.astype(np.float64, copy=True)  # eliminate_zeros works in place
     if not np.isfinite(X.data).all():
         return InputState("not finite", "NaN or infinite values")
     X.eliminate_zeros()

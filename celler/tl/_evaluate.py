@@ -52,27 +52,25 @@ def read_parents(
     data: AnnData | pd.DataFrame, parents: Mapping[str, str] | pd.Series | str, cells: Pair
 ) -> dict[str, str]:
     """Parent of every class of the truth, from a mapping or a column with the parent of each cell."""
-    classes = np.unique(cells.truth)
     if isinstance(parents, Mapping | pd.Series):
-        parent_of = {str(name): str(parent) for name, parent in parents.items()}
-        missing = [name for name in classes if name not in parent_of]
-        if missing:
+        found = pd.Series(parents, dtype=object)
+        pairs = pd.DataFrame({"class": found.index.astype(str), "parent": found.to_numpy()})
+        given = "parents"
+    else:
+        column = label_column(data, parents, "parents")[cells.rows]
+        pairs = pd.DataFrame({"class": cells.truth, "parent": np.asarray(column, dtype=object)})
+        given = f"parents={parents!r}"
+    pairs = pairs.dropna().astype(str).drop_duplicates()
+    of_class = pairs.groupby("class")["parent"].agg(sorted)
+    names = {name: of_class.get(name, []) for name in np.unique(cells.truth).tolist()}
+    if missing := [name for name in names if not names[name]]:
+        raise ValueError(f"{given} has no parent for {listed(missing)}; name one for each class.")
+    for name, several in names.items():
+        if len(several) > 1:
             raise ValueError(
-                f"parents has no parent for {listed(missing)}; name one for each class."
+                f"{given} gives class {name!r} {listed(several)} as parents; each class needs exactly one."
             )
-        return parent_of
-    column = label_column(data, parents, "parents")[cells.rows]
-    pairs = pd.DataFrame({"class": cells.truth, "parent": np.asarray(column, dtype=object)})
-    distinct = pairs.dropna().drop_duplicates()
-    n_parents = distinct["class"].value_counts().reindex(classes, fill_value=0)
-    if (n_parents != 1).any():
-        name = n_parents.index[n_parents != 1][0]
-        found = sorted(distinct.loc[distinct["class"] == name, "parent"])
-        raise ValueError(
-            f"parents={parents!r} gives class {name!r} {listed(found)} as parents; each class needs "
-            "exactly one. Correct the column, or pass a mapping."
-        )
-    return dict(zip(distinct["class"], distinct["parent"], strict=True))
+    return dict(zip(pairs["class"], pairs["parent"], strict=True))
 
 
 class Evaluation(NamedTuple):

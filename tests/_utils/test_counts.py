@@ -95,6 +95,15 @@ def test_detect_with_counts_that_share_a_maximum(rng):
     assert detect(sparse.csr_matrix(counts)).kind == "counts"
 
 
+def test_detect_with_stored_zeros_leaves_the_matrix_alone(rng):
+    X = sparse.csr_matrix(umi_counts(rng) + 1)
+    X.data[::3] = 0
+    before = X.copy()
+    assert detect(X).kind == "counts"
+    for name in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(X, name), getattr(before, name))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("is_log", [False, True])
 def test_cp10k_is_a_dense_quotient(rng, dtype, is_log):
