@@ -24,10 +24,8 @@ def per_class(
 
     Parameters
     ----------
-    truth
-        True labels ``(n,)``.
-    prediction
-        Predicted labels ``(n,)``.
+    truth, prediction
+        Labels ``(n,)``.
     reference_counts
         Cells of each class in the reference.
 
@@ -93,10 +91,8 @@ def summary(
 
     Parameters
     ----------
-    truth
-        True labels ``(n,)``.
-    prediction
-        Predicted labels ``(n,)``.
+    truth, prediction
+        Labels ``(n,)``.
     reference_counts
         Cells of each class in the reference.
     classes

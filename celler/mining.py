@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -160,11 +161,8 @@ def surest(passes: np.ndarray, n_per_class: int) -> np.ndarray:
 
     Sorted by class, then probability, then index.
     """
-    order = np.lexsort((passes["index"], -passes["log_probability"], passes["prediction"]))
-    passes = passes[order]
-    _, first = np.unique(passes[["prediction", "index"]], return_index=True)
-    passes = passes[np.sort(first)]
-    return passes[rank_in_class(passes) < n_per_class]
+    order = _sorted(passes, passes["prediction"]).drop_duplicates(["prediction", "index"])
+    return passes[order.groupby("prediction").head(n_per_class).index]
 
 
 def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -172,19 +170,10 @@ def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
 
     Sorted by predicted class and index, each pair once.
     """
-    new = np.empty(len(found), LISTED)
-    for name in PASS.names or ():
-        new[name] = found[name]
-    new["n_epochs"] = 1
-    both = np.concatenate([listed, new])
-    both = both[np.lexsort((both["index"], both["prediction"]))]
-    if not len(both):
-        return both
-    _, first = np.unique(both[["prediction", "index"]], return_index=True)
-    total = both[first]
-    total["n_epochs"] = np.add.reduceat(both["n_epochs"], first)
-    total["log_probability"] = np.maximum.reduceat(both["log_probability"], first)
-    return total
+    both = pd.concat([pd.DataFrame(listed), pd.DataFrame(found).assign(n_epochs=1)])
+    kept = {"label": "first", "log_probability": "max", "n_epochs": "sum"}
+    total = both.groupby(["prediction", "index"], as_index=False).agg(kept)
+    return total[list(LISTED.names or ())].to_records(index=False).astype(LISTED).view(np.ndarray)
 
 
 def rank_in_class(passes: np.ndarray) -> np.ndarray:
@@ -195,7 +184,13 @@ def rank_in_class(passes: np.ndarray) -> np.ndarray:
 
 def within(passes: np.ndarray, n_most: int) -> np.ndarray:
     """At most ``n_most`` cells, one pass each: the first of every class before the second of any."""
-    order = np.lexsort((passes["index"], -passes["log_probability"], rank_in_class(passes)))
-    passes = passes[order]
-    _, first = np.unique(passes["index"], return_index=True)
-    return passes[np.sort(first)][:n_most]
+    order = _sorted(passes, rank_in_class(passes)).drop_duplicates("index")
+    return passes[order.index[:n_most]]
+
+
+def _sorted(passes: np.ndarray, first: np.ndarray) -> pd.DataFrame:
+    """Sort by ``first``, then by falling probability, then by index."""
+    columns = ["first", "log_probability", "index"]
+    return (
+        pd.DataFrame(passes).assign(first=first).sort_values(columns, ascending=[True, False, True])
+    )
