@@ -105,8 +105,9 @@ def _reference(reference: Any) -> pd.Series:
     if isinstance(reference, str):
         raise TypeError(f"reference={reference!r} is one string; pass a model or a list of names.")
     names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)
+    names = names.astype(str).rename(None)
     check_unique(names, "the reference's genes")
-    return pd.Series(np.nan, names.astype(str).rename(None))
+    return pd.Series(np.nan, names)
 
 
 def _mapped(
