@@ -1,4 +1,4 @@
-"""Expression values: counts, logarithms or something else, told from the values alone."""
+"""Expression values: counts, logarithms or something else, recognised by the values alone."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def value_error(value: float, name: str, instead: str, cell: str | None = None) 
 def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
     """Return counts per 10,000 of each row of counts or, with ``is_log``, of ``log1p`` values, as float64.
 
-    Neither ``sklearn.preprocessing.normalize`` nor ``scanpy.pp.normalize_total``: both keep float32,
-    and ``x / sum * 1e4`` rounds otherwise than ``x * (1e4 / sum)``, so labels would change.
+    The values are new, the index arrays those of ``X``. ``sklearn.preprocessing.normalize`` rounds otherwise,
+    ``scanpy.pp.normalize_total`` works in float32; both would change labels.
     """
     X = sparse.csr_matrix(X)
     values = X.data.astype(np.float64)

@@ -104,13 +104,12 @@ def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
     return (devices, 1) if isinstance(devices, int) and devices > 1 else (1, 1)
 
 
-def _device_of_rank(kind: str, devices: object, n_devices: int) -> torch.device:
+def _device_of_rank(kind: str, devices: int | str | list[int], n_devices: int) -> torch.device:
     """Return the device of this process among several."""
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    if kind == "mps" or (kind == "gpu" and choose_processes(1)[0] > n_devices):
+    n_here = choose_processes(devices)[0]
+    if kind == "mps" or (kind == "gpu" and n_here > n_devices):
         raise ValueError(
-            f"{choose_processes(1)[0]} processes need as many GPUs; there are {n_devices}."
+            f"devices={devices!r} was given; {n_here} processes need a GPU each, there are {n_devices}."
         )
-    if kind == "gpu" and isinstance(devices, int) and devices > n_devices:
-        raise ValueError(f"devices={devices} was given; there are {n_devices} GPUs.")
     return torch.device("cuda", rank) if kind == "gpu" else torch.device(kind)

@@ -74,7 +74,9 @@ def test_choose_device_with_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("gpu", 2) == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match="devices=3 was given; there are 2 GPUs"):
+    with pytest.raises(
+        ValueError, match="devices=3 was given; 3 processes need a GPU each, there are 2"
+    ):
         choose_device("gpu", 3)
 
 
