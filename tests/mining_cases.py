@@ -61,7 +61,7 @@ CHILD = f"""
 import sys
 import numpy as np
 import torch
-from celler.data._sources import ShuffledSampler
+from celler.data._samplers import ShuffledSampler
 from celler.mining import HardCells, Replay
 
 {inspect.getsource(outcomes)}
