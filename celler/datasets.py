@@ -24,6 +24,7 @@ def pbmc68k() -> AnnData:
     Examples
     --------
     >>> adata = cl.datasets.pbmc68k()
+
     """
     reduced = sc.datasets.pbmc68k_reduced()
     obs = pd.DataFrame({"cell_type": reduced.obs["bulk_labels"].astype("category")})
@@ -65,6 +66,7 @@ def toy_long_tail(
     Examples
     --------
     >>> adata = cl.datasets.toy_long_tail(500, n_classes=4)
+
     """
     if n_vars < 10 * n_classes:
         raise ValueError(

@@ -39,6 +39,7 @@ def per_class(
     --------
     >>> counts = reference.obs["cell_type"].value_counts()
     >>> cl.metrics.per_class(query.obs["cell_type"], model.predict(query), counts)
+
     """
     classes = sorted(set(truth), key=lambda name: (-reference_counts.get(name, 0), name))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -70,6 +71,7 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
     -------
     dict
         ``"tail"`` for classes of fewer than max(20, 2 %) cells, ``"head"`` from 10 % on, else ``"medium"``.
+
     """
     total = sum(reference_counts.values())
 
@@ -104,6 +106,7 @@ def summary(
     dict
         ``accuracy``; ``macro_*`` and ``weighted_*`` of ``f1``, ``precision`` and ``recall``; mean ``f1_*`` and
         ``recall_*`` of the head, medium and tail classes of the truth, NaN for a group without classes.
+
     """
     result = {"accuracy": float(accuracy_score(truth, prediction))}
     for average in ("macro", "weighted"):
@@ -132,6 +135,7 @@ def expected_calibration_error(
         Whether the label is right ``(n,)``.
     n_bins
         Number of bins.
+
     """
     bins = calibration_bins(confidence, is_correct, n_bins)
     gap = (bins["confidence"] - bins["accuracy"]).abs()
@@ -157,6 +161,7 @@ def calibration_bins(
     pandas.DataFrame
         Mean ``confidence``, mean ``accuracy`` and ``n_cells`` of each bin with cells. The index is the number
         of the bin, from 0; a confidence of 1 is in the last.
+
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins} was given; pass 1 or more.")

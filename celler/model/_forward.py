@@ -10,10 +10,11 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
 from celler._utils._messages import warn
 from celler.data._expression import warn_of_binned
-from celler.data._profile import linear, profile
+from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, align_query, token_passes, warn_once
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._outputs import Outputs, Propagation
@@ -148,7 +149,7 @@ def with_novelty(
     scores = np.full(len(index), np.nan, np.float32)
     for start in range(0, len(index), CHUNK_SIZE):
         rows = slice(start, start + CHUNK_SIZE)
-        X = linear(query.values(index[rows]), is_log=query.is_log)
+        X = cp10k(query.values(index[rows]), is_log=query.is_log)
         X = sparse.csr_matrix(X @ sparse.diags_array(factors))
         scores[rows] = novelty.score(X, state.profile, query.is_shared, is_log=False)
     scores[~outputs.has_counts] = np.nan
@@ -245,8 +246,8 @@ class Part:
     def logs(self, positions: np.ndarray) -> sparse.csr_matrix:
         """log1p of counts per 10,000 ``(n, G)`` of ``positions (n,)`` in ``index``."""
         X = self.query.values(self.index[positions], self.is_shared)
-        X = linear(X, is_log=self.query.is_log) @ sparse.diags_array(self.factors)
-        return sparse.csr_matrix(linear(X, is_log=False).log1p(), dtype=np.float32)
+        X = cp10k(X, is_log=self.query.is_log) @ sparse.diags_array(self.factors)
+        return sparse.csr_matrix(cp10k(X, is_log=False).log1p(), dtype=np.float32)
 
     def has_values(self) -> np.ndarray:
         """Rows ``(n,)`` with counts in these genes."""

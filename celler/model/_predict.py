@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from torch import distributed
 
-from celler._utils._distributed import rank_and_size
+from celler._utils._distributed import gather_objects
 from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -103,7 +102,8 @@ def predict_store(
         (index, answer(query, np.arange(len(index)), outputs))
         for index, query, outputs in block_outputs(state, blocks, reading, reported)
     ]
-    parts = [part for _, part in sorted(gathered(found), key=lambda part: int(part[0][0]))]
+    blocks_of_all = [part for of_rank in gather_objects(found) for part in of_rank]
+    parts = [part for _, part in sorted(blocks_of_all, key=lambda part: int(part[0][0]))]
     if not parts:
         raise ValueError("the dataloader has no cells.")
     return pd.concat(parts) if isinstance(parts[0], pd.DataFrame) else np.concatenate(parts)
@@ -222,13 +222,3 @@ def block_outputs(
         outputs = network_outputs(state, query, rows, reading.batch_size, factors)
         report_empty(outputs.has_counts, rows, adata)
         yield index, query, outputs
-
-
-def gathered(part: list[Any]) -> list[Any]:
-    """The parts of all ranks, one after the other."""
-    n_ranks = rank_and_size()[1]
-    if n_ranks == 1:
-        return part
-    parts: list[Any] = [None] * n_ranks
-    distributed.all_gather_object(parts, part)
-    return [each for one in parts for each in one]

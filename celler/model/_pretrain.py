@@ -11,13 +11,13 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._counts import cp10k
 from celler._utils._devices import choose_device, choose_precision, choose_processes
 from celler._utils._messages import column
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.data._genes import selector
-from celler.data._profile import linear
 from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import CellSource, InMemoryCells
 from celler.model._predict import Cells
@@ -64,7 +64,7 @@ class UnlabelledCells:
 
     def log_rows(self, rows: np.ndarray) -> sparse.csr_matrix:
         """``log1p`` of counts per 10,000 of rows of the sample, ``(n, n_genes)``."""
-        return linear(self.sample[rows], is_log=False).log1p()
+        return cp10k(self.sample[rows], is_log=False).log1p()
 
     @property
     def share(self) -> np.ndarray:

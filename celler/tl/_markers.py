@@ -74,6 +74,7 @@ def rank_markers(
     --------
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
+
     """
     if n_genes < 1:
         raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed.")
