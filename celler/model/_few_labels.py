@@ -70,7 +70,8 @@ def _first_labels(
     state: ModelState, cells: TrainingCells, compared: Cells, config: TrainingConfig
 ) -> np.ndarray:
     """Codes ``(n,)`` that a first training and propagation give the cells ``compared``."""
-    network, config = deepcopy(state.network), replace(config, ckpt_path=None)
+    # The embedding left the network in evaluation mode.
+    network, config = deepcopy(state.network).train(), replace(config, ckpt_path=None)
     how = Split(train_size=1.0, validation_size=None, refit=False)
     found = fit_network(network, state.tokenizer, cells, how, config, title="First labels")
     fitted = describe_reference(found, cells, state.tree.classes, config)

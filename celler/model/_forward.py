@@ -207,27 +207,33 @@ def with_propagation(
     probabilities = state.decision.probabilities(outputs.logits, possible)
     labelled, codes = reference.labelled(state)
     held = _labelled_part(state, query, labelled, reference)
-    is_free = outputs.has_counts & ~_are_in(held, query, index)
+    is_in_query, is_labelled = _overlap(held, query)
+    is_free = outputs.has_counts & ~is_labelled[index]
     if len(index) and len(labelled) and not is_free.any():
         warn(
             "propagate=True changes nothing here: it is for unlabelled cells, and every cell of the query "
             "has a label or no counts."
         )
-    is_possible = np.isin(codes, possible)
-    held = replace(held, index=labelled[is_possible])
     factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
+    is_possible = np.isin(codes, possible)
     free = Part(query, index[is_free], held.is_shared, factors[held.is_shared])
-    is_held, is_kept = held.has_values(), free.has_values()
+    parts, of_held = [], []
+    # The shift was estimated from the query's cells, of which some labelled ones may be part.
+    for rows, by_gene in ((is_in_query, free.factors), (~is_in_query, held.factors)):
+        part = replace(held, index=labelled[is_possible & rows], factors=by_gene)
+        is_kept = part.has_values()
+        parts.append(replace(part, index=part.index[is_kept]))
+        of_held.append(codes[is_possible & rows][is_kept])
+    is_kept = free.has_values()
     is_free[is_free] = is_kept
-    parts = [replace(held, index=held.index[is_held]), replace(free, index=free.index[is_kept])]
-    n_held, n_free = (len(part.index) for part in parts)
+    parts.append(replace(free, index=free.index[is_kept]))
+    held_codes, n_free = np.concatenate(of_held), int(is_free.sum())
+    n_held = len(held_codes)
     # Without labelled cells to hold, their number in training says how far to trust the network.
     n_learned = n_held or int(state.trained().class_counts.sum())
     weight = neighbor_weight(n_free, n_learned)
     if n_free and n_held + n_free > 1:
-        prior = np.concatenate(
-            [np.eye(len(classes))[codes[is_possible][is_held]], probabilities[is_free]]
-        )
+        prior = np.concatenate([np.eye(len(classes))[held_codes], probabilities[is_free]])
         points = principal_components(partial(log_rows, parts), len(prior))
         spread = propagate(neighbor_graph(points), prior, np.arange(len(prior)) < n_held, weight)
         probabilities[is_free] = spread[n_held:]
@@ -272,21 +278,23 @@ def _labelled_part(
     return Part(cells, labelled, is_shared, np.ones(is_shared.sum()))
 
 
-def _are_in(labelled: Part, query: Query, index: np.ndarray) -> np.ndarray:
-    """Rows of ``index (N,)`` that are cells of ``labelled``, as in a copy or view of the reference."""
-    if labelled.query is query:
-        return np.isin(index, labelled.index)
-    known = labelled.query.adata.obs_names[labelled.index]
-    place = known.get_indexer_for(query.adata.obs_names[index]) if known.is_unique else []
-    found = np.zeros(len(index), bool)
-    for same in np.array_split(
-        np.flatnonzero(np.asarray(place) >= 0), 1 + len(index) // CHUNK_SIZE
-    ):
-        # A name alone is not enough: barcodes repeat from sample to sample.
-        own = query.values(index[same], labelled.is_shared)
-        theirs = labelled.query.values(labelled.index[np.asarray(place)[same]], labelled.is_shared)
-        found[same] = (own != theirs).getnnz(axis=1) == 0
-    return found
+def _overlap(labelled: Part, query: Query) -> tuple[np.ndarray, np.ndarray]:
+    """Labelled cells ``(n,)`` that are also in the query, as in a copy of the reference, and their rows ``(n_obs,)``."""
+    rows = labelled.index
+    if labelled.query is not query:
+        names = labelled.query.adata.obs_names[rows]
+        others = query.adata.obs_names
+        rows = others.get_indexer(names) if others.is_unique else np.full(len(names), -1)
+    is_in_query = rows >= 0
+    if labelled.query is not query:
+        for same in np.array_split(np.flatnonzero(is_in_query), 1 + len(rows) // CHUNK_SIZE):
+            # A name alone is not enough: barcodes repeat from sample to sample.
+            own = labelled.query.values(labelled.index[same], labelled.is_shared)
+            theirs = query.values(rows[same], labelled.is_shared)
+            is_in_query[same] = (own != theirs).getnnz(axis=1) == 0
+    is_labelled = np.zeros(query.adata.n_obs, bool)
+    is_labelled[rows[is_in_query]] = True
+    return is_in_query, is_labelled
 
 
 def log_rows(parts: list[Part], positions: np.ndarray) -> sparse.csr_matrix:
