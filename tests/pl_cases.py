@@ -116,7 +116,7 @@ def texts_drawn(figure):
     for ax in figure.findobj(lambda artist: hasattr(artist, "get_xaxis")):
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=False)
             outside = [label for place, label in ticks if not low <= place <= high]
             unseen.update(outside if ax.axison else axis.get_majorticklabels())
             # the second label of a tick is for the other side of the panel

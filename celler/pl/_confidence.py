@@ -172,7 +172,7 @@ def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: A
     )
     panel.set(xticks=[], yticks=[])
     strip(panel)
-    color_bar(panel, dots, "Confidence", down=0.1, is_under=True)
+    color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))
 
 
 def _outcomes(

@@ -22,6 +22,7 @@ from celler.pl._chart import (
     room_beside,
     shade,
     size_legend,
+    size_of,
 )
 from celler.pl._colors import contrast
 from celler.tl._columns import share_column
@@ -164,9 +165,7 @@ def prediction_bubble(
     legend = size_legend(panel, sizes, "Share of given cells (%)", right=right)
     color_bar(panel, dots, "Mean probability", right=right, down=SIZE_LEGEND_HEIGHT)
     chart.arrange(title)
-    scale = min(1.0, (chart.size_of("main") / table.counts.shape[::-1] / ROW).min()) ** 2
-    for collection in (dots, legend):
-        collection.set_sizes(collection.get_sizes() * scale)
+    chart.shrink(ROW, dots, *legend.collections)
     return chart.finish(show=show, return_fig=return_fig)
 
 
@@ -223,7 +222,7 @@ def confusion(
     numbers = _write_numbers(panel, percent, colors) if has_numbers else []
     color_bar(panel, colors, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
-    if (chart.size_of("main") < ROW * np.array([n_columns, n_rows])).any():
+    if (size_of(panel) < 0.99 * ROW * np.array([n_columns, n_rows])).any():
         for number in numbers:
             number.remove()
     return chart.finish(show=show, return_fig=return_fig)

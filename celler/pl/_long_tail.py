@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from pandas.api.types import is_numeric_dtype
 
 from celler._utils._messages import warn
@@ -17,6 +16,7 @@ from celler.metrics import frequency_groups
 from celler.pl._chart import (
     NO_CELLS,
     ROW,
+    above,
     apart,
     count_axis,
     name_legend,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Text
-    from matplotlib.transforms import Transform
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
 MARKERS = "osD^vPX"
@@ -142,7 +141,7 @@ def f1_by_frequency(
         style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
         panel.scatter(x, f1, s=22, zorder=3, **style)
     _draw_bands(panel, wide, x, _bands(rows, cells), colors)
-    names = [panel.text(0, ROOF, name, transform=_over(panel)) for name in wide.index]
+    names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
         name_legend(panel, colors, markers=MARKERS)
     plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
@@ -262,17 +261,10 @@ def _draw_bands(
         )
 
 
-def _over(panel: Axes) -> Transform:
-    """Places in widths of the panel, and inches over it."""
-    corners: Any = panel.transAxes
-    inches = panel.figure.dpi_scale_trans + ScaledTranslation(0, 1, corners)
-    return blended_transform_factory(panel.transAxes, inches)
-
-
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
     """Move names over their points, at ``places`` in widths of the panel, but apart, with a line to each."""
     gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
-    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": _over(panel)}
+    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": above(panel)}
     for name, place, point in zip(names, apart(places, gap), places, strict=True):
         name.set_x(place)
         panel.plot((point, point, place), (0, 0.06, ROOF - 0.03), clip_on=False, **style)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
@@ -10,9 +12,19 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from matplotlib import pyplot as plt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from celler._utils._messages import warn
-from celler.pl._chart import arrange
+from celler.pl._chart import (
+    SIZE_LEGEND_HEIGHT,
+    above,
+    beside,
+    color_bar,
+    open_chart,
+    room_beside,
+    size_legend,
+)
 from celler.tl._columns import N_LISTED, label_column, labelled, listed, with_closest
 from celler.tl._markers import check_values, find_source, rank_markers, read_columns
 
@@ -22,11 +34,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.collections import Collection
     from matplotlib.colors import Colormap
+    from matplotlib.text import Text
     from scanpy.plotting import DotPlot
 
     from celler.tl._markers import Source
 
+# Lengths are inches, as in figsize.
+CELL = 0.28
+#: Depth of the brackets and of the tree.
+DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}
 #: Automatic markers of a group, by the number of groups up to which there are so many.
 MARKERS_PER_GROUP = {12: 3, 30: 2}
 
@@ -274,26 +292,74 @@ def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np
 
 
 def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, Axes]:
-    """Draw and arrange the panels: in the user's axes, in ``figsize``, or in the room they need."""
+    """Draw the dots, brackets and tree of scanpy; place them, the legends and the title."""
     title, dot_plot.fig_title = dot_plot.fig_title, None
-    ax, frame = dot_plot.ax, None
-    if ax is not None:
-        # A layout engine places axes when it draws, and cannot place scanpy's: it runs here, once.
-        canvas = ax.figure.canvas.figure
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")
-        frame = ax.get_window_extent().frozen()
+    is_swapped, shape = dot_plot.are_axes_swapped, dot_plot.dot_size_df.shape
+    height, width = shape[::-1] if is_swapped else shape
+    width += 2 * dot_plot.plot_x_padding - 1
+    height += 2 * dot_plot.plot_y_padding - 1
+    chart = open_chart({"main": (CELL * width, CELL * height)}, figsize, dot_plot.ax)
+    holder = dot_plot.ax = chart.first
     panels: dict[str, Axes] = dot_plot.get_axes()
-    figure = panels["mainplot_ax"].figure
-    if ax is None:
-        frame = None if figsize is None else figure.bbox
-        for holder in set(figure.axes).difference(panels.values()):
-            holder.remove()
-    arrange(
-        panels,
-        labels=dot_plot.var_groups.labels if dot_plot.var_groups else (),
-        title=title,
-        swap_axes=dot_plot.are_axes_swapped,
-        frame=frame,
-    )
+    main, spec = panels["mainplot_ax"], holder.get_subplotspec()
+    if spec is not None:
+        main.set_subplotspec(spec)
+    if chart.is_new:
+        holder.remove()
+    chart = replace(chart, panels={"main": main})
+    for name, depth in DEPTHS.items():
+        if name in panels:
+            is_beside = is_swapped == (name == "gene_group_ax")
+            _attach(main, panels[name], depth, is_beside=is_beside)
+    labels = _write_labels(dot_plot, panels)
+    dots = [*main.collections, *_redraw_legends(main, panels, dot_plot.cmap)]
+    chart.arrange(None, is_last=False)
+    boxes = [text.get_window_extent().padded(0.04 * main.figure.dpi) for text in labels]
+    if not is_swapped and any(one.overlaps(other) for one, other in pairwise(boxes)):
+        plt.setp(labels, rotation=90)
+    chart.arrange(title)
+    chart.shrink(CELL, *dots)
     return panels
+
+
+def _attach(main: Axes, panel: Axes, depth: float, *, is_beside: bool) -> None:
+    """Make a panel of scanpy a part of ``main``, beside or above it, ``depth`` inches wide or high."""
+    if is_beside:
+        place = main.inset_axes((0, 0, depth, 1), transform=beside(main))
+    else:
+        place = main.inset_axes((0, 0, 1, depth), transform=above(main))
+    panel.remove()
+    panel.set_figure(main.figure)
+    main.add_child_axes(panel)
+    panel.set_axes_locator(place.get_axes_locator())
+    place.remove()
+
+
+def _write_labels(dot_plot: DotPlot, panels: Mapping[str, Axes]) -> list[Text]:
+    """Write the labels of the brackets in full and flat."""
+    if not dot_plot.var_groups:
+        return []
+    texts = list(panels["gene_group_ax"].texts)
+    for text, label in zip(texts, dot_plot.var_groups.labels, strict=True):
+        text.set(text=label, fontsize="small", rotation=0)
+        if dot_plot.are_axes_swapped:
+            text.set(x=0.8, ha="left", va="center")
+    return texts
+
+
+def _redraw_legends(
+    main: Axes, panels: dict[str, Axes], cmap: str | Colormap
+) -> Sequence[Collection]:
+    """Draw scanpy's legends as parts of ``main``; returns the dots of the legend."""
+    size, color = panels["size_legend_ax"], panels["color_legend_ax"]
+    names = [text.get_text() for text in size.get_xticklabels()]
+    dots: Any = size.collections[0]
+    sizes = dict(zip(names, dots.get_sizes(), strict=True))
+    colors = ScalarMappable(Normalize(*color.get_xlim()), cmap)
+    place: dict[str, Any] = {"right": room_beside(main)}
+    size.remove()
+    color.remove()
+    panels["size_legend_ax"] = size_legend(main, sizes, size.get_title(), **place)
+    place["down"] = SIZE_LEGEND_HEIGHT
+    panels["color_legend_ax"] = color_bar(main, colors, color.get_title(), **place)
+    return panels["size_legend_ax"].collections

@@ -291,4 +291,4 @@ def test_nothing_of_the_users_changes(pbmc, options, step):
 
 def test_no_torch():
     code = "import sys, celler.pl; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
