@@ -6,33 +6,35 @@ whole figures, so in a figure without it, ``Chart._place`` moves only the user's
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from matplotlib import pyplot as plt
-from matplotlib.collections import PathCollection
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection, PathCollection
 from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from matplotlib.transforms import Bbox, ScaledTranslation, blended_transform_factory
+from matplotlib.transforms import (
+    Bbox,
+    BboxBase,
+    ScaledTranslation,
+    Transform,
+    blended_transform_factory,
+)
 from scipy.optimize import isotonic_regression
 
 from celler._utils._messages import warn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.collections import Collection
-    from matplotlib.figure import Figure, SubFigure
-    from matplotlib.gridspec import SubplotSpec
-    from matplotlib.transforms import BboxBase, Transform
 
 # Lengths are inches, as in figsize.
 ROW = 0.2
@@ -119,7 +121,7 @@ class Chart:
             # Constrained layout gives up where text leaves no room.
             figure.set_layout_engine("none")
             width, height = figure.bbox.size
-            self._place(Bbox([[0, 0], [width, height - over * figure.dpi]]))
+            self._place(Bbox.from_bounds(0, 0, width, height - over * figure.dpi))
         figure.draw_without_rendering()
         if heading:
             room = 1 - heading.get_window_extent().width / figure.bbox.width
@@ -326,6 +328,19 @@ def name_rows(ax: Axes, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0, labelsize="small")
+
+
+def write_counts(ax: Axes, counts: Sequence[int] | pd.Series) -> None:
+    """Write the number of cells behind the bar of each row."""
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": "x-small"}
+    for row, count in enumerate(counts):
+        ax.annotate(f"{count:,}", (max(count, NO_CELLS), row), (3, 0), **style)
+
+
+def note_beside(ax: Axes, text: str, row: float, x: float = 1.0) -> None:
+    """Write ``text`` to the right of the axes, at the height of ``row``."""
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": "small"}
+    ax.annotate(text, (x, row), (6, 0), xycoords=ax.get_yaxis_transform(), **style)
 
 
 def count_axis(ax: Axes, low: float, high: float) -> None:

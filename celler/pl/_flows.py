@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
+from matplotlib.text import Annotation, Text
 
 from celler._utils._messages import column as column_of
 from celler._utils._messages import warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
-from celler.pl._confusion import cross
+from celler.pl._confusion import cross, read_labels
+from celler.pl._docs import document
 from celler.tl._columns import label_column
-from celler.tl._evaluate import read_pair
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Annotation, Text
-
-#: Height between two classes, inches: a line of text, however few cells they have.
+#: Inches between two classes: a line of text, however few cells they have.
 BETWEEN = 0.16
 #: Width of the bars of the classes, in widths of the panel.
 BAR = 0.03
 
 
+@document
 def alluvial(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -43,21 +41,25 @@ def alluvial(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw where the cells of each given class go: flows from given labels on the left to predicted ones.
+    """Plot where the cells of each given class go, as flows from given to predicted labels.
 
-    The height of a flow is its number of cells. It has the colour of the given class, pale where the
-    prediction is that class: colours of ``adata.uns["<truth_key>_colors"]``, then of the predictions',
-    then the palette's.
+    The height of a flow is its number of cells. A flow has the colour of the given class, and is pale
+    if the prediction is that class. Colours are those of ``adata.uns["<truth_key>_colors"]``, else of
+    ``adata.uns["<prediction_key>_colors"]``, else of the palette.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    parents: as in :func:`celler.pl.confusion`, whose order of classes is used.
+    Parameters
+    ----------
+    $cells
+    $labels
+    $parents
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.alluvial(query, "cell_type", "celler")
     """
-    notes: list[str] = []
-    cells = read_pair(adata, truth_key, prediction_key, notes)
-    if notes:
-        warn(" ".join(notes))
+    cells = read_labels(adata, truth_key, prediction_key)
     counts = cross(adata, cells, parents).counts
     counts = counts.loc[:, counts.any()]
     stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
@@ -84,6 +86,7 @@ def alluvial(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@document
 def composition(
     adata: AnnData | pd.DataFrame,
     key: str,
@@ -96,18 +99,27 @@ def composition(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw which labels the cells of each group have: one bar per tissue, disease or donor.
+    """Plot the labels of the cells in each group, one bar per tissue, disease or donor.
 
-    Labels and groups stand in the order of their categories; the number of cells is behind the name
-    of the group. A label is written in its part of a bar where there is room.
+    Labels and groups have the order of their categories. The number of cells follows the name of the
+    group. Labels are also written into parts that are wide enough.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    key: column of labels; its colours are those of ``adata.uns["<key>_colors"]``, else the palette's.
-    groupby: column of groups, such as "tissue", "disease" or "donor".
-    n_key: column with the number of cells that a row stands for, such as "cells" in
-        ``cl.atlas.summary(out).counts``; None = a row is a cell.
+    Parameters
+    ----------
+    $cells
+    key
+        Column of labels. Colours are those of ``adata.uns["<key>_colors"]``, else of the palette.
+    groupby
+        Column of groups, such as "tissue", "disease" or "donor".
+    n_key
+        Column with the number of cells of a row, such as "cells" in ``cl.atlas.summary(out).counts``.
+        None counts each row as one cell.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.composition(query, "celler", "cell_type")
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)
@@ -118,8 +130,8 @@ def composition(
             f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells."
         )
     if n_missing:
-        text = f"Left out {n_missing:,} of {n_of_row.sum():,} cells, no label in {key!r} or {groupby!r}."
-        warn(text)
+        of = f"{n_missing:,} of {n_of_row.sum():,} cells"
+        warn(f"Left out {of}, no label in {key!r} or {groupby!r}.")
     pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
     names = [np.asarray(part, dtype=str) for part in pair]
     counts = pd.crosstab(*names, values=n_of_row[has_both], aggfunc="sum").fillna(0).astype(int)
@@ -128,9 +140,8 @@ def composition(
     shares = counts.div(n_cells, axis=0)
     colors = color_classes(list(counts.columns), stored_colors(adata, key))
 
-    chart = open_chart(
-        {"main": (max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts))}, figsize, ax
-    )
+    size = max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts)
+    chart = open_chart({"main": size}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
     ends = shares.cumsum(axis=1)
@@ -158,7 +169,7 @@ def _cells_of_rows(adata: AnnData | pd.DataFrame, n_key: str | None, n_rows: int
 
 
 def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
-    """Where each class begins when they are stacked with a gap, in the middle of ``n_most`` gaps."""
+    """Return the top of each class when all are stacked with gaps, in the middle of ``n_most`` gaps."""
     before = np.cumsum(totals.to_numpy()) - totals.to_numpy()
     tops = before + gap * (0.5 + np.arange(len(totals)) + (n_most - len(totals)) / 2)
     return dict(zip(totals.index, tops, strict=True))
@@ -171,7 +182,7 @@ def _draw_flows(
     right: Mapping[str, float],
     colors: Mapping[str, Any],
 ) -> None:
-    """A band from each given to each predicted class, below those before it at both ends."""
+    """Draw a band from each given to each predicted class, below earlier bands at both ends."""
     table = counts.to_numpy()
     starts = (
         np.cumsum(table, axis=1) - table + np.array([left[name] for name in counts.index])[:, None]
@@ -204,7 +215,7 @@ def _draw_side(
     colors: Mapping[str, Any],
     x: int = 0,
 ) -> list[Annotation]:
-    """The bars of the classes on one side, 0 is left, and their names, which are returned."""
+    """Draw the bars of the classes on one side, 0 is left, and return their names."""
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if x else "right"}
     panel.annotate(heading, (x, 1), (0, 6), xycoords="axes fraction", **style)
     texts = []
@@ -219,7 +230,7 @@ def _draw_side(
 
 
 def _part(panel: Axes, texts: list[Annotation]) -> None:
-    """Move names apart where the panel is lower than they need."""
+    """Move names apart if the panel is too low for them."""
     highest = max(text.get_window_extent().height for text in texts) / panel.bbox.height
     floor = panel.get_ylim()[0]
     places = np.array([text.xy[1] for text in texts]) / floor
@@ -230,7 +241,7 @@ def _part(panel: Axes, texts: list[Annotation]) -> None:
 def _write_labels(
     panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]
 ) -> list[tuple[Text, float]]:
-    """The label in the middle of each part of a bar, and the share of that part."""
+    """Write the label into each part of a bar; returns the texts and the shares of the parts."""
     texts = []
     for row, column in np.argwhere(shares.to_numpy() > 0):
         name, share = shares.columns[column], shares.iloc[row, column]
