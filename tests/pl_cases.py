@@ -94,6 +94,19 @@ CHARTS = {
 }
 
 
+def names_on(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def without_number(names):
+    return [name.rpartition(" (")[0] for name in names]
+
+
+def cells_of(truth, prediction, **more):
+    """A table of cells; labels are letters, so many of each: "aab" is three cells."""
+    return pd.DataFrame({"given": list(truth), "predicted": list(prediction), **more})
+
+
 def assert_same(one, other):
     """Two AnnData hold the same: tables with their dtypes, matrices, uns."""
     for name in ("obs", "var"):

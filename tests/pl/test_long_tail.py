@@ -1,43 +1,23 @@
-"""What the charts of sizes, scores and training draw, against pandas, scikit-learn and SciPy."""
+"""Class counts and F1 by frequency, against pandas."""
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
-from pl_cases import annotated, curves, scores
-from scipy.stats import binomtest
-from sklearn.calibration import calibration_curve
+from pl_cases import (
+    names_on,
+    scores,
+)
 
 from celler import pl
-from celler.metrics import expected_calibration_error, frequency_groups
-from celler.pl._chart import apart
+from celler.metrics import frequency_groups
 from celler.tl import evaluate
 
 mpl.use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def _figures():
-    with plt.style.context("default"):
-        yield
-    plt.close("all")
-
-
-@pytest.fixture
-def adata():
-    return annotated()
-
-
-def names_on(axis):
-    return [label.get_text() for label in axis.get_ticklabels()]
-
-
-# ---- class_counts ----
-
-
-def test_bars_are_the_counts_and_bands_those_of_the_metrics(adata):
+def test_class_counts_equal_pandas_and_the_bands_of_the_metrics(adata):
     panel = pl.class_counts(adata, "cell_type", show=False)
     counts = adata.obs["cell_type"].value_counts()
     assert names_on(panel.yaxis) == list(counts.index)
@@ -59,7 +39,7 @@ def test_bars_are_the_counts_and_bands_those_of_the_metrics(adata):
     ]
 
 
-def test_counts_may_be_counted_already(adata):
+def test_class_counts_of_counted_cells(adata):
     counts = adata.obs["cell_type"].value_counts()
     table = evaluate(adata, "cell_type", "celler").per_class
     for given in (counts, counts.to_dict(), table, table.reset_index()):
@@ -74,7 +54,7 @@ def test_counts_may_be_counted_already(adata):
         pl.class_counts(table.rename(columns={"reference_cells": "reference_cell"}))
 
 
-def test_a_class_without_cells_and_cells_without_a_class(adata):
+def test_class_counts_with_an_empty_class_and_unlabelled_cells(adata):
     panel = pl.class_counts({"a": 100, "b": 0}, show=False)
     assert names_on(panel.yaxis) == ["a", "b"]
     assert len(panel.containers[0]) == 1
@@ -85,16 +65,13 @@ def test_a_class_without_cells_and_cells_without_a_class(adata):
     assert caught[0].filename == __file__
 
 
-# ---- f1_by_frequency ----
-
-
 def points(panel):
     """F1 by size of each method, as drawn."""
     drawn = [item for item in panel.collections if isinstance(item, mpl.collections.PathCollection)]
     return [item.get_offsets() for item in drawn]
 
 
-def test_f1_is_drawn_by_size(adata):
+def test_f1_by_frequency_of_two_methods(adata):
     tables = scores(adata)
     panel = pl.f1_by_frequency(tables, show=False)
     for drawn, table in zip(points(panel), tables.values(), strict=True):
@@ -106,7 +83,7 @@ def test_f1_is_drawn_by_size(adata):
     assert names == list(table.index)
 
 
-def test_flat_lines_are_the_means_of_the_bands(adata):
+def test_f1_by_frequency_lines_equal_the_means_of_the_bands(adata):
     tables = scores(adata)
     panel = pl.f1_by_frequency(tables, show=False)
     counts = adata.obs["cell_type"].value_counts().to_dict()
@@ -123,7 +100,7 @@ def test_flat_lines_are_the_means_of_the_bands(adata):
     assert [t.get_text() for t in panel.texts if t.get_rotation() == 0] == ["tail"]
 
 
-def test_one_table_a_tidy_one_and_an_evaluation(adata):
+def test_f1_by_frequency_of_a_table_a_tidy_one_and_an_evaluation(adata):
     result = evaluate(adata, "cell_type", "celler")
     alone = points(pl.f1_by_frequency(result, show=False))[0]
     panel = pl.f1_by_frequency(result.per_class.reset_index(), show=False)
@@ -138,7 +115,7 @@ def test_one_table_a_tidy_one_and_an_evaluation(adata):
     np.testing.assert_allclose(named[1], alone)
 
 
-def test_f1_of_classes_the_reference_lacks_or_one_method():
+def test_f1_by_frequency_with_classes_missing_in_reference_or_method():
     table = pd.DataFrame(
         {"class": ["a", "b", "c"], "reference_cells": [0, 0, 50], "f1": [0, 0.1, 0.9]}
     )
@@ -153,156 +130,3 @@ def test_f1_of_classes_the_reference_lacks_or_one_method():
         pl.f1_by_frequency(table.iloc[:0])
     with pytest.raises(KeyError, match="no column 'f1'. Closest: 'F1'"):
         pl.f1_by_frequency({"x": table.rename(columns={"f1": "F1"})})
-
-
-def test_names_are_moved_no_further_than_they_need():
-    np.testing.assert_allclose(apart(np.array([0.2, 0.5, 0.8]), 0.1), [0.2, 0.5, 0.8])
-    np.testing.assert_allclose(apart(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
-    np.testing.assert_allclose(apart(np.array([0.98, 0.99]), 0.1), [0.9, 1.0])
-    np.testing.assert_allclose(apart(np.array([0.0, 0.01]), 0.1), [0.0, 0.1])
-
-
-# ---- confidence ----
-
-
-def test_confidence_by_label_is_pandas_quantiles(adata):
-    panels = pl.confidence(adata, show=False)
-    by_label = adata.obs.groupby("celler", observed=True)["celler_confidence"]
-    order = by_label.median().sort_values(ascending=False).index
-    sizes = by_label.size()
-    assert names_on(panels["labels"].yaxis) == [f"{name} ({sizes[name]})" for name in order]
-    thin, thick, dots = panels["labels"].collections
-    for lines, ends in ((thin, (0.05, 0.95)), (thick, (0.25, 0.75))):
-        for end, q in enumerate(ends):
-            drawn = [segment[end, 0] for segment in lines.get_segments()]
-            np.testing.assert_allclose(drawn, by_label.quantile(q)[order])
-    np.testing.assert_allclose(dots.get_offsets()[:, 0], by_label.median()[order])
-
-
-def test_the_least_sure_cells_lie_on_top(adata):
-    dots = pl.confidence(adata, show=False)["embedding"].collections[0]
-    order = np.argsort(-adata.obs["celler_confidence"].to_numpy(), kind="stable")
-    np.testing.assert_array_equal(dots.get_offsets(), adata.obsm["X_umap"][order])
-    np.testing.assert_array_equal(
-        dots.get_array(), adata.obs["celler_confidence"].to_numpy()[order]
-    )
-    assert dots.get_clim() == (0, 1)
-
-
-def test_basis(adata):
-    adata.obsm["mine"] = adata.obsm["X_umap"] + 1
-    for basis, key in (("umap", "X_umap"), ("mine", "mine"), ("X_umap", "X_umap")):
-        dots = pl.confidence(adata, basis=basis, show=False)["embedding"].collections[0]
-        drawn = np.sort(dots.get_offsets()[:, 0])
-        np.testing.assert_allclose(drawn, np.sort(adata.obsm[key][:, 0]))
-    assert isinstance(pl.confidence(adata, basis=None, show=False), mpl.axes.Axes)
-    assert isinstance(pl.confidence(adata.obs, show=False), mpl.axes.Axes)
-    with pytest.raises(
-        KeyError, match=r"basis='X_umpa' is not in adata.obsm. Closest: 'X_umap'.*None"
-    ):
-        pl.confidence(adata, basis="X_umpa")
-    adata.obsm["thin"] = adata.obsm["X_umap"][:, :1]
-    with pytest.raises(ValueError, match=r"has the shape \(600, 1\); 2 columns are needed"):
-        pl.confidence(adata, basis="thin")
-
-
-def test_cells_without_a_confidence(adata):
-    adata.obs.loc[adata.obs["donor"] == "donor 0", "celler_confidence"] = np.nan
-    n_missing = (adata.obs["donor"] == "donor 0").sum()
-    for draw in (
-        lambda: pl.confidence(adata, show=False),
-        lambda: pl.reliability(adata, "cell_type", "celler", show=False),
-    ):
-        with pytest.warns(UserWarning, match=f"Left out {n_missing} of 600 cells") as caught:
-            draw()
-        assert caught[0].filename == __file__
-    adata.obs["celler_confidence"] = np.nan
-    with pytest.raises(ValueError, match="No cell can be drawn"):
-        pl.confidence(adata)
-    adata.obs["celler_confidence"] = 97.5
-    with pytest.raises(ValueError, match=r"holds 97.5; probabilities from 0 to 1"):
-        pl.confidence(adata)
-    with pytest.raises(ValueError, match="confidence_key='donor' holds .*; a column of numbers"):
-        pl.confidence(adata, confidence_key="donor")
-
-
-# ---- reliability ----
-
-
-def test_dots_are_sklearns_calibration_curve(adata):
-    panel = pl.reliability(adata, "cell_type", "celler", n_bins=8, show=False)
-    is_correct = (adata.obs["cell_type"].astype(str) == adata.obs["celler"].astype(str)).to_numpy()
-    confidence = adata.obs["celler_confidence"].to_numpy()
-    accuracy, mean = calibration_curve(is_correct, confidence, n_bins=8)
-    curve = next(line for line in panel.lines if line.get_label() == "accuracy")
-    np.testing.assert_allclose(curve.get_xdata(), mean)
-    np.testing.assert_allclose(curve.get_ydata(), accuracy)
-    n_cells = np.histogram(confidence, np.linspace(0, 1, 9))[0]
-    n_cells = n_cells[n_cells > 0]
-    np.testing.assert_allclose([bar.get_height() for bar in panel.patches], n_cells / 600)
-    for segment, share, n in zip(
-        panel.collections[0].get_segments(), accuracy, n_cells, strict=True
-    ):
-        interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
-        np.testing.assert_allclose(segment[:, 1], [interval.low, interval.high], atol=1e-4)
-    error = expected_calibration_error(confidence, is_correct, 8)
-    title = panel.get_legend().get_title().get_text()
-    assert title == f"ECE {error:.3f}\naccuracy {is_correct.mean():.3f}\n600 cells"
-
-
-def test_reliability_of_a_column_that_says_what_is_right(adata):
-    is_correct = adata.obs["cell_type"].astype(str) == adata.obs["celler"].astype(str)
-    table = pd.DataFrame({"right": is_correct, "p": adata.obs["celler_confidence"]})
-    panel = pl.reliability(table, correct_key="right", confidence_key="p", show=False)
-    expected = pl.reliability(adata, "cell_type", "celler", show=False)
-    for one, other in zip(panel.lines, expected.lines, strict=True):
-        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
-    for wrong in (
-        {},
-        {"truth_key": "right"},
-        {"correct_key": "right"},
-        {"correct_key": "right", "truth_key": "right", "prediction_key": "right"},
-    ):
-        with pytest.raises(
-            ValueError, match="Pass truth_key and prediction_key, or correct_key and"
-        ):
-            pl.reliability(table, **wrong)
-
-
-# ---- history ----
-
-
-def test_history_draws_each_curve():
-    table = curves()
-    panels = pl.history(table, show=False)
-    drawn = {
-        (name, line.get_label()): line for name, panel in panels.items() for line in panel.lines
-    }
-    for key, column in {
-        ("loss", "training"): "train_loss",
-        ("loss", "validation"): "validation_loss",
-        ("macro_f1", "validation"): "validation_macro_f1",
-        ("replayed", "training"): "replayed_share",
-    }.items():
-        np.testing.assert_array_equal(drawn[key].get_ydata(), table[column])
-        np.testing.assert_array_equal(drawn[key].get_xdata(), table.index)
-    band = panels["macro_f1"].collections[0].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx((table["validation_macro_f1"] + 0.03).max())
-    assert band[:, 1].min() == pytest.approx((table["validation_macro_f1"] - 0.03).min())
-
-
-def test_history_without_validation_or_replay():
-    table = curves(1)
-    assert isinstance(pl.history(table[["train_loss"]], show=False), mpl.axes.Axes)
-    assert list(pl.history(table[["train_loss", "replayed_share"]], show=False)) == [
-        "loss",
-        "replayed",
-    ]
-    table["validation_macro_f1"] = np.nan
-    assert list(pl.history(table, show=False)) == ["loss", "replayed"]
-    with pytest.raises(KeyError, match="curves has no values of train_loss, .*: elbo"):
-        pl.history(pd.DataFrame({"elbo": [1.0]}))
-    with pytest.raises(TypeError, match="curves=AnnData was given"):
-        pl.history(annotated())
-    with pytest.raises(TypeError, match=r"curves=None was given; pass model.history of a trained"):
-        pl.history(None)
