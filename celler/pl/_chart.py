@@ -54,14 +54,8 @@ SMALLEST = (0.2, 0.4)
 #: Place of 0 on a logarithmic axis of numbers of cells.
 NO_CELLS = 0.5
 #: Options of a legend to the right of its axes.
-BESIDE: dict[str, Any] = {
-    "loc": "upper left",
-    "bbox_to_anchor": (1, 1),
-    "borderaxespad": 0.5,
-    "frameon": False,
-    "fontsize": "small",
-    "title_fontsize": "small",
-}
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0.5}
+BESIDE |= {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
 
 
 @dataclass(frozen=True)
@@ -187,9 +181,7 @@ class Chart:
 
 
 def open_chart(
-    sizes: Mapping[str, tuple[float, float]],
-    figsize: tuple[float, float] | None,
-    ax: Axes | None,
+    sizes: Mapping[str, tuple[float, float]], figsize: tuple[float, float] | None, ax: Axes | None
 ) -> Chart:
     """Make empty panels: of these sizes, in a figure of ``figsize``, or in the user's axes."""
     if ax is None:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from celler._utils._messages import warn
 from celler.metrics import calibration_bins, expected_calibration_error
@@ -131,20 +132,16 @@ def reliability(
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
     bins = calibration_bins(values, is_correct, n_bins)
-    low, high = _wilson(bins["accuracy"].to_numpy(), bins["n_cells"].to_numpy())
+    n_correct = (bins["accuracy"] * bins["n_cells"]).round().astype(int)
+    tests = [binomtest(*pair) for pair in zip(n_correct, bins["n_cells"], strict=True)]
+    low, high = np.transpose([list(test.proportion_ci(method="wilson")) for test in tests])
 
     chart = open_chart({"main": (3.2, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
-    left = bins.index.to_numpy() / n_bins
-    share = bins["n_cells"] / len(values)
-    style: dict[str, Any] = {
-        "width": 1 / n_bins,
-        "align": "edge",
-        "color": shade(0.88),
-        "ec": shade(1),
-    }
-    panel.bar(left, share, label="share of cells", **style)
+    style: dict[str, Any] = {"color": shade(0.88), "ec": shade(1), "label": "share of cells"}
+    middles = (bins.index.to_numpy() + 0.5) / n_bins
+    panel.bar(middles, bins["n_cells"] / len(values), 1 / n_bins, **style)
     panel.plot((0, 1), (0, 1), color=shade(0.6), lw=0.8, ls="--", label="perfect")
     panel.vlines(bins["confidence"], low, high, color=BLUE, lw=1)
     panel.plot(bins["confidence"], bins["accuracy"], "o-", color=BLUE, ms=4, lw=1, label="accuracy")
@@ -177,13 +174,9 @@ def _draw_embedding(
     panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap
 ) -> None:
     area = float(np.clip(30_000 / max(len(points), 1), 0.5, 20))
-    style: dict[str, Any] = {
-        "cmap": cmap,
-        "norm": Normalize(0, 1),
-        "linewidths": 0,
-        "rasterized": True,
-    }
-    dots = panel.scatter(points[:, 0], points[:, 1], s=area, c=values, **style)
+    x, y = points.T
+    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "lw": 0, "rasterized": True}
+    dots = panel.scatter(x, y, s=area, c=values, **style)
     panel.set(xticks=[], yticks=[])
     strip(panel)
     color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))
@@ -220,12 +213,3 @@ def _check_left_out(is_kept: np.ndarray, why: str) -> None:
     n_missing = int((~is_kept).sum())
     if n_missing:
         warn(f"Left out {n_missing:,} of {len(is_kept):,} cells, {why}.")
-
-
-def _wilson(share: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and upper ends of Wilson's 95 % interval of shares of ``n_cells``."""
-    z = 1.96
-    scale = 1 / (1 + z**2 / n_cells)
-    center = scale * (share + z**2 / (2 * n_cells))
-    half = scale * z * np.sqrt(share * (1 - share) / n_cells + z**2 / (4 * n_cells**2))
-    return center - half, center + half

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from scipy.cluster import hierarchy
 
 from celler._utils._messages import warn
@@ -215,17 +214,14 @@ def confusion(
     chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)
-    norm = Normalize(0, 100)
-    colors = ScalarMappable(norm, cmap)
+    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": cmap}
     edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
     shown = np.ma.masked_equal(percent, 0)
-    panel.pcolormesh(*edges, shown, norm=norm, cmap=cmap, edgecolors=shade(0.9), linewidth=0.3)
-    numbers = _write_numbers(panel, percent, colors) if has_numbers else []
-    color_bar(panel, colors, "Share of given cells (%)", right=room_beside(panel))
+    mesh = panel.pcolormesh(*edges, shown, vmin=0, vmax=100, **style)
+    color_bar(panel, mesh, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
-    if (size_of(panel) < 0.99 * ROW * np.array([n_columns, n_rows])).any():
-        for number in numbers:
-            number.remove()
+    if has_numbers and (size_of(panel) > 0.99 * ROW * np.array([n_columns, n_rows])).all():
+        _write_numbers(panel, percent, mesh)
     return chart.finish(show=show, return_fig=return_fig)
 
 
@@ -248,12 +244,10 @@ def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) ->
         note_beside(panel, parent, (first + last) / 2)
 
 
-def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> list[Text]:
+def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> None:
     """Write percentages of 0.5 and more in black or white, whichever has more contrast."""
-    texts = []
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for (row, column), value in np.ndenumerate(percent):
         if value >= 0.5:
-            text = panel.text(column, row, f"{value:.0f}", ha="center", va="center")
-            text.set(color=contrast(colors.to_rgba(value)[:3]), fontsize="x-small")
-            texts.append(text)
-    return texts
+            color = contrast(colors.to_rgba(value)[:3])
+            panel.text(column, row, f"{value:.0f}", color=color, **style)

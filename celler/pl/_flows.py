@@ -12,15 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
-from matplotlib.text import Annotation, Text
+from matplotlib.text import Annotation
 
-from celler._utils._messages import column as column_of
 from celler._utils._messages import warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
 from celler.pl._confusion import cross, read_labels
 from celler.pl._docs import document
-from celler.tl._columns import label_column
+from celler.tl._columns import column, label_column
 
 #: Inches between two classes: a line of text, however few cells they have.
 BETWEEN = 0.16
@@ -123,7 +122,9 @@ def composition(
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)
-    n_of_row = _cells_of_rows(adata, n_key, len(has_both))
+    n_of_row = np.ones(len(has_both), int)
+    if n_key is not None:
+        n_of_row = column(adata, n_key, "n_key").to_numpy(dtype=int)
     n_missing = int(n_of_row[~has_both].sum())
     if not has_both.any():
         raise ValueError(
@@ -153,19 +154,9 @@ def composition(
     name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
     panel.set(xlim=(0, 1), xlabel="share of cells", ylabel=groupby)
     name_legend(panel, colors, key)
-    texts = _write_labels(panel, shares, ends - shares / 2, colors)
     chart.arrange(title)
-    for written, share in texts:
-        if written.get_window_extent().width > 0.95 * share * panel.bbox.width:
-            written.remove()
+    _write_labels(panel, shares, ends - shares / 2, colors)
     return chart.finish(show=show, return_fig=return_fig)
-
-
-def _cells_of_rows(adata: AnnData | pd.DataFrame, n_key: str | None, n_rows: int) -> np.ndarray:
-    if n_key is None:
-        return np.ones(n_rows, int)
-    table = adata if isinstance(adata, pd.DataFrame) else adata.obs
-    return column_of(table, n_key, "n_key").to_numpy(dtype=int)
 
 
 def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
@@ -184,19 +175,15 @@ def _draw_flows(
 ) -> None:
     """Draw a band from each given to each predicted class, below earlier bands at both ends."""
     table = counts.to_numpy()
-    starts = (
-        np.cumsum(table, axis=1) - table + np.array([left[name] for name in counts.index])[:, None]
-    )
-    ends = np.cumsum(table, axis=0) - table + np.array([right[name] for name in counts.columns])
-    for row, column in np.argwhere(table):
-        given, predicted = counts.index[row], counts.columns[column]
-        band = _band(starts[row, column], ends[row, column], table[row, column])
+    starts = np.cumsum(table, axis=1) - table + [[left[name]] for name in counts.index]
+    ends = np.cumsum(table, axis=0) - table + [right[name] for name in counts.columns]
+    for place in map(tuple, np.argwhere(table)):
+        given, predicted = counts.index[place[0]], counts.columns[place[1]]
+        band = _band(starts[place], ends[place], table[place])
         is_same = given == predicted
         style = {"alpha": 0.3, "zorder": 1} if is_same else {"alpha": 0.8, "zorder": 2}
         # The line keeps the flow of a single cell visible.
-        panel.add_patch(
-            PathPatch(band, facecolor=colors[given], edgecolor=colors[given], lw=0.4, **style)
-        )
+        panel.add_patch(PathPatch(band, fc=colors[given], ec=colors[given], lw=0.4, **style))
 
 
 def _band(start: float, end: float, height: float) -> Path:
@@ -240,13 +227,11 @@ def _part(panel: Axes, texts: list[Annotation]) -> None:
 
 def _write_labels(
     panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]
-) -> list[tuple[Text, float]]:
-    """Write the label into each part of a bar; returns the texts and the shares of the parts."""
-    texts = []
-    for row, column in np.argwhere(shares.to_numpy() > 0):
-        name, share = shares.columns[column], shares.iloc[row, column]
-        place = (middles.iloc[row, column], row)
-        color = contrast(colors[name])
-        text = panel.text(*place, name, ha="center", va="center", fontsize="x-small", color=color)
-        texts.append((text, share))
-    return texts
+) -> None:
+    """Write the label into each part of a bar that is wide enough for it."""
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
+    for row, part in np.argwhere(shares.to_numpy() > 0):
+        name, x = shares.columns[part], middles.iloc[row, part]
+        text = panel.text(x, row, name, color=contrast(colors[name]), **style)
+        if text.get_window_extent().width > 0.95 * shares.iloc[row, part] * panel.bbox.width:
+            text.remove()

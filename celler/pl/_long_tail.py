@@ -158,7 +158,10 @@ def f1_by_frequency(
     for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
         style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
         panel.scatter(x, f1, s=22, zorder=3, **style)
-    _draw_bands(panel, wide, x, _bands(rows, cells), colors)
+    bands = pd.Series(frequency_groups(dict(cells)))
+    if "frequency" in rows:
+        bands = rows.groupby("class")["frequency"].first()
+    _draw_bands(panel, wide, x, bands, colors)
     names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
         name_legend(panel, colors, markers=MARKERS)
@@ -221,13 +224,6 @@ def _tidy(tables: Any) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).astype({"method": str})
 
 
-def _bands(rows: pd.DataFrame, cells: pd.Series) -> pd.Series:
-    """Return head, medium or tail by class: that of the tables, or else by the cells of the classes."""
-    if "frequency" in rows:
-        return rows.groupby("class")["frequency"].first()
-    return pd.Series(frequency_groups(dict(cells)))
-
-
 def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> None:
     """Draw a line beside rows and name them."""
     style: dict[str, Any] = {"lw": 3, "clip_on": False, "solid_capstyle": "butt"}
@@ -241,10 +237,8 @@ def _draw_bands(
     """Draw lines between tail, medium and head, and the mean of each method in each."""
     bands = band_of[wide.index].to_numpy()
     present = [band for band in reversed(BANDS) if (bands == band).any()]
-    borders = [
-        np.sqrt(x[bands == lower].max() * x[bands == upper].min())
-        for lower, upper in pairwise(present)
-    ]
+    ends = [(x[bands == one].max(), x[bands == other].min()) for one, other in pairwise(present)]
+    borders = [np.sqrt(low * high) for low, high in ends]
     edges = [panel.get_xlim()[0], *borders, panel.get_xlim()[1]]
     for border in borders:
         panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
@@ -252,10 +246,8 @@ def _draw_bands(
     for band, span in zip(present, pairwise(edges), strict=True):
         for method, f1 in wide[bands == band].mean().items():
             panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
-        at = panel.get_xaxis_transform()
-        panel.annotate(
-            band, (np.sqrt(span[0] * span[1]), 0), (0, -18), xycoords=at, size="small", **style
-        )
+        place = (np.sqrt(span[0] * span[1]), 0), (0, -18)
+        panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style)
 
 
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:

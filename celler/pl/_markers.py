@@ -23,6 +23,7 @@ from scanpy.plotting import DotPlot
 from celler._utils._messages import warn
 from celler.pl._chart import (
     SIZE_LEGEND_HEIGHT,
+    Chart,
     above,
     beside,
     color_bar,
@@ -230,11 +231,7 @@ def marker_bubble(
         warn(" ".join(notes))
     if return_fig:
         return dot_plot
-    panels = _draw(dot_plot, figsize)
-    if sc.settings.autoshow if show is None else show:
-        plt.show()
-        return None
-    return panels
+    return _draw(dot_plot, figsize).finish(show=show, return_fig=False)
 
 
 def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
@@ -245,11 +242,7 @@ def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
 
 
 def _find_markers(
-    adata: AnnData,
-    markers: Any,
-    groupby: str,
-    layer: str | None,
-    notes: list[str],
+    adata: AnnData, markers: Any, groupby: str, layer: str | None, notes: list[str]
 ) -> tuple[dict[str, list[str]], Source]:
     """Return the markers to draw, by label, and where their values are."""
     if markers is None:
@@ -305,7 +298,7 @@ def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np
     return np.hstack([z, -z])[codes]
 
 
-def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, Axes]:
+def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> Chart:
     """Draw the dots, brackets and tree of scanpy; place them, the legends and the title."""
     title, dot_plot.fig_title = dot_plot.fig_title, None
     is_swapped, shape = dot_plot.are_axes_swapped, dot_plot.dot_size_df.shape
@@ -333,7 +326,7 @@ def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, A
         plt.setp(labels, rotation=90)
     chart.arrange(title)
     chart.shrink(CELL, *dots)
-    return panels
+    return replace(chart, panels=panels)
 
 
 def _attach(main: Axes, panel: Axes, depth: float, *, is_beside: bool) -> None:
