@@ -1,7 +1,9 @@
 """Charts: panels in a new figure or in the user's axes, laid out so that no text is cut or overlaps.
 
-Constrained layout of matplotlib places the panels, in a new figure as in a user's figure that uses it. It arranges
-whole figures, so in a figure without it, ``Chart._place`` moves only the user's axes.
+Matplotlib's constrained layout places the panels, in new figures and in figures of the user that have a
+layout engine. It arranges whole figures: without an engine it would move all of the user's axes, and
+``Chart._place`` moves only those of the plot. Constrained layout neither chooses the size of a figure,
+which here follows from the number of classes, nor moves legends clear of text beside the panel.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ PALETTE = [
     "#E1964B", "#699696", "#8778B4", "#78F0C3",
 ]
 # fmt: on
-#: Colour of cells without a label.
-UNKNOWN_COLOR = "#BDBDBD"
+#: Colour of cells that the model rejected, by their default label.
+UNKNOWN = {"Unknown": "#BDBDBD"}
 
 
 def stored_colors(data: Any, key: str | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def stored_colors(data: Any, key: str | None) -> dict[str, Any]:
 
 def color_classes(names: Sequence[str], *stored: dict[str, Any]) -> dict[str, Any]:
     """Return a colour for each name: of the first of ``stored`` that has one, or else of the palette."""
-    known = {name: color for colors in reversed(stored) for name, color in colors.items()}
+    known = UNKNOWN | {name: color for part in reversed(stored) for name, color in part.items()}
     taken = {to_hex(known[name]).upper() for name in names if name in known}
     fresh = cycle([color for color in PALETTE if color not in taken] or PALETTE)
     return {name: known[name] if name in known else next(fresh) for name in names}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from celler._utils._messages import column
 from celler.pl._chart import ROW, name_legend, name_rows, open_chart, strip, write_counts
@@ -63,7 +63,10 @@ def cells_by(
     chart = open_chart(sizes, figsize, ax)
     for name, table in tables.items():
         panel = chart.panels[name]
-        _thousands_axis(panel, 30 * max(1, table["cells"].max()))
+        panel.set(xscale="log", xlim=(0.7, 30 * max(1, table["cells"].max())), xlabel="cells")
+        panel.xaxis.set_major_locator(LogLocator(100))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_title(name, loc="left", fontsize="medium")
         strip(panel)
         rows = np.arange(len(table))
@@ -78,15 +81,6 @@ def cells_by(
         name_legend(chart.panels[list(tables)[-1]], COLORS)
     chart.arrange(title)
     return chart.finish(show=show, return_fig=return_fig)
-
-
-def _thousands_axis(panel: Axes, high: float) -> None:
-    """Make x a logarithmic axis of up to millions of cells, with few and short numbers."""
-    panel.set(xscale="log", xlim=(0.7, high), xlabel="cells")
-    powers = range(0, int(np.log10(high)) + 1, 2)
-    names = [f"{10 ** (p % 3)}{' kMG'[p // 3]}".strip() for p in powers]
-    panel.set_xticks([10.0**p for p in powers], names)
-    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _table(counts: pd.DataFrame, name: str, n_most: int) -> pd.DataFrame:

@@ -70,5 +70,7 @@ def test_color_classes_with_stored_or_broken_colours(adata):
         "b": PALETTE[0],
         "c": PALETTE[2],
     }
+    assert color_classes(["a", "Unknown"]) == {"a": PALETTE[0], "Unknown": "#BDBDBD"}
+    assert color_classes(["Unknown"], {"Unknown": "red"}) == {"Unknown": "red"}
     assert len(color_classes([str(i) for i in range(100)])) == 100
     assert names == list(adata.obs["cell_type"].cat.categories)
