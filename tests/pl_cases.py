@@ -94,6 +94,19 @@ CHARTS = {
 }
 
 
+def names_on(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def without_number(names):
+    return [name.rpartition(" (")[0] for name in names]
+
+
+def cells_of(truth, prediction, **more):
+    """A table of cells; labels are letters, so many of each: "aab" is three cells."""
+    return pd.DataFrame({"given": list(truth), "predicted": list(prediction), **more})
+
+
 def assert_same(one, other):
     """Two AnnData hold the same: tables with their dtypes, matrices, uns."""
     for name in ("obs", "var"):
@@ -116,7 +129,7 @@ def texts_drawn(figure):
     for ax in figure.findobj(lambda artist: hasattr(artist, "get_xaxis")):
         for axis in (ax.xaxis, ax.yaxis):
             low, high = sorted(axis.get_view_interval())
-            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=False)
             outside = [label for place, label in ticks if not low <= place <= high]
             unseen.update(outside if ax.axison else axis.get_majorticklabels())
             # the second label of a tick is for the other side of the panel

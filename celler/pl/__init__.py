@@ -1,4 +1,4 @@
-"""Plots: an AnnData or a table in, a matplotlib figure out; what is drawn is read, never written."""
+"""Plots of cells and tables: matplotlib axes or figures; no plot changes its data."""
 
 from celler.pl._confidence import confidence, reliability
 from celler.pl._confusion import confusion, prediction_bubble

@@ -1,20 +1,18 @@
-"""Colours of classes: the user's where there are some, else ones that colour-blind readers tell apart."""
+"""Colours of classes: the user's, or else those of a palette for readers without colour vision."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import is_color_like, to_hex, to_rgb
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-#: The seven colours of Okabe and Ito, then each time the one that is furthest from all before it, in the
-#: least of three views: normal, protanopic and deuteranopic (OKLab, simulated after Machado et al. 2009).
+#: The seven colours of Okabe and Ito; each further one is the most distant from all before it, in the
+#: worst of three views: normal, protanopic and deuteranopic (OKLab, simulated after Machado et al. 2009).
 # fmt: off
 PALETTE = [
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#690F00",
@@ -27,12 +25,12 @@ PALETTE = [
     "#E1964B", "#699696", "#8778B4", "#78F0C3",
 ]
 # fmt: on
-#: Of cells that got no label.
-UNKNOWN_COLOR = "#BDBDBD"
+#: Colour of cells that the model rejected, by their default label.
+UNKNOWN = {"Unknown": "#BDBDBD"}
 
 
 def stored_colors(data: Any, key: str | None) -> dict[str, Any]:
-    """``adata.uns["<key>_colors"]`` by category of obs; none where they do not fit these."""
+    """Return ``adata.uns["<key>_colors"]`` by category of obs; nothing if they do not match."""
     if not isinstance(data, AnnData) or f"{key}_colors" not in data.uns:
         return {}
     colors = data.uns[f"{key}_colors"]
@@ -43,13 +41,13 @@ def stored_colors(data: Any, key: str | None) -> dict[str, Any]:
 
 
 def color_classes(names: Sequence[str], *stored: dict[str, Any]) -> dict[str, Any]:
-    """A colour for each of ``names``: of the first of ``stored`` that has one, else the palette's next."""
-    known = {name: color for colors in reversed(stored) for name, color in colors.items()}
+    """Return a colour for each name: of the first of ``stored`` that has one, or else of the palette."""
+    known = UNKNOWN | {name: color for part in reversed(stored) for name, color in part.items()}
     taken = {to_hex(known[name]).upper() for name in names if name in known}
     fresh = cycle([color for color in PALETTE if color not in taken] or PALETTE)
     return {name: known[name] if name in known else next(fresh) for name in names}
 
 
 def contrast(color: Any) -> str:
-    """Black or white, whichever is read more easily on ``color``."""
+    """Return black or white, whichever has more contrast to ``color``."""
     return "black" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.5 else "white"

@@ -1,31 +1,31 @@
-"""Confidence: where the model is sure, and whether it is right as often as it says."""
+"""Confidence: where the model is sure, and how often it is right."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from matplotlib.colors import Normalize
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from celler._utils._messages import warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl._chart import BESIDE, ROW, color_bar, name_rows, open_chart, shade, strip
 from celler.pl._colors import stored_colors
+from celler.pl._docs import document
 from celler.tl._columns import closest, label_column, share_column
 from celler.tl._evaluate import read_pair
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
 
 BLUE = "#0072B2"
 EMBEDDING = 4.0
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@document
 def confidence(
     adata: AnnData | pd.DataFrame,
     key: str = "celler",
@@ -39,27 +39,36 @@ def confidence(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the confidence of predicted labels on an embedding and by label, the surest label on top.
+    """Plot the confidence of predicted labels on an embedding and by label, the surest label first.
 
-    By label: the median as a dot, a thick line over the middle half of its cells and a thin one over
-    nine in ten. On the embedding the least sure cells lie on top.
+    By label, the dot is the median, the thick line holds the middle 50 % of the cells and the thin line
+    the middle 90 %. On the embedding, the least confident cells are drawn last.
 
-    adata: the cells; or a table of them, which has no embedding.
-    key: column of the predicted labels; its colours are those of ``adata.uns["<key>_colors"]``.
-    basis: entry of ``adata.obsm``, with or without its ``X_``; None = by label only.
-    confidence_key: column with the probability of the label; None = ``<key>_confidence``. Cells
-        without one are left out with a warning.
-    cmap: colour map of 0 to 1 on the embedding.
+    Parameters
+    ----------
+    adata
+        Cells, or a table of them, which has no embedding.
+    key
+        Column with the predicted labels. Colours are those of ``adata.uns["<key>_colors"]``.
+    basis
+        Entry of ``adata.obsm``, with or without its ``X_``. None plots the labels only.
+    $confidence_key
+        None uses ``<key>_confidence``. Cells without a confidence are left out with a warning.
+    cmap
+        Colour map of confidences from 0 to 1 on the embedding.
+    $panels
 
-    The other options are those of :func:`celler.pl.confusion`. Returned are the axes "embedding" and
-    "labels", or the axes where there is one.
+    $raises
+
+    $example
+    >>> cl.pl.confidence(query, "celler")
     """
     key_of_values = f"{key}_confidence" if confidence_key is None else confidence_key
     labels = label_column(adata, key, "key")
     values = share_column(adata, key_of_values, "confidence_key")
     points = None if isinstance(adata, pd.DataFrame) or basis is None else _embedding(adata, basis)
     has_both = (labels.codes >= 0) & ~np.isnan(values)
-    _tell_left_out(has_both, f"no label in {key!r} or no number in {key_of_values!r}")
+    _check_left_out(has_both, f"no label in {key!r} or no number in {key_of_values!r}")
     by_label = pd.Series(values[has_both]).groupby(np.asarray(labels[has_both], dtype=str))
     spread = by_label.quantile(list(QUANTILES)).unstack().sort_values(0.5, ascending=False)
 
@@ -83,6 +92,7 @@ def confidence(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@document
 def reliability(
     adata: AnnData | pd.DataFrame,
     truth_key: str | None = None,
@@ -97,39 +107,41 @@ def reliability(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the reliability diagram: how often the model is right where it is so and so sure.
+    """Plot the reliability diagram: the accuracy of the cells at each confidence.
 
-    A dot is a bin of confidence: its mean and its accuracy, with the 95 % interval of Wilson. Dots
-    under the diagonal are overconfident. Bars are the share of the cells in the bin; ECE is the
-    expected calibration error over these bins, :func:`celler.metrics.expected_calibration_error`.
+    Each dot is a bin of cells, at its mean confidence and its accuracy, with the 95 % interval of
+    Wilson. The model is overconfident where dots are below the diagonal. Bars show the share of cells
+    in each bin. ECE is :func:`celler.metrics.expected_calibration_error` over these bins.
 
-    adata: the cells, or a table with the columns named here.
-    truth_key, prediction_key: given and predicted label; or else
-    correct_key: column that says whether the prediction is right.
-    confidence_key: column with the probability of the predicted label; None =
-        ``<prediction_key>_confidence``. Cells without one are left out with a warning.
-    n_bins: bins of equal width from 0 to 1.
+    Parameters
+    ----------
+    $cells
+    $labels
+    correct_key
+        Column that is true where the prediction is correct, instead of the two columns of labels.
+    $confidence_key
+        None uses ``<prediction_key>_confidence``. Cells without one are left out with a warning.
+    n_bins
+        Number of bins of equal width from 0 to 1.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.reliability(query, "cell_type", "celler")
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
     bins = calibration_bins(values, is_correct, n_bins)
-    low, high = _wilson(bins["accuracy"].to_numpy(), bins["n_cells"].to_numpy())
+    n_correct = (bins["accuracy"] * bins["n_cells"]).round().astype(int)
+    tests = [binomtest(*pair) for pair in zip(n_correct, bins["n_cells"], strict=True)]
+    low, high = np.transpose([list(test.proportion_ci(method="wilson")) for test in tests])
 
     chart = open_chart({"main": (3.2, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
-    left = bins.index.to_numpy() / n_bins
-    share = bins["n_cells"] / len(values)
-    panel.bar(
-        left,
-        share,
-        width=1 / n_bins,
-        align="edge",
-        color=shade(0.88),
-        ec=shade(1),
-        label="share of cells",
-    )
+    style: dict[str, Any] = {"color": shade(0.88), "ec": shade(1), "label": "share of cells"}
+    middles = (bins.index.to_numpy() + 0.5) / n_bins
+    panel.bar(middles, bins["n_cells"] / len(values), 1 / n_bins, **style)
     panel.plot((0, 1), (0, 1), color=shade(0.6), lw=0.8, ls="--", label="perfect")
     panel.vlines(bins["confidence"], low, high, color=BLUE, lw=1)
     panel.plot(bins["confidence"], bins["accuracy"], "o-", color=BLUE, ms=4, lw=1, label="accuracy")
@@ -142,7 +154,7 @@ def reliability(
 
 
 def _embedding(adata: AnnData, basis: str) -> np.ndarray:
-    """The first two columns of an entry of obsm."""
+    """Return the first two columns of an entry of obsm."""
     names = list(adata.obsm.keys())
     found = next((name for name in (basis, f"X_{basis}") if name in names), None)
     if found is None:
@@ -158,21 +170,16 @@ def _embedding(adata: AnnData, basis: str) -> np.ndarray:
     return points[:, :2].astype(float)
 
 
-def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: Any) -> None:
+def _draw_embedding(
+    panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap
+) -> None:
     area = float(np.clip(30_000 / max(len(points), 1), 0.5, 20))
-    dots = panel.scatter(
-        points[:, 0],
-        points[:, 1],
-        s=area,
-        c=values,
-        cmap=cmap,
-        norm=Normalize(0, 1),
-        linewidths=0,
-        rasterized=True,
-    )
+    x, y = points.T
+    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "lw": 0, "rasterized": True}
+    dots = panel.scatter(x, y, s=area, c=values, **style)
     panel.set(xticks=[], yticks=[])
     strip(panel)
-    color_bar(panel, dots, "Confidence", down=0.1, is_under=True)
+    color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))
 
 
 def _outcomes(
@@ -182,7 +189,7 @@ def _outcomes(
     correct_key: str | None,
     confidence_key: str | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Confidence of each cell that has one, and whether its label is right."""
+    """Return the confidence of each cell that has one, and whether its label is correct."""
     has_pair = truth_key is not None and prediction_key is not None
     if has_pair == (correct_key is not None) or not (has_pair or confidence_key):
         raise ValueError("Pass truth_key and prediction_key, or correct_key and confidence_key.")
@@ -195,25 +202,14 @@ def _outcomes(
     elif correct_key is not None:
         outcome = share_column(adata, correct_key, "correct_key")
     is_known = ~np.isnan(values) & ~np.isnan(outcome)
-    _tell_left_out(is_known, f"no number in {key!r} or nothing to compare")
+    _check_left_out(is_known, f"no number in {key!r} or nothing to compare")
     return values[is_known], outcome[is_known]
 
 
-def _tell_left_out(is_kept: np.ndarray, why: str) -> None:
-    """Warn of cells that are not drawn; raise where none is left."""
+def _check_left_out(is_kept: np.ndarray, why: str) -> None:
+    """Warn of cells that are not drawn; raise an error if none is left."""
     if not is_kept.any():
         raise ValueError(f"No cell can be drawn: {why}.")
     n_missing = int((~is_kept).sum())
     if n_missing:
-        text = f"Left out {n_missing:,} of {len(is_kept):,} cells, {why}."
-        warn(text)
-
-
-def _wilson(share: np.ndarray, n_cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of shares of so many cells."""
-    z = 1.96
-    center = (share + z**2 / (2 * n_cells)) / (1 + z**2 / n_cells)
-    half = (
-        z * np.sqrt(share * (1 - share) / n_cells + z**2 / (4 * n_cells**2)) / (1 + z**2 / n_cells)
-    )
-    return center - half, center + half
+        warn(f"Left out {n_missing:,} of {len(is_kept):,} cells, {why}.")

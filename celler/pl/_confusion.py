@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
 from celler._utils._messages import warn
@@ -18,29 +21,38 @@ from celler.pl._chart import (
     SIZE_LEGEND_HEIGHT,
     color_bar,
     name_rows,
+    note_beside,
     open_chart,
     room_beside,
     shade,
     size_legend,
+    size_of,
 )
 from celler.pl._colors import contrast
+from celler.pl._docs import document
 from celler.tl._columns import share_column
 from celler.tl._evaluate import Pair, read_pair, read_parents
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+#: Largest number of columns of a confusion matrix whose cells hold percentages.
+N_WITH_NUMBERS = 15
+WIDE = 0.3
+#: Area of a dot of all cells of a class, points squared; its width is that of a row.
+LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
 
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
+
+def read_labels(data: AnnData | pd.DataFrame, truth_key: str, prediction_key: str) -> Pair:
+    """Return the labels of the cells that have both, and warn of cells without."""
+    notes: list[str] = []
+    cells = read_pair(data, truth_key, prediction_key, notes)
+    if notes:
+        warn(" ".join(notes))
+    return cells
 
 
 class Crosstab(NamedTuple):
-    """``counts`` of cells, given classes by predicted ones, which begin with the given in the same order.
+    """``counts`` of cells by given class, the rows, and predicted class, in the order of the rows.
 
-    blocks: parent of each run of rows, with its first and its last; none without parents.
+    blocks: parent, first row and last row of each parent's classes; empty without parents.
     """
 
     counts: pd.DataFrame
@@ -48,14 +60,14 @@ class Crosstab(NamedTuple):
 
     @property
     def shares(self) -> pd.DataFrame:
-        """Share of each given class's cells."""
+        """Shares of the cells of each given class."""
         return self.counts.div(self.counts.sum(axis=1), axis=0)
 
 
 def cross(
     data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None
 ) -> Crosstab:
-    """Count and order; with parents their classes stay together."""
+    """Count the cells and order the classes, those of the same parent together."""
     counts = pd.crosstab(cells.truth, cells.prediction)
     names = list(counts.index)
     others = [name for name in counts.columns if name not in counts.index]
@@ -77,10 +89,10 @@ def cross(
 
 
 def by_similarity(counts: pd.DataFrame) -> list[str]:
-    """Rows in an order in which those that are confused are neighbours.
+    """Order the rows so that classes confused with each other are neighbours.
 
-    The leaves of an average linkage; the distance of two classes is 1 less the mean of both shares of
-    cells taken for the other class.
+    The order is that of the leaves of an average linkage. The distance of two classes is 1 minus the
+    mean share of their cells that are predicted as the other class.
     """
     names = list(counts.index)
     if len(names) < 3:
@@ -93,13 +105,7 @@ def by_similarity(counts: pd.DataFrame) -> list[str]:
     return [names[leaf] for leaf in hierarchy.leaves_list(tree)]
 
 
-#: Up to so many classes the percentages stand in the cells of a confusion matrix.
-N_WITH_NUMBERS = 15
-WIDE = 0.3
-#: Area of a dot of all cells of a class, points squared; its width is that of a row.
-LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
-
-
+@document
 def prediction_bubble(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -114,22 +120,29 @@ def prediction_bubble(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw given against predicted labels: what becomes of each class, and how sure the model is of it.
+    """Plot given against predicted labels as dots, with the confidence of the predictions.
 
-    The area of a dot is the share of the given class's cells with that prediction; its colour is the
-    mean probability of the predicted label over these cells, grey where none has one. Columns stand
-    in the order of the rows; predicted classes that are not given follow.
+    The area of a dot is the share of the given class's cells that got this prediction. Its colour is
+    their mean confidence, or grey if none has one. Columns have the order of the rows, followed by
+    predicted classes that are not given.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    confidence_key: column with the probability of the predicted label; None =
-        ``<prediction_key>_confidence``.
-    parents: parent by class, or a column with the parent of each cell's given class: keeps the
-        classes of a parent together. None = classes that are confused stand side by side.
+    Parameters
+    ----------
+    $cells
+    $labels
+    $confidence_key
+        None uses ``<prediction_key>_confidence``.
+    $parents
+    cmap
+        Colour map of mean confidences from 0 to 1.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.prediction_bubble(query, "cell_type", "celler")
     """
-    notes: list[str] = []
-    cells = read_pair(adata, truth_key, prediction_key, notes)
+    cells = read_labels(adata, truth_key, prediction_key)
     key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
     confidence = share_column(adata, key, "confidence_key")[cells.rows]
     table = cross(adata, cells, parents)
@@ -137,39 +150,28 @@ def prediction_bubble(
     means = by_pair.unstack().reindex(index=table.counts.index, columns=table.counts.columns)
     rows, columns = np.nonzero(table.counts.to_numpy())
     shares = table.shares.to_numpy()[rows, columns]
-    colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
-    if notes:
-        warn(" ".join(notes))
+    n_rows, n_columns = table.counts.shape
 
-    chart = open_chart(
-        {"main": (ROW * table.counts.shape[1], ROW * len(table.counts))}, figsize, ax
-    )
+    chart = open_chart({"main": (ROW * n_columns, ROW * n_rows)}, figsize, ax)
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)
     panel.grid(color=shade(0.92), lw=0.6)
     panel.set_axisbelow(True)
-    dots = panel.scatter(
-        columns,
-        rows,
-        s=LARGEST_DOT * shares,
-        c=np.ma.masked_invalid(means.to_numpy(dtype=float)[rows, columns]),
-        cmap=colors,
-        norm=Normalize(0, 1),
-        plotnonfinite=True,
-        edgecolors="0.3",
-        linewidths=0.4,
-    )
+    means = np.ma.masked_invalid(means.to_numpy(dtype=float)[rows, columns])
+    colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
+    style: dict[str, Any] = {"plotnonfinite": True, "edgecolors": "0.3", "linewidths": 0.4}
+    style |= {"cmap": colors, "norm": Normalize(0, 1)}
+    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=means, **style)
     sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
     right = room_beside(panel)
     legend = size_legend(panel, sizes, "Share of given cells (%)", right=right)
     color_bar(panel, dots, "Mean probability", right=right, down=SIZE_LEGEND_HEIGHT)
     chart.arrange(title)
-    scale = min(1.0, (chart.size_of("main") / table.counts.shape[::-1] / ROW).min()) ** 2
-    for collection in (dots, legend):
-        collection.set_sizes(collection.get_sizes() * scale)
+    chart.shrink(ROW, dots, *legend.collections)
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@document
 def confusion(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -183,30 +185,27 @@ def confusion(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the confusion matrix: of the cells given a class, the percentage predicted as each.
+    """Plot the confusion matrix: the percentage of each given class that is predicted as each class.
 
-    Rows sum to 100 %; not a single cell is white. The number of cells stands behind the name. Columns
-    stand in the order of the rows; predicted classes that are not given follow. Cells without one of
-    the labels are left out with a warning.
+    Rows sum to 100 %; white is 0 cells. The number of cells follows the name of the class. Columns
+    have the order of the rows, followed by predicted classes that are not given.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    parents: parent by class, or a column with the parent of each cell's given class: keeps the
-        classes of a parent together and draws a line around them. None = classes that are confused
-        stand side by side, by a hierarchical clustering.
-    cmap: colour map of 0 to 100 %; the default reads without colour vision and in print.
-    title: text over the chart.
-    figsize: width and height in inches; None = as large as the chart needs.
-    ax: axes to draw in, all text included; where the figure has a layout engine, that makes the room.
-    show: show the figure; None = ``scanpy.settings.autoshow``.
-    return_fig: return the figure.
+    Parameters
+    ----------
+    $cells
+    $labels
+    $parents
+        Lines separate the parents.
+    cmap
+        Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
+    $layout
 
-    Returns None when shown, else the axes, or the figure. ``adata`` is never changed.
+    $raises
+
+    $example
+    >>> cl.pl.confusion(query, "cell_type", "celler")
     """
-    notes: list[str] = []
-    cells = read_pair(adata, truth_key, prediction_key, notes)
-    if notes:
-        warn(" ".join(notes))
-    table = cross(adata, cells, parents)
+    table = cross(adata, read_labels(adata, truth_key, prediction_key), parents)
     percent = 100 * table.shares.to_numpy()
     n_rows, n_columns = percent.shape
     has_numbers = n_columns <= N_WITH_NUMBERS
@@ -215,22 +214,19 @@ def confusion(
     chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)
-    norm = Normalize(0, 100)
-    colors = ScalarMappable(norm, cmap)
+    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": cmap}
     edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
     shown = np.ma.masked_equal(percent, 0)
-    panel.pcolormesh(*edges, shown, norm=norm, cmap=cmap, edgecolors=shade(0.9), linewidth=0.3)
-    numbers = _write_numbers(panel, percent, colors) if has_numbers else []
-    color_bar(panel, colors, "Share of given cells (%)", right=room_beside(panel))
+    mesh = panel.pcolormesh(*edges, shown, vmin=0, vmax=100, **style)
+    color_bar(panel, mesh, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
-    if (chart.size_of("main") < ROW * np.array([n_columns, n_rows])).any():
-        for number in numbers:
-            number.remove()
+    if has_numbers and (size_of(panel) > 0.99 * ROW * np.array([n_columns, n_rows])).all():
+        _write_numbers(panel, percent, mesh)
     return chart.finish(show=show, return_fig=return_fig)
 
 
 def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) -> None:
-    """Names of rows, columns and parents, and lines between parents and before the other columns."""
+    """Write rows, columns and parents; draw lines between parents and before additional columns."""
     n_cells = table.counts.sum(axis=1)
     n_rows, n_columns = table.counts.shape
     name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
@@ -245,23 +241,13 @@ def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) ->
         if first > 0:
             panel.axhline(first - 0.5, **line)
             panel.axvline(first - 0.5, **line)
-        panel.annotate(
-            parent,
-            (1, (first + last) / 2),
-            (5, 0),
-            xycoords=panel.get_yaxis_transform(),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-        )
+        note_beside(panel, parent, (first + last) / 2)
 
 
-def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> list[Text]:
-    """Percentages of half a cell in a hundred and more, in black or white, whichever stands out."""
-    texts = []
+def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> None:
+    """Write percentages of 0.5 and more in black or white, whichever has more contrast."""
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for (row, column), value in np.ndenumerate(percent):
         if value >= 0.5:
-            text = panel.text(column, row, f"{value:.0f}", ha="center", va="center")
-            text.set(color=contrast(colors.to_rgba(value)[:3]), fontsize="x-small")
-            texts.append(text)
-    return texts
+            color = contrast(colors.to_rgba(value)[:3])
+            panel.text(column, row, f"{value:.0f}", color=color, **style)

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
+from matplotlib.text import Annotation
 
-from celler._utils._messages import column as column_of
 from celler._utils._messages import warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
-from celler.pl._confusion import cross
-from celler.tl._columns import label_column
-from celler.tl._evaluate import read_pair
+from celler.pl._confusion import cross, read_labels
+from celler.pl._docs import document
+from celler.tl._columns import column, label_column
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Annotation, Text
-
-#: Height between two classes, inches: a line of text, however few cells they have.
+#: Inches between two classes: a line of text, however few cells they have.
 BETWEEN = 0.16
 #: Width of the bars of the classes, in widths of the panel.
 BAR = 0.03
 
 
+@document
 def alluvial(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -43,21 +40,25 @@ def alluvial(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw where the cells of each given class go: flows from given labels on the left to predicted ones.
+    """Plot where the cells of each given class go, as flows from given to predicted labels.
 
-    The height of a flow is its number of cells. It has the colour of the given class, pale where the
-    prediction is that class: colours of ``adata.uns["<truth_key>_colors"]``, then of the predictions',
-    then the palette's.
+    The height of a flow is its number of cells. A flow has the colour of the given class, and is pale
+    if the prediction is that class. Colours are those of ``adata.uns["<truth_key>_colors"]``, else of
+    ``adata.uns["<prediction_key>_colors"]``, else of the palette.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    parents: as in :func:`celler.pl.confusion`, whose order of classes is used.
+    Parameters
+    ----------
+    $cells
+    $labels
+    $parents
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.alluvial(query, "cell_type", "celler")
     """
-    notes: list[str] = []
-    cells = read_pair(adata, truth_key, prediction_key, notes)
-    if notes:
-        warn(" ".join(notes))
+    cells = read_labels(adata, truth_key, prediction_key)
     counts = cross(adata, cells, parents).counts
     counts = counts.loc[:, counts.any()]
     stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
@@ -84,6 +85,7 @@ def alluvial(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@document
 def composition(
     adata: AnnData | pd.DataFrame,
     key: str,
@@ -96,30 +98,41 @@ def composition(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw which labels the cells of each group have: one bar per tissue, disease or donor.
+    """Plot the labels of the cells in each group, one bar per tissue, disease or donor.
 
-    Labels and groups stand in the order of their categories; the number of cells is behind the name
-    of the group. A label is written in its part of a bar where there is room.
+    Labels and groups have the order of their categories. The number of cells follows the name of the
+    group. Labels are also written into parts that are wide enough.
 
-    adata: the cells, or a table with these columns, such as ``adata.obs``.
-    key: column of labels; its colours are those of ``adata.uns["<key>_colors"]``, else the palette's.
-    groupby: column of groups, such as "tissue", "disease" or "donor".
-    n_key: column with the number of cells that a row stands for, such as "cells" in
-        ``cl.atlas.summary(out).counts``; None = a row is a cell.
+    Parameters
+    ----------
+    $cells
+    key
+        Column of labels. Colours are those of ``adata.uns["<key>_colors"]``, else of the palette.
+    groupby
+        Column of groups, such as "tissue", "disease" or "donor".
+    n_key
+        Column with the number of cells of a row, such as "cells" in ``cl.atlas.summary(out).counts``.
+        None counts each row as one cell.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+
+    $example
+    >>> cl.pl.composition(query, "celler", "cell_type")
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)
-    n_of_row = _cells_of_rows(adata, n_key, len(has_both))
+    n_of_row = np.ones(len(has_both), int)
+    if n_key is not None:
+        n_of_row = column(adata, n_key, "n_key").to_numpy(dtype=int)
     n_missing = int(n_of_row[~has_both].sum())
     if not has_both.any():
         raise ValueError(
             f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells."
         )
     if n_missing:
-        text = f"Left out {n_missing:,} of {n_of_row.sum():,} cells, no label in {key!r} or {groupby!r}."
-        warn(text)
+        of = f"{n_missing:,} of {n_of_row.sum():,} cells"
+        warn(f"Left out {of}, no label in {key!r} or {groupby!r}.")
     pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
     names = [np.asarray(part, dtype=str) for part in pair]
     counts = pd.crosstab(*names, values=n_of_row[has_both], aggfunc="sum").fillna(0).astype(int)
@@ -128,9 +141,8 @@ def composition(
     shares = counts.div(n_cells, axis=0)
     colors = color_classes(list(counts.columns), stored_colors(adata, key))
 
-    chart = open_chart(
-        {"main": (max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts))}, figsize, ax
-    )
+    size = max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts)
+    chart = open_chart({"main": size}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
     ends = shares.cumsum(axis=1)
@@ -142,23 +154,13 @@ def composition(
     name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
     panel.set(xlim=(0, 1), xlabel="share of cells", ylabel=groupby)
     name_legend(panel, colors, key)
-    texts = _write_labels(panel, shares, ends - shares / 2, colors)
     chart.arrange(title)
-    for written, share in texts:
-        if written.get_window_extent().width > 0.95 * share * panel.bbox.width:
-            written.remove()
+    _write_labels(panel, shares, ends - shares / 2, colors)
     return chart.finish(show=show, return_fig=return_fig)
 
 
-def _cells_of_rows(adata: AnnData | pd.DataFrame, n_key: str | None, n_rows: int) -> np.ndarray:
-    if n_key is None:
-        return np.ones(n_rows, int)
-    table = adata if isinstance(adata, pd.DataFrame) else adata.obs
-    return column_of(table, n_key, "n_key").to_numpy(dtype=int)
-
-
 def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
-    """Where each class begins when they are stacked with a gap, in the middle of ``n_most`` gaps."""
+    """Return the top of each class when all are stacked with gaps, in the middle of ``n_most`` gaps."""
     before = np.cumsum(totals.to_numpy()) - totals.to_numpy()
     tops = before + gap * (0.5 + np.arange(len(totals)) + (n_most - len(totals)) / 2)
     return dict(zip(totals.index, tops, strict=True))
@@ -171,21 +173,17 @@ def _draw_flows(
     right: Mapping[str, float],
     colors: Mapping[str, Any],
 ) -> None:
-    """A band from each given to each predicted class, below those before it at both ends."""
+    """Draw a band from each given to each predicted class, below earlier bands at both ends."""
     table = counts.to_numpy()
-    starts = (
-        np.cumsum(table, axis=1) - table + np.array([left[name] for name in counts.index])[:, None]
-    )
-    ends = np.cumsum(table, axis=0) - table + np.array([right[name] for name in counts.columns])
-    for row, column in np.argwhere(table):
-        given, predicted = counts.index[row], counts.columns[column]
-        band = _band(starts[row, column], ends[row, column], table[row, column])
+    starts = np.cumsum(table, axis=1) - table + [[left[name]] for name in counts.index]
+    ends = np.cumsum(table, axis=0) - table + [right[name] for name in counts.columns]
+    for place in map(tuple, np.argwhere(table)):
+        given, predicted = counts.index[place[0]], counts.columns[place[1]]
+        band = _band(starts[place], ends[place], table[place])
         is_same = given == predicted
         style = {"alpha": 0.3, "zorder": 1} if is_same else {"alpha": 0.8, "zorder": 2}
         # The line keeps the flow of a single cell visible.
-        panel.add_patch(
-            PathPatch(band, facecolor=colors[given], edgecolor=colors[given], lw=0.4, **style)
-        )
+        panel.add_patch(PathPatch(band, fc=colors[given], ec=colors[given], lw=0.4, **style))
 
 
 def _band(start: float, end: float, height: float) -> Path:
@@ -204,7 +202,7 @@ def _draw_side(
     colors: Mapping[str, Any],
     x: int = 0,
 ) -> list[Annotation]:
-    """The bars of the classes on one side, 0 is left, and their names, which are returned."""
+    """Draw the bars of the classes on one side, 0 is left, and return their names."""
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if x else "right"}
     panel.annotate(heading, (x, 1), (0, 6), xycoords="axes fraction", **style)
     texts = []
@@ -219,7 +217,7 @@ def _draw_side(
 
 
 def _part(panel: Axes, texts: list[Annotation]) -> None:
-    """Move names apart where the panel is lower than they need."""
+    """Move names apart if the panel is too low for them."""
     highest = max(text.get_window_extent().height for text in texts) / panel.bbox.height
     floor = panel.get_ylim()[0]
     places = np.array([text.xy[1] for text in texts]) / floor
@@ -229,13 +227,11 @@ def _part(panel: Axes, texts: list[Annotation]) -> None:
 
 def _write_labels(
     panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]
-) -> list[tuple[Text, float]]:
-    """The label in the middle of each part of a bar, and the share of that part."""
-    texts = []
-    for row, column in np.argwhere(shares.to_numpy() > 0):
-        name, share = shares.columns[column], shares.iloc[row, column]
-        place = (middles.iloc[row, column], row)
-        color = contrast(colors[name])
-        text = panel.text(*place, name, ha="center", va="center", fontsize="x-small", color=color)
-        texts.append((text, share))
-    return texts
+) -> None:
+    """Write the label into each part of a bar that is wide enough for it."""
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
+    for row, part in np.argwhere(shares.to_numpy() > 0):
+        name, x = shares.columns[part], middles.iloc[row, part]
+        text = panel.text(x, row, name, color=contrast(colors[name]), **style)
+        if text.get_window_extent().width > 0.95 * shares.iloc[row, part] * panel.bbox.width:
+            text.remove()

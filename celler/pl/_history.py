@@ -1,39 +1,33 @@
-"""Training curves: losses, macro-F1 and the share of cells that are replayed, epoch by epoch."""
+"""Training curves: losses, macro-F1 and the share of replayed cells, epoch by epoch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from celler.pl._chart import open_chart, shade, strip
+from celler.pl._docs import document
 from celler.tl._columns import listed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-TRAINING, VALIDATION = "#0072B2", "#D55E00"
+TRAINING, VALIDATION = ("training", "#0072B2"), ("validation", "#D55E00")
 CURVES = {
-    "train_loss": ("training", TRAINING),
-    "validation_loss": ("validation", VALIDATION),
-    "validation_macro_f1": ("validation", VALIDATION),
-    "replayed_share": ("training", TRAINING),
+    "train_loss": TRAINING,
+    "validation_loss": VALIDATION,
+    "validation_macro_f1": VALIDATION,
+    "replayed_share": TRAINING,
 }
+#: Label of the y axis and curves of each panel.
 PANELS = {
-    "loss": ["train_loss", "validation_loss"],
-    "macro_f1": ["validation_macro_f1"],
-    "replayed": ["replayed_share"],
-}
-Y_LABELS = {
-    "loss": "loss",
-    "macro_f1": "validation macro-F1",
-    "replayed": "share of cells replayed",
+    "loss": ("loss", ["train_loss", "validation_loss"]),
+    "macro_f1": ("validation macro-F1", ["validation_macro_f1"]),
+    "replayed": ("share of cells replayed", ["replayed_share"]),
 }
 SIZE = (3.2, 2.6)
 
 
+@document
 def history(
     curves: pd.DataFrame,
     *,
@@ -43,23 +37,35 @@ def history(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the curves of a training: losses, validation macro-F1 and the share of cells replayed.
+    """Plot the training curves: losses, validation macro-F1 and the share of replayed cells.
 
-    The band around macro-F1 is one standard error. The losses are those of the training's own
-    function and, on the validation cells, cross-entropy: compare their shapes, not their heights.
+    The band around macro-F1 is one standard error. The training loss is the loss that was minimised,
+    the validation loss is cross-entropy: compare the shapes of the curves, not their heights.
 
-    curves: :attr:`celler.model.Celler.history`, or any table with a row per epoch and at least one of
-        ``train_loss``, ``validation_loss``, ``validation_macro_f1`` and ``replayed_share``.
+    Parameters
+    ----------
+    curves
+        :attr:`celler.model.Celler.history`, or a table with a row per epoch and at least one of the
+        columns ``train_loss``, ``validation_loss``, ``validation_macro_f1`` and ``replayed_share``.
+        Each panel is drawn if it has a curve: "loss", "macro_f1" and "replayed".
+    $panels
 
-    The other options are those of :func:`celler.pl.confusion`. Returned are the axes "loss",
-    "macro_f1" and "replayed", those for which there are curves, or the axes where there is one.
+    Raises
+    ------
+    TypeError
+        If ``curves`` is not a table.
+    KeyError
+        If the table has none of these curves.
+
+    $example
+    >>> cl.pl.history(model.history)
     """
     if not isinstance(curves, pd.DataFrame):
         given = "None" if curves is None else type(curves).__name__
         raise TypeError(f"curves={given} was given; pass model.history of a trained model.")
     known = {
         panel: [name for name in names if name in curves and curves[name].notna().any()]
-        for panel, names in PANELS.items()
+        for panel, (_, names) in PANELS.items()
     }
     sizes = {panel: SIZE for panel, names in known.items() if names}
     if not sizes:
@@ -69,7 +75,7 @@ def history(
     chart = open_chart(sizes, figsize, ax)
     for name, panel in chart.panels.items():
         strip(panel)
-        panel.set(xlabel="epoch", ylabel=Y_LABELS[name])
+        panel.set(xlabel="epoch", ylabel=PANELS[name][0])
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.grid(color=shade(0.92), lw=0.6)
         for column in known[name]:
@@ -81,12 +87,10 @@ def history(
 
 
 def _draw(panel: Axes, curves: pd.DataFrame, name: str) -> None:
-    """One curve, with a band of one standard error where there is one."""
-    values = curves[name].dropna()
-    label, color = CURVES[name]
+    """Draw a curve, with a band of one standard error if the table has it."""
+    values, (label, color) = curves[name].dropna(), CURVES[name]
     panel.plot(values.index, values, "o-", color=color, ms=3, lw=1.4, label=label)
     if f"{name}_error" in curves:
         error = curves.loc[values.index, f"{name}_error"]
-        panel.fill_between(
-            values.index, values - error, values + error, color=color, alpha=0.2, lw=0
-        )
+        low, high = values - error, values + error
+        panel.fill_between(values.index, low, high, color=color, alpha=0.2, lw=0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib import pyplot as plt
-from matplotlib.transforms import ScaledTranslation, blended_transform_factory
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from pandas.api.types import is_numeric_dtype
 
 from celler._utils._messages import warn
@@ -17,24 +20,21 @@ from celler.metrics import frequency_groups
 from celler.pl._chart import (
     NO_CELLS,
     ROW,
+    above,
     apart,
     count_axis,
     name_legend,
     name_rows,
+    note_beside,
     open_chart,
     shade,
     strip,
+    write_counts,
 )
 from celler.pl._colors import color_classes, stored_colors
+from celler.pl._docs import document
 from celler.tl._columns import closest, label_column, labelled
 from celler.tl._evaluate import Evaluation
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-    from matplotlib.transforms import Transform
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
 MARKERS = "osD^vPX"
@@ -44,6 +44,7 @@ APART = 0.07
 ROOF = 0.2
 
 
+@document
 def class_counts(
     data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int],
     key: str | None = None,
@@ -54,17 +55,27 @@ def class_counts(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the cells of each class on a logarithmic axis, most frequent first, and where the tail begins.
+    """Plot the number of cells of each class on a logarithmic axis, and where the tail begins.
 
     Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours
-    of ``adata.uns["<key>_colors"]``, without these that of their group.
+    of ``adata.uns["<key>_colors"]``, or else of their group.
 
-    data: the cells, or a table with the column ``key``; cells by class, such as
-        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose
-        ``reference_cells`` are drawn.
-    key: column of labels. None = ``data`` is counted already.
+    Parameters
+    ----------
+    data
+        Cells, or a table with the column ``key``. Or numbers of cells by class, such as
+        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose column
+        ``reference_cells`` is drawn.
+    key
+        Column of labels. None if ``data`` holds numbers of cells.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    $raises
+    TypeError
+        If ``data`` holds cells and ``key`` is None.
+
+    $example
+    >>> cl.pl.class_counts(query, "cell_type")
     """
     counts = _count(data, key).sort_values(ascending=False, kind="stable")
     group_of = pd.Series(frequency_groups(dict(counts)))
@@ -80,16 +91,7 @@ def class_counts(
     drawn = counts.to_numpy() > 0
     panel.barh(rows[drawn], counts[drawn], height=0.75, color=np.array(colors, object)[drawn])
     name_rows(panel, list(counts.index))
-    for row, count in enumerate(counts):
-        end = max(count, NO_CELLS)
-        panel.annotate(
-            f"{count:,}",
-            (end, row),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            size="x-small",
-        )
+    write_counts(panel, counts)
     for band in BANDS:
         members = np.flatnonzero(group_of[counts.index] == band)
         if len(members):
@@ -100,6 +102,7 @@ def class_counts(
     return chart.finish(show=show, return_fig=return_fig)
 
 
+@document
 def f1_by_frequency(
     tables: pd.DataFrame | Evaluation | Mapping[str, pd.DataFrame | Evaluation],
     *,
@@ -109,16 +112,30 @@ def f1_by_frequency(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Draw the F1 of each class against its number of reference cells, for one or several methods.
+    """Plot the F1 of each class against its number of reference cells, for one or several methods.
 
-    The flat lines are a method's mean F1 over the head, medium and tail classes.
+    The flat lines are a method's mean F1 of the head, medium and tail classes.
 
-    tables: one row per class, with the columns (or the index) ``class``, ``reference_cells`` and
-        ``f1``; of several methods with a column ``method``, or by the method's name. Results of
-        :func:`celler.tl.evaluate` and :func:`celler.metrics.per_class` are such tables. Where a
-        method has a class more than once, as from several seeds, the mean is drawn.
+    Parameters
+    ----------
+    tables
+        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and
+        ``f1``, such as the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`.
+        For several methods, tables by name of the method, or a table with a column ``method``. If a
+        method has a class several times, for example from several seeds, the mean is drawn.
+    $layout
 
-    The other options, and what is returned, are those of :func:`celler.pl.confusion`.
+    Raises
+    ------
+    TypeError
+        If ``tables`` holds no tables.
+    KeyError
+        If a column is missing. The message names the closest one.
+    ValueError
+        If the tables have no rows.
+
+    $example
+    >>> cl.pl.f1_by_frequency(cl.tl.evaluate(query, "cell_type", "celler"))
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
@@ -141,8 +158,11 @@ def f1_by_frequency(
     for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
         style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
         panel.scatter(x, f1, s=22, zorder=3, **style)
-    _draw_bands(panel, wide, x, _bands(rows, cells), colors)
-    names = [panel.text(0, ROOF, name, transform=_over(panel)) for name in wide.index]
+    bands = pd.Series(frequency_groups(dict(cells)))
+    if "frequency" in rows:
+        bands = rows.groupby("class")["frequency"].first()
+    _draw_bands(panel, wide, x, bands, colors)
+    names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
         name_legend(panel, colors, markers=MARKERS)
     plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
@@ -154,7 +174,7 @@ def f1_by_frequency(
 def _count(
     data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None
 ) -> pd.Series:
-    """Cells by class."""
+    """Return the number of cells of each class."""
     if isinstance(data, pd.Series) and is_numeric_dtype(data):
         data = data.to_dict()
     if isinstance(data, Mapping):
@@ -175,7 +195,7 @@ def _count(
 
 
 def _by_class(table: Any) -> pd.DataFrame:
-    """The table with its classes in a column, as text."""
+    """Return the table with its classes in a column, as text."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
             f"tables={type(table).__name__} was given; pass a table with a row per class, such as "
@@ -189,7 +209,7 @@ def _by_class(table: Any) -> pd.DataFrame:
 
 
 def _tidy(tables: Any) -> pd.DataFrame:
-    """One row per method and class: ``method``, ``class``, ``reference_cells``, ``f1``."""
+    """Return a row per method and class: ``method``, ``class``, ``reference_cells``, ``f1``."""
     by_method = tables if isinstance(tables, Mapping) else {None: tables}
     parts = []
     for method, table in by_method.items():
@@ -204,75 +224,36 @@ def _tidy(tables: Any) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).astype({"method": str})
 
 
-def _bands(rows: pd.DataFrame, cells: pd.Series) -> pd.Series:
-    """Head, medium or tail by class: as the tables say, else by these classes' cells."""
-    if "frequency" in rows:
-        return rows.groupby("class")["frequency"].first()
-    return pd.Series(frequency_groups(dict(cells)))
-
-
 def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> None:
-    """A line beside rows, and what they are."""
-    beside = panel.get_yaxis_transform()
-    panel.plot(
-        (1.01, 1.01),
-        rows,
-        color=color,
-        lw=3,
-        transform=beside,
-        clip_on=False,
-        solid_capstyle="butt",
-    )
-    panel.annotate(
-        text,
-        (1.01, np.mean(rows)),
-        (6, 0),
-        xycoords=beside,
-        textcoords="offset points",
-        va="center",
-        size="small",
-    )
+    """Draw a line beside rows and name them."""
+    style: dict[str, Any] = {"lw": 3, "clip_on": False, "solid_capstyle": "butt"}
+    panel.plot((1.01, 1.01), rows, color=color, transform=panel.get_yaxis_transform(), **style)
+    note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 
 def _draw_bands(
     panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]
 ) -> None:
-    """Lines between tail, medium and head, and the mean of each method in each."""
+    """Draw lines between tail, medium and head, and the mean of each method in each."""
     bands = band_of[wide.index].to_numpy()
     present = [band for band in reversed(BANDS) if (bands == band).any()]
-    borders = [
-        np.sqrt(x[bands == lower].max() * x[bands == upper].min())
-        for lower, upper in pairwise(present)
-    ]
+    ends = [(x[bands == one].max(), x[bands == other].min()) for one, other in pairwise(present)]
+    borders = [np.sqrt(low * high) for low, high in ends]
     edges = [panel.get_xlim()[0], *borders, panel.get_xlim()[1]]
     for border in borders:
         panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top"}
     for band, span in zip(present, pairwise(edges), strict=True):
         for method, f1 in wide[bands == band].mean().items():
             panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
-        panel.annotate(
-            band,
-            (np.sqrt(span[0] * span[1]), 0),
-            (0, -18),
-            xycoords=panel.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            size="small",
-        )
-
-
-def _over(panel: Axes) -> Transform:
-    """Places in widths of the panel, and inches over it."""
-    corners: Any = panel.transAxes
-    inches = panel.figure.dpi_scale_trans + ScaledTranslation(0, 1, corners)
-    return blended_transform_factory(panel.transAxes, inches)
+        place = (np.sqrt(span[0] * span[1]), 0), (0, -18)
+        panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style)
 
 
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
-    """Move names over their points, at ``places`` in widths of the panel, but apart, with a line to each."""
+    """Move names above their points, at ``places`` in widths of the panel, but apart, with a line to each."""
     gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
-    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": _over(panel)}
+    style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": above(panel)}
     for name, place, point in zip(names, apart(places, gap), places, strict=True):
         name.set_x(place)
         panel.plot((point, point, place), (0, 0.06, ROOF - 0.03), clip_on=False, **style)

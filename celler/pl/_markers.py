@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from anndata import AnnData
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.text import Text
+from scanpy.plotting import DotPlot
 
 from celler._utils._messages import warn
-from celler.pl._chart import arrange
+from celler.pl._chart import (
+    SIZE_LEGEND_HEIGHT,
+    Chart,
+    above,
+    beside,
+    color_bar,
+    open_chart,
+    room_beside,
+    size_legend,
+)
+from celler.pl._docs import document
 from celler.tl._columns import N_LISTED, label_column, labelled, listed, with_closest
-from celler.tl._markers import check_values, find_source, rank_markers, read_columns
+from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from scanpy.plotting import DotPlot
-
-    from celler.tl._markers import Source
-
-#: Automatic markers of a group, by the number of groups up to which there are so many.
+# Lengths are inches, as in figsize.
+CELL = 0.28
+#: Depth of the brackets and of the tree.
+DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}
+#: Markers chosen for each group, by the largest number of groups; one beyond that.
 MARKERS_PER_GROUP = {12: 3, 30: 2}
+COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
 def markers_by_label(
     markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame,
 ) -> dict[str, list[str]]:
-    """Markers as text by label, each once per label; without labels they come under the label ""."""
+    """Return markers by label, each once per label; without labels, the label is ""."""
     if isinstance(markers, pd.DataFrame):
         markers = dict(iter(markers.groupby("group", sort=False)["gene"]))
     by_label = markers if isinstance(markers, Mapping) else {"": markers}
@@ -47,7 +60,7 @@ def markers_by_label(
 def automatic_markers(
     adata: AnnData, groupby: str, layer: str | None, notes: list[str]
 ) -> pd.DataFrame:
-    """The best markers of every group, fewer of each where there are many groups."""
+    """Return the best markers of each group, fewer if there are many groups."""
     groups = label_column(adata, groupby, "groupby").categories
     n_genes = next((n for most, n in MARKERS_PER_GROUP.items() if len(groups) <= most), 1)
     markers = rank_markers(adata, groupby, n_genes, layer=layer)
@@ -60,10 +73,10 @@ def automatic_markers(
 
 
 def known_markers(
-    asked: Mapping[str, Sequence[str]], source: Source, notes: list[str]
+    markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]
 ) -> dict[str, list[str]]:
-    """The markers that ``source`` has, by label; what is left out goes to ``notes``."""
-    genes = list(dict.fromkeys(gene for genes in asked.values() for gene in genes))
+    """Return the markers that ``source`` has, by label; ``notes`` names those left out."""
+    genes = list(dict.fromkeys(gene for genes in markers.values() for gene in genes))
     unknown = [gene for gene in genes if gene not in source.gene_names]
     if len(unknown) == len(genes):
         raise ValueError(_nothing_known(genes, source))
@@ -80,7 +93,7 @@ def known_markers(
             f"{listed(hints + unknown[N_LISTED:])}."
         )
     known = {
-        label: [gene for gene in genes if gene not in unknown] for label, genes in asked.items()
+        label: [gene for gene in genes if gene not in unknown] for label, genes in markers.items()
     }
     empty = [label for label, genes in known.items() if not genes]
     if empty:
@@ -91,7 +104,7 @@ def known_markers(
 def small_copy(
     adata: AnnData, source: Source, genes: Iterable[str], groups: pd.Categorical, groupby: str
 ) -> AnnData:
-    """An AnnData of the cells with a group and of ``genes``, nothing else, values as they are."""
+    """Return an AnnData of the cells that have a group and of ``genes`` only."""
     genes = list(dict.fromkeys(genes))
     labelled = np.flatnonzero(groups.codes >= 0)
     columns = source.gene_names.get_indexer_for(genes)
@@ -115,9 +128,7 @@ def _nothing_known(genes: Sequence[str], source: Source) -> str:
     )
 
 
-COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
-
-
+@document
 def marker_bubble(
     adata: AnnData,
     markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,
@@ -134,35 +145,57 @@ def marker_bubble(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> DotPlot | dict[str, Axes] | None:
-    """Draw marker genes against cell types, one dot each, on :class:`scanpy.pl.DotPlot`.
+    """Plot marker genes against cell types, one dot each, with :class:`scanpy.pl.DotPlot`.
 
-    The area of a dot grows with the share of the group's cells in which the gene is above zero; its
-    colour is the mean over all cells of the group, zeros included, in the unit of the values drawn:
-    they are taken as they are, so pass log-normalised ones. Means of counts say so in the legend.
+    The area of a dot grows with the share of the group's cells that express the gene. Its colour is
+    the mean over all cells of the group, zeros included. Values are not transformed: pass
+    log-normalised ones. Means of counts are labelled as such in the legend.
 
-    markers: genes, or genes by the label of the bracket they share. They go by ``var_names``, or by
-        a column of ``var`` where no marker is among these. Unknown genes are left out with one
-        warning; a gene that is named twice in a list is drawn once. A table of
-        :func:`celler.tl.rank_markers` serves too. None = its best three of each group, two of each
-        where there are more than 12 groups and one beyond 30.
-    groupby: column of ``adata.obs``. Unused categories are not drawn, cells without a label are left
-        out with a warning.
-    layer: where the values are: a layer, "X" or "raw". None = ``X``, but ``adata.raw`` where X is
-        scaled or lacks markers. Scaled values (negative ones) are refused: by them no cell
-        "expresses" a gene.
-    standard_scale: "var" spreads each gene's means from 0 to 1, to compare patterns of genes of
-        different strength; "group" does so for each group.
-    swap_axes: genes down the side and groups along the bottom, for many genes and few groups.
-    dendrogram: order groups by similarity and draw their tree: the one ``scanpy.tl.dendrogram``
-        stored if it has the groups drawn; else from ``obsm["X_pca"]``, else from the markers.
-    cmap: colour map; the default reads without colour vision and in print.
-    figsize: width and height in inches; None = as large as the chart needs.
-    ax: axes of ``plt.subplots`` to draw in, all text included; where the figure has a layout engine
-        it is run once and switched off.
-    show: show the figure; None = ``scanpy.settings.autoshow``.
-    return_fig: return the :class:`scanpy.pl.DotPlot`, not yet drawn, to refine it.
+    Parameters
+    ----------
+    adata
+        Cells with the values of genes.
+    markers
+        Genes, or genes by the label of their bracket, or a table of :func:`celler.tl.rank_markers`.
+        Names are those of ``var_names``, or of a column of ``var`` if ``var_names`` has none of them.
+        Unknown genes are left out with a warning, repeated ones are drawn once. None chooses the three
+        best markers of each group, two for more than 12 groups and one for more than 30.
+    groupby
+        Column of ``adata.obs`` with the groups. Unused categories are not drawn, and cells without a
+        label are left out with a warning.
+    layer
+        Layer with the values, "X" or "raw". None uses ``X``, or ``adata.raw`` if X is scaled or lacks
+        markers. Scaled values are an error, since their sign does not show expression.
+    standard_scale
+        "var" scales the means of each gene to 0 to 1, "group" those of each group.
+    swap_axes
+        Whether genes are rows and groups columns, for many genes and few groups.
+    dendrogram
+        Whether to order groups by similarity and draw their tree: that of ``scanpy.tl.dendrogram`` if it
+        has the same groups, else one of ``obsm["X_pca"]``, else one of the markers.
+    cmap
+        Colour map of the means. The default can be read without colour vision and in grey.
+    $frame
+    return_fig
+        Whether to return the :class:`scanpy.pl.DotPlot`, not yet drawn, to refine it.
 
-    Returns None when shown, else the axes by name, or the DotPlot. ``adata`` is never changed.
+    Returns
+    -------
+    The axes by name, or the DotPlot if ``return_fig`` is set, or None if the figure is shown. ``adata``
+    is not changed.
+
+    $raises
+
+    Examples
+    --------
+    >>> import celler as cl
+    >>> cells = cl.datasets.pbmc68k()
+    >>> markers = {
+    ...     "T cells": ["CD3D", "CD3E", "IL32"],
+    ...     "B": ["CD79A", "CD79B"],
+    ...     "NK": ["NKG7", "GNLY"],
+    ... }
+    >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
     """
     _check_options(standard_scale, ax)
     notes: list[str] = []
@@ -198,11 +231,7 @@ def marker_bubble(
         warn(" ".join(notes))
     if return_fig:
         return dot_plot
-    panels = _draw(dot_plot, figsize)
-    if sc.settings.autoshow if show is None else show:
-        plt.show()
-        return None
-    return panels
+    return _draw(dot_plot, figsize).finish(show=show, return_fig=False)
 
 
 def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
@@ -213,22 +242,18 @@ def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
 
 
 def _find_markers(
-    adata: AnnData,
-    markers: Any,
-    groupby: str,
-    layer: str | None,
-    notes: list[str],
+    adata: AnnData, markers: Any, groupby: str, layer: str | None, notes: list[str]
 ) -> tuple[dict[str, list[str]], Source]:
-    """The markers to draw, by label, and where their values are."""
+    """Return the markers to draw, by label, and where their values are."""
     if markers is None:
         markers = automatic_markers(adata, groupby, layer, notes)
-    asked = markers_by_label(markers)
-    source = find_source(adata, layer, [gene for genes in asked.values() for gene in genes])
-    return known_markers(asked, source, notes), source
+    by_label = markers_by_label(markers)
+    source = find_source(adata, layer, [gene for genes in by_label.values() for gene in genes])
+    return known_markers(by_label, source, notes), source
 
 
 def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
-    """Second line of the colour legend: what was done to the values, or that they are counts."""
+    """Return a second line for the colour legend: the scaling of the values, or that they are counts."""
     if standard_scale is not None:
         return COLOR_NOTES[standard_scale]
     return "\n(counts)" if values.max(initial=0) > 1 and (values % 1 == 0).all() else ""
@@ -237,7 +262,7 @@ def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
 def _add_dendrogram(
     dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]
 ) -> None:
-    """Add the tree of the groups; it is kept by the plot's own table, not by the user's object."""
+    """Add the tree of the groups, which the plot's own table keeps, not the user's object."""
     table, key = dot_plot.adata, f"dendrogram_{dot_plot.groupby[0]}"
     if len(groups.categories) < 3:
         notes.append(f"No dendrogram: it takes 3 groups, there are {len(groups.categories)}.")
@@ -253,11 +278,11 @@ def _add_dendrogram(
 
 
 def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np.ndarray:
-    """Features of the cells whose means by group are correlated for the tree.
+    """Return the features of the cells whose means by group are correlated for the tree.
 
-    The principal components, or else the group means of the markers as z-scores. Those come with
-    both signs, which makes the correlation a cosine: it holds for few markers and for groups that
-    express none of them, whose z-scores may all be equal.
+    They are the principal components, or else the group means of the markers as z-scores. Both signs
+    of these make the correlation a cosine, which exists for few markers and for groups that express
+    none of them, whose z-scores may all be equal.
     """
     codes = groups.codes[groups.codes >= 0]
     if "X_pca" in adata.obsm:
@@ -273,27 +298,75 @@ def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np
     return np.hstack([z, -z])[codes]
 
 
-def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> dict[str, Axes]:
-    """Draw and arrange the panels: in the user's axes, in ``figsize``, or in the room they need."""
+def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> Chart:
+    """Draw the dots, brackets and tree of scanpy; place them, the legends and the title."""
     title, dot_plot.fig_title = dot_plot.fig_title, None
-    ax, frame = dot_plot.ax, None
-    if ax is not None:
-        # A layout engine places axes when it draws, and cannot place scanpy's: it runs here, once.
-        canvas = ax.figure.canvas.figure
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")
-        frame = ax.get_window_extent().frozen()
+    is_swapped, shape = dot_plot.are_axes_swapped, dot_plot.dot_size_df.shape
+    height, width = shape[::-1] if is_swapped else shape
+    width += 2 * dot_plot.plot_x_padding - 1
+    height += 2 * dot_plot.plot_y_padding - 1
+    chart = open_chart({"main": (CELL * width, CELL * height)}, figsize, dot_plot.ax)
+    holder = dot_plot.ax = chart.first
     panels: dict[str, Axes] = dot_plot.get_axes()
-    figure = panels["mainplot_ax"].figure
-    if ax is None:
-        frame = None if figsize is None else figure.bbox
-        for holder in set(figure.axes).difference(panels.values()):
-            holder.remove()
-    arrange(
-        panels,
-        labels=dot_plot.var_groups.labels if dot_plot.var_groups else (),
-        title=title,
-        swap_axes=dot_plot.are_axes_swapped,
-        frame=frame,
-    )
-    return panels
+    main, spec = panels["mainplot_ax"], holder.get_subplotspec()
+    if spec is not None:
+        main.set_subplotspec(spec)
+    if chart.is_new:
+        holder.remove()
+    chart = replace(chart, panels={"main": main})
+    for name, depth in DEPTHS.items():
+        if name in panels:
+            is_beside = is_swapped == (name == "gene_group_ax")
+            _attach(main, panels[name], depth, is_beside=is_beside)
+    labels = _write_labels(dot_plot, panels)
+    dots = [*main.collections, *_redraw_legends(main, panels, dot_plot.cmap)]
+    chart.arrange(None, is_last=False)
+    boxes = [text.get_window_extent().padded(0.04 * main.figure.dpi) for text in labels]
+    if not is_swapped and any(one.overlaps(other) for one, other in pairwise(boxes)):
+        plt.setp(labels, rotation=90)
+    chart.arrange(title)
+    chart.shrink(CELL, *dots)
+    return replace(chart, panels=panels)
+
+
+def _attach(main: Axes, panel: Axes, depth: float, *, is_beside: bool) -> None:
+    """Make a panel of scanpy a part of ``main``, beside or above it, ``depth`` inches wide or high."""
+    if is_beside:
+        place = main.inset_axes((0, 0, depth, 1), transform=beside(main))
+    else:
+        place = main.inset_axes((0, 0, 1, depth), transform=above(main))
+    panel.remove()
+    panel.set_figure(main.figure)
+    main.add_child_axes(panel)
+    panel.set_axes_locator(place.get_axes_locator())
+    place.remove()
+
+
+def _write_labels(dot_plot: DotPlot, panels: Mapping[str, Axes]) -> list[Text]:
+    """Write the labels of the brackets in full and flat."""
+    if not dot_plot.var_groups:
+        return []
+    texts = list(panels["gene_group_ax"].texts)
+    for text, label in zip(texts, dot_plot.var_groups.labels, strict=True):
+        text.set(text=label, fontsize="small", rotation=0)
+        if dot_plot.are_axes_swapped:
+            text.set(x=0.8, ha="left", va="center")
+    return texts
+
+
+def _redraw_legends(
+    main: Axes, panels: dict[str, Axes], cmap: str | Colormap
+) -> Sequence[Collection]:
+    """Draw scanpy's legends as parts of ``main``; returns the dots of the legend."""
+    size, color = panels["size_legend_ax"], panels["color_legend_ax"]
+    names = [text.get_text() for text in size.get_xticklabels()]
+    dots: Any = size.collections[0]
+    sizes = dict(zip(names, dots.get_sizes(), strict=True))
+    colors = ScalarMappable(Normalize(*color.get_xlim()), cmap)
+    place: dict[str, Any] = {"right": room_beside(main)}
+    size.remove()
+    color.remove()
+    panels["size_legend_ax"] = size_legend(main, sizes, size.get_title(), **place)
+    place["down"] = SIZE_LEGEND_HEIGHT
+    panels["color_legend_ax"] = color_bar(main, colors, color.get_title(), **place)
+    return panels["size_legend_ax"].collections

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib import pyplot as plt
+from pl_cases import texts_drawn
 from scipy.cluster import hierarchy
 
 from celler.pl import marker_bubble
@@ -24,13 +25,6 @@ BLOOD = {
     "Monocytes": ["LYZ", "CST3", "S100A8"],
     "Dendritic": "FCER1A",
 }
-
-
-@pytest.fixture(autouse=True)
-def _figures():
-    with plt.style.context("default"):
-        yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -89,17 +83,14 @@ def genes_drawn(panels):
     return labels_of(panels["mainplot_ax"].get_xticklabels())
 
 
-# ---- numbers ----
-
-
-def test_dots_equal_pandas(adata):
+def test_marker_bubble_equals_pandas(adata):
     genes = ["gene5", "gene0", "gene3"]
     dot_plot = marker_bubble(adata, genes, "type", return_fig=True)
     assert_dots(dot_plot, *dots(adata.X[:, [5, 0, 3]], adata.obs["type"], genes))
     assert list(dot_plot.dot_size_df.columns) == genes
 
 
-def test_drawn_sizes_and_colours(adata):
+def test_marker_bubble_sizes_and_colours(adata):
     panels = marker_bubble(adata, GENES, "type", show=False)
     share, mean = dots(adata.X, adata.obs["type"], GENES)
     drawn, groups = panels["mainplot_ax"].collections[0], groups_drawn(panels)
@@ -111,19 +102,16 @@ def test_drawn_sizes_and_colours(adata):
     np.testing.assert_allclose(drawn.get_facecolors(), colors, atol=0.01)
 
 
-def test_scaled_cells_are_drawn_by_the_log_values_of_raw(pbmc):
+def test_marker_bubble_of_scaled_cells_uses_raw(pbmc):
     genes = [gene for label in BLOOD for gene in np.atleast_1d(BLOOD[label])]
     dot_plot = marker_bubble(pbmc, BLOOD, "bulk_labels", return_fig=True)
     values = pbmc.raw.to_adata()[:, genes].X.toarray()
     assert_dots(dot_plot, *dots(values, pbmc.obs["bulk_labels"], genes))
 
 
-# ---- options ----
-
-
 @pytest.mark.parametrize("swap_axes", [False, True])
 @pytest.mark.parametrize(("standard_scale", "axis"), [("var", 0), ("group", 1)])
-def test_standard_scale(adata, standard_scale, axis, swap_axes):
+def test_marker_bubble_with_standard_scale(adata, standard_scale, axis, swap_axes):
     panels = marker_bubble(
         adata, GENES, "type", standard_scale=standard_scale, swap_axes=swap_axes, show=False
     )
@@ -135,28 +123,28 @@ def test_standard_scale(adata, standard_scale, axis, swap_axes):
     drawn = panels["mainplot_ax"].collections[0].get_facecolors()
     np.testing.assert_allclose(drawn, colors, atol=0.02)
     unit = {"var": "(scaled per gene)", "group": "(scaled per group)"}[standard_scale]
-    assert panels["color_legend_ax"].get_title() == f"Mean expression\n{unit}"
+    assert panels["color_legend_ax"].get_title(loc="left") == f"Mean expression\n{unit}"
 
 
-def test_swap_axes_puts_genes_down_the_side(adata):
+def test_marker_bubble_with_swapped_axes(adata):
     panels = marker_bubble(adata, BY_TYPE, "type", swap_axes=True, show=False)
     assert groups_drawn(panels) == GENES[:5]
     assert genes_drawn(panels) == ["alpha", "beta", "gamma", "delta"]
     assert bracket_labels(panels) == ["alpha", "beta", "gamma"]
 
 
-def test_legends_say_what_is_drawn(adata):
+def test_marker_bubble_legends_of_values_and_counts(adata):
     panels = marker_bubble(adata, GENES, "type", show=False)
-    assert panels["size_legend_ax"].get_title() == "Share of cells (%)"
-    assert panels["color_legend_ax"].get_title() == "Mean expression"
+    assert panels["size_legend_ax"].get_title(loc="left") == "Share of cells (%)"
+    assert panels["color_legend_ax"].get_title(loc="left") == "Mean expression"
     counts = marker_bubble(adata, GENES, "type", layer="counts", show=False)
-    assert counts["color_legend_ax"].get_title() == "Mean expression\n(counts)"
+    assert counts["color_legend_ax"].get_title(loc="left") == "Mean expression\n(counts)"
     adata.X += 1.5
     high = marker_bubble(adata, GENES, "type", show=False)
     assert high["color_legend_ax"].get_xlim()[0] == 0
 
 
-def test_cmap_and_title_and_figsize(adata):
+def test_marker_bubble_with_cmap_title_and_figsize(adata):
     panels = marker_bubble(
         adata,
         GENES,
@@ -175,7 +163,7 @@ def test_cmap_and_title_and_figsize(adata):
     assert default["mainplot_ax"].figure.texts == []
 
 
-def test_small_figsize_shrinks_the_dots(adata):
+def test_marker_bubble_with_small_figsize(adata):
     sizes = [
         marker_bubble(adata, GENES, "type", figsize=figsize, show=False)["mainplot_ax"]
         .collections[0]
@@ -186,12 +174,13 @@ def test_small_figsize_shrinks_the_dots(adata):
 
 
 @pytest.mark.parametrize("engine", [None, "constrained"])
-def test_ax_holds_everything_and_its_neighbour_stays(adata, engine):
+def test_marker_bubble_in_axes_with_and_without_layout_engine(adata, engine):
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout=engine)
     left.plot([0, 1], label="kept")
     panels = marker_bubble(adata, BY_TYPE, "type", ax=right, title="Islets", show=False)
     figure.canvas.draw()
-    box, neighbour = right.get_window_extent(), left.get_window_extent()
+    box = (right.get_window_extent() if engine is None else figure.bbox).padded(1)
+    neighbour = left.get_tightbbox()
     for panel in panels.values():
         assert panel.figure is figure
         assert box.contains(*panel.get_tightbbox().min)
@@ -200,12 +189,12 @@ def test_ax_holds_everything_and_its_neighbour_stays(adata, engine):
     assert len(left.lines) == 1
 
 
-def test_ax_outside_a_grid_is_refused(adata):
+def test_marker_bubble_in_axes_outside_a_grid(adata):
     with pytest.raises(ValueError, match=r"plt\.subplots"):
         marker_bubble(adata, GENES, "type", ax=plt.figure().add_axes((0, 0, 1, 1)))
 
 
-def test_returns_like_scanpy(adata, monkeypatch):
+def test_marker_bubble_returns_like_scanpy(adata, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(1))
     assert isinstance(marker_bubble(adata, GENES, "type", return_fig=True), sc.pl.DotPlot)
@@ -227,15 +216,12 @@ def test_returns_like_scanpy(adata, monkeypatch):
     assert len(shown) == 2
 
 
-def test_unknown_standard_scale(adata):
+def test_marker_bubble_with_unknown_standard_scale(adata):
     with pytest.raises(ValueError, match="standard_scale='gene'; expected 'var', 'group' or None"):
         marker_bubble(adata, GENES, "type", standard_scale="gene")
 
 
-# ---- dendrogram ----
-
-
-def test_dendrogram_from_markers_is_the_cosine_tree(adata):
+def test_dendrogram_of_markers_equals_the_cosine_tree(adata):
     panels = marker_bubble(adata, GENES, "type", dendrogram=True, show=False)
     mean = dots(adata.X, adata.obs["type"], GENES)[1].loc[adata.obs["type"].cat.categories]
     z = (mean - mean.mean()) / mean.std(ddof=0)
@@ -246,7 +232,7 @@ def test_dendrogram_from_markers_is_the_cosine_tree(adata):
     assert len(panels["group_extra_ax"].lines) == 3
 
 
-def test_dendrogram_from_components_or_stored(adata):
+def test_dendrogram_of_components_or_stored(adata):
     plain = groups_drawn(marker_bubble(adata, GENES, "type", dendrogram=True, show=False))
     centers = {"alpha": [0, 0, 1], "gamma": [0, 2, 9], "beta": [1, 0, 0], "delta": [9, 2, 0]}
     adata.obsm["X_pca"] = np.array([centers[group] for group in adata.obs["type"]])
@@ -266,7 +252,7 @@ def test_dendrogram_from_components_or_stored(adata):
     )
 
 
-def test_dendrogram_moves_the_brackets_along(adata):
+def test_dendrogram_with_brackets(adata):
     markers = {"delta": "gene3", "gamma": "gene2", "alpha": ["gene0", "gene5"], "beta": "gene1"}
     panels = marker_bubble(adata, markers, "type", dendrogram=True, swap_axes=True, show=False)
     order = genes_drawn(panels)
@@ -275,14 +261,14 @@ def test_dendrogram_moves_the_brackets_along(adata):
     assert groups_drawn(panels) == expected
 
 
-def test_dendrogram_of_one_marker_and_of_a_group_without_expression(adata):
+def test_dendrogram_of_one_marker_and_a_group_without_expression(adata):
     adata.X[adata.obs["type"] == "beta"] = 0
     for markers in ("gene0", GENES[:2], GENES):
         panels = marker_bubble(adata, markers, "type", dendrogram=True, show=False)
         assert set(groups_drawn(panels)) == {"alpha", "beta", "gamma", "delta"}
 
 
-def test_dendrogram_needs_three_groups_and_a_difference(adata):
+def test_dendrogram_of_two_groups_or_equal_groups(adata):
     two = adata[adata.obs["type"].isin(["alpha", "beta"])]
     with pytest.warns(UserWarning, match="No dendrogram: it takes 3 groups, there are 2"):
         panels = marker_bubble(two, GENES, "type", dendrogram=True, show=False)
@@ -292,13 +278,10 @@ def test_dendrogram_needs_three_groups_and_a_difference(adata):
         marker_bubble(adata, GENES, "type", dendrogram=True)
 
 
-# ---- the picture can be read ----
-
-
 @pytest.mark.parametrize("swap_axes", [False, True])
 @pytest.mark.parametrize("dendrogram", [False, True])
 @pytest.mark.parametrize("n_groups", [1, 5, 30, 60])
-def test_no_text_is_cut_or_overlaps(n_groups, dendrogram, swap_axes):
+def test_marker_bubble_text_of_few_and_many_groups(n_groups, dendrogram, swap_axes):
     groups = [f"Cell type with a long name {i}" for i in range(n_groups)]
     adata = toy(groups, n_cells=20 * n_groups)
     markers = {group: GENES[i % 6] for i, group in enumerate(groups)}
@@ -312,8 +295,8 @@ def test_no_text_is_cut_or_overlaps(n_groups, dendrogram, swap_axes):
         show=False,
     )
     figure = panels["mainplot_ax"].figure
-    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_text()]
-    boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in texts_drawn(figure)]
     assert len(boxes) > 2 * n_groups
     assert all(figure.bbox.padded(1).contains(x, y) for box in boxes for x, y in (box.min, box.max))
     main = panels["mainplot_ax"].get_window_extent()

@@ -1,6 +1,6 @@
 """Every chart looks as it did: stored pictures, all but the text, which releases of matplotlib draw differently.
 
-After a wanted change draw them anew, and look at each: ``python tests/test_pl_pictures.py``.
+After a wanted change draw them anew, and look at each: ``PYTHONPATH=tests python tests/pl/test_pictures.py``.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.testing.compare import compare_images
 from pl_cases import CHARTS, annotated
 
-from celler.pl import _chart, _confusion, marker_bubble
+from celler.pl import _chart, _confusion, _markers, marker_bubble
 
 mpl.use("Agg")
 IMAGES = Path(__file__).parent / "images"
@@ -28,28 +28,32 @@ BLOOD = {
 
 def blood(adata, **tail):
     pbmc = sc.datasets.pbmc68k_reduced()
-    panels = marker_bubble(pbmc, BLOOD, "bulk_labels", dendrogram=True, show=False, **tail)
-    return panels["mainplot_ax"].figure
+    marker_bubble(pbmc, BLOOD, "bulk_labels", dendrogram=True, **tail)
 
 
 PICTURES = {"marker_bubble": blood} | CHARTS
 SIZES = {"marker_bubble": (8, 5), "confidence": (7, 3.2), "history": (9, 3), "cells_by": (11, 3)}
+#: Inches to the left, below, to the right and above a panel.
+MARGINS = {
+    "marker_bubble": (2.1, 0.6, 2.2, 0.7),
+    "confidence": (1.2, 0.6, 0.2, 0.4),
+    "history": (1.2, 0.6, 0.2, 0.4),
+}
 
 
 def draw(name, path):
     """Write the picture, with panels of the same size whatever the size of the text around them."""
-    margins = _chart.Margins(1.2, 0.6, 0.2, 0.4)
-    beside = margins if name in ("confidence", "history") else margins._replace(right=1.7)
-    returned = {} if name == "marker_bubble" else {"return_fig": True}
+    margins = MARGINS.get(name, (1.2, 0.6, 1.7, 0.4))
+    whole = {"left": 0, "bottom": 0, "right": 1, "top": 1}
     with (
         plt.style.context("default"),
-        patch.object(_chart, "_margins", lambda *_, **__: _chart.Margins(2.1, 0.6, 0.6, 0.7)),
-        patch.object(_chart, "margins_of", lambda _: beside),
-        patch.object(_chart, "room_beside", lambda _: margins.right + _chart.LEGEND_PAD),
-        patch.object(_confusion, "room_beside", lambda _: margins.right + _chart.LEGEND_PAD),
+        patch.object(_chart, "margins_of", lambda _: margins),
+        patch.object(_chart, "room_beside", lambda _: 0.45),
+        patch.object(_confusion, "room_beside", lambda _: 0.45),
+        patch.object(_markers, "room_beside", lambda _: 0.85),
     ):
-        size = SIZES.get(name, (5, 3.2))
-        figure = PICTURES[name](annotated(), title="Blood", figsize=size, **returned)
+        figure, ax = plt.subplots(figsize=SIZES.get(name, (5, 3.2)), gridspec_kw=whole)
+        PICTURES[name](annotated(), title="Blood", ax=ax, show=False)
         for text in figure.findobj(mpl.text.Text):
             text.set_alpha(0)
         figure.savefig(path, dpi=80)
@@ -57,7 +61,7 @@ def draw(name, path):
 
 
 @pytest.mark.parametrize("name", list(PICTURES))
-def test_picture(name, tmp_path):
+def test_pictures_of_every_chart(name, tmp_path):
     """One dot of a third of its size makes 0.5, another colour map 17."""
     draw(name, tmp_path / f"{name}.png")
     stored = IMAGES / f"{name}.png"

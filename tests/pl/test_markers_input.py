@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-from matplotlib import pyplot as plt
 from pl_cases import assert_same
 from scipy import sparse
 
@@ -24,12 +23,6 @@ mpl.use("Agg")
 
 GENES = [f"gene{i}" for i in range(6)]
 GROUPS = ["alpha", "beta", "gamma", "delta"]
-
-
-@pytest.fixture(autouse=True)
-def _figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +63,7 @@ def drawn(adata, markers, groupby="type", **options):
     )
 
 
-# ---- markers ----
-
-
-def test_unknown_markers_are_left_out_with_one_warning(adata):
+def test_known_markers_with_unknown_ones(adata):
     markers = {"alpha": ["gene0", "Gene1", "nonsense"], "beta": ["zzz"], "gamma": "gene4"}
     with pytest.warns(UserWarning, match="Left out") as caught:
         panels = marker_bubble(adata, markers, "type", show=False)
@@ -87,12 +77,12 @@ def test_unknown_markers_are_left_out_with_one_warning(adata):
     assert [text.get_text() for text in panels["gene_group_ax"].texts] == ["alpha", "gamma"]
 
 
-def test_many_unknown_markers_are_counted(adata):
+def test_known_markers_with_many_unknown_ones(adata):
     with pytest.warns(UserWarning, match="Left out 20 of 21 markers.* and 12 more"):
         marker_bubble(adata, ["gene0", *(f"no{i}" for i in range(20))], "type", show=False)
 
 
-def test_only_unknown_markers(adata):
+def test_known_markers_with_none_known(adata):
     with pytest.raises(ValueError, match=r"None of the 2 markers .*: CD3, CD8\. .*gene0, gene1"):
         marker_bubble(adata, ["CD3", "CD8"], "type")
     for nothing in ([], {}, {"alpha": []}):
@@ -100,7 +90,7 @@ def test_only_unknown_markers(adata):
             marker_bubble(adata, nothing, "type")
 
 
-def test_repeated_markers(adata):
+def test_markers_by_label_with_repeated_ones(adata):
     assert drawn(adata, ["gene1", "gene0", "gene1"])[0] == ["gene1", "gene0"]
     assert drawn(adata, pd.Index(["gene1", "gene0"]))[0] == ["gene1", "gene0"]
     shared = {"one": ["gene0", "gene1", "gene0"], "two": ["gene1", "gene2"]}
@@ -111,7 +101,7 @@ def test_repeated_markers(adata):
     np.testing.assert_array_equal(sizes[:, 1], sizes[:, 2])
 
 
-def test_names_in_a_column_of_var(adata):
+def test_known_markers_in_a_column_of_var(adata):
     assert_drawn(adata, ["S3", "S0"], "type", adata.X[:, [3, 0]])
     adata.var["symbol"] = ["S0", "S0", "S1", "S1", "S4", "S5"]
     assert_drawn(adata, ["S4", "S5"], "type", adata.X[:, 4:])
@@ -119,7 +109,7 @@ def test_names_in_a_column_of_var(adata):
         marker_bubble(adata, ["S0", "S1", "S4"], "type")
 
 
-def test_automatic_markers_are_the_best_of_each_group(pbmc):
+def test_automatic_markers_equal_rank_markers(pbmc):
     found = rank_markers(pbmc, "bulk_labels", n_genes=3)
     genes, groups = drawn(pbmc, None, "bulk_labels")
     assert genes == found["gene"].tolist()
@@ -138,14 +128,14 @@ def test_automatic_markers_are_the_best_of_each_group(pbmc):
 
 
 @pytest.mark.parametrize(("n_groups", "n_genes"), [(12, 3), (13, 2), (30, 2), (31, 1)])
-def test_automatic_markers_are_fewer_of_many_groups(n_groups, n_genes):
+def test_automatic_markers_of_many_groups(n_groups, n_genes):
     cells = toy_long_tail(20 * n_groups, 10 * n_groups, n_classes=n_groups, imbalance=2)
     found = automatic_markers(cells, "cell_type", None, [])
     assert (found["group"].value_counts() == n_genes).all()
     assert found["group"].nunique() == n_groups
 
 
-def test_no_automatic_markers(adata):
+def test_automatic_markers_of_equal_groups(adata):
     equal = ad.concat([adata, adata[adata.obs["type"] == "beta"]], index_unique="-")
     equal.obs["type"] = [*adata.obs["type"], *["copy"] * 30]
     with pytest.warns(UserWarning, match="No gene leads in beta, copy, .*: without markers"):
@@ -158,10 +148,7 @@ def test_no_automatic_markers(adata):
         marker_bubble(adata)
 
 
-# ---- groups ----
-
-
-def test_groupby_without_labels(adata):
+def test_marker_bubble_grouped_by_numbers_or_nothing(adata):
     with pytest.raises(KeyError, match=r"groupby='Types' is not a column.*Closest: 'type'"):
         marker_bubble(adata, GENES, "Types")
     adata.obs["depth"] = np.arange(120) / 4
@@ -183,7 +170,7 @@ def test_groupby_without_labels(adata):
         (pd.cut([0.5, 1.5, 2.5], [0, 1, 2, 3]), ["(0, 1]", "(1, 2]", "(2, 3]"]),
     ],
 )
-def test_any_kind_of_label(adata, labels, expected):
+def test_marker_bubble_with_any_kind_of_label(adata, labels, expected):
     adata.obs["group"] = pd.Series(labels).repeat(40).array
     before = adata.copy()
     assert drawn(adata, GENES, "group")[1] == expected
@@ -192,7 +179,7 @@ def test_any_kind_of_label(adata, labels, expected):
     assert_same(adata, before)
 
 
-def test_missing_labels_and_unused_categories(adata):
+def test_marker_bubble_with_missing_labels_and_unused_categories(adata):
     labels = np.array(adata.obs["type"], dtype=object)
     labels[::3] = None
     adata.obs["type"] = pd.Categorical(labels, ["never", "gamma", "beta", "alpha", "delta"])
@@ -205,7 +192,7 @@ def test_missing_labels_and_unused_categories(adata):
 
 
 @pytest.mark.parametrize("standard_scale", [None, "var", "group"])
-def test_one_group_and_no_expression(adata, standard_scale):
+def test_marker_bubble_of_one_group_and_no_expression(adata, standard_scale):
     one = adata[adata.obs["type"] == "beta"].copy()
     assert drawn(one, GENES, standard_scale=standard_scale)[1] == ["beta"]
     one.X[:] = 0
@@ -216,10 +203,7 @@ def test_one_group_and_no_expression(adata, standard_scale):
     assert not main.collections[0].get_sizes().any()
 
 
-# ---- values and storage ----
-
-
-def test_source(adata):
+def test_marker_bubble_from_x_raw_or_layer(adata):
     """X; raw where X is scaled or lacks markers; whatever ``layer`` names."""
     raw = adata.copy()
     raw.X = raw.X * 2
@@ -236,7 +220,7 @@ def test_source(adata):
     assert_drawn(adata, GENES[:2], "type", raw.X[:, :2])
 
 
-def test_scaled_and_broken_values_are_refused(pbmc, adata):
+def test_marker_bubble_of_scaled_and_broken_values(pbmc, adata):
     with pytest.raises(ValueError, match=r"adata\.X holds -.*scaled values.*layer=: X, raw\."):
         marker_bubble(pbmc, "CD3D", "bulk_labels", layer="X")
     adata.layers["z"] = adata.X - 1
@@ -247,7 +231,7 @@ def test_scaled_and_broken_values_are_refused(pbmc, adata):
         marker_bubble(adata, GENES, "type")
 
 
-def test_source_that_is_not_there(adata):
+def test_marker_bubble_from_a_missing_layer(adata):
     with pytest.raises(KeyError, match="layer='count' is not in .*Closest: 'counts'"):
         marker_bubble(adata, GENES, "type", layer="count")
     with pytest.raises(KeyError, match=r"layer='raw' .*There are: counts, X\."):
@@ -263,7 +247,7 @@ def test_source_that_is_not_there(adata):
 @pytest.mark.parametrize("is_view", [False, True])
 @pytest.mark.parametrize("layer", ["X", "raw"])
 @pytest.mark.parametrize("is_backed", [False, True])
-def test_every_storage(adata, tmp_path, monkeypatch, kind, is_view, layer, is_backed):
+def test_small_copy_of_every_storage(adata, tmp_path, monkeypatch, kind, is_view, layer, is_backed):
     monkeypatch.setattr(values_module, "ROWS_AT_ONCE", 50)
     values = adata.X
     adata.X = kind(values)
@@ -279,7 +263,7 @@ def test_every_storage(adata, tmp_path, monkeypatch, kind, is_view, layer, is_ba
 
 @pytest.mark.parametrize("options", [{}, {"dendrogram": True, "swap_axes": True, "title": "x"}])
 @pytest.mark.parametrize("step", [1, 2])
-def test_nothing_of_the_users_changes(pbmc, options, step):
+def test_marker_bubble_changes_nothing(pbmc, options, step):
     given = pbmc[::step] if step > 1 else pbmc.copy()
     before = given.copy()
     markers = {"T cells": ["CD3D", "CD3E"], "B": "CD79A"}
@@ -289,6 +273,6 @@ def test_nothing_of_the_users_changes(pbmc, options, step):
     assert_same(given.copy(), before)
 
 
-def test_no_torch():
+def test_import_without_torch():
     code = "import sys, celler.pl; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

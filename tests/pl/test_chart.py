@@ -1,4 +1,4 @@
-"""Charts of few and of many classes can be read: nothing is cut, nothing overlaps, no text is tiny."""
+"""Charts of few and of many classes can be read: nothing is cut or overlaps, no text is tiny."""
 
 import re
 from itertools import combinations
@@ -9,30 +9,27 @@ import pytest
 import scanpy as sc
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
-from pl_cases import CHARTS, annotated, assert_same, texts_drawn
+from pl_cases import (
+    CHARTS,
+    annotated,
+    assert_same,
+    texts_drawn,
+)
+
+from celler import pl
+from celler.pl._chart import apart
 
 mpl.use("Agg")
+
+
 SINGLE = ["history", "reliability"]  # they do not know classes
+
+
 PANELS = {
     "cells_by": ["cell_type", "donor"],
     "confidence": ["embedding", "labels"],
     "history": ["loss", "macro_f1", "replayed"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _figures():
-    with plt.style.context("default"):
-        yield
-    plt.close("all")
-
-
-@pytest.fixture
-def no_autoshow():
-    before = sc.settings.autoshow
-    sc.settings.autoshow = False
-    yield
-    sc.settings.autoshow = before
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +53,7 @@ def assert_legible(figure, box):
 
 @pytest.mark.parametrize("n_classes", [1, 6, 30, 60])
 @pytest.mark.parametrize("name", [name for name in CHARTS if name not in SINGLE])
-def test_no_text_is_cut_or_overlaps(cells, name, n_classes):
+def test_arrange_with_few_and_many_classes(cells, name, n_classes):
     figure = CHARTS[name](cells[n_classes], title="A title", return_fig=True)
     figure.canvas.draw()
     assert_legible(figure, figure.bbox)
@@ -64,7 +61,7 @@ def test_no_text_is_cut_or_overlaps(cells, name, n_classes):
 
 
 @pytest.mark.parametrize("name", SINGLE)
-def test_charts_without_classes_are_legible(cells, name):
+def test_arrange_without_classes(cells, name):
     figure = CHARTS[name](cells[6], title="A title", return_fig=True)
     figure.canvas.draw()
     assert_legible(figure, figure.bbox)
@@ -72,7 +69,7 @@ def test_charts_without_classes_are_legible(cells, name):
 
 @pytest.mark.parametrize("engine", [None, "constrained"])
 @pytest.mark.parametrize("name", list(CHARTS))
-def test_ax_holds_everything_and_its_neighbour_stays(cells, name, engine):
+def test_arrange_in_axes_with_and_without_layout_engine(cells, name, engine):
     figure, (left, right) = plt.subplots(1, 2, figsize=(20, 8), layout=engine)
     left.plot([0, 1])
     box = right.get_window_extent().frozen() if engine is None else figure.bbox
@@ -90,8 +87,20 @@ def test_ax_holds_everything_and_its_neighbour_stays(cells, name, engine):
     assert (figure.get_layout_engine() is None) == (engine is None)
 
 
+@pytest.mark.parametrize("engine", [None, "constrained"])
+@pytest.mark.parametrize("name", ["confusion", "history"])
+def test_arrange_in_a_subfigure(cells, name, engine):
+    figure = plt.figure(figsize=(20, 8), layout=engine)
+    left, right = figure.subfigures(1, 2)
+    neighbour, ax = left.subplots(), right.subplots()
+    CHARTS[name](cells[6], ax=ax, title="A title", show=False)
+    figure.canvas.draw()
+    assert all(panel.figure is right for panel in figure.axes if panel is not neighbour)
+    assert_legible(right, right.bbox)
+
+
 @pytest.mark.parametrize("name", list(CHARTS))
-def test_figsize_is_kept_and_filled(cells, name):
+def test_arrange_with_figsize(cells, name):
     figure = CHARTS[name](cells[6], figsize=(11, 7), title="A title", return_fig=True)
     figure.canvas.draw()
     assert tuple(figure.get_size_inches()) == (11, 7)
@@ -102,7 +111,7 @@ def test_figsize_is_kept_and_filled(cells, name):
 
 
 @pytest.mark.parametrize("name", list(CHARTS))
-def test_returns_and_changes_nothing(cells, name, monkeypatch, no_autoshow):
+def test_finish_returns_axes_figure_or_none(cells, name, monkeypatch, no_autoshow):
     adata = cells[6].copy()
     adata.uns["cell_type_colors"] = [f"#{i}0{i}0{i}0" for i in range(6)]
     before = adata.copy()
@@ -122,7 +131,7 @@ def test_returns_and_changes_nothing(cells, name, monkeypatch, no_autoshow):
     assert_same(adata, before)
 
 
-def test_small_frames_shrink_dots_and_drop_numbers(cells):
+def test_shrink_in_a_small_figure(cells):
     bubble, matrix = (
         [CHARTS[name](cells[6], figsize=figsize, show=False) for figsize in (None, (5.2, 3.9))]
         for name in ("prediction_bubble", "confusion")
@@ -135,7 +144,7 @@ def test_small_frames_shrink_dots_and_drop_numbers(cells):
 
 
 @pytest.mark.parametrize("name", list(CHARTS))
-def test_a_frame_too_small_names_the_size_that_does(cells, name):
+def test_arrange_in_a_frame_too_small(cells, name):
     small, large = r"3\.0 x 2\.0 inches", r"pass figsize=\((\d+), (\d+)\)"
     if name == "reliability":
         small = r"1\.5 x 1\.0 inches"
@@ -146,10 +155,62 @@ def test_a_frame_too_small_names_the_size_that_does(cells, name):
     CHARTS[name](cells[30], figsize=(int(width), int(height)), show=False)
 
 
-def test_faint_lines_follow_the_background(cells):
+def test_shade_on_light_and_dark_backgrounds(cells):
     for style in ("default", "dark_background"):
         with plt.style.context(style):
             panel = CHARTS["prediction_bubble"](cells[6], show=False)
             line, background = panel.xaxis.get_gridlines()[0].get_color(), panel.get_facecolor()
         distance = np.abs(np.subtract(to_rgb(line), background[:3])).max()
         assert distance == pytest.approx(0.08)
+
+
+NO_TABLE = ["f1_by_frequency", "history"]
+
+
+@pytest.mark.parametrize("name", [name for name in CHARTS if name not in NO_TABLE])
+def test_charts_of_a_table_of_cells(adata, name):
+    """Also columns of plain text instead of categories, and classes that no cell has."""
+    obs = adata.obs.assign(celler=adata.obs["celler"].astype(str))
+    obs["cell_type"] = obs["cell_type"].cat.add_categories("nobody")
+    if name == "confusion":
+        pl.confusion(obs, "cell_type", "celler", show=False)
+        return
+    figure = CHARTS[name](obs, return_fig=True)
+    texts = {text.get_text() for text in figure.findobj(mpl.text.Text)}
+    assert not any("nobody" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("chart", "keys", "message"),
+    [
+        (pl.confusion, ("cell_typ", "celler"), "truth_key='cell_typ' .*Closest: 'cell_type'"),
+        (pl.confusion, ("cell_type", "Celer"), "prediction_key='Celer' .*Closest: 'celler'"),
+        (
+            pl.prediction_bubble,
+            ("donor", "cell_type"),
+            "confidence_key='cell_type_confidence' is not",
+        ),
+        (pl.alluvial, ("cell_type", "nothing like it"), "There are: cell_type, celler, "),
+        (pl.composition, ("cell_type", "Donor"), "groupby='Donor' .*Closest: 'donor'"),
+        (pl.composition, ("celltype", "donor"), "key='celltype' .*Closest: 'cell_type'"),
+        (pl.class_counts, ("celltype",), "key='celltype' .*Closest: 'cell_type'"),
+        (pl.confidence, ("celer",), "key='celer' .*Closest: 'celler'"),
+        (
+            pl.confidence,
+            ("donor",),
+            "confidence_key='donor_confidence' .*Closest: 'celler_confidence'",
+        ),
+        (pl.reliability, ("donor", "donor"), "confidence_key='donor_confidence' is not a column"),
+    ],
+)
+def test_charts_with_unknown_columns(adata, chart, keys, message):
+    with pytest.raises(KeyError, match=message):
+        chart(adata, *keys)
+    assert plt.get_fignums() == []
+
+
+def test_apart_moves_no_further_than_needed():
+    np.testing.assert_allclose(apart(np.array([0.2, 0.5, 0.8]), 0.1), [0.2, 0.5, 0.8])
+    np.testing.assert_allclose(apart(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
+    np.testing.assert_allclose(apart(np.array([0.98, 0.99]), 0.1), [0.9, 1.0])
+    np.testing.assert_allclose(apart(np.array([0.0, 0.01]), 0.1), [0.0, 0.1])
