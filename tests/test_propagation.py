@@ -5,14 +5,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.semi_supervised import LabelSpreading
 from toy import assert_unchanged, cells, fit, snapshot, truth
 
 from celler.data._query import align_query
+from celler.inference import _propagation
 from celler.inference._propagation import (
     N_NEIGHBORS,
     neighbor_graph,
+    nearest,
     neighbor_weight,
     principal_components,
     propagate,
@@ -128,6 +131,23 @@ def test_a_graph_of_few_and_of_equal_cells(rng, n_cells):
         graph = neighbor_graph(points)
         np.testing.assert_allclose(graph.sum(axis=1), 1)
         assert not graph.diagonal().any()
+
+
+@pytest.mark.parametrize("n_distinct", [2000, 40])
+def test_nearest_beyond_the_exact_size(rng, monkeypatch, n_distinct):
+    points = np.repeat(rng.normal(size=(n_distinct, 8)).astype(np.float32), 2000 // n_distinct, 0)
+    exact, _ = nearest(points, 10)
+    monkeypatch.setattr(_propagation, "EXACT_CELLS", 1999)
+    distance, neighbor = nearest(points, 10)
+    assert distance.shape == neighbor.shape == (2000, 10)
+    assert not (neighbor == np.arange(2000)[:, None]).any()
+    between = cdist(points[:50], points)
+    of_pair = np.take_along_axis(between, neighbor[:50].astype(int), axis=1)
+    np.testing.assert_allclose(distance[:50], of_pair, rtol=1e-4, atol=1e-3)
+    # each found neighbour is one of the ten nearest, ties of equal cells included
+    assert (distance <= exact[:, -1:] + 1e-3).mean() > 0.97
+    for part, same in zip(nearest(points, 10), (distance, neighbor), strict=True):
+        np.testing.assert_array_equal(part, same)
 
 
 @pytest.mark.parametrize(("n_cells", "n_genes"), [(2, 500), (5, 1), (70, 3), (61, 61), (90, 400)])

@@ -11,6 +11,9 @@ from sklearn.neighbors import NearestNeighbors
 
 #: Principal components in which cells are near, and the nearest cells of each.
 N_COMPONENTS, N_NEIGHBORS = 30, 10
+#: Cells up to which all distances are computed, 8 s on a core; their number grows with the square. Beyond it, a
+#: search by nearest-neighbour descent finds most of the neighbours in a time that grows with the number of cells.
+EXACT_CELLS = 50_000
 #: Cells that the components are fitted on at most; all are projected.
 FIT_CELLS = 20_000
 #: The neighbours' share in a probability at most; 0.95 was worse on some data.
@@ -60,12 +63,10 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
     tenth's; of both directions the larger, then each row over its sum.
     """
     n_cells = len(points)
-    n_neighbors = min(N_NEIGHBORS, n_cells - 1)
-    nearest = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points)
-    distance, neighbor = nearest.kneighbors()
-    farthest = distance[:, -1:]
+    distance, neighbor = nearest(points, min(N_NEIGHBORS, n_cells - 1))
+    farthest = distance.max(axis=1, keepdims=True)
     ratio = np.divide(distance, farthest, out=np.zeros_like(distance), where=farthest > 0)
-    start = np.arange(0, n_cells * n_neighbors + 1, n_neighbors)
+    start = np.arange(0, neighbor.size + 1, neighbor.shape[1])
     weights = sparse.csr_matrix(
         (np.exp(-(ratio.astype(np.float64) ** 2)).ravel(), neighbor.ravel(), start),
         shape=(n_cells, n_cells),
@@ -74,6 +75,27 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix(
         sparse.diags_array(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights
     )
+
+
+def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and positions ``(N, n_neighbors)`` of each point's nearest others, exact up to 50,000 points."""
+    if len(points) > EXACT_CELLS:
+        # Imported here: its compiled code takes seconds to load, and few queries are as large.
+        from pynndescent import NNDescent
+
+        neighbor, distance = NNDescent(
+            points, n_neighbors=n_neighbors + 1, random_state=0
+        ).neighbor_graph
+        is_left_out = neighbor == np.arange(len(points))[:, None]
+        is_left_out[~is_left_out.any(axis=1), -1] = (
+            True  # equal cells may crowd a cell out of its own list
+        )
+        if (neighbor >= 0).all():
+            shape = (len(points), n_neighbors)
+            return distance[~is_left_out].reshape(shape), neighbor[~is_left_out].reshape(shape)
+    exact = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points)
+    distance, neighbor = exact.kneighbors()
+    return distance, neighbor
 
 
 def propagate(
