@@ -11,13 +11,18 @@ from toy import SMALL, assert_close, assert_unchanged, cells, fit, pretrained, s
 
 from celler.data._samplers import OrderedSampler
 from celler.data._sources import InMemoryCells
-from celler.data._tokenizer import Tokenizer
+from celler.data._tokenizer import TokenBatch, Tokenizer
 from celler.model import Celler
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder, context_of
 from celler.network._network import build_network
-from celler.training._masked import MaskedLoss, PretrainingConfig, start_from_components
-from celler.training._masking import MaskedLoader, Masking, hide
+from celler.training._masked import (
+    MaskedLoss,
+    PretrainingConfig,
+    PretrainingPlan,
+    start_from_components,
+)
+from celler.training._masking import MaskedLoader, MaskedMinibatch, Masking, hide
 
 N_GENES, N_BINS = 30, 11
 BRIEF = {"max_epochs": 2, "batch_size": 64, "show_progress": False}
@@ -122,6 +127,27 @@ def test_loss_against_numpy(counts, encoder):
     )
     expected = squared.mean() / 0.25 + nats.mean()
     np.testing.assert_allclose(loss(masked)[0].item(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ["additive", "transformer"])
+def test_validation_loss_does_not_depend_on_the_minibatches(counts, encoder):
+    """Each hidden gene counts the same; a mean over minibatches would give those of a small one more weight."""
+    config = NetworkConfig(N_GENES, 3, N_BINS, encoder, d_model=16)
+    network, decoder = build_network(config, 0).eval(), GeneDecoder(config).eval()
+    source = InMemoryCells(counts, np.full(counts.shape[0], -1))
+    masking = Masking(Tokenizer(N_BINS), encoder, mask_ratio=0.3, seed=0)
+    block = masking(next(iter(source.blocks(OrderedSampler(np.arange(12), 12)))), (0,))
+    logged: list[float] = []
+    for sizes in ([12], [11, 1], [4, 4, 4]):
+        plan = PretrainingPlan(network, decoder, PretrainingConfig(1))
+        plan.log = lambda name, value: logged.append(value) if name == "validation_loss" else None
+        stops = np.cumsum(sizes)
+        for start, stop in zip(stops - sizes, stops, strict=True):
+            tokens = TokenBatch(*(part[start:stop] for part in block.tokens))
+            plan.validation_step(MaskedMinibatch(tokens, *(p[start:stop] for p in block[1:])), 0)
+        plan.on_validation_epoch_end()
+    torch.testing.assert_close(logged[1:], logged[:1] * 2)
+    torch.testing.assert_close(logged[0], MaskedLoss(network.encoder, decoder)(block)[0])
 
 
 def test_the_decoder_starts_from_each_genes_mean(rng):

@@ -50,7 +50,7 @@ def test_a_stopped_training_resumes_to_the_same_model(whole, tmp_path, monkeypat
     again = toy.fit(adata, SETUP, **HOW, refit=False, ckpt_path=path)
     pd.testing.assert_frame_equal(again.history, whole.history)
     np.testing.assert_array_equal(again.predict(), whole.predict())
-    with pytest.raises(ValueError, match="a training with other seed; call train as it was"):
+    with pytest.raises(ValueError, match="belongs to a training with other seed; repeat that call"):
         toy.fit(adata, SETUP, **HOW, refit=False, ckpt_path=path, seed=1)
 
 

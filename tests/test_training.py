@@ -116,9 +116,34 @@ def test_the_latest_epoch_within_an_error_of_the_best(scores, errors, kept):
     for epoch, (score, error) in enumerate(zip(scores, errors, strict=True)):
         nn.init.constant_(model.weight, epoch)
         metrics = {"validation_macro_f1": score, "validation_macro_f1_error": error}
-        best.on_validation_end(SimpleNamespace(callback_metrics=metrics, current_epoch=epoch), None)
+        best.on_validation_end(trainer_at(epoch, metrics), None)
     assert best.state["weight"].item() == kept
     assert best.n_epochs == kept + 1
+
+
+def trainer_at(epoch, metrics, should_stop=False) -> SimpleNamespace:
+    return SimpleNamespace(callback_metrics=metrics, current_epoch=epoch, should_stop=should_stop)
+
+
+def test_best_weights_of_a_loss_are_those_of_the_lowest():
+    model = nn.Linear(1, 1)
+    best, stopped = BestWeights(model, 2, "validation_loss"), []
+    for epoch, loss in enumerate([0.9, 0.5, float("nan"), 0.6, 0.4]):
+        nn.init.constant_(model.weight, epoch)
+        trainer = trainer_at(epoch, {"validation_loss": loss})
+        best.on_validation_end(trainer, None)
+        stopped.append(trainer.should_stop)
+        if epoch == 3:
+            assert best.state["weight"].item() == 1
+    assert best.state["weight"].item() == 4
+    assert stopped == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("monitor", ["validation_macro_f1", "validation_loss"])
+def test_best_weights_leaves_the_stop_that_another_callback_asked_for(monitor):
+    trainer = trainer_at(0, {monitor: 0.5}, should_stop=True)
+    BestWeights(nn.Linear(1, 1), 10, monitor).on_validation_end(trainer, None)
+    assert trainer.should_stop
 
 
 def script(monkeypatch, model, scores) -> list[dict[str, torch.Tensor]]:
