@@ -267,16 +267,20 @@ BAD_FOLDERS = {
     "args lack a size": (change_args(nheads=None), ValueError, r"args.json lacks \['nheads'\]"),
     "size is no number": (change_args(nlayers="2"), ValueError, "nlayers='2'; a whole number"),
     "heads do not divide": (change_args(nheads=3), ValueError, "not a multiple of n_heads=3"),
-    "other values": (change_args(input_emb_style="category"), ValueError, "only models with 'cont"),
-    "pre-norm": (change_args(pre_norm=True), ValueError, "only post-norm blocks"),
+    "other values": (change_args(input_emb_style="category"), ValueError, "only 'continuous' is"),
+    "pre-norm": (change_args(pre_norm=True), ValueError, "pre_norm=True; only False"),
     "other width": (change_args(embsize=32), ValueError, r"has the shape \(163, 16\), expected is"),
     "other feed": (change_args(d_hid=8), ValueError, "linear1.weight.*Take both files from one"),
     "more layers": (change_args(nlayers=3), ValueError, r"lacks 12 of.*check nlayers"),
-    "fewer layers": (change_args(nlayers=1), ValueError, r"12 tensors that would change.*nlayers"),
+    "fewer layers": (
+        change_args(nlayers=1),
+        ValueError,
+        r"12 unknown tensors that would change.*nlayers",
+    ),
     "norm by batch": (
         change_state(lambda state: state | {"dsbn.bns.0.weight": torch.ones(16)}),
         ValueError,
-        "1 tensors that would change the encoder.*dsbn",
+        "1 unknown tensors that would change the encoder.*dsbn",
     ),
     "larger vocabulary": (
         change_vocabulary(lambda tokens: tokens | {"one more": len(tokens)}),
@@ -297,15 +301,19 @@ BAD_FOLDERS = {
     "objects": (
         change_state(lambda state: state | {"frame": pd.DataFrame({"a": [1]})}),
         ValueError,
-        r"was not opened: it asks for pandas.*only tensors are read.*state_dict",
+        r"was not opened: it contains pandas.*only tensors are read.*state_dict",
     ),
     "numbers": (change_state(lambda state: state | {"epoch": 3}), ValueError, r"also \['epoch'\]"),
     "nested": (
         change_state(lambda state: {"model": state}),
         ValueError,
-        r"named tensors alone, it holds also \['model'\]",
+        r"not only tensors but also \['model'\]",
     ),
-    "a list": (change_state(lambda state: list(state.values())), ValueError, "it holds a list"),
+    "a list": (
+        change_state(lambda state: list(state.values())),
+        ValueError,
+        "holds a list, not named",
+    ),
     "text": (write("best_model.pt", b"no model"), ValueError, "no file of tensors|damaged"),
     "cut short": (cut_short, ValueError, "damaged or cut short"),
     "twice": (
@@ -337,7 +345,9 @@ def test_a_folder_without_anything(tmp_path, folder):
 def test_tensors_that_are_not_known_are_reported(tmp_path, query):
     state = tensors(len(VOCABULARY) + 3)
     write_folder(tmp_path, VOCABULARY, state=state | {"bn.weight": torch.ones(16)})
-    with pytest.warns(UserWarning, match=r"1 tensors that are no part.*not read: \['bn.weight'\]"):
+    with pytest.warns(
+        UserWarning, match=r"1 tensors outside scGPT's layout; not read: \['bn.weight'\]"
+    ):
         model = load(tmp_path)
     actual = model.get_latent_representation(query)
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)
