@@ -265,7 +265,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_dropout_needs_seeds():
-    with pytest.raises(ValueError, match="token_dropout needs seeds"):
+    with pytest.raises(ValueError, match="token_dropout was given without seeds"):
         Tokenizer()(
             sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1
         )

@@ -39,20 +39,9 @@ def neighbourhoods(
 ) -> Views:
     """Return the mean of each labelled cell and its ten nearest unlabelled cells, as views of it.
 
-    Parameters
-    ----------
-    rows
-        Returns counts, or with ``is_log`` their ``log1p`` values, ``(n, G)`` at given positions.
-    labels
-        Codes ``(N,)``, −1 for unlabelled cells.
-    embedding
-        Space of the distances ``(N, D)``.
-    share
-        Share of views that are means.
-    is_log
-        Whether ``rows`` returns logarithms.
-    found
-        Codes predicted by a first training ``(N,)``; only cells predicted as the cell's class are averaged.
+    ``rows`` returns counts, or with ``is_log`` their ``log1p`` values, ``(n, G)`` at given positions. ``labels (N,)``
+    are codes, −1 for unlabelled cells; ``embedding (N, D)`` is the space of the distances. With ``found (N,)``, codes
+    predicted by a first training, only cells predicted as the cell's class are averaged.
     """
     labelled, members = np.flatnonzero(labels >= 0), []
     for cell in labelled:

@@ -108,16 +108,8 @@ def propagate(
 
     Label spreading :cite:p:`Zhou04` with a classifier as the prior. Rows sum to 1.
 
-    Parameters
-    ----------
-    graph
-        W, weights of the neighbours ``(N, N)``; rows sum to 1.
-    prior
-        :math:`P^0`, class probabilities ``(N, C)``.
-    is_held
-        Cells whose probabilities do not change ``(N,)``.
-    weight
-        w, below 1.
+    ``graph (N, N)`` is W, whose rows sum to 1, ``prior (N, C)`` is :math:`P^0`, ``is_held (N,)`` marks cells that keep
+    it, and ``weight`` is w, below 1.
     """
     probabilities = prior.copy()
     of_free, own = graph[~is_held], (1 - weight) * prior[~is_held]

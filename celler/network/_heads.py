@@ -80,12 +80,7 @@ class GeneDecoder(nn.Module):
     The cell vector is made from the embedding, the lowest visible bin (it shows how many counts are ties), the number
     of visible genes, and the donor/assay batch, which enters here and never the encoder.
 
-    Parameters
-    ----------
-    config
-        Configuration of the encoder's network.
-    n_batches
-        Categories of ``batch_key``; code −1 is a batch that pretraining did not see.
+    ``n_batches`` are the categories of ``batch_key``; code −1 is a batch that pretraining did not see.
     """
 
     def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:
@@ -109,18 +104,8 @@ class GeneDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return bins as shares of the highest, and logits of presence, ``(B, M)`` each.
 
-        Parameters
-        ----------
-        embedding
-            Cell embedding ``(B, D)``.
-        context
-            Result of :func:`context_of` ``(B, 2)``.
-        batch
-            Batch codes ``(B,)``.
-        gene_ids
-            Genes to predict ``(B, M)``.
-        tokens
-            Output of the encoder for each of them ``(B, M, D)``, where it has one.
+        ``context (B, 2)`` is from :func:`context_of`, ``batch (B,)`` are batch codes, ``gene_ids (B, M)`` the genes to
+        predict, and ``tokens (B, M, D)`` the encoder's output for each of them, where it has one.
         """
         cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
         hidden = cell[:, None]

@@ -106,14 +106,9 @@ class GeneTransformer(nn.Module):
         padding_mask: Tensor,
         embedding: Tensor | None = None,
     ) -> NetworkOutput:
-        """Return logits and embeddings of a minibatch.
+        """Return logits and embeddings of a :class:`~celler.data.TokenBatch`, with parts ``(B, T)``.
 
-        Parameters
-        ----------
-        gene_ids, values, expression, padding_mask
-            Parts of a :class:`~celler.data.TokenBatch`, ``(B, T)`` each.
-        embedding
-            Known cell embedding ``(B, D)``, which replaces the encoder's.
+        A known ``embedding (B, D)`` replaces the encoder's.
         """
         gene_ids, values = gene_ids.long(), values.long()
         if embedding is None:

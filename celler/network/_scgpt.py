@@ -124,20 +124,9 @@ EMBEDDING = "encoder.embedding.weight"
 class ScGPTCheckpoint:
     """Contents of an scGPT folder.
 
-    Attributes
-    ----------
-    sizes
-        Arguments of :class:`~celler.network.NetworkConfig`.
-    gene_names
-        Genes of the vocabulary ``(n_genes,)``.
-    rows
-        Their rows of the embedding ``(n_genes,)``.
-    embedding
-        Embedding of all tokens ``(n_tokens, D)``.
-    cell_row
-        Row of ``<cls>``.
-    weights
-        Other weights of the encoder, under the names of :class:`ScGPTEncoder`.
+    ``sizes`` are arguments of :class:`~celler.network.NetworkConfig`. ``rows (n_genes,)`` are the rows of
+    ``gene_names`` in ``embedding (n_tokens, D)``, and ``cell_row`` is that of ``<cls>``. ``weights`` are the encoder's
+    others, under the names of :class:`ScGPTEncoder`.
     """
 
     sizes: dict[str, Any]

@@ -12,11 +12,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from celler._utils._distributed import merged
 
 
 class BestWeights(Callback):
@@ -24,15 +27,8 @@ class BestWeights(Callback):
 
     With few validation cells the highest macro-F1 is mostly luck, and a lucky early epoch would cost the end of
     the schedule. With many the error is small, and a loss has none: this is then the best epoch.
-
-    Parameters
-    ----------
-    module
-        Module whose weights are held in :attr:`state`.
-    patience
-        Epochs below the best score after which training stops, ``None`` for never.
-    monitor
-        Metric to compare; ``<monitor>_error``, where it is logged, is its standard error. A loss is minimised.
+    ``monitor`` is the metric, minimised where it is a loss; ``<monitor>_error`` is its standard error, 0 where it is
+    not logged. Training stops after ``patience`` epochs below the best score, ``None`` for never.
     """
 
     def __init__(
@@ -110,15 +106,7 @@ class EachEpoch(Checkpoint):
 
     Lightning stores weights, optimizer, schedule and callbacks. The curves, the hard cells and the random state of
     each rank are added, so that the resumed training is bit-equal to an uninterrupted one.
-
-    Parameters
-    ----------
-    path
-        File to write.
-    given
-        Settings of the training; the file of a training with other settings is refused.
-    minibatches
-        Training minibatches, with ``set_epoch``.
+    ``given`` are the settings of the training; a file with other settings is refused.
     """
 
     def __init__(self, path: Path, given: dict[str, Any], minibatches: Any) -> None:
@@ -141,7 +129,7 @@ class EachEpoch(Checkpoint):
             "given": self.given,
             "curves": pl_module.curves,
             "hard_cells": None if hard_cells is None else hard_cells.to_plain(),
-            "random": gathered(random_state(pl_module)),
+            "random": list(merged(np.array([random_state(pl_module)], dtype=object))),
         }
 
     def on_load_checkpoint(
@@ -179,12 +167,3 @@ def random_state(plan: Any) -> dict[str, torch.Tensor]:
     if plan.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(plan.device)
     return state
-
-
-def gathered(state: dict[str, torch.Tensor]) -> list[Any]:
-    """Return the states of all ranks."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, state)
-    return states

@@ -18,18 +18,9 @@ from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
-from celler.training._plan import PretrainingConfig, one_cycle
+from celler.training._plan import PretrainingConfig as PretrainingConfig
+from celler.training._plan import one_cycle, parameter_groups
 from celler.training._run import by_metric, run_plan
-
-
-__all__ = [
-    "MaskedLoss",
-    "MaskedTask",
-    "PretrainingConfig",
-    "PretrainingPlan",
-    "fit_masked",
-    "start_from_components",
-]
 
 
 class MaskedTask(nn.Module):
@@ -75,15 +66,7 @@ class MaskedSums(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """Loss of a masked minibatch; predicting each gene's mean has a squared error of 1.
-
-    Parameters
-    ----------
-    encoder
-        Encoder of a :class:`~celler.network.GeneTransformer`.
-    decoder
-        Predicts bin and presence of genes from the embedding.
-    """
+    """Loss of a masked minibatch; predicting each gene's mean has a squared error of 1."""
 
     encoder: Any
     decoder: GeneDecoder
@@ -143,12 +126,6 @@ class PretrainingPlan(LightningModule):
         self.losses.append(loss.detach())
         return loss
 
-    def transfer_batch_to_device(
-        self, minibatch: MaskedMinibatch, device: torch.device, dataloader_idx: int
-    ) -> MaskedMinibatch:
-        """Move the minibatch at once, without Lightning's recursive search for tensors."""
-        return minibatch.to(device)
-
     def validation_step(self, minibatch: MaskedMinibatch, _: int) -> None:
         """Keep the sums of the loss, and predicted and true bins."""
         sums, value = MaskedLoss(self.encoder, self.decoder).sums(minibatch)
@@ -174,16 +151,8 @@ class PretrainingPlan(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and its schedule over all steps; biases and norms are not decayed."""
-        named = [*self.encoder.named_parameters(), *self.decoder.named_parameters()]
-        free = [p for name, p in named if p.ndim <= 1 or name == "gene_bias"]
-        decayed = [p for name, p in named if p.ndim > 1 and name != "gene_bias"]
-        rate = {"lr": self.config.learning_rate}
-        groups: list[dict[str, Any]] = [
-            {"params": decayed} | rate,
-            {"params": free, "weight_decay": 0.0} | rate,
-        ]
         n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(groups, self.config, n_steps)
+        return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
 
 def fit_masked(

@@ -209,12 +209,6 @@ class TrainingPlan(LightningModule):
             loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
         return loss
 
-    def transfer_batch_to_device(
-        self, minibatch: Minibatch, device: torch.device, dataloader_idx: int
-    ) -> Minibatch:
-        """Move the minibatch at once; Lightning's recursive search for tensors takes a millisecond."""
-        return minibatch.to(device)
-
     def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss ``(B,)`` of ``logits (E, B, C)``, summed over the experts unless the loss joins them."""
         loss, n_experts = self.config.loss, len(logits)
@@ -274,18 +268,22 @@ class TrainingPlan(LightningModule):
         return one_cycle(groups, self.config, n_steps, self.config.warmup)
 
 
-def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups: with and without weight decay, the encoder apart where it has its own rate."""
+    named = [*module.named_parameters()]
+    encoder_rate = 1.0
+    if isinstance(config, TrainingConfig):
+        encoder_rate = config.encoder_rate
+        named += [] if config.masked_task is None else config.masked_task.named_parameters()
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    other = [] if config.masked_task is None else config.masked_task.named_parameters()
-    for name, weights in [*network.named_parameters(), *other]:
+    for name, weights in named:
         if weights.requires_grad:
-            is_slow = name.startswith("encoder.") and config.encoder_rate != 1
+            is_slow = name.startswith("encoder.") and encoder_rate != 1
             # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
             is_decayed = weights.ndim > 1 and "evidence" not in name and "bias" not in name
             groups.setdefault((is_slow, is_decayed), []).append(weights)
     return [
-        {"params": weights, "lr": config.learning_rate * (config.encoder_rate if is_slow else 1.0)}
+        {"params": weights, "lr": config.learning_rate * (encoder_rate if is_slow else 1.0)}
         | ({} if is_decayed else {"weight_decay": 0.0})
         for (is_slow, is_decayed), weights in groups.items()
     ]
