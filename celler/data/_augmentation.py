@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
-from celler.data._profile import Profile, linear
+from celler._utils._counts import cp10k
+from celler.data._profile import Profile
 from celler.data._sources import Views
 
 Rows = Callable[[np.ndarray], sparse.csr_matrix]
@@ -86,7 +87,7 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
     weights = np.repeat(1 / sizes, sizes)
     start = np.concatenate([[0], np.cumsum(sizes)])
     averaging = sparse.csr_matrix((weights, position, start), (len(members), len(needed)))
-    mean = averaging @ linear(rows(needed), is_log=is_log)
+    mean = averaging @ cp10k(rows(needed), is_log=is_log)
     return sparse.csr_matrix(mean.log1p() if is_log else mean, dtype=np.float32)
 
 

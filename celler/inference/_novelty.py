@@ -10,7 +10,8 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.utils.extmath import randomized_svd
 
-from celler.data._profile import Profile, class_sums, linear, profile
+from celler._utils._counts import cp10k
+from celler.data._profile import Profile, class_sums, profile
 
 #: Most variable genes of the distance, and their principal components; class means are added to these.
 N_GENES, N_COMPONENTS = 2000, 50
@@ -218,7 +219,7 @@ def measure(
     whitening = space.whitening.astype(np.float64).T
     distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")
     rates = _rates(reference, is_shared)
-    q = linear(X, is_log=is_log) / 1e4
+    q = cp10k(X, is_log=is_log) / 1e4
     entropy = q.copy()
     entropy.data *= np.log(np.maximum(entropy.data, 1e-30))
     deviance = np.asarray(entropy.sum(axis=1)).ravel() - (q @ np.log(rates).T).max(axis=1)
@@ -230,7 +231,7 @@ def measure(
 
 def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.csr_matrix:
     """Return ``log1p`` of counts per ``target``, without explicit zeros."""
-    logs = linear(X, is_log=is_log)  # a copy of the values; the indices are those of X
+    logs = cp10k(X, is_log=is_log)  # a copy of the values; the indices are those of X
     logs.data *= target / 1e4
     np.log1p(logs.data, out=logs.data)
     if not logs.data.all():

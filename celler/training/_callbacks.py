@@ -12,14 +12,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from celler._utils._distributed import merged
+from celler._utils._distributed import gather_objects
 
 
 class BestWeights(Callback):
@@ -129,7 +128,7 @@ class EachEpoch(Checkpoint):
             "given": self.given,
             "curves": pl_module.curves,
             "hard_cells": None if hard_cells is None else hard_cells.to_plain(),
-            "random": list(merged(np.array([random_state(pl_module)], dtype=object))),
+            "random": gather_objects(random_state(pl_module)),
         }
 
     def on_load_checkpoint(
