@@ -1,4 +1,4 @@
-"""Neighbourhoods: means of unlabelled cells that training sees in place of a labelled one, where labels are few."""
+"""Augmentation: means of unlabelled cells shown for labelled ones, and synthetic cells drawn from a profile."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
-from celler.data._profile import Profile, linear
+from celler._utils._counts import cp10k
+from celler.data._profile import Profile
 from celler.data._sources import Views
 
 Rows = Callable[[np.ndarray], sparse.csr_matrix]
-#: Unlabelled cells that are averaged.
+#: Unlabelled cells in a mean.
 N_AVERAGED = 10
-#: A cell is shown as a mean half of the times where a class has so many labelled cells in the mean over classes,
-#: and never where it has more than that.
+#: Mean number of labelled cells per class at which half of the views are means, and above which none is.
 FEW_CELLS, MOST_CELLS = 10, 45
+#: Most synthetic cells in all, and fewest of a class that has as many.
+MAX_CELLS, MIN_CELLS = 5000, 20
+#: Standard deviation of the log total count of synthetic cells.
+DEPTH_SPREAD = 0.4
 
 
 def mean_share(n_labelled: int, n_classes: int) -> float:
-    """How often a labelled cell is shown as a mean: the less, the more labelled cells there are of a class."""
+    """Return the share of a labelled cell's views that are means; it falls with the labelled cells per class."""
     n = n_labelled / max(1, n_classes)
     return FEW_CELLS / (FEW_CELLS + n) if n <= MOST_CELLS else 0.0
 
@@ -34,11 +38,11 @@ def neighbourhoods(
     is_log: bool,
     found: np.ndarray | None = None,
 ) -> Views:
-    """Means of each labelled cell and the ten unlabelled ones nearest to it.
+    """Return the mean of each labelled cell and its ten nearest unlabelled cells, as views of it.
 
-    rows: gives counts or, with ``is_log``, ``log1p`` values ``(n, G)`` of positions ``(n,)``.
-    labels: ``(N,)``, −1 where there is none. embedding: ``(N, D)``, in which cells are near.
-    found: ``(N,)``, codes of a first training; only cells found to be of its class are then near a cell.
+    ``rows`` returns counts, or with ``is_log`` their ``log1p`` values, ``(n, G)`` at given positions. ``labels (N,)``
+    are codes, −1 for unlabelled cells; ``embedding (N, D)`` is the space of the distances. With ``found (N,)``, codes
+    predicted by a first training, only cells predicted as the cell's class are averaged.
     """
     labelled, members = np.flatnonzero(labels >= 0), []
     for cell in labelled:
@@ -53,9 +57,9 @@ def neighbourhoods(
 def with_class_means(
     views: Views, rows: Rows, labels: np.ndarray, found: np.ndarray, seed: int, *, is_log: bool
 ) -> Views:
-    """The views, and for each labelled cell the mean of ten unlabelled ones that were found to be of its class.
+    """Add to the views of each labelled cell the mean of ten random unlabelled cells predicted as its class.
 
-    found: ``(N,)``, as above. Where a class was not found there is the neighbourhood alone.
+    ``found (N,)`` are the predicted codes. A class that was predicted for no cell gets no such view.
     """
     rng, of_cell = np.random.default_rng(seed), np.repeat(views.of_cell, 2, axis=1)
     members: list[np.ndarray] = []
@@ -71,31 +75,24 @@ def with_class_means(
 
 
 def of_class(code: int, labels: np.ndarray, found: np.ndarray | None) -> np.ndarray:
-    """Unlabelled cells, and with ``found`` those of them that are of the class ``code``."""
+    """Return positions of the unlabelled cells, with ``found`` those predicted as class ``code``."""
     is_free = labels < 0
     return np.flatnonzero(is_free if found is None else is_free & (found == code))
 
 
 def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_matrix:
-    """Mean counts per 10,000 ``(M, G)`` of each group of positions, or with ``is_log`` the logarithm of it and 1."""
+    """Return mean counts per 10,000 of each group of positions ``(M, G)``, with ``is_log`` their ``log1p``."""
     needed, position = np.unique(np.concatenate(members), return_inverse=True)
     sizes = np.array([len(group) for group in members])
     weights = np.repeat(1 / sizes, sizes)
     start = np.concatenate([[0], np.cumsum(sizes)])
     averaging = sparse.csr_matrix((weights, position, start), (len(members), len(needed)))
-    mean = averaging @ linear(rows(needed), is_log=is_log)
+    mean = averaging @ cp10k(rows(needed), is_log=is_log)
     return sparse.csr_matrix(mean.log1p() if is_log else mean, dtype=np.float32)
 
 
-#: Most cells drawn, all classes together, and of a class with as many the least.
-MAX_CELLS = 5000
-MIN_CELLS = 20
-#: Standard deviation of the logarithm of a cell's total count.
-DEPTH_SPREAD = 0.4
-
-
 def n_rehearsed(class_counts: np.ndarray) -> np.ndarray:
-    """Cells to draw of each class ``(C,)``: as many as there were, or a share of each to stay below the most."""
+    """Return the number of synthetic cells of each class ``(C,)``: all, or a share to stay below ``MAX_CELLS``."""
     share = min(1.0, MAX_CELLS / class_counts.sum())
     least = np.minimum(class_counts, MIN_CELLS)
     return np.maximum(least, np.round(class_counts * share)).astype(np.int64)
@@ -104,16 +101,16 @@ def n_rehearsed(class_counts: np.ndarray) -> np.ndarray:
 def draw_cells(
     profile: Profile, n_cells: np.ndarray, rng: np.random.Generator, block_size: int = 256
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
-    r"""Counts ``(n, G)`` of ``n_cells (C,)`` cells of each class, and their class codes ``(n,)``.
+    r"""Draw ``n_cells (C,)`` cells of each class; return counts ``(n, G)`` and class codes ``(n,)``.
 
-    Gamma-Poisson, gene by gene on its own: with the class mean :math:`m_{kg}` as a share of the cell's total
-    count :math:`D`, and the dispersion :math:`\phi_g` that is beyond Poisson's :math:`10^4 / D`,
+    Gamma-Poisson, each gene independently: with the class mean :math:`m_{kg}` as a share of the cell's total count
+    :math:`D`, and the dispersion :math:`\phi_g` in excess of Poisson's :math:`10^4 / D`,
 
     .. math:: x_g \sim \operatorname{Poisson}(D\, m_{kg}\, \gamma_g), \qquad
         \operatorname{Var} \gamma_g = \max(\phi_g - 10^4 / D, 0) / m_{kg} .
 
-    The profile does not say :math:`D`; most genes are nearly Poisson, so their median dispersion does. Genes
-    that were never measured in a class have no counts.
+    The profile does not hold :math:`D`. It is estimated from the median dispersion, as most genes are nearly Poisson.
+    Genes that were never measured in a class have no counts.
     """
     poisson = float(np.median(profile.dispersion))
     parts = []
@@ -130,6 +127,6 @@ def draw_cells(
             counts[empty, mean.argmax()] = 1
             rows, columns = np.nonzero(counts)
             values = counts[rows, columns].astype(np.float32)
-            shape_of_part = (size[0], profile.mean.shape[1])
-            parts.append(sparse.csr_matrix((values, (rows, genes[columns])), shape_of_part))
+            n_genes = profile.mean.shape[1]
+            parts.append(sparse.csr_matrix((values, (rows, genes[columns])), (size[0], n_genes)))
     return sparse.vstack(parts, format="csr"), np.repeat(np.arange(len(n_cells)), n_cells)

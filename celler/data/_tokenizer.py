@@ -1,4 +1,4 @@
-"""Tokens: CSR rows become gene ids, rank bins and log1p expression, compiled and never densified."""
+"""Tokenizer: CSR rows to gene ids, rank bins and log1p expression, in compiled code and never dense."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ TARGET_SUM = 1e4
 
 
 class TokenBatch(NamedTuple):
-    """One minibatch of B cells as sets of at most T expressed genes, padded on the right.
+    """Minibatch of B cells as sets of at most T expressed genes, padded on the right.
 
-    gene_ids: ``(B, T)`` int32, row of the gene in the model's vocabulary; 0 where padded.
-    values: ``(B, T)`` uint8, rank bin of the value within its cell, 1…n_bins − 1; 0 where padded.
-    expression: ``(B, T)`` float32, ``log1p`` of counts per 10,000; 0 where padded.
-    padding_mask: ``(B, T)`` bool, True where there is no gene; the genes of a cell come first.
+    Attributes
+    ----------
+    gene_ids
+        Row of each gene in the model's vocabulary ``(B, T)``, int32; 0 where padded.
+    values
+        Rank bin of its value within the cell ``(B, T)``, uint8, 1…n_bins − 1; 0 where padded.
+    expression
+        ``log1p`` of counts per 10,000 ``(B, T)``, float32; 0 where padded.
+    padding_mask
+        True where padded ``(B, T)``.
     """
 
     gene_ids: Tensor
@@ -35,9 +41,14 @@ class TokenBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenBatches:
-    """Minibatches one after another; iterating gives each.
+    """Consecutive minibatches in shared memory; iterate for a :class:`TokenBatch` each.
 
-    flat: what all of them hold, each part ``(N,)``. shapes: (B, T) of each minibatch.
+    Parameters
+    ----------
+    flat
+        Tokens of all minibatches, each part flat ``(N,)``.
+    shapes
+        (B, T) of each minibatch.
     """
 
     flat: TokenBatch
@@ -51,7 +62,7 @@ class TokenBatches:
 
 
 class BadValueError(ValueError):
-    """A negative, NaN or infinite value: ``row`` in the block that was read and the ``value``."""
+    """A negative, NaN or infinite ``value`` in row ``row`` of the block."""
 
     def __init__(self, row: int, value: float) -> None:
         super().__init__(
@@ -63,14 +74,26 @@ class BadValueError(ValueError):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """How a row of expression values becomes tokens.
+    """Turn rows of expression values into tokens.
 
-    Bins are those of scGPT: the edges are the quantiles of the cell's non-zero values at
-    ``linspace(0, 1, n_bins - 1)`` and the bin is the number of edges <= the value. They depend on
-    ranks alone, so counts and their logarithm give the same bins; equal values share a bin.
+    Parameters
+    ----------
+    n_bins
+        Bins, with the zero bin, 3 to 256.
+    max_genes
+        Most tokens of a cell, ``None`` for no limit.
 
-    n_bins: number of bins with the zero bin, 3 to 256.
-    max_genes: most tokens a cell may have, ``None`` for no limit.
+    Notes
+    -----
+    Bins are those of scGPT :cite:p:`Cui24`: the edges are the quantiles of the cell's non-zero values at
+    ``linspace(0, 1, n_bins - 1)``, and the bin is the number of edges <= the value. They depend on ranks alone, so
+    counts and their logarithms have the same bins; equal values share a bin.
+
+    Examples
+    --------
+    >>> X = sparse.csr_matrix([[0, 1, 5, 2]])
+    >>> Tokenizer(n_bins=5)(X, np.arange(4, dtype=np.int32)).values.tolist()
+    [[1, 4, 2]]
     """
 
     n_bins: int = 51
@@ -95,7 +118,7 @@ class Tokenizer:
         token_dropout: float = 0.0,
         seeds: np.ndarray | None = None,
     ) -> TokenBatch:
-        """Rows of ``X`` as one minibatch; arguments and errors as in :meth:`minibatches`."""
+        """Return the rows of ``X`` as one minibatch; see :meth:`minibatches`."""
         sizes = [X.shape[0] if rows is None else len(rows)]
         (tokens,) = self.minibatches(
             X, gene_map, sizes, rows=rows, is_log=is_log, target_sum=target_sum,
@@ -115,25 +138,38 @@ class Tokenizer:
         token_dropout: float = 0.0,
         seeds: np.ndarray | None = None,
     ) -> TokenBatches:
-        """Rows of ``X`` in several minibatches.
+        """Return the rows of ``X`` as several minibatches.
 
-        Made at once: a thread that asks for Python's lock again and again makes the one with the network wait each
-        time, for longer than the tokens take.
+        They are made in one call: a thread that takes the GIL often makes the network's thread wait each time, longer
+        than the tokens take.
 
-        gene_map: ``(n_vars,)`` int32, vocabulary row of each column, −1 to skip the column.
-        sizes: cells of each minibatch, in order; each is as wide as its longest cell.
-        rows: ``(B,)``, which rows of ``X`` to take, without a copy of them; ``None`` is all.
-        is_log: the values are natural ``log1p`` values and not proportional to counts.
-        target_sum: what the linear values of a cell's mapped genes are scaled to before ``log1p``, for all
-            cells or each ``(B,)``.
-        token_dropout: share of a cell's tokens left out at random, needs ``seeds``.
-        seeds: ``(B,)`` uint64, one per cell; given in training, where ``max_genes`` keeps a random
-            subset. Without them the genes of highest value are kept, ties by vocabulary order.
+        Parameters
+        ----------
+        X
+            Counts, or with ``is_log`` their ``log1p`` values, ``(n_obs, n_vars)``.
+        gene_map
+            Vocabulary row of each column ``(n_vars,)``, int32; −1 skips the column.
+        sizes
+            Cells of each minibatch, in order; a minibatch is as wide as its longest cell.
+        rows
+            Rows of ``X`` to read, without a copy of them ``(B,)``; ``None`` is all.
+        is_log
+            Whether the values are natural ``log1p`` values, so not proportional to counts.
+        target_sum
+            Sum of a cell's linear values in mapped genes before ``log1p``, one for all cells or ``(B,)``.
+        token_dropout
+            Share of a cell's tokens left out at random; needs ``seeds``.
+        seeds
+            Seed of each cell ``(B,)``, uint64, for training: ``max_genes`` then keeps a random subset. Without seeds
+            it keeps the genes with the highest values, ties in vocabulary order.
 
-        Raises :class:`BadValueError` for a negative, NaN or infinite value; its row is a position in ``rows``.
+        Raises
+        ------
+        BadValueError
+            If a value is negative, NaN or infinite; its row is a position in ``rows``.
         """
         if token_dropout and seeds is None:
-            raise ValueError("token_dropout needs seeds, one per cell.")
+            raise ValueError("token_dropout was given without seeds; pass one seed per cell.")
         data = np.ascontiguousarray(X.data, dtype=np.float32)
         bits = data.view(np.int32)
         rows = np.arange(X.shape[0]) if rows is None else rows
@@ -161,23 +197,22 @@ class Tokenizer:
 
 
 def shapes_of(n_tokens: np.ndarray, sizes: list[int]) -> list[tuple[int, int]]:
-    """(B, T) of minibatches of ``sizes`` cells, each as wide as the most of its cells' ``n_tokens (N,)``."""
+    """Return (B, T) of minibatches of ``sizes`` cells, each as wide as its longest cell; ``n_tokens (N,)``."""
     parts = np.split(n_tokens, np.cumsum(sizes)[:-1])
     return [(len(part), max(1, int(part.max(initial=0)))) for part in parts]
 
 
 @numba.njit(cache=True, nogil=True)
 def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-def]
-    """Mapped non-zeros per cell ``(B,)``, and the first cell with a value that is not allowed or −1.
+    """Return mapped non-zeros of each cell ``(B,)``, and the first cell with a bad value or −1.
 
-    spans: ``(B, 2)``, where the entries of each cell begin and end.
-
-    The bits of a float32 tell: positive and finite is 1 to ``_INFINITE`` − 1, and zero is 0 or −0.
+    ``spans (B, 2)`` are first and last entries of the cells. Bits of a float32, as integers, are 1 to
+    ``_INFINITE`` − 1 for positive finite values, and 0 or −0 for zero.
     """
     n_tokens = np.empty(len(spans), np.int64)
     for b in range(len(spans)):
         n = n_bad = 0
-        # Slices and unsigned indices: numba then looks out for no negative index, which costs as much as the rest.
+        # Slices and unsigned indices: numba's check for negative indices costs as much as the rest.
         of_cell, columns = bits[spans[b, 0] : spans[b, 1]], indices[spans[b, 0] : spans[b, 1]]
         for i in range(len(of_cell)):
             key = of_cell[i]
@@ -191,7 +226,7 @@ def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-de
 
 @numba.njit(cache=True, nogil=True)
 def _next_random(state):  # type: ignore[no-untyped-def]
-    """One step of splitmix64: the new state and a number in [0, 1)."""
+    """Return the next state of splitmix64 and a number in [0, 1)."""
     state += np.uint64(0x9E3779B97F4A7C15)
     z = state
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -200,11 +235,11 @@ def _next_random(state):  # type: ignore[no-untyped-def]
 
 
 class _Distinct(NamedTuple):
-    """Hash table of one cell's distinct values; a slot is in use where the upper half of ``tag`` is the cell's row.
+    """Hash table of one cell's distinct values; a slot is used if the upper half of ``tag`` is the cell's row.
 
-    The lower half of ``tag`` and ``bits`` are those of the float32 value. ``n_equal (slots, 4)`` tokens have it,
-    counted in four turns: most counts are 1, and an addition to the same place has to wait for the last one.
-    ``order`` lists the slots by rising value.
+    The lower half of ``tag`` and ``bits`` are the float32 value's. ``n_equal (slots, 4)`` counts its tokens in four
+    columns in turn: most counts are 1, and additions to one place wait for each other. ``order`` sorts the slots by
+    value.
     """
 
     tag: np.ndarray
@@ -217,7 +252,7 @@ class _Distinct(NamedTuple):
 
 
 class _Mapped(NamedTuple):
-    """One cell's tokens: their gene, the slot of their value, and whether they are kept."""
+    """One cell's tokens: gene, slot of the value, and whether it is kept."""
 
     gene: np.ndarray
     slot: np.ndarray
@@ -226,7 +261,7 @@ class _Mapped(NamedTuple):
 
 @numba.njit(cache=True, nogil=True)
 def _workspace(longest):  # type: ignore[no-untyped-def]
-    """Arrays for the work on one row of at most ``longest`` tokens, made once for all rows."""
+    """Return work arrays for rows of at most ``longest`` tokens, shared by all rows."""
     size = 2
     while size < 2 * longest:
         size *= 2
@@ -243,10 +278,10 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[no-untyped-def]
-    """Fill ``mapped`` and the ``distinct`` values with their counts; returns how many there are.
+    """Fill ``mapped`` and ``distinct``; return the number of distinct values.
 
-    A positive float32 orders as its bits do, and a cell holds few distinct values, so bins and
-    logarithms are computed once per distinct value: sorting the row would cost several times more.
+    Positive floats sort as their bits, and a cell has few distinct values, so bins and logarithms are computed once
+    per distinct value: sorting the row would cost several times more.
     """
     size_mask, row_tag = np.uint64(len(distinct.bits) - 1), np.int64(row) << 32
     n_distinct, n = 0, np.uint64(0)
@@ -278,7 +313,7 @@ def _sort(order, keys):  # type: ignore[no-untyped-def]
     if len(order) > 64:
         order[:] = order[np.argsort(keys[order])]
         return
-    for i in range(1, len(order)):  # insertion sort: the usual cell has a few dozen
+    for i in range(1, len(order)):  # insertion sort: most cells have a few dozen
         slot = order[i]
         j = i
         while j > 0 and keys[order[j - 1]] > keys[slot]:
@@ -289,10 +324,10 @@ def _sort(order, keys):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ignore[no-untyped-def]
-    """Bin, rank and expression of each distinct value of a cell with ``n`` tokens.
+    """Compute bin, rank and expression of each distinct value of a cell with ``n`` tokens.
 
-    Edge j of the quantiles lies at position j (n − 1) / (n_bins − 2) of the sorted row, so the
-    number of edges <= a value follows from the last position the value holds, in integers.
+    Quantile edge j is at position j (n − 1) / (n_bins − 2) of the sorted row, so the number of edges <= a value
+    follows, in integers, from the last position of the value.
     """
     values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
     total = 0.0
@@ -314,7 +349,7 @@ def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
     state = seed
     for k in range(n):
         state, u = _next_random(state)
-        # In whole numbers, which is the same and does not make the next draw wait for a conversion.
+        # The comparison in integers is equivalent and does not delay the next draw by a conversion.
         is_this_kept = np.int64(u * (n - k)) < n_kept
         is_kept[k] = is_this_kept
         n_kept -= is_this_kept
@@ -334,7 +369,7 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
     spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
     ends, flat,
 ):  # fmt: skip
-    """Write every row's genes, bins and expression to the arrays ``flat``; its place there ends at ``ends (B,)``."""
+    """Write genes, bins and expression of each row to the arrays ``flat``, where row b ends at ``ends[b]``."""
     distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
     for b in range(len(n_tokens)):
         n = n_tokens[b]
@@ -350,7 +385,7 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
         place = slice(ends[b - 1] if b else 0, ends[b])
         ids, bins, levels = flat[0][place], flat[1][place], flat[2][place]
         t = k = np.uint64(0)
-        while t < n_kept[b]:  # without a branch: which tokens are kept cannot be foreseen
+        while t < n_kept[b]:  # without a branch: the CPU cannot predict which tokens are kept
             slot = np.uint32(mapped.slot[k])
             ids[t], bins[t], levels[t] = mapped.gene[k], distinct.bin[slot], distinct.log[slot]
             t += np.uint64(mapped.is_kept[k])

@@ -1,4 +1,4 @@
-"""Novelty: how far a cell is from every class of the reference, beyond how far its known cells are."""
+"""Novelty: distance of a cell to its nearest reference class, compared with the distances of known cells."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.utils.extmath import randomized_svd
 
-from celler.data._profile import Profile, class_sums, linear, profile
+from celler._utils._counts import cp10k
+from celler.data._profile import Profile, class_sums, profile
 
-#: Most variable genes that the distance looks at, and their principal components beside the class means.
+#: Most variable genes of the distance, and their principal components; class means are added to these.
 N_GENES, N_COMPONENTS = 2000, 50
-#: Cells that the distance is fitted on; a class gives its share of them, or this many where it has them.
+#: Cells that the distance is fitted on, in proportion to the classes, and minimum of each class.
 N_CELLS, N_OF_CLASS = 5000, 50
-#: Cells that are worked on at once.
+#: Cells per block.
 BLOCK_SIZE = 1000
-#: Share of the covariance that is replaced by a sphere of the same size.
+#: Shrinkage of the covariance towards a sphere of the same trace.
 SHRINKAGE = 0.05
-#: Cells of the whole reference's profile mixed into that of each class, so that a small class excludes no gene.
+#: Pseudo-cells with the mean profile, added to each class so that a small class excludes no gene.
 PRIOR_CELLS = 5.0
-#: Parts of the cross-validation that finds how novel known cells look.
+#: Folds of the cross-validation that scores known cells.
 N_FOLDS = 5
-#: Ridge of the least-squares fit where genes are missing.
+#: Ridge of the least-squares projection where genes are missing.
 RIDGE = 0.1
-#: Known cells of all classes mixed into the location and spread of each class.
+#: Weight, in cells, of all classes in the location and spread of each class.
 CLASS_PRIOR = 10.0
-#: With fewer labelled cells there is no novelty.
+#: Fewest labelled cells for a novelty score.
 MIN_CELLS = 20
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where distances are taken: ``(x[genes] - center) * scale`` projected on ``components (k, H)``.
+    """Space of the distances: ``(x[genes] - center) * scale`` projected on ``components (k, H)``.
 
-    means: ``(C, k)`` of the classes. whitening: ``(k, k)``, the within-class covariance becomes a sphere.
-    detection: ``(G,)``, share of the reference's cells that express a gene.
+    ``means (C, k)`` are the classes', ``whitening (k, k)`` turns the within-class covariance into a sphere, and
+    ``detection (G,)`` is the share of reference cells that express a gene.
     """
 
     genes: np.ndarray
@@ -51,8 +52,18 @@ class Space:
 
 @dataclass(frozen=True)
 class Novelty:
-    """A fitted score: its space, and per part the ``slope (2,)`` over depth, and the ``location (2, C)`` and
-    ``spread (2, C)`` of known cells. ``known (n,)``: the scores of known cells that were held out, sorted.
+    """Fitted novelty score, the sum of two standardised parts: a Mahalanobis distance and a deviance.
+
+    Parameters
+    ----------
+    space
+        Space of the Mahalanobis distance.
+    slope
+        Slope of each part over sequencing depth ``(2,)``.
+    location, spread
+        Mean and standard deviation of each part in known cells ``(2, C)``.
+    known
+        Sorted scores of held-out known cells ``(n,)``.
     """
 
     space: Space
@@ -64,16 +75,25 @@ class Novelty:
     def score(
         self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool
     ) -> np.ndarray:
-        """Scores ``(N,)`` of counts or ``log1p`` values ``X (N, G)``; 0 ± 1 for known cells.
+        """Return the score of each cell ``(N,)``; known cells have mean 0 and standard deviation 1.
 
-        reference: the classes' profile. is_shared: ``(G,)``, False for genes that the query lacks.
+        Parameters
+        ----------
+        X
+            Counts, or with ``is_log`` their ``log1p`` values, ``(N, G)``.
+        reference
+            Profile of the classes.
+        is_shared
+            False for genes that the query lacks ``(G,)``.
+        is_log
+            Whether ``X`` holds logarithms.
         """
         nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
         standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)
         return np.asarray(standard.sum(axis=0))
 
     def threshold(self, false_alarm_rate: float) -> float:
-        """The score that this share of known cells exceeds."""
+        """Return the score that the share ``false_alarm_rate`` of known cells exceeds."""
         if not 0 < false_alarm_rate < 1:
             raise ValueError(
                 f"false_alarm_rate={false_alarm_rate} was given; a share between 0 and 1 is needed, such as 0.05."
@@ -81,13 +101,13 @@ class Novelty:
         return float(np.quantile(self.known, 1 - false_alarm_rate))
 
     def to_plain(self) -> dict[str, np.ndarray]:
-        """Arrays by name, for a checkpoint."""
+        """Return the arrays by name, for a checkpoint."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: own[name] for name in own if name != "space"} | vars(own["space"])
 
     @classmethod
     def from_plain(cls, arrays: dict[str, np.ndarray]) -> Novelty:
-        """What :meth:`to_plain` was made from."""
+        """Restore what :meth:`to_plain` returned."""
         names = {field.name for field in fields(Space)}
         space = Space(**{name: arrays[name] for name in names})
         return cls(space, **{name: arrays[name] for name in arrays if name not in names})
@@ -101,10 +121,10 @@ def fit_novelty(
     is_log: bool,
     seed: int,
 ) -> Novelty | None:
-    """The score of a reference with codes ``labels (N,)``; ``None`` for fewer than 20 cells.
+    """Return the score of a reference with codes ``labels (N,)``, ``None`` for fewer than 20 cells.
 
-    rows: gives counts or ``log1p`` values ``(n, G)`` of positions. How novel known cells look is found by
-    cross-validation: each fifth of the cells is scored by a fit of the others.
+    ``rows`` returns counts, or ``log1p`` values, ``(n, G)`` at given positions. Known cells are scored by five-fold
+    cross-validation.
     """
     if len(labels) < MIN_CELLS:
         return None
@@ -133,7 +153,7 @@ def fit_novelty(
 
 
 def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tuple[Space, Profile]:
-    """Space and profile of cells ``X (N, G)`` with codes ``labels (N,)``, every class with a cell."""
+    """Return space and profile of cells ``X (N, G)`` with codes ``labels (N,)``; no class may be empty."""
     n_cells, n_classes = len(labels), int(labels.max()) + 1
     logs = _logs(X, is_log=is_log)
     detected, squares = _detected_and_squares(logs)
@@ -150,7 +170,7 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     within = np.sqrt(np.maximum(squares[genes] - between, 0))
     scale = 1 / np.maximum(within, max(np.median(within), 1e-6))
     center = mean[genes]
-    # Single precision from here on: the passes over this matrix are most of the time.
+    # Single precision: passes over this matrix take most of the time.
     Z = logs[:, genes].astype(np.float32).toarray()
     Z -= center.astype(np.float32)
     Z *= scale.astype(np.float32)
@@ -160,9 +180,8 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     residual = P - means[labels]
     covariance = residual.T @ residual / max(1, n_cells - n_classes)
     size = np.trace(covariance) / len(covariance)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * max(size, 1e-9) * np.eye(
-        len(covariance)
-    )
+    sphere = max(size, 1e-9) * np.eye(len(covariance))
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * sphere
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     values = (center, scale, components, means, whitening, detected / n_cells)
     space = Space(genes, *(value.astype(np.float32) for value in values))
@@ -179,12 +198,12 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
 def measure(
     space: Space, reference: Profile, X: sparse.csr_matrix, is_shared: np.ndarray, *, is_log: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""Nearest class ``(N,)``, depth ``(N,)`` and both parts ``(2, N)`` of cells ``X (N, G)``.
+    r"""Return nearest class ``(N,)``, depth ``(N,)`` and both parts of the score ``(2, N)`` of cells ``X (N, G)``.
 
-    The parts are the logarithm of the squared Mahalanobis distance to the nearest class, and the deviance per
-    count, in nats, of the cell's counts from the class profile :math:`\pi_k` they fit best,
-    :math:`\min_k \sum_g q_g \log(q_g / \pi_{kg})`, :math:`q` being the cell's shares. Depth is the logarithm of
-    its detected genes over those of a mean cell.
+    The parts are the log squared Mahalanobis distance to the nearest class, and the deviance per count, in nats, of
+    the cell's shares :math:`q` from the closest class profile :math:`\pi_k`,
+    :math:`\min_k \sum_g q_g \log(q_g / \pi_{kg})`. Depth is the log of the number of detected genes over that of a
+    mean cell.
     """
     if X.shape[0] > BLOCK_SIZE:
         starts = range(0, X.shape[0], BLOCK_SIZE)
@@ -200,7 +219,7 @@ def measure(
     whitening = space.whitening.astype(np.float64).T
     distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")
     rates = _rates(reference, is_shared)
-    q = linear(X, is_log=is_log) / 1e4
+    q = cp10k(X, is_log=is_log) / 1e4
     entropy = q.copy()
     entropy.data *= np.log(np.maximum(entropy.data, 1e-30))
     deviance = np.asarray(entropy.sum(axis=1)).ravel() - (q @ np.log(rates).T).max(axis=1)
@@ -211,8 +230,8 @@ def measure(
 
 
 def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.csr_matrix:
-    """``log1p`` of counts per ``target``, explicit zeros dropped."""
-    logs = linear(X, is_log=is_log)  # values of its own, beside the indices of X
+    """Return ``log1p`` of counts per ``target``, without explicit zeros."""
+    logs = cp10k(X, is_log=is_log)  # a copy of the values; the indices are those of X
     logs.data *= target / 1e4
     np.log1p(logs.data, out=logs.data)
     if not logs.data.all():
@@ -222,8 +241,8 @@ def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.
 
 
 def _detected_and_squares(logs: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Cells that express each gene, and the sum of its squared values, ``(G,)``."""
-    # In steps: what bincount makes of its input takes more memory than the input.
+    """Return the number of cells that express each gene and the sum of its squared values, ``(G,)`` each."""
+    # In steps: bincount copies its input to types that take more memory.
     n_genes, step = logs.shape[1], 2**20
     detected, squares = np.zeros(n_genes, np.int64), np.zeros(n_genes)
     for start in range(0, logs.nnz, step):
@@ -234,7 +253,7 @@ def _detected_and_squares(logs: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarr
 
 
 def _directions(Z: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Orthonormal rows ``(k, H)`` that span the principal components of ``Z (N, H)`` and the class ``means``."""
+    """Return orthonormal rows ``(k, H)`` that span the principal components of ``Z (N, H)`` and the class ``means``."""
     n_components = max(1, min(N_COMPONENTS, len(Z) // 5, Z.shape[1] - 1))
     principal = randomized_svd(Z, n_components, random_state=0, n_iter=4)[2]
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
@@ -244,7 +263,7 @@ def _directions(Z: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _project(space: Space, logs: sparse.csr_matrix, is_shared: np.ndarray) -> np.ndarray:
-    """Coordinates ``(N, k)``; where genes are missing, the least-squares fit of the others, slightly shrunk."""
+    """Return coordinates ``(N, k)``, the ridge-regularised least-squares fit where genes are missing."""
     is_used = is_shared[space.genes]
     Z = (logs[:, space.genes[is_used]].toarray() - space.center[is_used]) * space.scale[is_used]
     components = space.components[:, is_used]
@@ -255,7 +274,7 @@ def _project(space: Space, logs: sparse.csr_matrix, is_shared: np.ndarray) -> np
 
 
 def _rates(reference: Profile, is_shared: np.ndarray) -> np.ndarray:
-    """Share of a class's counts that each shared gene has ``(C, G)``; rows sum to 1 over the shared genes."""
+    """Return each shared gene's share of the counts of a class ``(C, G)``; rows sum to 1 over the shared genes."""
     mean = reference.restricted(np.ones(len(is_shared), bool)).mean.astype(np.float64) / 1e4
     n_cells = reference.n_cells[:, None]
     rates = (mean * n_cells + PRIOR_CELLS * reference.share) / (n_cells + PRIOR_CELLS) + 1e-6
@@ -267,7 +286,7 @@ def _rates(reference: Profile, is_shared: np.ndarray) -> np.ndarray:
 def _calibrate(
     parts: np.ndarray, nearest: np.ndarray, depth: np.ndarray, n_classes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slope over depth, location and spread per class of both ``parts (2, N)``, shrunk to those of all cells."""
+    """Return slope over depth, and location and spread per class shrunk to those of all cells, of ``parts (2, N)``."""
     x, n_cells = depth - depth.mean(), np.bincount(nearest, minlength=n_classes)
     slope = parts @ x / (1.1 * x @ x + 1e-9)
     rest = parts - slope[:, None] * depth
@@ -288,13 +307,13 @@ def _standardise(
     location: np.ndarray,
     spread: np.ndarray,
 ) -> np.ndarray:
-    """Both ``parts (2, N)`` in standard deviations above known cells of the nearest class and like depth."""
+    """Return ``parts (2, N)`` in standard deviations above known cells of the nearest class, at the same depth."""
     rest = parts - slope[:, None] * depth
     return np.asarray((rest - location[:, nearest]) / spread[:, nearest])
 
 
 def _sample(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Positions, ascending, of at most about ``N_CELLS`` cells, small classes whole."""
+    """Return ascending positions of about ``N_CELLS`` cells at most, with all cells of small classes."""
     kept = []
     for label in np.unique(labels):
         cells = rng.permutation(np.flatnonzero(labels == label))
@@ -303,7 +322,7 @@ def _sample(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _folds(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A fold per cell ``(N,)``, each class spread evenly over them; a class of one cell is in none."""
+    """Return the fold of each cell ``(N,)``, stratified by class; −1 for the only cell of a class."""
     folds = np.full(len(labels), -1)
     for label in np.unique(labels):
         cells = rng.permutation(np.flatnonzero(labels == label))

@@ -1,4 +1,7 @@
-"""Propagation: class probabilities spread over nearest cells, labelled ones held at their labels."""
+"""Propagation: class probabilities spread over the nearest cells while labelled cells keep their labels.
+
+scikit-learn's ``LabelSpreading`` takes no prior, so the iteration is our own; the neighbour search is a library's.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,23 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-#: Principal components in which cells are near, and the nearest cells of each.
+#: Principal components in which distances are taken, and neighbours of each cell.
 N_COMPONENTS, N_NEIGHBORS = 30, 10
-#: Cells that the components are fitted on at most; all are projected.
+#: Cells up to which all distances are computed: 8 s on a core, growing with the square. Beyond, nearest-neighbour
+#: descent finds most of the neighbours in a time that grows with the number of cells.
+EXACT_CELLS = 50_000
+#: Most cells that the components are fitted on; all are projected.
 FIT_CELLS = 20_000
-#: The neighbours' share in a probability at most; 0.95 was worse on some data.
+#: Largest weight of the neighbours; 0.95 was worse on some data.
 MAX_WEIGHT = 0.8
-#: Probabilities that change by less are final.
+#: Change of the probabilities at which the iteration stops.
 TOLERANCE = 1e-7
 
 
 def neighbor_weight(n_unlabelled: int, n_labelled: int) -> float:
-    """The neighbours' share in a cell's probabilities, 0 to 0.8: the more, the fewer labels there are.
+    """Return the weight of the neighbours in a cell's probabilities.
 
-    With r unlabelled cells per labelled one r / (r + 2), at most 0.8.
+    It is r / (r + 2) with r unlabelled cells per labelled one, at most 0.8.
     """
     return min(MAX_WEIGHT, n_unlabelled / max(1, n_unlabelled + 2 * n_labelled))
 
@@ -30,21 +36,19 @@ def neighbor_weight(n_unlabelled: int, n_labelled: int) -> float:
 def principal_components(
     rows: Callable[[np.ndarray], sparse.csr_matrix], n_cells: int, *, block_size: int = 10_000
 ) -> np.ndarray:
-    """Coordinates ``(n_cells, 30)``, or fewer where cells or genes are, read in blocks and never dense.
+    """Return principal components ``(n_cells, 30)``, or fewer for few cells or genes, read in blocks and never dense.
 
-    rows: gives ``log1p`` values ``(n, G)`` of ascending positions ``(n,)``. The components are those of 20,000
-        cells at most, drawn evenly.
+    ``rows`` returns ``log1p`` values ``(n, G)`` at ascending positions. The components are fitted on 20,000 cells at
+    most, drawn at random.
     """
     every = np.arange(n_cells)
     drawn = every
     if n_cells > FIT_CELLS:
         drawn = np.sort(np.random.default_rng(0).choice(every, FIT_CELLS, replace=False))
     X = rows(drawn)
-    if np.array_equal(
-        X.max(axis=0).toarray(), X.min(axis=0).toarray()
-    ):  # equal cells are one place
+    if np.array_equal(X.max(axis=0).toarray(), X.min(axis=0).toarray()):  # all cells are equal
         return np.zeros((n_cells, 1), np.float32)
-    if min(X.shape) <= 2 * N_COMPONENTS:  # arpack needs more of both than it is asked for
+    if min(X.shape) <= 2 * N_COMPONENTS:  # arpack needs more rows and columns than components
         pca = PCA(min(N_COMPONENTS, *X.shape), svd_solver="full").fit(X.toarray())
     else:
         pca = PCA(N_COMPONENTS, svd_solver="arpack", random_state=0).fit(X)
@@ -54,18 +58,16 @@ def principal_components(
 
 
 def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
-    r"""Weights ``(N, N)`` of the edges among ``points (N, k)``, N > 1; rows sum to 1, the diagonal is 0.
+    r"""Return the weights ``(N, N)`` of a neighbour graph; rows sum to 1, the diagonal is 0.
 
-    A cell and its ten nearest at distance d have the weight :math:`e^{-(d/d_{10})^2}`, with :math:`d_{10}` the
-    tenth's; of both directions the larger, then each row over its sum.
+    A cell's ten nearest, at distances d, have the weights :math:`e^{-(d/d_{10})^2}` with :math:`d_{10}` the tenth
+    distance. Of both directions the larger weight is taken, then each row is divided by its sum.
     """
     n_cells = len(points)
-    n_neighbors = min(N_NEIGHBORS, n_cells - 1)
-    nearest = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points)
-    distance, neighbor = nearest.kneighbors()
-    farthest = distance[:, -1:]
+    distance, neighbor = nearest(points, min(N_NEIGHBORS, n_cells - 1))
+    farthest = distance.max(axis=1, keepdims=True)
     ratio = np.divide(distance, farthest, out=np.zeros_like(distance), where=farthest > 0)
-    start = np.arange(0, n_cells * n_neighbors + 1, n_neighbors)
+    start = np.arange(0, neighbor.size + 1, neighbor.shape[1])
     weights = sparse.csr_matrix(
         (np.exp(-(ratio.astype(np.float64) ** 2)).ravel(), neighbor.ravel(), start),
         shape=(n_cells, n_cells),
@@ -76,22 +78,43 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
     )
 
 
+def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return distances and positions ``(N, n_neighbors)`` of each point's nearest others, exact up to 50,000 points."""
+    if len(points) > EXACT_CELLS:
+        # Imported here: its compiled code takes seconds to load, and few queries are as large.
+        from pynndescent import NNDescent
+
+        neighbor, distance = NNDescent(
+            points, n_neighbors=n_neighbors + 1, random_state=0
+        ).neighbor_graph
+        is_left_out = neighbor == np.arange(len(points))[:, None]
+        is_left_out[~is_left_out.any(axis=1), -1] = (
+            True  # equal cells may crowd a cell out of its own list
+        )
+        if (neighbor >= 0).all():
+            shape = (len(points), n_neighbors)
+            return distance[~is_left_out].reshape(shape), neighbor[~is_left_out].reshape(shape)
+    exact = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points)
+    distance, neighbor = exact.kneighbors()
+    return distance, neighbor
+
+
 def propagate(
     graph: sparse.csr_matrix, prior: np.ndarray, is_held: np.ndarray, weight: float
 ) -> np.ndarray:
-    r"""Probabilities ``(N, C)`` that are, in each cell, the prior's and the neighbours' mean.
+    r"""Return probabilities ``(N, C)`` that mix the prior of each cell with the mean of its neighbours.
 
     .. math:: P = (1 - w)\, P^0 + w\, W P, \qquad P_i = P^0_i \text{ where held}
 
-    the label spreading of :cite:t:`Zhou04` with a classifier as the prior. Rows sum to 1.
+    Label spreading :cite:p:`Zhou04` with a classifier as the prior. Rows sum to 1.
 
-    graph: ``(N, N)``, rows sum to 1. prior: ``(N, C)``, rows sum to 1. is_held: ``(N,)``, rows that do not change.
-    weight: w, below 1.
+    ``graph (N, N)`` is W, whose rows sum to 1, ``prior (N, C)`` is :math:`P^0`, ``is_held (N,)`` marks cells that keep
+    it, and ``weight`` is w, below 1.
     """
     probabilities = prior.copy()
     of_free, own = graph[~is_held], (1 - weight) * prior[~is_held]
     change = 1.0
-    while change > TOLERANCE:  # each round is at most w times the change of the last
+    while change > TOLERANCE:  # a round changes at most w times as much as the last
         updated = own + weight * (of_free @ probabilities)
         change = float(np.abs(updated - probabilities[~is_held]).max(initial=0))
         probabilities[~is_held] = updated

@@ -1,4 +1,4 @@
-"""Sizes and kinds of a network."""
+"""Configuration of a network: its sizes, encoder and head."""
 
 from __future__ import annotations
 
@@ -11,9 +11,27 @@ Head = Literal["mlp", "vgg"]
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes and kinds of a :class:`GeneTransformer`; see :class:`celler.model.Celler` for each.
+    """Sizes and kinds of a :class:`GeneTransformer`.
 
-    d_feed, pad_value: of the ``"scgpt"`` encoder, width of the feed-forward layers and value of the cell token.
+    Parameters
+    ----------
+    n_genes, n_classes
+        Genes of the vocabulary and classes.
+    n_bins
+        Bins of expression values, with the zero bin.
+    encoder
+        ``"additive"`` sums gene embeddings, ``"latent"`` adds attention of a few latents, ``"transformer"`` is the
+        paper's self-attention over all tokens, and ``"scgpt"`` takes the weights of scGPT.
+    head
+        ``"mlp"`` has one hidden layer, ``"vgg"`` is the paper's convolutions.
+    n_layers, d_model, n_heads, n_latents
+        Attention blocks, width of the embedding, attention heads, and latents of the ``"latent"`` encoder.
+    dropout_rate
+        Share of activations set to zero in training.
+    use_evidence
+        Whether the evidence table is the second expert.
+    d_feed, pad_value
+        Width of the feed-forward layers and value of the cell token, of the ``"scgpt"`` encoder.
     """
 
     n_genes: int
@@ -32,7 +50,7 @@ class NetworkConfig:
 
     @property
     def reads_expression(self) -> bool:
-        """Whether anything reads the values themselves rather than their bins."""
+        """Whether an expert reads expression values and not their bins alone."""
         return self.use_evidence or self.encoder in ("additive", "latent")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Encoders: tokens of a cell become its embedding."""
+"""Encoders: from the tokens of a cell to its embedding ``(B, D)``, and the evidence table.
+
+An encoder takes ``gene_ids``, ``values``, ``expression`` and ``padding_mask``, ``(B, T)`` each.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from celler.network._config import NetworkConfig
 
 
 class EvidenceTable(nn.Module):
-    """Expert (a): logits linear in expression, one weight per gene and class; explains the model."""
+    """Logits linear in expression, one weight per gene and class; its weights explain the model."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -20,12 +23,12 @@ class EvidenceTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_classes))
 
     def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """``(B, T)`` each -> logits ``(B, C)``."""
+        """Return logits ``(B, C)``."""
         return weighted_sum(self.weight, gene_ids, expression) + self.bias
 
 
 class AdditiveEncoder(nn.Module):
-    """Expert (b), the default: the sum of gene embeddings, each weighted by the gene's expression."""
+    """Sum of gene embeddings, each weighted by the gene's expression, then layer norm; the default."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -35,32 +38,32 @@ class AdditiveEncoder(nn.Module):
     def forward(
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> Tensor:
-        """``(B, T)`` each -> embedding ``(B, D)``; the sum reads ``expression``, not bins."""
+        """Return the embedding; ``values`` are not read."""
         embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
         return embedding
 
 
 def weighted_sum(table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
-    """Per cell the sum of ``table (n_genes, K)`` rows weighted by expression, ``(B, K)``, in float32."""
+    """Return, per cell, the sum of rows of ``table (n_genes, K)`` weighted by expression: ``(B, K)``, in float32."""
     with torch.autocast(table.device.type, enabled=False):
         total: Tensor = _WeightedSum.apply(table, gene_ids, expression)
         return total
 
 
 class _WeightedSum(torch.autograd.Function):
-    """An embedding bag whose backward pass is a matrix product: three to ten times faster on a CPU."""
+    """Embedding bag whose backward pass is a matrix product: three to ten times faster on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """``(B, K)``."""
+        """Return ``(B, K)``."""
         ctx.save_for_backward(table, gene_ids, expression)
         return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:  # type: ignore[override]
-        """Gradients of the table and, where asked for, of the expression ``(B, T)``."""
+        """Return the gradients of the table and, where needed, of the expression ``(B, T)``."""
         table, gene_ids, expression = ctx.saved_tensors
-        # Adds, since padding repeats gene 0.
+        # scatter_add: padding repeats gene 0.
         by_gene = expression.new_zeros(len(gene_ids), len(table))
         by_gene.scatter_add_(1, gene_ids, expression)
         of_expression = None
@@ -70,7 +73,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class TransformerEncoder(nn.Module):
-    """The paper's encoder: full self-attention over all tokens and a cell token, which is returned."""
+    """The paper's encoder: self-attention over a cell token, whose output is the embedding, and all gene tokens."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -84,13 +87,13 @@ class TransformerEncoder(nn.Module):
     def forward(
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> Tensor:
-        """``(B, T)`` each -> embedding ``(B, D)``; the encoder reads bins, not ``expression``."""
+        """Return the embedding; ``expression`` is not read."""
         return self.tokens(gene_ids, values, expression, padding_mask)[0]
 
     def tokens(
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The embedding ``(B, D)`` and the output for each token ``(B, T, D)``; bin 0 is a hidden value."""
+        """Return the embedding and the output of each token ``(B, T, D)``; bin 0 hides a value."""
         tokens = F.embedding(gene_ids, self.gene) + F.embedding(values, self.value)
         cell = self.cell_token.expand(len(tokens), 1, -1)
         tokens = self.token_norm(torch.cat([cell, tokens], dim=1))
@@ -102,40 +105,44 @@ class TransformerEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide."""
+    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide.
+
+    ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        d, self.n_heads, self.dropout_rate = config.d_model, config.n_heads, config.dropout_rate
+        d, self.n_heads = config.d_model, config.n_heads
         self.attention_norm, self.feed_norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.in_projection, self.out_projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.feed = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x (B, S, D)``, ``mask (B, 1, 1, S)`` True where attended to -> ``(B, S, D)``."""
-        n_cells, length, d = x.shape
-        heads = self.in_projection(self.attention_norm(x)).view(
-            n_cells, length, 3, self.n_heads, -1
-        )
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = x + self.dropout(
-            self.out_projection(attended.transpose(1, 2).reshape(n_cells, length, d))
-        )
+        """Return ``(B, S, D)``."""
+        projected = self.in_projection(self.attention_norm(x))
+        x = x + self.dropout(self.out_projection(attention(projected, self.n_heads, mask)))
         return x + self.dropout(self.feed(self.feed_norm(x)))
 
 
-#: Cells that attend at once: fewer hold less padding, more take fewer operations. Measured on a CPU.
+def attention(projected: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
+    """Return multi-head self-attention ``(B, S, D)`` of queries, keys and values ``projected (B, S, 3 D)``."""
+    heads = projected.unflatten(-1, (3, n_heads, -1))
+    query, key, value = heads.permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
+#: Cells per group: small groups hold less padding, large ones take fewer operations. Measured on a CPU.
 GROUP_SIZE = 16
 
 
 class LatentEncoder(nn.Module):
-    """The expression-weighted sum of gene embeddings plus gated attention of a few latents.
+    """Expression-weighted sum of gene embeddings plus gated attention of a few latents.
 
-    A few learned latents attend to all tokens of the cell, then to each other. Token keys and
-    values are sums of a gene's and a bin's, so they are projected once per table row and minibatch
-    instead of once per token, and with learned queries the first attention needs only a gather.
+    Learned latents attend to all tokens of the cell, then to each other. Keys and values of a token are sums of a
+    gene's and a bin's, so they are projected once per table row and minibatch instead of once per token. As the
+    queries are learned, the first attention needs only a gather.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -151,15 +158,13 @@ class LatentEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.sum_norm, self.pool = nn.LayerNorm(d), nn.Linear(config.n_latents * d, d)
         self.gate = nn.Parameter(torch.zeros(d))
-        self.attention_norm, self.dropout = (
-            nn.LayerNorm(config.n_latents * d),
-            nn.Dropout(config.dropout_rate),
-        )
+        self.attention_norm = nn.LayerNorm(config.n_latents * d)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> Tensor:
-        """``(B, T)`` each -> embedding ``(B, D)``."""
+        """Return the embedding."""
         additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
         latents = self.latent + self.attend(gene_ids, values, padding_mask)
         for block in self.blocks:
@@ -168,8 +173,8 @@ class LatentEncoder(nn.Module):
         return additive + self.gate * attended
 
     def attend(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor) -> Tensor:
-        """What the latents see in the tokens, ``(B, n_latents, D)``; zeros for an empty cell."""
-        # Bin 0 is padding and nothing else: a floor in its row masks at the cost of one table row.
+        """Return the attention of the latents to the tokens ``(B, n_latents, D)``; zeros for an empty cell."""
+        # Only padding has bin 0, so a large negative score in that row masks it; no mask per token is needed.
         is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
         tables = (
             self.scores(self.gene),
@@ -180,7 +185,7 @@ class LatentEncoder(nn.Module):
         seen = torch.cat(
             [attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups]
         )
-        # One product for all heads, of which each keeps its own columns: cheaper than splitting the tokens.
+        # One product serves all heads; each keeps its own columns. Splitting the tokens by head is slower.
         seen = (
             seen[order.argsort()]
             .unflatten(1, self.query.shape[:2])
@@ -190,16 +195,16 @@ class LatentEncoder(nn.Module):
         return seen.transpose(2, 3).flatten(2) * (~padding_mask).any(1)[:, None, None]
 
     def scores(self, table: Tensor) -> Tensor:
-        """Score of each table row under every head and latent, ``(rows, H·L)``."""
+        """Return the score of each table row for every head and latent, ``(rows, H·L)``."""
         keys = self.key_projection(table).unflatten(-1, self.query.shape[::2])
         return torch.einsum("rhd,hld->rhl", keys, self.query).flatten(1)
 
 
 def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-    """An order of the cells, and its parts with the length ``n`` to which each needs its tokens.
+    """Return an order of the cells, and groups of them with the number of tokens each needs.
 
-    On a CPU cells of like length come together: one long cell would make padding of most of a
-    minibatch. A GPU prefers one part, and no wait for a length.
+    On a CPU, cells with similar numbers of tokens form groups, as one long cell would pad a whole minibatch. On a
+    GPU there is one group: measuring lengths would stall it.
     """
     n_cells, n_most = padding_mask.shape
     if padding_mask.device.type != "cpu":
@@ -215,9 +220,10 @@ def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, i
 def attend_rows(
     gene_ids: Tensor, values: Tensor, gene_scores: Tensor, value_scores: Tensor, contents: Tensor
 ) -> Tensor:
-    """What each of Q queries sees in tokens ``(B, T)``, ``(B, Q, D)``, from tables by gene and by bin.
+    """Return the attention ``(B, Q, D)`` of Q queries to tokens ``(B, T)``, from tables by gene and by bin.
 
-    gene_scores, value_scores: ``(rows, Q)``, whose sum the softmax over the tokens takes. contents: ``(rows, D)``.
+    ``gene_scores`` and ``value_scores``, ``(rows, Q)`` each, are summed before the softmax over the tokens;
+    ``contents (rows, D)`` is averaged.
     """
     scores = F.embedding(gene_ids, gene_scores) + F.embedding(values, value_scores)
     return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)

@@ -1,4 +1,4 @@
-"""Heads: from a cell embedding to logits."""
+"""Heads: from a cell embedding to logits of classes, and to bins and presence of genes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celler.network._config import NetworkConfig
 
 
 class Standardize(nn.Module):
-    """Embedding ``(B, D)`` less the mean and over the standard deviation that :meth:`measure` saw in some cells."""
+    """Standardise an embedding ``(B, D)`` with mean and standard deviation from :meth:`measure`."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -23,21 +23,21 @@ class Standardize(nn.Module):
 
     @property
     def is_measured(self) -> bool:
-        """Whether it does anything yet."""
+        """Whether :meth:`measure` was called."""
         return bool(self.mean.any())
 
     def measure(self, embedding: Tensor) -> None:
-        """Take mean and standard deviation of ``embedding (n, D)``."""
+        """Store mean and standard deviation of ``embedding (n, D)``."""
         self.mean.copy_(embedding.mean(0))
         self.scale.copy_(embedding.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """``(B, D)`` -> ``(B, D)``."""
+        """Return ``(B, D)``."""
         return (embedding - self.mean) / self.scale
 
 
 class MLPHead(nn.Sequential):
-    """Embedding ``(B, D)`` -> logits ``(B, C)``: one hidden layer."""
+    """One hidden layer, from ``(B, D)`` to logits ``(B, C)``."""
 
     def __init__(self, config: NetworkConfig) -> None:
         d = config.d_model
@@ -75,12 +75,12 @@ class VGGHead(nn.Sequential):
 
 
 class GeneDecoder(nn.Module):
-    """Value and presence of genes that the encoder did not see: products of what is known of cell and gene.
+    """Predict bin and presence of hidden genes, as products of a cell vector and a gene vector.
 
-    A cell is its embedding, the lowest bin in sight (which tells how many of its counts are ties) and how many
-    genes it shows; the donor/assay batch, where there is one, enters here and never the encoder.
+    The cell vector is made from the embedding, the lowest visible bin (it shows how many counts are ties), the number
+    of visible genes, and the donor/assay batch, which enters here and never the encoder.
 
-    n_batches: of ``batch_key``; code −1 is a batch that was not there in pretraining.
+    ``n_batches`` are the categories of ``batch_key``; code −1 is a batch that pretraining did not see.
     """
 
     def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:
@@ -102,11 +102,10 @@ class GeneDecoder(nn.Module):
         gene_ids: Tensor,
         tokens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Bins as shares of the highest ``(B, M)``, and logits of presence ``(B, M)``.
+        """Return bins as shares of the highest, and logits of presence, ``(B, M)`` each.
 
-        embedding: ``(B, D)``. context: ``(B, 2)``, from :func:`context_of`. batch: codes ``(B,)``.
-        gene_ids: ``(B, M)``, the genes asked for. tokens: ``(B, M, D)``, the encoder's output where it
-        has one for each of them.
+        ``context (B, 2)`` is from :func:`context_of`, ``batch (B,)`` are batch codes, ``gene_ids (B, M)`` the genes to
+        predict, and ``tokens (B, M, D)`` the encoder's output for each of them, where it has one.
         """
         cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
         hidden = cell[:, None]
@@ -117,14 +116,17 @@ class GeneDecoder(nn.Module):
         return value, presence
 
     def start_from(self, bins: sparse.csr_matrix) -> None:
-        """Take each gene's mean bin and odds of presence from cells, ``bins (N, n_genes)`` as shares of the highest.
+        """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``.
 
-        What is learned is then how a cell differs. ``bin_variance``, around those means, is the unit of the loss.
+        Bins are shares of the highest. Training then learns how a cell differs from the mean; ``bin_variance``,
+        the variance around the means, is the unit of the loss.
         """
-        n_cells, n_there = bins.shape[0], bins.getnnz(axis=0)
-        mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_there + 1)
-        # Odds as pretraining shows them: as many absent genes, drawn from all, as hidden ones.
-        odds = (n_there + 0.5) / (n_cells - n_there + 0.5) / (len(bins.data) / np.prod(bins.shape))
+        n_cells, n_present = bins.shape[0], bins.getnnz(axis=0)
+        mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_present + 1)
+        # Pretraining draws one absent gene, of all, per hidden gene: the odds are scaled to that.
+        odds = (
+            (n_present + 0.5) / (n_cells - n_present + 0.5) / (len(bins.data) / np.prod(bins.shape))
+        )
         bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
         residual = bins.data - mean[bins.indices]
         with torch.no_grad():
@@ -133,7 +135,7 @@ class GeneDecoder(nn.Module):
 
 
 def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:
-    """``(B, 2)``: the lowest visible bin as a share of the highest, and the log of the visible genes' number."""
+    """Return the lowest visible bin as a share of the highest, and the log number of visible genes: ``(B, 2)``."""
     highest = n_bins - 1
     lowest = torch.where(is_visible, values.float(), float(highest)).min(1).values / highest
     return torch.stack([lowest, is_visible.sum(1).float().log1p() / 5], dim=1)

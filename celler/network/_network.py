@@ -26,13 +26,23 @@ ENCODERS = {
     "transformer": TransformerEncoder,
     "scgpt": ScGPTEncoder,
 }
-#: Labelled cells at which the encoder's weight is halfway from its least to a half.
-FEW_CELLS = 1000
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
+#: Labelled cells at which the encoder's weight is halfway between its minimum and 0.5.
+FEW_CELLS = 1000
 
 
 class NetworkOutput(NamedTuple):
-    """expert_logits: ``(E, B, C)``, that of the encoder first. embedding: ``(B, D)``."""
+    """Output of a :class:`GeneTransformer` for a minibatch of B cells.
+
+    Attributes
+    ----------
+    expert_logits
+        Logits of each expert ``(E, B, C)``, the encoder's first.
+    embedding
+        Cell embedding ``(B, D)``.
+    encoder_share
+        Weight of the encoder in :attr:`logits`, 0 to 1.
+    """
 
     expert_logits: Tensor
     embedding: Tensor
@@ -40,7 +50,7 @@ class NetworkOutput(NamedTuple):
 
     @property
     def logits(self) -> Tensor:
-        """``(B, C)``: the experts' weighted mean, whose softmax is that of their mean log-probability."""
+        """Weighted mean of the experts' logits ``(B, C)``; its softmax is that of their mean log-probability."""
         encoder = self.expert_logits[0]
         if len(self.expert_logits) == 1:
             return encoder
@@ -48,11 +58,20 @@ class NetworkOutput(NamedTuple):
 
 
 class GeneTransformer(nn.Module):
-    """Two experts on one set of tokens: a linear evidence table, and an encoder with a head.
+    """Two experts on the same tokens: an encoder with a head, and a linear evidence table.
 
-    The evidence table carries small data, the encoder what is not linear in the genes; each is
-    trained on its own loss, so neither can hide behind the other. ``encoder_share`` is the encoder's
-    weight in what they say together, see ``encoder_share``.
+    The evidence table learns from few cells, the encoder learns what is not linear in the genes. Each is trained on
+    its own loss, so that neither can hide behind the other.
+
+    Parameters
+    ----------
+    config
+        Sizes, encoder and head.
+
+    Attributes
+    ----------
+    encoder_share
+        Weight of the encoder in the joint logits, 0 to 1; part of :meth:`state_dict`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -60,23 +79,23 @@ class GeneTransformer(nn.Module):
         self.config = config
         self.encoder: nn.Module = ENCODERS[config.encoder](config)
         self.head: nn.Sequential = HEADS[config.head](config)
-        # What a pretrained encoder says of a cell lies in small differences around a large common part.
+        # Embeddings of scGPT differ little between cells, around a large common part.
         self.standardize = Standardize(config) if config.encoder == "scgpt" else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
         self.encoder_share = 0.5
         self.register_load_state_dict_pre_hook(_add_missing_share)
 
     def get_extra_state(self) -> Tensor:
-        """Return the encoder's weight for :meth:`state_dict`; on the CPU and in float64, so that it stays exact."""
+        """Return :attr:`encoder_share` for :meth:`state_dict`, exact in float64 and always on the CPU."""
         return torch.tensor(self.encoder_share, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the encoder's weight from a loaded :meth:`state_dict`."""
+        """Set :attr:`encoder_share` from a :meth:`state_dict`."""
         self.encoder_share = float(state)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def forward(
@@ -87,9 +106,9 @@ class GeneTransformer(nn.Module):
         padding_mask: Tensor,
         embedding: Tensor | None = None,
     ) -> NetworkOutput:
-        """Arguments as in :class:`celler.data._tokenizer.TokenBatch`, each ``(B, T)``.
+        """Return logits and embeddings of a :class:`~celler.data.TokenBatch`, with parts ``(B, T)``.
 
-        embedding: ``(B, D)`` of these cells where it is known; the encoder is then not asked.
+        A known ``embedding (B, D)`` replaces the encoder's.
         """
         gene_ids, values = gene_ids.long(), values.long()
         if embedding is None:
@@ -105,22 +124,22 @@ class GeneTransformer(nn.Module):
 def _add_missing_share(
     network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    """Keep the present weight of the encoder where the file is older than its entry."""
+    """Keep the present :attr:`encoder_share` where ``state_dict`` is older than its entry."""
     state_dict.setdefault(f"{prefix}_extra_state", network.get_extra_state())
 
 
 def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
-    """Weight of the encoder beside the evidence table, trained on ``n_cells``: a half, and less where they are few.
+    """Return the encoder's weight after training on ``n_cells``: 0.5, and less with few cells.
 
-    A table of genes by classes needs few cells; an encoder that knows the genes from a hundred of them costs
-    more than it tells. knows_genes: it learned them from cells without labels.
+    ``knows_genes`` is whether it was pretrained on unlabelled cells. If not, it learns the genes from the labelled
+    cells alone and, with a hundred of them, makes the predictions worse than the evidence table's.
     """
     least = 0.25 if knows_genes else 0.05
     return least + (0.5 - least) * n_cells**2 / (n_cells**2 + FEW_CELLS**2)
 
 
 def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
-    """A network with initial weights from ``seed``; the global random state is left alone."""
+    """Return a network with initial weights from ``seed``; the global random state does not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GeneTransformer(config)
@@ -129,22 +148,22 @@ def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
 def extend_network(
     network: GeneTransformer, n_genes: int, classes: np.ndarray, n_classes: int, seed: int
 ) -> GeneTransformer:
-    """A network with the weights of ``network`` and more genes, after its own, and classes.
+    """Return ``network`` with ``n_genes``, the new ones last, and ``n_classes``.
 
-    classes: ``(C,)``, places of the present classes among ``n_classes``. A new gene starts with zeros, so that it
-    changes nothing before it is trained; a new class starts as in :func:`build_network`.
+    ``classes (C,)`` are the codes of the present classes among the new. New genes start at zero and change no
+    prediction before they are trained; new classes start as in :func:`build_network`.
     """
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
-    state, places = wider.state_dict(), torch.as_tensor(classes, device=network.device)
+    state, codes = wider.state_dict(), torch.as_tensor(classes, device=network.device)
     last = f"head.{len(network.head) - 1}"
     for name, weights in network.state_dict().items():
         if name == "evidence.weight":
-            state[name][: len(weights), places] = weights
+            state[name][: len(weights), codes] = weights
         elif name == "encoder.gene":
             state[name].zero_()[: len(weights)] = weights
         elif name in ("evidence.bias", f"{last}.weight", f"{last}.bias"):
-            state[name][places] = weights
+            state[name][codes] = weights
         else:
             state[name].copy_(weights)
     wider.load_state_dict(state)

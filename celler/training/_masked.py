@@ -1,10 +1,10 @@
-"""Pretraining: genes of a cell are hidden, and what they hold is predicted from the others; no labels."""
+"""Masked genes: the self-supervised task of predicting hidden genes of a cell from the others (pretraining)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,107 +16,100 @@ from torch import Tensor, nn
 
 from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
-from celler.training._callbacks import LowestLoss
+from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
-from celler.training._plan import check_schedule, one_cycle
+from celler.training._plan import PretrainingConfig as PretrainingConfig
+from celler.training._plan import one_cycle, parameter_groups
 from celler.training._run import by_metric, run_plan
 
 
 class MaskedTask(nn.Module):
-    """``weight`` times the masked loss of the next minibatch at each call, epoch after epoch without end."""
+    """Return ``weight`` times the masked loss of the next minibatch at each call, without end."""
 
     def __init__(
         self, decoder: GeneDecoder, minibatches: Iterable[MaskedMinibatch], weight: float
     ) -> None:
         super().__init__()
         self.decoder, self.weight = decoder, weight
-        self._endless = endless(minibatches)
+        self._minibatches = endless(minibatches)
 
     def forward(self, encoder: nn.Module) -> Tensor:
-        """The weighted loss of ``encoder`` and the decoder, a scalar."""
-        minibatch = next(self._endless).to(self.decoder.gene.device)
+        """Return the weighted loss of ``encoder`` and the decoder, a scalar."""
+        minibatch = next(self._minibatches).to(self.decoder.gene.device)
         loss, _ = MaskedLoss(encoder, self.decoder)(minibatch)
         return self.weight * loss
 
 
 def endless(minibatches: Iterable[MaskedMinibatch]) -> Iterator[MaskedMinibatch]:
-    """All of them, again and again; their sampler draws each epoch anew."""
+    """Repeat the epochs without end; the sampler draws each anew."""
     while True:
         yield from minibatches
 
 
-#: Cells from which the principal components are taken that gene embeddings start from, and how many of them.
+#: Cells whose principal components initialise the gene embeddings, and number of components.
 PCA_CELLS, N_COMPONENTS = 20_000, 50
 
 
-@dataclass(frozen=True)
-class PretrainingConfig:
-    """How to pretrain; :meth:`celler.model.Celler.pretrain` says what each is for."""
+class MaskedSums(NamedTuple):
+    """Sums over hidden genes: squared errors of their bins and cross-entropies of presence, with the counts."""
 
-    max_epochs: int
-    batch_size: int = 64
-    mask_ratio: float = 0.15
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-2
-    early_stopping: bool = True
-    device: torch.device = torch.device("cpu")
-    precision: str = "float32"
-    show_progress: bool = True
-    seed: int = 0
-    processes: tuple[int, int] = (1, 1)
+    squares: Tensor
+    n_hidden: Tensor
+    presence: Tensor
+    n_presence: Tensor
 
-    def __post_init__(self) -> None:
-        check_schedule(self)
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio} was given; 0 < it < 1 is needed.")
+    def loss(self, bin_variance: Tensor) -> Tensor:
+        """Return the mean squared error over ``bin_variance``, plus the mean cross-entropy in nats."""
+        squares = self.squares / (self.n_hidden.clamp(min=1) * bin_variance)
+        return squares + self.presence / self.n_presence.clamp(min=1)
 
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """Loss of a masked minibatch: squared error of bins, 1 for each gene's mean, and presence in nats."""
+    """Loss of a masked minibatch; predicting each gene's mean has a squared error of 1."""
 
     encoder: Any
     decoder: GeneDecoder
 
     def outputs(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Bins ``(B, M)``, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each.
+        """Return bins ``(B, M)``, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each.
 
-        Presence is not asked of an encoder that is told which genes are there.
+        Presence is ``None`` for an encoder that sees the hidden genes without their values.
         """
         tokens, position = minibatch.tokens, minibatch.position
         parts = (tokens.gene_ids.long(), tokens.values.long(), *tokens[2:])
+        context, batch = minibatch.context, minibatch.batch
         if self.decoder.token is not None:
             embedding, outputs = self.encoder.tokens(*parts)
             index = position[:, :, None].expand(-1, -1, outputs.shape[2])
             each = outputs.gather(1, index)
-            value, _ = self.decoder(
-                embedding, minibatch.context, minibatch.batch, minibatch.gene_ids, each
-            )
+            value, _ = self.decoder(embedding, context, batch, minibatch.gene_ids, each)
             return value.float(), None, None
-        asked = torch.cat([minibatch.gene_ids, minibatch.absent], dim=1)
-        value, presence = self.decoder(
-            self.encoder(*parts), minibatch.context, minibatch.batch, asked
-        )
+        gene_ids = torch.cat([minibatch.gene_ids, minibatch.absent], dim=1)
+        value, presence = self.decoder(self.encoder(*parts), context, batch, gene_ids)
         n = position.shape[1]
         return value[:, :n].float(), presence[:, :n].float(), presence[:, n:].float()
 
+    def sums(self, minibatch: MaskedMinibatch) -> tuple[MaskedSums, Tensor]:
+        """Return the sums that make the loss, and the predicted bins ``(B, M)``."""
+        value, present, absent = self.outputs(minibatch)
+        is_hidden, is_absent = minibatch.is_asked, minibatch.is_absent
+        squares = ((value - minibatch.bins).square() * is_hidden).sum()
+        n_hidden = is_hidden.sum()
+        if present is None or absent is None:
+            nothing = torch.zeros_like(squares)
+            return MaskedSums(squares, n_hidden, nothing, torch.zeros_like(n_hidden)), value
+        presence = (F.softplus(-present) * is_hidden).sum() + (F.softplus(absent) * is_absent).sum()
+        return MaskedSums(squares, n_hidden, presence, n_hidden + is_absent.sum()), value
+
     def __call__(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the predicted bins ``(B, M)``."""
-        value, there, absent = self.outputs(minibatch)
-        asked = minibatch.is_asked
-        n_asked = asked.sum().clamp(min=1)
-        squares = ((value - minibatch.bins).square() * asked).sum()
-        loss = squares / (n_asked * self.decoder.bin_variance)
-        if there is not None and absent is not None:
-            presence = (F.softplus(-there) * asked).sum() + (
-                F.softplus(absent) * minibatch.is_absent
-            ).sum()
-            loss = loss + presence / (n_asked + minibatch.is_absent.sum())
-        return loss, value
+        """Return the loss, a scalar, and the predicted bins ``(B, M)``."""
+        sums, value = self.sums(minibatch)
+        return sums.loss(self.decoder.bin_variance), value
 
 
 class PretrainingPlan(LightningModule):
-    """Masked-value training of an encoder with a decoder; ``curves`` gets a row of metrics per epoch."""
+    """Train an encoder and a decoder on masked genes; :attr:`curves` gets a row of metrics per epoch."""
 
     def __init__(
         self, network: GeneTransformer, decoder: GeneDecoder, config: PretrainingConfig
@@ -124,36 +117,32 @@ class PretrainingPlan(LightningModule):
         super().__init__()
         self.encoder, self.decoder, self.config = network.encoder, decoder, config
         self.losses: list[Tensor] = []
-        self.outcomes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.outcomes: list[tuple[MaskedSums, Tensor, Tensor]] = []
         self.curves: list[dict[str, float]] = []
 
     def training_step(self, minibatch: MaskedMinibatch, _: int) -> Tensor:
-        """The masked loss."""
+        """Return the masked loss."""
         loss, _value = MaskedLoss(self.encoder, self.decoder)(minibatch)
         self.losses.append(loss.detach())
         return loss
 
-    def transfer_batch_to_device(
-        self, minibatch: MaskedMinibatch, device: torch.device, dataloader_idx: int
-    ) -> MaskedMinibatch:
-        """Every tensor to ``device``, without Lightning's search for them."""
-        return minibatch.to(device)
-
     def validation_step(self, minibatch: MaskedMinibatch, _: int) -> None:
-        """Keep predicted and true bins."""
-        loss, value = MaskedLoss(self.encoder, self.decoder)(minibatch)
-        asked = minibatch.is_asked
-        self.outcomes.append((loss[None], value[asked], minibatch.bins[asked]))
+        """Keep the sums of the loss, and predicted and true bins."""
+        sums, value = MaskedLoss(self.encoder, self.decoder).sums(minibatch)
+        is_hidden = minibatch.is_asked
+        self.outcomes.append((sums, value[is_hidden], minibatch.bins[is_hidden]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, and the correlation of predicted with true bins over all hidden genes."""
-        loss, value, bins = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+        """Log the loss and the correlation of predicted with true bins, over all hidden genes."""
+        sums, value, bins = zip(*self.outcomes, strict=True)
         self.outcomes.clear()
-        self.log("validation_loss", loss.mean())
-        self.log("validation_correlation", torch.corrcoef(torch.stack([value, bins]))[0, 1])
+        total = MaskedSums(*(torch.stack(part).sum() for part in zip(*sums, strict=True)))
+        pairs = torch.stack([torch.cat(value), torch.cat(bins)])
+        self.log("validation_loss", total.loss(self.decoder.bin_variance))
+        self.log("validation_correlation", torch.corrcoef(pairs)[0, 1])
 
     def on_train_epoch_end(self) -> None:
-        """Copy the epoch's metrics; the loss is that of all ranks."""
+        """Store the metrics of the epoch; the loss is the mean over the ranks."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         loss = torch.stack(self.losses).mean()
         row["train_loss"] = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
@@ -161,18 +150,9 @@ class PretrainingPlan(LightningModule):
         self.curves.append(row)
 
     def configure_optimizers(self) -> Any:
-        """AdamW on a one-cycle schedule over the steps of the whole training."""
-        config = self.config
-        named = [*self.encoder.named_parameters(), *self.decoder.named_parameters()]
-        free = [p for name, p in named if p.ndim <= 1 or name == "gene_bias"]
-        decayed = [p for name, p in named if p.ndim > 1 and name != "gene_bias"]
-        rate = {"lr": config.learning_rate}
-        groups: list[dict[str, Any]] = [
-            {"params": decayed} | rate,
-            {"params": free, "weight_decay": 0.0} | rate,
-        ]
+        """Return AdamW and its schedule over all steps; biases and norms are not decayed."""
         n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(groups, config, n_steps)
+        return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
 
 def fit_masked(
@@ -182,10 +162,10 @@ def fit_masked(
     validation: Iterable[MaskedMinibatch] | None,
     config: PretrainingConfig,
 ) -> dict[str, list[float]]:
-    """Pretrain the encoder of ``network`` and ``decoder`` in place; returns the curves, a value per epoch."""
+    """Pretrain the encoder of ``network`` and ``decoder`` in place and return the curves, a value per epoch."""
     plan = PretrainingPlan(network, decoder, config)
-    modules = {"encoder": network.encoder, "decoder": decoder}
-    best = LowestLoss(modules, max(5, config.max_epochs // 4) if config.early_stopping else None)
+    patience = max(5, config.max_epochs // 4) if config.early_stopping else None
+    best = BestWeights(plan, patience, "validation_loss")
     is_small = network.config.encoder != "transformer"
     run_plan(
         plan,
@@ -197,8 +177,8 @@ def fit_masked(
         shown={"validation_loss": "loss", "validation_correlation": "correlation"},
         n_threads=max(1, config.batch_size // 128) if is_small else None,
     )
-    for name, state in best.states.items():
-        modules[name].load_state_dict(state)
+    if best.state is not None:
+        plan.load_state_dict(best.state)
     network.to(config.device).eval()
     decoder.to(config.device).eval()
     return by_metric(plan.curves)
@@ -210,10 +190,12 @@ def start_from_components(
     n_cells: int,
     seed: int,
 ) -> None:
-    """Set the gene embeddings of an encoder that sums them to the principal components of the cells.
+    """Set the gene embeddings of a summing encoder to the principal components of the cells.
 
-    They are the optimum of the linear model of the same task and save it most of its epochs. Each component is
-    scaled to variance 1 over the cells. log_rows: ``log1p`` of counts per 10,000 of some cells, ``(n, G)``.
+    They are the optimum of the linear model of the same task, so most epochs are saved. Each component is scaled to
+    variance 1 over the cells. An encoder that attends to all tokens is left as it is.
+
+    ``log_rows`` returns ``log1p`` of counts per 10,000 of the cells at given positions, ``(n, G)``.
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(n_cells)[:PCA_CELLS])

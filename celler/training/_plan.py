@@ -1,10 +1,10 @@
-"""Training: the Lightning module, the choice of weights, and fit()."""
+"""Plan: the Lightning module of a training, its configuration and its optimizer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,55 +18,22 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay
 from celler.network._network import GeneTransformer
 
-
-class ScheduleConfig(Protocol):
-    """What the schedule needs to know of a configuration."""
-
-    @property
-    def max_epochs(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-
-
-def check_schedule(config: ScheduleConfig) -> None:
-    """Raise ``ValueError`` for epochs, minibatches or a learning rate that cannot be."""
-    for name in ("max_epochs", "batch_size"):
-        value = getattr(config, name)
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
-    if config.learning_rate <= 0:
-        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
-
-
-def one_cycle(
-    groups: list[dict[str, Any]], config: ScheduleConfig, n_steps: int, warmup: float = 0.1
-) -> dict[str, Any]:
-    """AdamW on a one-cycle schedule over ``n_steps``, for Lightning; each group has its peak as ``lr``."""
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-    n_steps = max(2, n_steps)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in groups],
-        total_steps=n_steps,
-        pct_start=max(warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
-        cycle_momentum=False,
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-#: Part of the learning rate at which an encoder learns that was trained before: 1e-4 by default.
+#: Factor of the learning rate for a pretrained encoder: 1e-4 with the default rate.
 PRETRAINED_RATE = 1 / 30
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network whose opinion on its own ``classes (K,)`` is kept while another trains on more.
+    """Keep the predictions for known classes while the network learns new ones (knowledge distillation).
 
-    strength: nats of loss for a nat of divergence between the two, in each expert.
+    Parameters
+    ----------
+    network
+        Network before it was extended.
+    classes
+        Codes of its classes in the extended network ``(K,)``.
+    strength
+        Loss in nats per nat of divergence, for each expert.
     """
 
     network: GeneTransformer
@@ -74,7 +41,10 @@ class Teacher:
     strength: float = 10.0
 
     def divergence(self, tokens: TokenBatch, labels: Tensor, expert_logits: Tensor) -> Tensor:
-        """Mean over cells of the divergence of ``expert_logits (E, B, C)`` among the classes; 0 for other cells."""
+        """Return the mean Kullback-Leibler divergence of ``expert_logits (E, B, C)`` from the teacher's.
+
+        Only cells labelled with one of :attr:`classes` count; the others contribute 0.
+        """
         classes = torch.as_tensor(self.classes, device=labels.device)
         with torch.no_grad():
             wanted = self.network.eval()(*tokens).expert_logits[..., classes].softmax(-1)
@@ -85,10 +55,28 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; :meth:`celler.model.Celler.train` says what each is for.
+    """Settings of a training; :meth:`celler.model.Celler.train` documents those not listed here.
 
-    encoder_rate: part of the learning rate at which the encoder learns.
-    masked_task: given the encoder it returns a loss, which each step adds; its weights are trained along.
+    Parameters
+    ----------
+    encoder_rate
+        Factor of the learning rate for the encoder.
+    evidence_l2
+        Strength of the L2 penalty on the evidence table, 1 / C of scikit-learn's logistic regression.
+    warmup
+        Share of the steps in which the learning rate rises.
+    gradient_clip
+        Largest norm of the gradient.
+    token_dropout
+        Share of a cell's tokens left out at random in each epoch.
+    teacher
+        Network whose predictions are kept, ``None`` for none.
+    masked_task
+        Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
+    processes
+        Processes on each machine, and machines.
+    ckpt_path
+        File that :class:`~celler.training._callbacks.EachEpoch` writes, ``None`` for none.
     """
 
     max_epochs: int
@@ -128,11 +116,52 @@ class TrainingConfig:
             )
 
 
-class TrainingPlan(LightningModule):
-    """Loss of every expert, AdamW with warm-up and decay, and macro-F1 on the validation cells.
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """Settings of a pretraining; :meth:`celler.model.Celler.pretrain` documents them.
 
-    ``curves`` gets one row of metrics per epoch, with ``hard_cells`` also what was replayed in it,
-    see :meth:`celler.mining.HardCells.report`.
+    Parameters
+    ----------
+    mask_ratio
+        Share of a cell's genes that are hidden, above 0 and below 1.
+    """
+
+    max_epochs: int
+    batch_size: int = 64
+    mask_ratio: float = 0.15
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    early_stopping: bool = True
+    device: torch.device = torch.device("cpu")
+    precision: str = "float32"
+    show_progress: bool = True
+    seed: int = 0
+    processes: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} was given; 0 < it < 1 is needed.")
+
+
+RunConfig = TrainingConfig | PretrainingConfig
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Raise ``ValueError`` for impossible epochs, minibatches or learning rates."""
+    for name in ("max_epochs", "batch_size"):
+        value = getattr(config, name)
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
+    if config.learning_rate <= 0:
+        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
+
+
+class TrainingPlan(LightningModule):
+    """Loss of each expert, AdamW on a one-cycle schedule, and macro-F1 on the validation cells.
+
+    :attr:`curves` gets a row of metrics per epoch, with ``hard_cells`` also those of
+    :meth:`celler.mining.HardCells.report`.
     """
 
     def __init__(
@@ -154,14 +183,14 @@ class TrainingPlan(LightningModule):
         self.curves: list[dict[str, float]] = []
 
     def on_train_start(self) -> None:
-        """Other noise and dropout on each rank: the first draws what one process would."""
+        """Seed noise and dropout of each rank; the first rank draws the same as a single process."""
         if self.global_rank and not self.trainer.current_epoch:  # else resumed
             seed = self.config.seed + 1_000_003 * self.global_rank
             self.generator.manual_seed(seed)
             torch.manual_seed(seed)
 
     def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
-        """Mean over the cells of the experts' summed losses, plus the evidence table's L2 term."""
+        """Return the mean loss of the cells, summed over the experts, plus the L2 penalty of the evidence table."""
         tokens, labels, index, embedding = minibatch
         output = self.network(*tokens, embedding)
         loss = self.expert_loss(output.expert_logits, labels).mean()
@@ -180,31 +209,25 @@ class TrainingPlan(LightningModule):
             loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
         return loss
 
-    def transfer_batch_to_device(
-        self, minibatch: Minibatch, device: torch.device, dataloader_idx: int
-    ) -> Minibatch:
-        """As Lightning's, which looks into every tensor for others and takes a millisecond for it."""
-        return minibatch.to(device)
-
     def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of ``logits (E, B, C)``: ``(B,)`` of a loss that joins the experts, else their sum."""
+        """Return the loss ``(B,)`` of ``logits (E, B, C)``, summed over the experts unless the loss joins them."""
         loss, n_experts = self.config.loss, len(logits)
         if getattr(loss, "joins_experts", False):
             return loss(logits, labels, self.class_counts, self.generator)
-        # One call for all experts: with a few dozen cells a loss costs what its operations are to start.
+        # One call for all experts: with a few dozen cells, launching the operations is most of the cost.
         each = loss(
             logits.flatten(0, 1), labels.repeat(n_experts), self.class_counts, self.generator
         )
         return each.view(n_experts, -1).sum(0)
 
     def validation_step(self, minibatch: Minibatch, _: int) -> None:
-        """Keep logits and labels: macro-F1 is a figure of the whole split, not a mean over minibatches."""
+        """Keep logits and labels: macro-F1 is computed on the whole split, not averaged over minibatches."""
         tokens, labels, _index, embedding = minibatch
         if len(labels):  # a rank may have no validation cell
             self.outcomes.append((self.network(*tokens, embedding).logits, labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, macro-F1 and its standard error, of the validation cells of all ranks."""
+        """Log loss, macro-F1 and its standard error over the validation cells of all ranks."""
         n_classes = len(self.class_counts)
         sums = torch.zeros(n_classes**2 + 1, device=self.device)
         if self.outcomes:
@@ -219,7 +242,7 @@ class TrainingPlan(LightningModule):
         self.log("validation_macro_f1_error", standard_error)
 
     def on_train_epoch_end(self) -> None:
-        """Copy the epoch's metrics, and choose the cells that the next epoch trains again."""
+        """Store the metrics of the epoch and choose the cells to replay in the next."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         losses, n_cells = zip(*self.losses, strict=True)
         total = torch.stack(losses).cpu().numpy() @ np.array(n_cells)
@@ -235,52 +258,71 @@ class TrainingPlan(LightningModule):
         self.curves.append(row)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        """Clip here: Lightning refuses to beside a fused optimizer, although bfloat16 needs no scaling."""
+        """Clip the gradient; Lightning refuses to with a fused optimizer, although bfloat16 needs no scaling."""
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
 
     def configure_optimizers(self) -> Any:
-        """AdamW on a one-cycle schedule over the steps of the whole training."""
-        config = self.config
-        groups = parameter_groups(self.network, config)
+        """Return AdamW and its schedule over all steps."""
         n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(groups, config, n_steps, config.warmup)
+        groups = parameter_groups(self.network, self.config)
+        return one_cycle(groups, self.config, n_steps, self.config.warmup)
 
 
-def parameter_groups(network: GeneTransformer, config: TrainingConfig) -> list[dict[str, Any]]:
-    """For the optimizer: what is decayed or not, the encoder apart where it learns at its own rate."""
+def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """Return AdamW's groups: with and without weight decay, the encoder apart where it has its own rate."""
+    named = [*module.named_parameters()]
+    encoder_rate = 1.0
+    if isinstance(config, TrainingConfig):
+        encoder_rate = config.encoder_rate
+        named += [] if config.masked_task is None else config.masked_task.named_parameters()
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    other = [] if config.masked_task is None else config.masked_task.named_parameters()
-    for name, weights in [*network.named_parameters(), *other]:
+    for name, weights in named:
         if weights.requires_grad:
-            is_slow = name.startswith("encoder.") and config.encoder_rate != 1
+            is_slow = name.startswith("encoder.") and encoder_rate != 1
             # Biases, norms and gates are not decayed; the evidence table has its own L2 term.
             is_decayed = weights.ndim > 1 and "evidence" not in name and "bias" not in name
             groups.setdefault((is_slow, is_decayed), []).append(weights)
     return [
-        {"params": weights, "lr": config.learning_rate * (config.encoder_rate if is_slow else 1.0)}
+        {"params": weights, "lr": config.learning_rate * (encoder_rate if is_slow else 1.0)}
         | ({} if is_decayed else {"weight_decay": 0.0})
         for (is_slow, is_decayed), weights in groups.items()
     ]
 
 
+def one_cycle(
+    groups: list[dict[str, Any]], config: RunConfig, n_steps: int, warmup: float = 0.1
+) -> dict[str, Any]:
+    """Return AdamW on a one-cycle schedule over ``n_steps``, as Lightning takes it; ``lr`` of a group is its peak."""
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    n_steps = max(2, n_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in groups],
+        total_steps=n_steps,
+        pct_start=max(warmup, 1.5 / n_steps),  # a warm-up of one step divides by zero
+        cycle_momentum=False,
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def summed(trainer: Trainer, values: Tensor) -> Tensor:
-    """The sum of ``values`` over all ranks."""
+    """Return the sum of ``values`` over all ranks."""
     total: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
     return total
 
 
 def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of cells of each class, by row, that are predicted to be of each ``(C, C)``."""
+    """Return the confusion matrix ``(C, C)``: true classes in rows, predicted in columns."""
     n_classes = logits.shape[1]
     pairs = labels * n_classes + logits.argmax(1)
     return torch.bincount(pairs, minlength=n_classes**2).view(n_classes, n_classes)
 
 
 def macro_f1_with_error(confusion: Tensor) -> tuple[Tensor, Tensor]:
-    """Macro-F1 over the classes that have cells in ``confusion (C, C)``, and the standard error of their mean recall.
+    """Return macro-F1 over the classes with cells in ``confusion (C, C)``, and the standard error of their mean recall.
 
-    The error is binomial in each class, with one success and one failure added so that a class of
-    a single cell does not count as certain.
+    The error is binomial in each class. One success and one failure are added, so that a class with a single
+    cell does not count as certain.
     """
     hits, n_cells, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     present = n_cells > 0

@@ -1,4 +1,8 @@
-"""Running: Lightning drives a plan over minibatches, quietly, with one progress bar."""
+"""Run: Lightning's Trainer fits a plan, with one progress bar and none of its banners.
+
+The Trainer's own reading of SLURM and torchrun does not replace ``processes``: device, precision and seeds are
+chosen before there is a Trainer, and on CPUs it needs the number of processes anyway.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +24,11 @@ from celler.data._loader import Minibatches
 from celler.mining import HardCells
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights, EachEpoch, ProgressBar
-from celler.training._plan import TrainingConfig, TrainingPlan
-
-
-class RunConfig(Protocol):
-    """What a run needs to know of its configuration."""
-
-    @property
-    def max_epochs(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def show_progress(self) -> bool: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def processes(self) -> tuple[int, int]: ...
+from celler.training._plan import RunConfig, TrainingConfig, TrainingPlan
 
 
 def by_metric(curves: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Rows of metrics, one per epoch, as a list per metric; NaN where an epoch lacks it."""
+    """Turn a row of metrics per epoch into a list per metric, NaN where an epoch lacks it."""
     names = sorted({name for row in curves for name in row})
     return {name: [row.get(name, float("nan")) for row in curves] for name in names}
 
@@ -58,10 +45,10 @@ def run_plan(
     n_threads: int | None,
     ckpt_path: Path | None = None,
 ) -> None:
-    """Fit ``plan`` on the minibatches; the global random state and the number of threads stay as they were.
+    """Fit ``plan``; the global random state and the number of threads are restored afterwards.
 
-    shown: metrics of the progress bar and their short names. n_threads: of a CPU, at most; ``None`` is all.
-    ckpt_path: to go on from, where it is there.
+    ``shown`` maps metrics of the progress bar to short names, ``n_threads`` limits the CPU threads (``None`` for
+    all), and ``ckpt_path`` is the checkpoint to resume from, where it exists.
     """
     if has_bars(config):
         callbacks = [ProgressBar(title, shown), *callbacks]
@@ -78,17 +65,21 @@ def run_plan(
             enable_checkpointing=ckpt_path is not None,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # ours deals the minibatches to the ranks itself
+            use_distributed_sampler=False,  # the samplers split the minibatches over the ranks
         )
-        there = ckpt_path if ckpt_path is not None and ckpt_path.is_file() else None
-        # Tensors and numbers alone: a file of someone else must not run code.
+        is_resumed = ckpt_path is not None and ckpt_path.is_file()
+        # weights_only: a foreign file must not run code.
         trainer.fit(
-            plan, train, validation, ckpt_path=there, weights_only=None if there is None else True
+            plan,
+            train,
+            validation,
+            ckpt_path=ckpt_path if is_resumed else None,
+            weights_only=is_resumed or None,
         )
 
 
 def placement(config: RunConfig) -> dict[str, Any]:
-    """Which devices the Trainer takes, on how many machines."""
+    """Return the Trainer's devices and number of machines."""
     n_devices, n_machines = config.processes
     if n_devices * n_machines > 1:
         return {"devices": n_devices, "num_nodes": n_machines, "strategy": "ddp"}
@@ -96,13 +87,13 @@ def placement(config: RunConfig) -> dict[str, Any]:
 
 
 def has_bars(config: RunConfig) -> bool:
-    """Whether progress is shown."""
+    """Return whether progress is shown."""
     return config.show_progress and has_progress()
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """No hardware banners and no advice about loaders meant for other programs."""
+    """Silence hardware banners and advice about data loaders, for which the Trainer has no switch."""
     loggers = [
         logging.getLogger(f"lightning.pytorch.{name}")
         for name in ("utilities.rank_zero", "accelerators.cuda")
@@ -129,10 +120,10 @@ def fit(
     hard_cells: HardCells | None = None,
     title: str = "Training",
 ) -> dict[str, list[float]]:
-    """Train ``network`` in place and leave it on ``config.device``; returns its curves, a value per epoch.
+    """Train ``network`` in place on ``config.device`` and return its curves, a value per epoch.
 
-    hard_cells: chooses what is trained again; the sampler of ``train`` must be the one that reads it.
-    title: of the progress bar.
+    ``class_counts (C,)`` are those of the training cells. ``hard_cells`` chooses the cells to replay; the sampler
+    of ``train`` must hold the same object.
     """
     if config.teacher is not None:
         config.teacher.network.to(config.device)
@@ -141,13 +132,13 @@ def fit(
     n_threads = None
     attends = network.config.encoder in ("transformer", "scgpt")
     if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
-        # Their matrix products are so small that a second thread was never faster on minibatches of 32,
-        # and twice as slow where threads sleep while they wait or the cores are busy.
+        # Without attention the matrix products are small: a second thread was never faster on minibatches of 32,
+        # and twice as slow on busy cores or with a passive wait policy.
         n_threads = max(1, config.batch_size // 128)
     callbacks: list[Callback] = [] if validation is None else [best]
     if config.ckpt_path is not None:
-        known = given(network, class_counts, config)
-        callbacks.append(EachEpoch(config.ckpt_path, known, train))
+        settings = given(network, class_counts, config)
+        callbacks.append(EachEpoch(config.ckpt_path, settings, train))
     run_plan(
         plan,
         train,
@@ -168,7 +159,7 @@ def fit(
 def given(
     network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig
 ) -> dict[str, Any]:
-    """What a training must have in common with the one that it resumes."""
+    """Return the settings that a training must share with the one it resumes."""
     names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "seed", "processes")
     return {name: getattr(config, name) for name in names} | {
         "network": repr(network.config),
@@ -182,7 +173,7 @@ def given(
 def validation_logits(
     network: GeneTransformer, minibatches: Minibatches, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``(N, C)`` and labels ``(N,)`` of all cells in ``minibatches``, of all ranks."""
+    """Return logits ``(N, C)`` and labels ``(N,)`` of the cells of all ranks."""
     device = network.device
     logits, labels = [], []
     for tokens, codes, _, embedding in minibatches:

@@ -1,4 +1,4 @@
-"""Tokens against np.quantile on exact fractions, and the laws of sets, ties and random subsets."""
+"""The tokenizer against a plain NumPy reference on any matrix, and its laws."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,14 @@ from scipy import sparse, stats
 from celler.data._tokenizer import BadValueError, TokenBatch, Tokenizer
 
 QUICK = settings(max_examples=40, deadline=None)
+
+
 MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)
+
+
 COUNTS = hnp.arrays(np.int64, MATRICES, elements=st.sampled_from([0, 0, 0, 1, 1, 2, 3, 7, 4000]))
+
+
 FLOATS = hnp.arrays(
     np.float32, MATRICES, elements=st.one_of(st.just(0.0), st.floats(0, 20, width=32))
 )
@@ -56,10 +62,7 @@ def random_counts(rng, n_obs=20, n_vars=150) -> np.ndarray:
     return rng.poisson(rng.gamma(0.3, 3.0, n_vars), (n_obs, n_vars))
 
 
-# ---- bins and expression ----
-
-
-def test_the_reference_is_numpys_quantile_and_digitize(rng):
+def test_reference_matches_numpy(rng):
     """34 bins: the quantiles are multiples of 1/32, where floating point is exact."""
     for values in (rng.gamma(1.0, size=77), np.log1p(rng.poisson(1.0, 300) + 1)):
         edges = np.quantile(values, np.linspace(0, 1, 33))
@@ -68,27 +71,27 @@ def test_the_reference_is_numpys_quantile_and_digitize(rng):
 
 @QUICK
 @given(COUNTS, st.sampled_from([3, 4, 51, 256]))
-def test_counts_match_the_reference(counts, n_bins):
+def test_tokenizer_of_counts_matches_the_reference(counts, n_bins):
     batch = Tokenizer(n_bins)(sparse.csr_matrix(counts), identity(counts))
     assert_same_tokens(batch, [reference.tokens(row, identity(counts), n_bins) for row in counts])
 
 
 @QUICK
 @given(FLOATS, st.booleans())
-def test_floats_and_logarithms_match_the_reference(values, is_log):
+def test_tokenizer_of_floats_matches_the_reference(values, is_log):
     batch = Tokenizer()(sparse.csr_matrix(values), identity(values), is_log=is_log)
     expected = [reference.tokens(row, identity(values), 51, is_log=is_log) for row in values]
     assert_same_tokens(batch, expected)
 
 
-def test_a_cell_of_many_distinct_values(rng):
+def test_tokenizer_of_many_distinct_values(rng):
     """More than 64 distinct values take another sort."""
     values = rng.gamma(1.0, size=(3, 900)).astype(np.float32)
     batch = Tokenizer()(sparse.csr_matrix(values), identity(values))
     assert_same_tokens(batch, [reference.tokens(row, identity(values), 51) for row in values])
 
 
-def test_a_row_worked_by_hand():
+def test_tokenizer_worked_by_hand():
     """Five bins: the edges of 1, 2, 3, 4 are 1, 2, 3, 4 and of 1, 1, 1, 5 they are 1, 1, 1, 5."""
     X = sparse.csr_matrix([[1, 2, 3, 4], [1, 1, 5, 1], [7, 0, 0, 0], [2, 2, 2, 0], [0, 0, 0, 0]])
     batch = Tokenizer(5)(X, identity(X), target_sum=10.0)
@@ -99,7 +102,7 @@ def test_a_row_worked_by_hand():
     np.testing.assert_allclose(batch.expression[2, 0], np.log1p(10.0), rtol=1e-6)
 
 
-def test_counts_and_their_logarithm_give_the_same_tokens(rng):
+def test_tokenizer_of_counts_or_logarithms(rng):
     counts = sparse.csr_matrix(random_counts(rng))
     size = np.asarray(counts.sum(1))
     log = sparse.csr_matrix(np.log1p(counts.toarray() / size * 1e4), dtype=np.float32)
@@ -112,10 +115,7 @@ def test_counts_and_their_logarithm_give_the_same_tokens(rng):
     np.testing.assert_allclose(raw.expression, normalised.expression, rtol=1e-5, atol=1e-6)
 
 
-# ---- shapes, storage, gene map ----
-
-
-def test_degenerate_matrices():
+def test_tokenizer_of_degenerate_matrices():
     explicit = sparse.csr_matrix(([0.0, -0.0, 3.0], ([0, 0, 1], [0, 1, 1])), shape=(3, 2))
     assert explicit.nnz == 3
     assert [set(cell) for cell in as_sets(Tokenizer()(explicit, identity(explicit)))] == [
@@ -130,7 +130,7 @@ def test_degenerate_matrices():
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16, np.float64])
-def test_every_dtype_and_index_width_is_one(rng, dtype):
+def test_tokenizer_of_every_dtype(rng, dtype):
     X = sparse.csr_matrix(random_counts(rng), dtype=np.float32)
     expected = Tokenizer()(X, identity(X))
     wide = X.astype(dtype)
@@ -139,7 +139,7 @@ def test_every_dtype_and_index_width_is_one(rng, dtype):
         assert torch.equal(part, other)
 
 
-def test_input_is_not_changed(rng):
+def test_tokenizer_leaves_its_input(rng):
     X = sparse.csr_matrix(random_counts(rng), dtype=np.float32)
     before = X.copy()
     Tokenizer(max_genes=5)(X, identity(X))
@@ -147,7 +147,7 @@ def test_input_is_not_changed(rng):
     np.testing.assert_array_equal(X.indices, before.indices)
 
 
-def test_unmapped_columns_are_as_if_absent(rng):
+def test_tokenizer_with_unmapped_columns(rng):
     counts = random_counts(rng)
     gene_map = rng.permutation(500)[: counts.shape[1]].astype(np.int32)
     gene_map[::3] = -1
@@ -156,14 +156,14 @@ def test_unmapped_columns_are_as_if_absent(rng):
 
 
 @pytest.mark.parametrize("max_genes", [None, 20])
-def test_permuted_columns_are_the_same_sets(rng, max_genes):
+def test_tokenizer_with_permuted_columns(rng, max_genes):
     counts, order = random_counts(rng), rng.permutation(150).astype(np.int32)
     one = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts), identity(counts))
     other = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts[:, order]), order)
     assert as_sets(one) == as_sets(other)
 
 
-def test_rows_are_taken_as_if_they_were_all(rng):
+def test_tokenizer_of_some_rows(rng):
     X, rows = sparse.csr_matrix(random_counts(rng)), np.array([3, 0, 3, 1])
     options = {"token_dropout": 0.3, "seeds": np.arange(4, dtype=np.uint64)}
     of_rows = Tokenizer()(X, identity(X), rows=rows, target_sum=np.arange(1.0, 5.0), **options)
@@ -177,12 +177,9 @@ def test_rows_are_taken_as_if_they_were_all(rng):
     Tokenizer()(X, identity(X), rows=np.array([0, 2]))
 
 
-# ---- which genes are kept ----
-
-
 @QUICK
 @given(COUNTS, st.integers(1, 8))
-def test_max_genes_keeps_the_highest_values_and_ties_by_vocabulary_order(counts, max_genes):
+def test_tokenizer_with_max_genes(counts, max_genes):
     gene_map = identity(counts)[::-1].copy()
     batch = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts), gene_map)
     assert batch.gene_ids.shape[1] <= max_genes
@@ -191,7 +188,7 @@ def test_max_genes_keeps_the_highest_values_and_ties_by_vocabulary_order(counts,
     )
 
 
-def test_a_random_subset_depends_on_the_cells_seed_alone(rng):
+def test_tokenizer_with_seeds(rng):
     counts = random_counts(rng, n_obs=2)
     counts[1] = counts[0]
     X, tokenizer = sparse.csr_matrix(counts), Tokenizer(max_genes=10)
@@ -206,7 +203,7 @@ def test_a_random_subset_depends_on_the_cells_seed_alone(rng):
 
 
 @pytest.mark.parametrize(("options", "n_kept"), [({"max_genes": 7}, 7), ({}, 14)])
-def test_every_gene_is_equally_likely_to_be_kept(options, n_kept):
+def test_tokenizer_keeps_genes_uniformly(options, n_kept):
     """4,000 cells of 20 genes; a chi-squared test that a fair choice fails once in a million."""
     n_cells, n_genes = 4000, 20
     X = sparse.csr_matrix(np.tile(np.arange(1.0, n_genes + 1), (n_cells, 1)))
@@ -228,19 +225,16 @@ def test_every_gene_is_equally_likely_to_be_kept(options, n_kept):
 
 
 @pytest.mark.parametrize(("n", "share", "n_left"), [(10, 0.3, 7), (9, 0.3, 7), (1, 0.9, 1)])
-def test_token_dropout_leaves_its_share_and_at_least_one(n, share, n_left):
+def test_tokenizer_with_token_dropout(n, share, n_left):
     X = sparse.csr_matrix(np.ones((5, n)))
     seeds = np.arange(5, dtype=np.uint64)
     batch = Tokenizer()(X, identity(X), token_dropout=share, seeds=seeds)
     assert (~batch.padding_mask).sum(1).eq(n_left).all()
 
 
-# ---- what is refused ----
-
-
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("column", [0, 2])
-def test_bad_values_name_their_row(value, column):
+def test_tokenizer_of_bad_values(value, column):
     X = np.ones((4, 3), np.float32)
     X[2, column] = value
     with pytest.raises(
@@ -259,19 +253,19 @@ def test_bad_values_name_their_row(value, column):
         ({"max_genes": 0}, "max_genes=0 was given; at least 1"),
     ],
 )
-def test_options_out_of_range(options, message):
+def test_tokenizer_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Tokenizer(**options)
 
 
-def test_dropout_needs_seeds():
-    with pytest.raises(ValueError, match="token_dropout needs seeds"):
+def test_tokenizer_with_dropout_without_seeds():
+    with pytest.raises(ValueError, match="token_dropout was given without seeds"):
         Tokenizer()(
             sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1
         )
 
 
-def test_several_minibatches_at_once_are_what_each_is_alone(rng):
+def test_minibatches_match_single_calls(rng):
     X = sparse.csr_matrix(rng.poisson(0.4, size=(20, 30)), dtype=np.float32)
     rows, seeds = rng.permutation(20)[:17], rng.integers(2**63, size=17).astype(np.uint64)
     gene_map, ends = np.arange(30, dtype=np.int32), [0, 1, 9, 17]

@@ -1,24 +1,16 @@
-"""Labelled cells that are also shown as their neighbourhood: what it is, when, and what it changes."""
+"""Augmentation: means of neighbours and of classes, and what an epoch shows."""
 
 import numpy as np
 import pytest
-import torch
 from scipy import sparse
-from test_joint import few
-from toy import SMALL, cells, pretrained
 
 from celler.data._augmentation import N_AVERAGED, mean_share, neighbourhoods, with_class_means
 from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import InMemoryCells, Views
-from celler.model import Celler
-from celler.model import _few_labels as unlabelled
-from celler.model._few_labels import with_neighbourhoods
-from celler.model._train import _cells_in_memory
-from celler.training._plan import TrainingConfig
 
 
 @pytest.mark.parametrize("is_log", [False, True])
-def test_a_neighbourhood_is_the_mean_of_a_cell_and_the_nearest_without_a_label(rng, is_log):
+def test_neighbourhoods_are_means_of_the_nearest(rng, is_log):
     counts = rng.poisson(2.0, size=(30, 7)) + 1.0
     labels = np.full(30, -1)
     labels[[3, 20]] = [1, 0]
@@ -35,13 +27,13 @@ def test_a_neighbourhood_is_the_mean_of_a_cell_and_the_nearest_without_a_label(r
     assert (views.of_cell[labels < 0] == -1).all()
 
 
-def test_fewer_unlabelled_cells_than_neighbours():
+def test_neighbourhoods_of_few_cells():
     X, labels = sparse.csr_matrix(np.diag([1.0, 2.0, 3.0])), np.array([0, 1, -1])
     views = neighbourhoods(lambda rows: X[rows], labels, np.zeros((3, 1)), 0.5, is_log=False)
     np.testing.assert_allclose(views.X.toarray(), [[5e3, 0, 5e3], [0, 5e3, 5e3]])
 
 
-def test_what_an_epoch_shows(rng):
+def test_views_in_an_epoch(rng):
     own, other = (sparse.csr_matrix(rng.poisson(3.0, size=(n, 4)) + 1.0) for n in (6, 2))
     labels = np.array([0, -1, 1, 0, -1, 1])
     of_cell = np.array([[0], [-1], [1], [-1], [-1], [-1]])
@@ -56,7 +48,7 @@ def test_what_an_epoch_shows(rng):
     np.testing.assert_array_equal(validated.X[validated.rows].toarray(), own[asked].toarray())
 
 
-def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
+def test_views_by_epoch_and_seed(rng):
     X = sparse.csr_matrix(np.eye(40))
     views = Views(2 * X, np.arange(40)[:, None], 0.5)
     source = InMemoryCells(X, np.zeros(40, int), views=views)
@@ -74,7 +66,7 @@ def test_each_epoch_shows_others_and_the_same_seed_the_same(rng):
     assert 8 < (seen(0, 0) == 2).sum() < 32
 
 
-def test_what_was_found_to_be_of_another_class_is_not_near(rng):
+def test_neighbourhoods_with_predicted_classes(rng):
     counts = rng.poisson(2.0, size=(7, 5)) + 1.0
     labels, found = np.array([0, 1, -1, -1, -1, -1, -1]), np.array([0, 0, 1, 0, 0, 1, 0])
     X, share = sparse.csr_matrix(counts), 1e4 * counts / counts.sum(axis=1, keepdims=True)
@@ -85,7 +77,7 @@ def test_what_was_found_to_be_of_another_class_is_not_near(rng):
         )
 
 
-def test_class_means_are_of_unlabelled_cells_found_in_the_class(rng):
+def test_with_class_means_of_predicted_cells(rng):
     counts = rng.poisson(2.0, size=(9, 5)) + 1.0
     labels = np.array([0, 1, 2, -1, -1, -1, -1, -1, -1])
     found = np.array([1, 1, 1, 0, 1, 0, 1, 1, 1])
@@ -99,41 +91,8 @@ def test_class_means_are_of_unlabelled_cells_found_in_the_class(rng):
     assert (views.of_cell[labels < 0] == -1).all()
 
 
-def test_the_share_falls_with_the_labels():
+def test_mean_share_falls_with_the_labels():
     assert mean_share(40, 4) == 0.5
     shares = [mean_share(n, 10) for n in (10, 20, 100, 450)]
     assert shares == sorted(shares, reverse=True)
     assert mean_share(451, 10) == 0
-
-
-def views_of(model):
-    network = model.module
-    before = {name: weights.clone() for name, weights in network.state_dict().items()}
-    cells = with_neighbourhoods(
-        model._state,
-        _cells_in_memory(model._state, model._registered, 0),
-        model._registered,
-        TrainingConfig(1, 32),
-    )
-    for name, weights in network.state_dict().items():
-        assert torch.equal(weights, before[name])
-    assert not model.is_trained
-    return cells.source.views
-
-
-def test_only_a_pretrained_model_with_unlabelled_cells_has_them(monkeypatch):
-    adata = few(cells(60))
-    setup = {"labels_key": "few"}
-    views = views_of(pretrained(adata, setup=setup, max_epochs=1))
-    is_labelled = adata.obs["few"].notna().to_numpy()
-    np.testing.assert_array_equal((views.of_cell >= 0).all(axis=1), is_labelled)
-    assert views.share == mean_share(is_labelled.sum(), 4)
-    monkeypatch.setattr(unlabelled, "MAX_UNLABELLED", 12)
-    fewer = views_of(pretrained(adata, setup=setup, max_epochs=1))
-    np.testing.assert_array_equal((fewer.of_cell >= 0).all(axis=1), is_labelled)
-    assert (fewer.X != views.X).nnz
-    full = {"encoder": "transformer", "n_layers": 1}
-    assert views_of(pretrained(adata, setup, full, max_epochs=1)) is None
-    Celler.setup_anndata(adata, **setup)
-    assert views_of(Celler(adata, **SMALL)) is None
-    assert views_of(pretrained(cells(60), setup={"labels_key": "cell_type"}, max_epochs=1)) is None

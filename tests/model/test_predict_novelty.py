@@ -1,4 +1,4 @@
-"""Novelty: both parts against SciPy, laws of the score, false alarms on held-out cells, and errors."""
+"""Novelty in the model: left-out classes, false alarms, storage and missing genes."""
 
 from dataclasses import replace
 
@@ -6,17 +6,11 @@ import anndata as ad
 import numpy as np
 import pytest
 from scipy import sparse
-from scipy.spatial.distance import mahalanobis
-from scipy.stats import binom, entropy
-from sklearn.decomposition import PCA
+from scipy.stats import binom
 from sklearn.metrics import roc_auc_score
 from toy import assert_unchanged, cells, fit, snapshot, trained, truth
 
-from celler.data._profile import profile
-from celler.inference._novelty import PRIOR_CELLS, SHRINKAGE, fit_novelty, fit_space, measure
 from celler.model import Celler
-
-EVERY = np.ones(80, bool)
 
 
 def log_cp10k(X) -> np.ndarray:
@@ -40,70 +34,13 @@ def case():
     return novel_and_known()
 
 
-# ---- the parts ----
-
-
-def test_the_distance_is_that_of_scipy_in_the_principal_components():
-    reference, query = cells(400, depth=1.0), cells(20, depth=1.0, seed=1)
-    names, codes = np.unique(truth(reference), return_inverse=True)
-    space, part = fit_space(reference.X, codes, is_log=False)
-    nearest, _, (log_distance, _) = measure(space, part, query.X, EVERY, is_log=False)
-
-    Z, Zq = log_cp10k(reference.X), log_cp10k(query.X)
-    means = np.stack([Z[codes == k].mean(0) for k in range(len(names))])
-    within = (Z - means[codes]).std(0)
-    expressed = (Z > 0).sum(0) >= 3
-    scale = np.where(expressed, 1 / np.maximum(within, np.median(within[expressed])), 0)
-    A, Aq, M = ((part - Z.mean(0)) * scale for part in (Z, Zq, means))
-    basis = np.zeros((80, len(space.components)))
-    basis[space.genes] = space.components.T
-    np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
-    np.testing.assert_allclose(M @ basis @ basis.T, M, atol=1e-3)  # it holds the class means
-    most = PCA(50, svd_solver="full").fit(A).explained_variance_.sum()
-    assert (A @ basis).var(0).sum() > 0.98 * most
-    residual = (A - M[codes]) @ basis
-    covariance = residual.T @ residual / (len(A) - len(names))
-    sphere = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    precision = np.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * sphere)
-    expected = np.array([[mahalanobis(x @ basis, m @ basis, precision) for m in M] for x in Aq])
-    np.testing.assert_array_equal(nearest, expected.argmin(1))
-    np.testing.assert_allclose(log_distance, 2 * np.log(expected.min(1)), rtol=1e-4)
-
-
-def test_the_deviance_is_the_relative_entropy_of_scipy():
-    reference, query = cells(300), cells(20, seed=1)
-    codes = np.unique(truth(reference), return_inverse=True)[1]
-    space, part = fit_space(reference.X, codes, is_log=False)
-    _, _, (_, deviance) = measure(space, part, query.X, EVERY, is_log=False)
-    shares = np.expm1(log_cp10k(reference.X)) / 1e4
-    n_cells = np.bincount(codes)[:, None]
-    of_class = np.stack([shares[codes == k].mean(0) for k in range(len(n_cells))])
-    mixed = (of_class * n_cells + PRIOR_CELLS * shares.mean(0)) / (n_cells + PRIOR_CELLS) + 1e-6
-    q = np.expm1(log_cp10k(query.X)) / 1e4
-    expected = np.min([entropy(q, rates, axis=1) for rates in mixed], axis=0)
-    np.testing.assert_allclose(deviance, expected, rtol=1e-5)
-
-
-def test_known_cells_are_standard(rng):
-    reference = cells(600)
-    codes = np.unique(truth(reference), return_inverse=True)[1]
-    part = profile(lambda b: reference.X[b], lambda b: np.eye(4)[codes[b]], 600, is_log=False)
-    novelty = fit_novelty(lambda b: reference.X[b], codes, part, is_log=False, seed=0)
-    assert novelty.known.mean() == pytest.approx(0, abs=0.05)
-    assert novelty.known.std() == pytest.approx(1, abs=1e-3)
-    assert novelty.threshold(0.1) == pytest.approx(np.quantile(novelty.known, 0.9))
-
-
-# ---- what it is for ----
-
-
-def test_a_class_that_was_left_out_is_novel(case):
+def test_get_novelty_of_a_left_out_class(case):
     model, query, is_novel = case
     assert roc_auc_score(is_novel, model.get_novelty(query)) > 0.9
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
-def test_false_alarms_are_as_many_as_asked_for(case, rate):
+def test_predict_with_a_false_alarm_rate(case, rate):
     model, query, is_novel = case
     labels = model.predict(query, false_alarm_rate=rate)
     n_alarms, n_known = (labels[~is_novel] == "Unknown").sum(), (~is_novel).sum()
@@ -113,7 +50,7 @@ def test_false_alarms_are_as_many_as_asked_for(case, rate):
     assert (labels[is_novel] == "Unknown").mean() > 2 * rate
 
 
-def test_it_joins_the_probability_threshold(case):
+def test_predict_with_rate_and_threshold(case):
     model, query, _ = case
     by_novelty = model.predict(query, false_alarm_rate=0.1, unknown_label="not in the reference")
     both = model.predict(query, false_alarm_rate=0.1, threshold=0.9)
@@ -122,10 +59,7 @@ def test_it_joins_the_probability_threshold(case):
     np.testing.assert_array_equal(both == "Unknown", expected)
 
 
-# ---- laws ----
-
-
-def test_genes_in_any_order_and_any_storage_give_the_same(case, rng):
+def test_get_novelty_in_any_order_and_storage(case, rng):
     model, query, _ = case
     expected = model.get_novelty(query)
     mixed = query[:, rng.permutation(query.n_vars)].copy()
@@ -136,14 +70,14 @@ def test_genes_in_any_order_and_any_storage_give_the_same(case, rng):
         np.testing.assert_allclose(model.get_novelty(stored), expected, atol=1e-4)
 
 
-def test_counts_and_their_logarithm_give_the_same(case):
+def test_get_novelty_of_counts_or_logarithms(case):
     model, query, _ = case
     log = query.copy()
     log.X = sparse.csr_matrix(log_cp10k(query.X))
     np.testing.assert_allclose(model.get_novelty(log), model.get_novelty(query), atol=1e-3)
 
 
-def test_indices_and_save_and_load_give_the_same(case, tmp_path):
+def test_get_novelty_of_indices_and_after_loading(case, tmp_path):
     model, query, _ = case
     expected = model.get_novelty(query)
     np.testing.assert_allclose(model.get_novelty(query, [5, 3]), expected[[5, 3]], atol=1e-5)
@@ -151,7 +85,7 @@ def test_indices_and_save_and_load_give_the_same(case, tmp_path):
     np.testing.assert_array_equal(Celler.load(tmp_path).get_novelty(query), expected)
 
 
-def test_missing_genes_are_no_novelty(case, rng):
+def test_get_novelty_with_missing_genes(case, rng):
     model, query, is_novel = case
     with pytest.warns(UserWarning, match="genes"):
         scores = model.get_novelty(query[:, np.sort(rng.permutation(80)[:68])].copy())
@@ -161,10 +95,7 @@ def test_missing_genes_are_no_novelty(case, rng):
     assert np.median(scores[is_left & ~is_novel]) == pytest.approx(0, abs=1)
 
 
-# ---- annotate ----
-
-
-def test_annotate_writes_novelty_the_second_label_and_the_threshold():
+def test_annotate_writes_novelty():
     query = cells(50, seed=3)
     trained().annotate(query, false_alarm_rate=0.2)
     np.testing.assert_array_equal(query.obs["celler_novelty"], trained().get_novelty(query))
@@ -176,7 +107,7 @@ def test_annotate_writes_novelty_the_second_label_and_the_threshold():
     np.testing.assert_array_equal(query.obs["celler_second"].astype(str), second)
 
 
-def test_a_cell_without_counts_has_no_novelty():
+def test_get_novelty_without_counts():
     query = cells(20, seed=3)
     counts = query.X.toarray()
     counts[4] = 0
@@ -188,16 +119,13 @@ def test_a_cell_without_counts_has_no_novelty():
     assert_unchanged(query, before)
 
 
-# ---- errors ----
-
-
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 5, float("nan")])
-def test_a_rate_that_is_no_share_is_refused(rate):
+def test_predict_with_a_bad_false_alarm_rate(rate):
     with pytest.raises(ValueError, match=r"false_alarm_rate=.* between 0 and 1"):
         trained().predict(cells(5), false_alarm_rate=rate)
 
 
-def test_a_model_without_the_score_predicts_and_says_so(tmp_path):
+def test_get_novelty_of_a_model_without_it(tmp_path):
     trained().save(tmp_path)
     model, query = Celler.load(tmp_path), cells(10, seed=1)
     model._become(model._state.with_fitted(replace(model._state.fitted, novelty=None)))
@@ -206,8 +134,3 @@ def test_a_model_without_the_score_predicts_and_says_so(tmp_path):
     for call in (model.get_novelty, lambda q: model.predict(q, false_alarm_rate=0.1)):
         with pytest.raises(RuntimeError, match="no novelty score.*Train it again"):
             call(query)
-
-
-def test_few_cells_have_no_score():
-    codes = np.repeat([0, 1], 9)
-    assert fit_novelty(lambda b: None, codes, None, is_log=False, seed=0) is None

@@ -50,7 +50,7 @@ def macro_f1(adata, labels) -> float:
 
 
 @pytest.mark.parametrize("options", [{"evidence": False}, {"evidence": False, "head": "vgg"}, {}])
-def test_fine_tuning_learns(folder, reference, query, options):
+def test_train_fine_tunes_scgpt(folder, reference, query, options):
     model = load(folder, reference, **options)
     before = encoder_of(model)
     model.train(**FAR)
@@ -58,7 +58,7 @@ def test_fine_tuning_learns(folder, reference, query, options):
     assert all((before[name] != after).any() for name, after in encoder_of(model).items())
 
 
-def test_training_starts_from_the_checkpoint(folder, reference):
+def test_train_starts_from_the_checkpoint(folder, reference):
     model = load(folder, reference, evidence=False)
     before = encoder_of(model)
     model.train(**QUICK | {"max_epochs": 1, "learning_rate": 1e-6})
@@ -66,7 +66,7 @@ def test_training_starts_from_the_checkpoint(folder, reference):
         torch.testing.assert_close(after, before[name], atol=1e-4, rtol=0)
 
 
-def test_a_frozen_encoder_stays_and_the_head_learns(folder, reference, query):
+def test_train_with_a_frozen_encoder(folder, reference, query):
     model = load(folder, reference, freeze_encoder=True, evidence=False)
     before, plain = encoder_of(model), model.get_latent_representation(query)
     model.train(**QUICK | {"max_epochs": 20, "batch_size": 32})
@@ -79,7 +79,7 @@ def test_a_frozen_encoder_stays_and_the_head_learns(folder, reference, query):
     assert macro_f1(query, model.predict(query)) > expected_f1 - 0.05
 
 
-def test_a_frozen_encoder_is_asked_once_per_cell(folder, reference, monkeypatch):
+def test_train_embeds_each_cell_once(folder, reference, monkeypatch):
     model = load(folder, reference, freeze_encoder=True)
     seen = []
     encode = type(model.module.encoder).forward
@@ -93,7 +93,7 @@ def test_a_frozen_encoder_is_asked_once_per_cell(folder, reference, monkeypatch)
     assert sum(seen) == 300
 
 
-def test_the_head_is_given_the_standardized_embedding(folder, reference, query):
+def test_train_standardizes_the_embedding(folder, reference, query):
     model = load(folder, reference, freeze_encoder=True, evidence=False)
     embedding = model.get_latent_representation(reference)
     model.train(**QUICK)
@@ -103,7 +103,7 @@ def test_the_head_is_given_the_standardized_embedding(folder, reference, query):
     np.testing.assert_array_equal(model.predict(query), model.classes_[expected])
 
 
-def test_training_again_continues(folder, reference, query):
+def test_train_scgpt_twice(folder, reference, query):
     model = load(folder, reference, evidence=False)
     model.train(**QUICK)
     before, scale = model.predict(query, soft=True), model.module.standardize.scale.clone()
@@ -113,7 +113,7 @@ def test_training_again_continues(folder, reference, query):
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_the_checkpoint_holds_everything(folder, reference, query, tmp_path, is_frozen):
+def test_save_after_fine_tuning(folder, reference, query, tmp_path, is_frozen):
     model = load(folder, reference, freeze_encoder=is_frozen)
     model.train(**QUICK)
     model.save(tmp_path / "own")
@@ -128,14 +128,14 @@ def test_the_checkpoint_holds_everything(folder, reference, query, tmp_path, is_
         loaded.train()
 
 
-def test_the_same_seed_gives_the_same_model(folder, reference, query):
+def test_train_scgpt_with_the_same_seed(folder, reference, query):
     models = [load(folder, reference) for _ in range(2)]
     for model in models:
         model.train(**QUICK | {"max_epochs": 2})
     assert_equal_frames(*(model.predict(query, soft=True) for model in models))
 
 
-def test_genes_outside_the_vocabulary_are_left_out_and_reported(tmp_path, reference, query):
+def test_train_with_genes_outside_the_vocabulary(tmp_path, reference, query):
     state = tensors(70 + len(SPECIAL))
     write_folder(tmp_path, GENES[10:], state=state)
     share = reference.X[:, 10:].sum() / reference.X.sum()
@@ -153,7 +153,7 @@ def test_genes_outside_the_vocabulary_are_left_out_and_reported(tmp_path, refere
     assert_close(model.predict(query, soft=True), shown)
 
 
-def test_the_reference_may_have_the_symbols_in_a_column(folder, reference, query):
+def test_train_with_symbols_in_a_column(folder, reference, query):
     expected = load(folder, reference).get_latent_representation(query)
     for adata in (reference, query):
         adata.var["symbol"] = GENES
@@ -169,12 +169,12 @@ def load_quietly(folder, adata) -> Celler:
         return load(folder, adata)
 
 
-def test_setting_up_comes_first(folder, query):
+def test_from_pretrained_before_setup(folder, query):
     with pytest.raises(ValueError, match="setup_anndata"):
         load(folder, query)
 
 
-def test_what_a_foreign_encoder_cannot_do(folder, reference, query):
+def test_scgpt_model_cannot_be_extended(folder, reference, query):
     model = load(folder, reference)
     with pytest.raises(RuntimeError, match="has been pretrained"):
         model.pretrain()

@@ -1,4 +1,4 @@
-"""Decisions: a temperature that is known, and probabilities, labels and margins against SciPy and sorting."""
+"""Calibration against SciPy: temperature, probabilities, threshold, margin and second best."""
 
 import numpy as np
 import pytest
@@ -23,17 +23,14 @@ def sample(rng, logits) -> np.ndarray:
     return (softmax(logits, axis=1).cumsum(1) < rng.random((len(logits), 1))).sum(1)
 
 
-# ---- temperature ----
-
-
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_a_known_temperature_is_recovered(rng, temperature):
+def test_fit_temperature_recovers_a_known_one(rng, temperature):
     calibrated = rng.normal(scale=2.0, size=(20_000, 5))
     fitted = fit_temperature(calibrated * temperature, sample(rng, calibrated))
     assert fitted == pytest.approx(temperature, rel=0.05)
 
 
-def test_the_temperature_is_the_best_of_a_grid(rng):
+def test_fit_temperature_is_the_best_of_a_grid(rng):
     """The likelihood of the cells times SciPy's log-normal density around the typical one."""
     logits = rng.normal(scale=3.0, size=(60, 4)).astype(np.float32)
     labels = sample(rng, logits / 2)
@@ -44,13 +41,13 @@ def test_the_temperature_is_the_best_of_a_grid(rng):
     assert fit_temperature(logits, labels) == pytest.approx(best, rel=2e-3)
 
 
-def test_the_temperature_stays_in_its_bounds(rng):
+def test_fit_temperature_stays_in_its_bounds(rng):
     logits = rng.normal(size=(20_000, 3)) * 4
     assert fit_temperature(logits / 100, logits.argmax(1)) == pytest.approx(0.2, rel=1e-3)
     assert fit_temperature(logits, logits.argmin(1)) == pytest.approx(5.0, rel=1e-3)
 
 
-def test_few_cells_move_the_temperature_little(rng):
+def test_fit_temperature_of_few_cells(rng):
     logits = rng.normal(scale=6.0, size=(2000, 3))  # of calibrated logits times 3
     labels = sample(rng, logits / 3)
     fitted = [fit_temperature(logits[:n], labels[:n]) for n in (0, 5, 2000)]
@@ -58,10 +55,7 @@ def test_few_cells_move_the_temperature_little(rng):
     assert TYPICAL_TEMPERATURE / 2 < fitted[1] < 3 < fitted[2] * 1.1
 
 
-# ---- probabilities ----
-
-
-def test_probabilities_are_the_softmax_of_the_scaled_logits(rng):
+def test_probabilities_match_scipys_softmax(rng):
     logits = (rng.normal(size=(6, 4)) * 50).astype(np.float32)
     actual = Decision(temperature=2.0).probabilities(logits)
     assert actual.dtype == np.float64
@@ -69,7 +63,7 @@ def test_probabilities_are_the_softmax_of_the_scaled_logits(rng):
     np.testing.assert_allclose(actual.sum(1), 1)
 
 
-def test_candidates_share_all_the_probability(rng):
+def test_probabilities_of_candidates(rng):
     logits, candidates = rng.normal(size=(6, 4)), np.array([0, 3])
     before = logits.copy()
     actual = Decision(1.5).probabilities(logits, candidates)
@@ -80,10 +74,7 @@ def test_candidates_share_all_the_probability(rng):
     np.testing.assert_array_equal(only, np.eye(4)[[2] * 6])
 
 
-# ---- labels ----
-
-
-def test_the_most_probable_name_or_unknown():
+def test_choose_with_a_threshold():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5], [0.1, 0.5, 0.4]])
     assert choose(probabilities, NAMES, None, "Unknown").tolist() == ["B", "T", "NK"]
     labels = choose(probabilities, NAMES, 0.6, "a rather long name")
@@ -96,12 +87,12 @@ def test_the_most_probable_name_or_unknown():
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
-def test_a_threshold_is_a_probability(threshold):
+def test_choose_with_a_bad_threshold(threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold} was given; a probability"):
         choose(np.ones((1, 1)), ["a"], threshold, "?")
 
 
-def test_the_margin_is_best_less_second(rng):
+def test_margin_is_best_less_second(rng):
     probabilities = rng.dirichlet(np.ones(5), size=40)
     probabilities[0] = 0.2  # all tied
     ordered = np.sort(probabilities, axis=1)
@@ -111,7 +102,7 @@ def test_the_margin_is_best_less_second(rng):
     assert margin(probabilities[:0]).shape == (0,)
 
 
-def test_the_second_best_is_that_of_sorting(rng):
+def test_second_best_matches_sorting(rng):
     probabilities = softmax(rng.normal(size=(30, 3)), axis=1)
     expected = [NAMES[np.argsort(row)[-2]] for row in probabilities]
     np.testing.assert_array_equal(second_best(probabilities, NAMES), expected)

@@ -65,7 +65,7 @@ def load(folder, *args, **options) -> Celler:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_embedding_is_that_of_torch(tmp_path, query, layout):
+def test_from_pretrained_matches_torch(tmp_path, query, layout):
     state = tensors(len(VOCABULARY) + 3)
     renamed = {LAYOUTS[layout](key): value for key, value in state.items()}
     write_folder(tmp_path, VOCABULARY, state=renamed)
@@ -76,13 +76,13 @@ def test_the_embedding_is_that_of_torch(tmp_path, query, layout):
 
 
 @pytest.mark.parametrize("specials", [(), ("<pad>",), SPECIAL])
-def test_special_tokens_that_are_absent_are_appended(tmp_path, query, specials):
+def test_from_pretrained_without_special_tokens(tmp_path, query, specials):
     state = write_folder(tmp_path, VOCABULARY, specials=specials)
     actual = load(tmp_path).get_latent_representation(query)
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)
 
 
-def test_heads_may_be_absent(tmp_path, query):
+def test_from_pretrained_without_heads(tmp_path, query):
     state = tensors(len(VOCABULARY) + 3)
     bare = {key: value for key, value in state.items() if "encoder." in key and "flag" not in key}
     write_folder(tmp_path, VOCABULARY, state=bare, file_name="model.pt")
@@ -90,7 +90,7 @@ def test_heads_may_be_absent(tmp_path, query):
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)
 
 
-def test_sizes_come_from_the_arguments(tmp_path, query):
+def test_from_pretrained_of_other_sizes(tmp_path, query):
     args = ARGS | {
         "embsize": 24, "nheads": 2, "nlayers": 3, "d_hid": 8, "n_bins": 11, "pad_value": -5
     }  # fmt: skip
@@ -100,7 +100,7 @@ def test_sizes_come_from_the_arguments(tmp_path, query):
     np.testing.assert_allclose(actual, expected(state, query, args=args), atol=1e-5)
 
 
-def test_half_precision_weights_are_read(tmp_path, query):
+def test_from_pretrained_in_half_precision(tmp_path, query):
     state = {key: value.half() for key, value in tensors(len(VOCABULARY) + 3).items()}
     write_folder(tmp_path, VOCABULARY, state=state)
     state = {key: value.float() for key, value in state.items()}
@@ -108,14 +108,14 @@ def test_half_precision_weights_are_read(tmp_path, query):
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)
 
 
-def test_the_norm_is_one_when_asked_for(folder, query):
+def test_get_latent_representation_normalised(folder, query):
     model = load(folder)
     plain = model.get_latent_representation(query)
     actual = model.get_latent_representation(query, normalize=True)
     np.testing.assert_allclose(actual, plain / np.linalg.norm(plain, axis=1)[:, None], rtol=1e-5)
 
 
-def test_storage_and_gene_order_change_nothing(folder, query, rng):
+def test_get_latent_representation_in_any_order_and_storage(folder, query, rng):
     model = load(folder)
     plain = model.get_latent_representation(query)
     dense = ad.AnnData(query.X.toarray(), obs=query.obs, var=query.var)
@@ -131,7 +131,7 @@ def sparse_in(adata: ad.AnnData, kind) -> ad.AnnData:
     return ad.AnnData(kind(adata.X), obs=adata.obs, var=adata.var)
 
 
-def test_a_cell_depends_on_itself_alone(folder, query):
+def test_get_latent_representation_of_a_part(folder, query):
     model, before = load(folder), snapshot(query)
     plain = model.get_latent_representation(query)
     some = model.get_latent_representation(query, [7, 3], batch_size=1)
@@ -139,7 +139,7 @@ def test_a_cell_depends_on_itself_alone(folder, query):
     assert_unchanged(query, before)
 
 
-def test_the_genes_of_highest_value_are_read_when_there_are_too_many(folder, query, rng):
+def test_from_pretrained_with_max_genes(folder, query, rng):
     counts = rng.permuted(np.tile(np.arange(80.0) ** 2 + 1, (40, 1)), axis=1)
     query.X = sparse.csr_matrix(counts)
     model = load(folder, max_genes=9)
@@ -155,7 +155,7 @@ def test_the_genes_of_highest_value_are_read_when_there_are_too_many(folder, que
     np.testing.assert_allclose(model.get_latent_representation(query), actual, atol=1e-5)
 
 
-def test_a_folder_of_a_saved_model_is_loaded(folder, query, tmp_path):
+def test_from_pretrained_of_a_saved_model(folder, query, tmp_path):
     model = load(folder)
     model.save(tmp_path / "own")
     expected = model.get_latent_representation(query)
@@ -168,7 +168,7 @@ def test_a_folder_of_a_saved_model_is_loaded(folder, query, tmp_path):
 # ---- genes ----
 
 
-def test_genes_outside_the_vocabulary_are_reported_once(folder, query):
+def test_from_pretrained_with_genes_outside_the_vocabulary(folder, query):
     expected = load(folder).get_latent_representation(query[:, :60])
     named = query.var_names.to_list()
     named[60:] = [f"unheard of {i}" for i in range(20)]
@@ -185,7 +185,7 @@ def test_genes_outside_the_vocabulary_are_reported_once(folder, query):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_ensembl_ids_are_told_from_symbols(folder, query):
+def test_from_pretrained_with_ensembl_ids(folder, query):
     query.var_names = [f"ENSG{i:011d}" for i in range(80)]
     with pytest.raises(ValueError, match=r"only 0 of the query's 80 genes.*human Ensembl ids"):
         load(folder).get_latent_representation(query)
@@ -197,7 +197,7 @@ def test_ensembl_ids_are_told_from_symbols(folder, query):
 # ---- what it cannot do ----
 
 
-def test_there_are_no_classes_before_training(folder, query):
+def test_from_pretrained_without_classes(folder, query):
     model = load(folder)
     assert model.is_pretrained
     assert not model.is_trained
@@ -208,7 +208,7 @@ def test_there_are_no_classes_before_training(folder, query):
         model.train()
 
 
-def test_the_encoder_needs_weights(query):
+def test_celler_with_the_scgpt_encoder(query):
     Celler.setup_anndata(query, "cell_type")
     with pytest.raises(ValueError, match=r"Celler\.from_pretrained\(folder, adata\)"):
         Celler(query, encoder="scgpt")
@@ -267,16 +267,20 @@ BAD_FOLDERS = {
     "args lack a size": (change_args(nheads=None), ValueError, r"args.json lacks \['nheads'\]"),
     "size is no number": (change_args(nlayers="2"), ValueError, "nlayers='2'; a whole number"),
     "heads do not divide": (change_args(nheads=3), ValueError, "not a multiple of n_heads=3"),
-    "other values": (change_args(input_emb_style="category"), ValueError, "only models with 'cont"),
-    "pre-norm": (change_args(pre_norm=True), ValueError, "only post-norm blocks"),
+    "other values": (change_args(input_emb_style="category"), ValueError, "only 'continuous' is"),
+    "pre-norm": (change_args(pre_norm=True), ValueError, "pre_norm=True; only False"),
     "other width": (change_args(embsize=32), ValueError, r"has the shape \(163, 16\), expected is"),
     "other feed": (change_args(d_hid=8), ValueError, "linear1.weight.*Take both files from one"),
     "more layers": (change_args(nlayers=3), ValueError, r"lacks 12 of.*check nlayers"),
-    "fewer layers": (change_args(nlayers=1), ValueError, r"12 tensors that would change.*nlayers"),
+    "fewer layers": (
+        change_args(nlayers=1),
+        ValueError,
+        r"12 unknown tensors that would change.*nlayers",
+    ),
     "norm by batch": (
         change_state(lambda state: state | {"dsbn.bns.0.weight": torch.ones(16)}),
         ValueError,
-        "1 tensors that would change the encoder.*dsbn",
+        "1 unknown tensors that would change the encoder.*dsbn",
     ),
     "larger vocabulary": (
         change_vocabulary(lambda tokens: tokens | {"one more": len(tokens)}),
@@ -297,15 +301,19 @@ BAD_FOLDERS = {
     "objects": (
         change_state(lambda state: state | {"frame": pd.DataFrame({"a": [1]})}),
         ValueError,
-        r"was not opened: it asks for pandas.*only tensors are read.*state_dict",
+        r"was not opened: it contains pandas.*only tensors are read.*state_dict",
     ),
     "numbers": (change_state(lambda state: state | {"epoch": 3}), ValueError, r"also \['epoch'\]"),
     "nested": (
         change_state(lambda state: {"model": state}),
         ValueError,
-        r"named tensors alone, it holds also \['model'\]",
+        r"not only tensors but also \['model'\]",
     ),
-    "a list": (change_state(lambda state: list(state.values())), ValueError, "it holds a list"),
+    "a list": (
+        change_state(lambda state: list(state.values())),
+        ValueError,
+        "holds a list, not named",
+    ),
     "text": (write("best_model.pt", b"no model"), ValueError, "no file of tensors|damaged"),
     "cut short": (cut_short, ValueError, "damaged or cut short"),
     "twice": (
@@ -317,7 +325,7 @@ BAD_FOLDERS = {
 
 
 @pytest.mark.parametrize("name", BAD_FOLDERS)
-def test_folders_that_cannot_be_read(folder, name):
+def test_read_scgpt_of_a_bad_folder(folder, name):
     change, kind, words = BAD_FOLDERS[name]
     change(folder)
     with pytest.raises(kind, match=words) as error:
@@ -326,7 +334,7 @@ def test_folders_that_cannot_be_read(folder, name):
         assert str(folder) in str(error.value)
 
 
-def test_a_folder_without_anything(tmp_path, folder):
+def test_from_pretrained_of_an_empty_folder(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"holds no model.*model.save.*args.json"):
         load(tmp_path / "nowhere")
     (folder / "best_model.pt").rename(tmp_path / "model.pt")
@@ -334,10 +342,12 @@ def test_a_folder_without_anything(tmp_path, folder):
         Celler.from_pretrained(tmp_path)
 
 
-def test_tensors_that_are_not_known_are_reported(tmp_path, query):
+def test_read_scgpt_with_unknown_tensors(tmp_path, query):
     state = tensors(len(VOCABULARY) + 3)
     write_folder(tmp_path, VOCABULARY, state=state | {"bn.weight": torch.ones(16)})
-    with pytest.warns(UserWarning, match=r"1 tensors that are no part.*not read: \['bn.weight'\]"):
+    with pytest.warns(
+        UserWarning, match=r"1 tensors outside scGPT's layout; not read: \['bn.weight'\]"
+    ):
         model = load(tmp_path)
     actual = model.get_latent_representation(query)
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)
