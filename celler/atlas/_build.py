@@ -17,7 +17,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
-from celler.atlas._files import AtlasFile, UnreadableSource
+from celler.atlas._files import AtlasFile
 from celler.atlas._options import (
     COLUMNS,
     PRIMARY,
@@ -36,6 +36,10 @@ from celler.atlas._write import close_collection, deal, format_of, write_dataset
 from celler.labels import LabelTree
 
 SUFFIXES = (".h5ad", ".zarr")
+
+
+class UnfinishedBuild(ValueError):
+    """A folder holds the work of another build."""
 
 
 def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFile]:
@@ -80,7 +84,7 @@ def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Set
     if record.exists():
         before = json.loads(record.read_text())
         if before != cells:
-            raise ValueError(
+            raise UnfinishedBuild(
                 f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
                 "build needs the same AnnData in the same order. Delete the folder to begin anew."
             )
@@ -112,10 +116,6 @@ def _slim(adata: AnnData, obs: pd.DataFrame, layer: str | None) -> AnnData:
 
 
 WORK_NAME = "unfinished"
-
-
-class UnfinishedBuild(ValueError):
-    """A folder holds the work of another build."""
 
 
 def build(
@@ -187,7 +187,7 @@ def build(
     with _room_on_disk(out):
         folder.mkdir(parents=True, exist_ok=True)
         if not (out / FILE_NAME).exists():
-            with _nothing_left(folder):
+            with _nothing_left_before_the_plan(folder):
                 _build(out, folder, sources, settings)
         shutil.rmtree(folder)
     return summary(out)
@@ -290,15 +290,19 @@ def _check_room(plan: Plan) -> None:
 
 
 @contextmanager
-def _nothing_left(folder: Path) -> Iterator[None]:
-    """Where sources or options cannot be used, the work goes too: with others it would be of no use."""
+def _nothing_left_before_the_plan(folder: Path) -> Iterator[None]:
+    """Remove the folder where files or options cannot be used, but never the work done after the plan."""
     try:
         yield
     except UnfinishedBuild:
         raise
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        # a source that could be read until now may be there again, and unchanged
-        if not (isinstance(error, UnreadableSource) and (folder / "plan.json").exists()):
+        if (folder / "plan.json").exists():
+            error.add_note(
+                f"The work so far is kept in {folder}. Call again with the same arguments to go on, or "
+                f"delete {folder.parent} to begin anew."
+            )
+        else:
             shutil.rmtree(folder)
             with suppress(OSError):  # it holds something else
                 folder.parent.rmdir()
