@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler.atlas._files import AtlasFile, Contents, find_counts
+from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
 from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
 from celler.labels import Ontology, read_obo
@@ -180,7 +180,7 @@ def scan(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
     """The cells of a source, and a record of it for the plan."""
     with source.open() as contents:
         place = find_counts(contents, of_source(settings.layer, source.name))
-        matrix = contents.matrix(place)
+        matrix = Matrix(contents, place)
         columns = _columns(contents, settings)
         seen = set(columns["cell_type"].categories) if "cell_type" in columns else set()
         if "cell_type" in columns:

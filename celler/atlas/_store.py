@@ -218,7 +218,7 @@ def index_of(table: Any) -> Any:
 
 def strings(stored: Any) -> Any:
     """The array of stored strings, which may come with a mask for missing ones."""
-    return stored["values"] if "nullable" in stored.attrs["encoding-type"] else stored
+    return stored["values"] if "nullable" in stored.attrs.get("encoding-type", "") else stored
 
 
 class CellBlocks:

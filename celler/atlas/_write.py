@@ -175,7 +175,7 @@ def deal(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
     codes = np.stack([cells.codes[name] for name in plan.categories], axis=1)
     place = plan.sources[number]["counts"]
     with source.open() as contents:
-        matrix = contents.matrix(place)
+        matrix = Matrix(contents, place)
         for start, stop in _ranges(matrix, plan.settings["memory_gb"]):
             path = plan.folder / f"block_{number:05d}_{start:012d}"
             if not path.exists():
