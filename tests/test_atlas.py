@@ -19,7 +19,7 @@ from stores import (
 )
 
 import celler as cl
-from celler.atlas._store import read_manifest, require_engine
+from celler.atlas._store import read_manifest
 from celler.cli._main import main
 
 
@@ -314,17 +314,6 @@ def test_annbatch_streams_the_store(files, tmp_path):
     loader = annbatch.Loader(batch_size=32, chunk_size=8, preload_nchunks=8, preload_to_gpu=False)
     total = sum(part["X"].sum() for part in loader.use_collection(collection))
     assert total == sum(source.X.sum() for source in cells.values())
-
-
-def test_without_the_engine_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(sys, "version_info", (3, 11, 9))
-    with pytest.raises(ImportError, match=r'3\.11 was found.*3\.12 or newer.*"celler\[atlas\]"'):
-        require_engine()
-    monkeypatch.setattr(sys, "version_info", (3, 12, 1))
-    monkeypatch.setattr("celler.atlas._store.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'not annbatch: pip install "celler\[atlas\]"'):
-        require_engine()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="the engine runs here")
