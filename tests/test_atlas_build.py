@@ -19,7 +19,6 @@ import celler as cl
 from celler.atlas import _build as building
 from celler.atlas import _write as shuffling
 from celler.atlas._store import read_manifest
-from celler.atlas._write import BlockFormat
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +87,7 @@ def kill_at(monkeypatch, place, name, n_call, *, after):
     [
         ("celler.atlas._plan", "scan", 2),
         ("celler.atlas._plan", "gene_space", 1),
-        ("celler.atlas._write.BlockFormat", "write", 3),
+        ("celler.atlas._write", "write_block", 3),
         ("celler.atlas._write", "_write_zarr", 2),
         ("celler.atlas._build", "close_collection", 1),
         ("celler.atlas._build", "count_cells", 1),
@@ -121,7 +120,7 @@ def test_what_is_done_is_not_done_again(paths, tmp_path, monkeypatch):
         kill_at(patch, shuffling, "_write_zarr", 2, after=False)
         with pytest.raises(Killed):
             build(paths, tmp_path / "out")
-    monkeypatch.setattr(BlockFormat, "write", lambda *_: pytest.fail("blocks are there"))
+    monkeypatch.setattr(shuffling, "write_block", lambda *_: pytest.fail("blocks are there"))
     build(paths, tmp_path / "out")
 
 
@@ -267,7 +266,7 @@ def test_what_cannot_be_built_is_said_and_leaves_nothing(
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, FileNotFoundError])
 def test_an_error_after_the_plan_removes_nothing(sources, whole, tmp_path, monkeypatch, error):
     """Such as a bug, or a source that is for the moment not there: hours of work are kept."""
-    writes, n_calls = BlockFormat.write, [0]
+    writes, n_calls = shuffling.write_block, [0]
 
     def failing(*args):
         n_calls[0] += 1
@@ -276,7 +275,7 @@ def test_an_error_after_the_plan_removes_nothing(sources, whole, tmp_path, monke
         writes(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockFormat, "write", failing)
+        patch.setattr(shuffling, "write_block", failing)
         with pytest.raises(error, match="a mistake") as caught:
             build(sources, tmp_path / "out")
     assert "The work so far is kept" in caught.value.__notes__[-1]
@@ -318,13 +317,13 @@ def test_a_zarr_store_that_lacks_a_chunk_is_refused(tmp_path):
         build([tmp_path / "s.zarr"], tmp_path / "out")
 
 
-@pytest.mark.parametrize("place", ["write", "_write_zarr"])
+@pytest.mark.parametrize("place", ["write_block", "_write_zarr"])
 def test_a_full_disk_is_said_and_the_build_goes_on_with_room(paths, tmp_path, monkeypatch, place):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockFormat if place == "write" else shuffling, place, full)
+        patch.setattr(shuffling, place, full)
         with pytest.raises(OSError, match=r"no room left on the disk.*no store yet.*Make room"):
             build(paths, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"no store.*A build was begun there"):

@@ -32,7 +32,7 @@ from celler.atlas._options import (
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
 from celler.atlas._store import FILE_NAME, STORE_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
-from celler.atlas._write import close_collection, deal, format_of, write_dataset
+from celler.atlas._write import close_collection, types_of, write_blocks, write_dataset
 from celler.labels import LabelTree
 
 SUFFIXES = (".h5ad", ".zarr")
@@ -216,7 +216,7 @@ def _write_cells(plan: Plan, sources: list[AtlasFile]) -> None:
     n_cells = sum(record["n_cells"] for record in plan.sources)
     with _bar(n_cells, "Shuffle") as bar:
         for number, source in enumerate(sources):
-            for n_rows in deal(plan, number, source):
+            for n_rows in write_blocks(plan, number, source):
                 bar.update(n_rows)
     with _bar(plan.n_kept, "Write") as bar:
         for bucket in range(plan.n_buckets):
@@ -273,8 +273,7 @@ def _check_unchanged(plan: Plan, sources: list[AtlasFile]) -> None:
 
 def _check_room(plan: Plan) -> None:
     """Raise now what would come after hours: blocks on the disk take a known size."""
-    layout = format_of(plan)
-    width = layout.index.itemsize + layout.value.itemsize
+    width = sum(dtype.itemsize for dtype in types_of(plan))
     n_values = sum(record["n_values"] for record in plan.sources)
     share = plan.n_kept / max(1, sum(record["n_cells"] for record in plan.sources))
     needed = int(share * n_values * width)
