@@ -85,7 +85,7 @@ def kill_at(monkeypatch, place, name, n_call, *, after):
 @pytest.mark.parametrize(
     ("place", "name", "n_call"),
     [
-        ("celler.atlas._plan", "scan", 2),
+        ("celler.atlas._plan", "curate", 2),
         ("celler.atlas._plan", "gene_space", 1),
         ("celler.atlas._write", "write_block", 3),
         ("celler.atlas._write", "_write_zarr", 2),
@@ -237,7 +237,7 @@ def change(**what):
             KeyError,
             r"labels_key='lable'.*source 's0'.*Closest: 'label'",
         ),
-        (None, {"labels_key": {"s0": "label"}}, ValueError, r"says nothing of the source 's1'"),
+        (None, {"labels_key": {"s0": "label"}}, ValueError, r"lacks the source 's1'"),
         (None, {"labels_key": {"x": "label"}}, ValueError, r"names the source 'x'.*Sources"),
         (None, {"columns": {"organ": "tissue"}}, ValueError, r"columns names 'organ'.*Columns"),
         (None, {"columns": {"tissue": "tisue"}}, KeyError, r"'tisue'.*Closest: 'tissue'"),

@@ -24,7 +24,6 @@ from celler.atlas._options import (
     PerSource,
     Settings,
     Storage,
-    check_sources_named,
     of_source,
     read_mapping,
     read_parents,
@@ -198,7 +197,7 @@ def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
     _check_same(folder, settings)
     plan = Plan.load(folder)
     named = name_sources(sources, folder, settings)
-    check_sources_named(settings, [source.name for source in named])
+    settings.check_sources([source.name for source in named])
     if plan is None:
         with _bar(None, "Scan") as bar:
             plan = make_plan(folder, named, settings, bar)
