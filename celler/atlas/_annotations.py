@@ -51,7 +51,7 @@ def write_annotation(
 
 
 def read_annotation(store: Path, key: str) -> pd.DataFrame:
-    """The table that :func:`write_annotation` wrote, in the order of the store."""
+    """Return the table that :func:`write_annotation` wrote, in the order of the store."""
     path = next((place for place in _places(store, key) if place.is_dir()), None)
     if path is None:
         found = sorted(part.stem for part in (store / FOLDER).glob("*.zarr"))

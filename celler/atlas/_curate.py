@@ -33,14 +33,17 @@ class SourceGenes:
     names: pd.Index
     var: pd.DataFrame | None
 
-    @classmethod
-    def of(cls, source: str, var: pd.DataFrame, gene_key: str | None) -> SourceGenes:
-        """Names from ``var_names``, or from the column ``gene_key`` alone."""
-        try:
-            names = gene_names(var, gene_key).astype(str)
-        except KeyError as error:
-            raise KeyError(f"source {source!r}: {error.args[0]}") from error
-        return cls(source, names, var if gene_key is None else None)
+
+def read_genes(source: AtlasFile, record: dict[str, Any], settings: Settings) -> SourceGenes:
+    """Names from ``var_names``, or from the column ``gene_key`` alone."""
+    with source.open() as contents:
+        var = contents.var(record["counts"])
+    gene_key = of_source(settings.gene_key, source.name)
+    try:
+        names = gene_names(var, gene_key).astype(str)
+    except KeyError as error:
+        raise KeyError(f"source {source.name!r}: {error.args[0]}") from error
+    return SourceGenes(source.name, names, var if gene_key is None else None)
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,8 @@ def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, 
 
 
 def _shared(space: pd.Index, maps: list[np.ndarray]) -> tuple[pd.Index, list[np.ndarray]]:
-    """The genes that all sources have."""
-    n_sources = sum(np.isin(np.arange(len(space)), found).astype(int) for found in maps)
-    is_shared = n_sources == len(maps)
+    """Return the genes that all sources have."""
+    is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
     if not is_shared.any():
         raise ValueError(
             f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out "
@@ -174,7 +176,7 @@ class Cells:
 
 
 def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
-    """The cells of a source, and its record in the plan."""
+    """Return the cells of a source, and its record in the plan."""
     with source.open() as contents:
         place = find_counts(contents, of_source(settings.layer, source.name))
         n_values = Matrix(contents, place).nnz
@@ -207,7 +209,7 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
 
 
 def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical]:
-    """The columns of a store that the source has, as text."""
+    """Return the columns of a store that the source has, as text."""
     source, found = contents.source, {}
     for name, defaults in COLUMNS.items():
         if name == "cell_type":
@@ -270,15 +272,13 @@ def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
 
 
 def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
-    """The column with sorted new names by code, ``None`` for a missing value."""
+    """Return the column with sorted new names by code, ``None`` for a missing value."""
     categories = sorted({name for name in names if name is not None})
     table = np.array([*pd.Index(categories, dtype=object).get_indexer(list(names)), -1], np.int32)
     return pd.Categorical.from_codes(table[column.codes], categories)
 
 
-def _reasons(
-    contents: Contents, labels: pd.Categorical | None, settings: Settings
-) -> np.ndarray:
+def _reasons(contents: Contents, labels: pd.Categorical | None, settings: Settings) -> np.ndarray:
     """Why each cell is left out; duplicates are found later."""
     reason = np.full(contents.n_obs, KEPT, np.uint8)
     key = PRIMARY if PRIMARY in contents.columns else None

@@ -48,7 +48,7 @@ class AtlasFile:
 
     @contextmanager
     def open(self) -> Iterator[Contents]:
-        """The contents, open for reading."""
+        """Open the file for reading."""
         if not self.path.exists():
             raise FileNotFoundError(f"{self} does not exist.")
         with ExitStack() as stack:
@@ -100,16 +100,16 @@ class Contents:
             raise UnreadableFile(source, "it has no obs and var")
         with source.reading():
             obs = group["obs"]
-            # Older files hold obs as one table, or the categories apart.
+            # Before anndata 0.8, the categories of the columns lie apart.
             is_by_column = obs.attrs.get("encoding-version") == "0.2.0"
-            self._obs: Any = None if is_by_column else anndata.io.read_elem(obs)
-            names = index_of(obs) if is_by_column else self._obs.index
+            table: Any = None if is_by_column else anndata.io.read_elem(obs)
+            names = index_of(obs) if is_by_column else table.index
+            columns = obs.attrs["column-order"] if is_by_column else table.columns
             self._names = names if hasattr(names, "shape") else anndata.io.read_elem(obs).index
-            self.columns = list(obs.attrs["column-order"] if is_by_column else self._obs.columns)
-        self.n_obs = int(self._names.shape[0])
+        self._obs, self.columns, self.n_obs = table, list(columns), int(self._names.shape[0])
 
     def column(self, key: str, argument: str) -> pd.Series:
-        """A column of obs, or a ``KeyError`` that names the closest one."""
+        """Read a column of obs; a missing one raises ``KeyError`` with the closest name."""
         if key not in self.columns:
             raise KeyError(
                 f"{argument}={key!r} is not a column of obs in {self.source}.{closest(key, self.columns)} "
@@ -128,12 +128,12 @@ class Contents:
         return np.array(names, dtype=object)
 
     def var(self, place: str) -> pd.DataFrame:
-        """The genes of the matrix at ``place``."""
+        """Read the genes of the matrix at ``place``."""
         with self.source.reading():
             return anndata.io.read_elem(self.group["raw/var" if place == "raw/X" else "var"])
 
     def places(self) -> list[str]:
-        """The matrices of all cells: ``X``, ``raw/X`` and ``layers/...``."""
+        """Return the matrices of all cells: ``X``, ``raw/X`` and ``layers/...``."""
         layers = list(self.group["layers"]) if "layers" in self.group else []
         places = ["X", "raw/X", *(f"layers/{name}" for name in layers)]
         return [place for place in places if place in self.group and self._is_matrix(place)]
@@ -152,13 +152,10 @@ class Matrix:
         self.source, self.place = contents.source, place
         with self.source.reading():
             node = contents.group[place]
-            kind: str = node.attrs.get(
-                "encoding-type", node.attrs.get("h5sparse_format", "array")
-            )
+            kind: str = node.attrs.get("encoding-type", "array")
             self.form = kind.removesuffix("_matrix") if kind.startswith("cs") else "dense"
             if self.form != "dense":
-                legacy = "" if "shape" in node.attrs else "h5sparse_"
-                self.shape = tuple(map(int, node.attrs[f"{legacy}shape"]))
+                self.shape = tuple(map(int, node.attrs["shape"]))
                 self._data, self._indices = node["data"], node["indices"]
                 self._indptr = np.asarray(node["indptr"][:]).astype(np.int64)
         if self.form != "dense":
@@ -340,12 +337,12 @@ def _are_counts(contents: Contents, place: str) -> bool:
 def _first(
     X: sparse.csr_matrix, is_bad: np.ndarray, rows: np.ndarray, contents: Contents
 ) -> tuple[str, float]:
-    """The first bad value and the name of its cell."""
+    """Return the first bad value and the name of its cell."""
     first = int(np.flatnonzero(is_bad)[0])
     row = int(rows[np.searchsorted(X.indptr, first, side="right") - 1])
     return str(contents.names(row, row + 1)[0]), float(X.data[first])
 
 
 def _as_layer(place: str) -> str:
-    """The place as the argument ``layer`` names it."""
+    """Return the place as the argument ``layer`` names it."""
     return "raw" if place == "raw/X" else place.removeprefix("layers/")

@@ -15,7 +15,7 @@ import pandas as pd
 from celler._utils._messages import closest
 from celler.labels import LabelTree, parent_mapping, read_obo
 
-#: Columns of obs of a store besides ``split``, and the columns of a source that hold them by default.
+#: Columns of obs of a store other than ``split``, and the columns of a source that hold them by default.
 COLUMNS = {
     "cell_type": (),
     "parent_type": ("parent_type",),
@@ -94,21 +94,12 @@ class Settings:
                 )
 
     def as_record(self) -> dict[str, Any]:
-        """The options as JSON: equal records and equal sources make equal stores."""
-        record = {
-            "labels_key": self.labels_key,
-            "genes": self.genes if isinstance(self.genes, str) else _digest(self.genes),
-            "gene_key": self.gene_key,
-            "layer": self.layer,
-            "columns": self.columns,
-            "mapping": _digest(self.mapping),
-            "parents": _digest(self.parents),
-            "drop": self.drop,
-            "test_size": self.test_size,
-            "seed": self.seed,
-            "dtype": self.storage.dtype,
-            "memory_gb": self.storage.memory_gb,
-        }
+        """Return the options as JSON: equal records and equal sources make equal stores."""
+        record = vars(self) | vars(self.storage)
+        del record["storage"]
+        for name in ("genes", "mapping", "parents"):
+            if not isinstance(record[name], str | None):
+                record[name] = _digest(record[name])
         # As the file gives it back: tuples are lists there.
         return json.loads(json.dumps(record, default=dict))
 
@@ -123,8 +114,11 @@ class Settings:
                         f"{option} names the source {given!r}, which does not exist.{closest(given, names)} "
                         f"Sources: {names}."
                     )
-        for name in names if isinstance(self.labels_key, Mapping) else ():
-            if name not in self.labels_key:
+        of_labels = (
+            self.labels_key if isinstance(self.labels_key, Mapping) else dict.fromkeys(names)
+        )
+        for name in names:
+            if name not in of_labels:
                 raise ValueError(
                     f"labels_key lacks the source {name!r}; name its column, or None where its cells have "
                     "no labels."
@@ -132,12 +126,12 @@ class Settings:
 
 
 def of_source(option: PerSource, name: str) -> str | None:
-    """The value of an option for a source."""
+    """Return the value of an option for a source."""
     return option.get(name) if isinstance(option, Mapping) else option
 
 
 def read_mapping(mapping: Any) -> Mapping[str, str | None] | Path | None:
-    """The mapping of labels as a dict, or the path of an ontology."""
+    """Return the mapping of labels as a dict, or the path of an ontology."""
     if mapping is None:
         return None
     if isinstance(mapping, Mapping | pd.Series):
@@ -184,9 +178,7 @@ def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
     return found
 
 
-def _digest(values: Any) -> str | None:
-    if values is None:
-        return None
+def _digest(values: Any) -> str:
     if isinstance(values, Path):
         return hashlib.sha256(values.read_bytes()).hexdigest()
     text = json.dumps(sorted(values.items()) if isinstance(values, Mapping) else list(values))

@@ -15,9 +15,9 @@ import pandas as pd
 
 from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
-from celler.atlas._curate import DUPLICATE, REASONS, Cells, SourceGenes, curate, gene_space
+from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import COLUMNS, Settings, generator, of_source
+from celler.atlas._options import COLUMNS, Settings, generator
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
@@ -52,11 +52,11 @@ class Plan:
     sources: list[dict[str, Any]]
 
     def cells(self, number: int) -> Cells:
-        """The cells of a source, in the codes of the store."""
+        """Return the cells of a source, in the codes of the store."""
         return Cells.load(self.folder / f"cells_{number}.npz")
 
     def gene_map(self, number: int) -> np.ndarray:
-        """The gene of the store for each column of a source, −1 for none."""
+        """Return the gene of the store for each column of a source, −1 for none."""
         return np.load(self.folder / f"genes_{number}.npy")
 
     def save(self) -> None:
@@ -66,7 +66,7 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
-        """The plan of an unfinished build, ``None`` before there is one."""
+        """Return the plan of an unfinished build, ``None`` before there is one."""
         path = folder / "plan.json"
         return cls(folder, **json.loads(path.read_text())) if path.exists() else None
 
@@ -92,7 +92,8 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
     if not any(cells.is_kept.any() for cells in curated):
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
-    space = gene_space(_genes(sources, records, settings), settings.genes)
+    genes = [read_genes(*pair, settings) for pair in zip(sources, records, strict=True)]
+    space = gene_space(genes, settings.genes)
     for number, (gene_map, report) in enumerate(zip(space.maps, space.reports, strict=True)):
         np.save(folder / f"genes_{number}.npy", gene_map)
         records[number]["genes"] = report
@@ -108,14 +109,14 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         n_values += kept * records[number]["n_values"] // max(1, len(cells.reason))
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
-    genes, record = list(map(str, space.names)), settings.as_record()
-    plan = Plan(folder, record, genes, categories, parents, n_buckets, n_kept, records)
+    names, record = list(map(str, space.names)), settings.as_record()
+    plan = Plan(folder, record, names, categories, parents, n_buckets, n_kept, records)
     plan.save()
     return plan
 
 
 def _curated(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
-    """The curated cells of a source, from the files of an interrupted build where they are of it."""
+    """Curate a source, or load it where an interrupted build has done so."""
     arrays, record_file = stem.with_suffix(".npz"), stem.with_suffix(".json")
     stamp = source.stamp() if source.path.exists() else None
     if record_file.exists():
@@ -167,17 +168,6 @@ def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]
             )
 
 
-def _genes(
-    sources: Sequence[AtlasFile], records: Sequence[dict[str, Any]], settings: Settings
-) -> list[SourceGenes]:
-    found = []
-    for source, record in zip(sources, records, strict=True):
-        with source.open() as contents:
-            var = contents.var(record["counts"])
-        found.append(SourceGenes.of(source.name, var, of_source(settings.gene_key, source.name)))
-    return found
-
-
 def _parents(curated: Sequence[Cells], settings: Settings) -> dict[str, str]:
     """Parent by class: the given ones, else those of the columns, where each class needs one."""
     classes = _used(curated, "cell_type")
@@ -220,7 +210,7 @@ def _categories(curated: Sequence[Cells], parents: dict[str, str]) -> dict[str, 
 def _in_codes(
     cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray
 ) -> Cells:
-    """The cells in the codes of the store."""
+    """Return the cells in the codes of the store."""
     codes = {name: _codes(cells, name, names) for name, names in categories.items()}
     codes["split"] = np.where(is_test, 0, 1).astype(np.int32)
     if "parent_type" in categories:
@@ -267,7 +257,7 @@ def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
 
 
 def _groups(cells: Cells) -> pd.Categorical:
-    """The donor of each cell, or its dataset where no donor is known."""
+    """Return the donor of each cell, or its dataset where no donor is known."""
     names = [f"dataset {name}" for name in cells.categories["dataset"]]
     codes = cells.codes["dataset"].astype(np.int64)  # stored as narrow as the categories allow
     if "donor" in cells.codes:
@@ -285,47 +275,37 @@ def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator)
     would be lost from training, the test part is empty. ``counts (G, C + 1)`` are the cells of each group
     and class, with unlabelled cells in the last column.
     """
-    n_groups = len(counts)
-    is_test = np.zeros(n_groups, bool)
-    if test_size == 0 or n_groups < 2:
+    is_test = np.zeros(len(counts), bool)
+    if test_size == 0 or len(counts) < 2:
         return is_test
-    order = rng.permutation(n_groups)  # the seed decides among equally good moves
+    order = rng.permutation(len(counts))  # the seed decides among equally good moves
     table = np.column_stack([counts[:, :-1], counts.sum(axis=1)])[order].astype(float)
     table = table[:, table.sum(axis=0) > 0]
-    is_test[order[_climb(table, test_size)]] = True
+    total, is_shared = table.sum(axis=0), (table > 0).sum(axis=0) > 1
+
+    def badness(held: np.ndarray) -> np.ndarray:
+        """How far each candidate test part ``held (n, columns)`` is from the wanted one."""
+        off = np.abs(held / total - test_size)
+        off += MISSING_IN_TEST * ((held <= 0) & is_shared) + MISSING_IN_TRAIN * (held >= total)
+        # All cells count as much as all classes together.
+        return off[:, :-1].sum(axis=1) / max(1, off.shape[1] - 1) + off[:, -1]
+
+    chosen, held = np.zeros(len(table), bool), np.zeros(table.shape[1])
+    best = badness(held[None])[0]
+    for _ in range(MAX_STEPS):
+        moved = held + np.where(chosen[:, None], -table, table)
+        now = badness(moved)
+        row = int(now.argmin())
+        if now[row] >= best - 1e-12:
+            break
+        best, held = now[row], moved[row]
+        chosen[row] = ~chosen[row]
+    is_test[order[chosen]] = True
     return is_test
 
 
-def _climb(table: np.ndarray, test_size: float) -> np.ndarray:
-    """The chosen rows of ``table (G, columns)``, the last column of which is all cells."""
-    total = table.sum(axis=0)
-    is_shared = (table > 0).sum(axis=0) > 1
-    chosen = np.zeros(len(table), bool)
-    held = np.zeros(table.shape[1])
-    best = _badness(held[None], total, is_shared, test_size)[0]
-    for _ in range(MAX_STEPS):
-        moved = held + np.where(chosen[:, None], -table, table)
-        badness = _badness(moved, total, is_shared, test_size)
-        row = int(badness.argmin())
-        if badness[row] >= best - 1e-12:
-            break
-        best, held = badness[row], moved[row]
-        chosen[row] = ~chosen[row]
-    return chosen
-
-
-def _badness(
-    held: np.ndarray, total: np.ndarray, is_shared: np.ndarray, test_size: float
-) -> np.ndarray:
-    """How far each candidate test part ``held (n, columns)`` is from the wanted one."""
-    off = np.abs(held / total - test_size)
-    off += MISSING_IN_TEST * ((held <= 0) & is_shared) + MISSING_IN_TRAIN * (held >= total)
-    # All cells count as much as all classes together.
-    return off[:, :-1].sum(axis=1) / max(1, off.shape[1] - 1) + off[:, -1]
-
-
 def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> dict[str, Any]:
-    """The record of a finished build; ``counts (2, C + 1)`` are cells by split and class, unlabelled last."""
+    """Return the record of a build from ``counts (2, C + 1)`` by split and class, unlabelled last."""
     sources = [_source_record(plan, number) for number in range(len(plan.sources))]
     dropped = {
         reason: sum(source["dropped"].get(reason, 0) for source in sources)

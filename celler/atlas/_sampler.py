@@ -35,7 +35,7 @@ class BlockSampler(Sampler):
 
 
 def request(parts: list[np.ndarray]) -> dict[str, Any]:
-    """The rows to read, sorted and with short gaps filled, and the place of each part among them."""
+    """Return the rows to read, sorted and with short gaps filled, and the place of each part among them."""
     rows = np.unique(np.concatenate(parts))
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > GAP) + 1)
     rows = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])

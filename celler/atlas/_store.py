@@ -48,7 +48,7 @@ def require_engine() -> None:
 
 
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
+    """Return the manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
 
     Keys: ``format``, ``version``, ``n_cells``, ``genes``, ``classes``, ``parents`` (by class), ``class_counts``
     (by split, in the order of the classes), ``columns``, ``dtype``, ``seed``, ``datasets`` (cells by name),
@@ -153,11 +153,11 @@ class Store:
         return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
+        """Return counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
         return as_float(self.counts(index))
 
     def counts(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Counts as :meth:`rows` gives them, in the type of the store."""
+        """Return counts as :meth:`rows` gives them, in the type of the store."""
         distinct, position = np.unique(index, return_inverse=True)
         parts = [part.X for part in self.stream(pieces(distinct))]
         if not parts:
@@ -166,11 +166,11 @@ class Store:
         return X if np.array_equal(distinct, index) else X[position]
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Rows]:
-        """The rows of each block, in its order; a block is read at once."""
+        """Return the rows of each block, in its order; a block is read at once."""
         return self.parts([block] for block in blocks)
 
     def parts(self, blocks: Iterable[list[np.ndarray]]) -> Iterator[Rows]:
-        """The rows of each part of each block, in its order; a block is read at once."""
+        """Return the rows of each part of each block, in its order; a block is read at once."""
         with self._lock:  # another thread may read until the loader has taken the blocks
             self._sampler.blocks = blocks
             loaded = iter(self._loader)
@@ -195,12 +195,12 @@ def pieces(index: np.ndarray, max_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray
 
 
 def index_of(table: Any) -> Any:
-    """The array of row names of a stored DataFrame."""
+    """Return the array of row names of a stored DataFrame."""
     return _strings(table[table.attrs["_index"]])
 
 
 def _strings(stored: Any) -> Any:
-    """The array of stored strings, which may come with a mask of missing values."""
+    """Return the array of stored strings, which may come with a mask of missing values."""
     return stored["values"] if "nullable" in stored.attrs.get("encoding-type", "") else stored
 
 

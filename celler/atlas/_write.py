@@ -64,7 +64,7 @@ def write_blocks(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
 
 
 def types_of(plan: Plan) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """The types of the genes and of the counts in a block."""
+    """Return the types of the genes and of the counts in a block."""
     return np.dtype("u2" if len(plan.genes) <= 2**16 else "u4"), np.dtype(plan.settings["dtype"])
 
 
@@ -94,7 +94,7 @@ def write_block(
 def read_block(
     path: Path, bucket: int, n_genes: int
 ) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Counts, codes and names of the cells of a block that belong to ``bucket``."""
+    """Return counts, codes and names of the cells of a block that belong to ``bucket``."""
     with h5py.File(path, "r") as file:
         first, last = file["firsts"][bucket : bucket + 2]
         ends = file["indptr"][first : last + 1]
@@ -109,7 +109,7 @@ def _n_obs(path: Path, bucket: int) -> int:
 
 
 def _to_genes(X: sparse.csr_matrix, gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
-    """Counts in the genes of the store, sorted, without zeros; columns of the same gene are summed."""
+    """Return counts in the genes of the store, sorted, without zeros; columns of the same gene are summed."""
     genes = gene_map[X.indices]
     is_taken = (genes >= 0) & (X.data != 0)
     ends = X.indptr

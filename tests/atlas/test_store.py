@@ -93,7 +93,9 @@ def test_read_manifest_of_another_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no store.*cl\.atlas\.build writes one"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "celler-atlas", "version": 2}')
-    with pytest.raises(ValueError, match=r"version 2; this celler .*reads 'celler-atlas', version 1"):
+    with pytest.raises(
+        ValueError, match=r"version 2; this celler .*reads 'celler-atlas', version 1"
+    ):
         read_manifest(tmp_path)
 
 
