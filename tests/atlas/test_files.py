@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from scipy import sparse
-from stores import make_cells, write_zarr
+from stores import build, make_cells, read_store, write_zarr
 
 from celler.atlas import _files
 from celler.atlas._files import AtlasFile, Matrix, UnreadableFile
@@ -144,3 +144,22 @@ def test_contents_column_names_the_closest(h5ad):
     message = r"key='lable'.*source 's'.*Closest: 'label'"
     with AtlasFile("s", h5ad).open() as contents, pytest.raises(KeyError, match=message):
         contents.column("lable", "key")
+
+
+@pytest.mark.parametrize("place", ["raw", "layer"])
+def test_find_counts_in_raw_and_in_a_layer(tmp_path, place):
+    source = make_cells(1)
+    counts = source.X.copy()
+    if place == "raw":
+        source.raw = source.copy()
+    else:
+        source.layers["counts"] = counts
+    source.X = np.log1p(source.X)
+    source.write_h5ad(tmp_path / "s.h5ad")
+    if place == "layer":
+        with pytest.raises(ValueError, match=r"the value 0\.69\d* in X.*layer=\{'s': 'counts'\}"):
+            build([tmp_path / "s.h5ad"], tmp_path / "no")
+    build([tmp_path / "s.h5ad"], tmp_path / "out", layer="counts" if place == "layer" else None)
+    store = read_store(tmp_path / "out")
+    found = store[[f"s:{cell}" for cell in source.obs_names]]
+    np.testing.assert_array_equal(found.X.toarray(), counts.toarray())

@@ -1,11 +1,14 @@
 """Blocks and counts on their way to a dataset, against plain NumPy."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import sparse
+from stores import build, make_cells, read_store
 
+from celler.atlas._store import read_manifest
 from celler.atlas._write import _to_genes, read_block, write_block
 
 
@@ -47,3 +50,43 @@ def test_to_genes_sums_columns_of_the_same_gene(rng, dtype):
     np.testing.assert_array_equal(found.toarray(), expected)
     assert found.has_sorted_indices
     assert (found.data != 0).all()
+
+
+def test_write_blocks_sums_columns_of_the_same_gene(tmp_path):
+    source = make_cells(1)
+    source.var_names = [*source.var_names[:-1], source.var_names[0]]
+    source.X = source.X.astype(np.uint8) * np.uint8(60)  # the largest sums pass 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata's, of names that are not unique
+        build({"one": source}, tmp_path / "out")
+    store = read_store(tmp_path / "out")
+    found = store[[f"one:{cell}" for cell in source.obs_names]][:, "G0"].X.toarray().ravel()
+    X = source.X.toarray().astype(int)
+    np.testing.assert_array_equal(found, X[:, 0] + X[:, -1])
+
+
+def test_write_blocks_leaves_out_cells_without_counts(tmp_path):
+    source = make_cells(1)
+    source.X.data[source.X.indptr[3] : source.X.indptr[4]] = 0
+    build({"s": source}, tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["dropped"]["empty"] == 1
+    assert read_store(tmp_path / "out").n_obs == 119
+
+
+def test_write_dataset_mixes_the_sources(files, tmp_path):
+    _, paths = files
+    build(paths, tmp_path / "out")
+    source = read_store(tmp_path / "out").obs["dataset"].cat.codes.to_numpy()
+    # of random neighbours, one in three pairs is of one source
+    assert 0.23 < (source[1:] == source[:-1]).mean() < 0.43
+
+
+def test_close_collection_makes_what_annbatch_opens(files, tmp_path):
+    annbatch = pytest.importorskip("annbatch")
+    cells, paths = files
+    build(paths, tmp_path / "out")
+    collection = annbatch.DatasetCollection(tmp_path / "out" / "cells.zarr", mode="r")
+    assert not collection.is_empty
+    loader = annbatch.Loader(batch_size=32, chunk_size=8, preload_nchunks=8, preload_to_gpu=False)
+    total = sum(part["X"].sum() for part in loader.use_collection(collection))
+    assert total == sum(source.X.sum() for source in cells.values())
