@@ -91,16 +91,31 @@ def write_block(
     part.replace(path)
 
 
-def read_block(
-    path: Path, bucket: int, n_genes: int
+def read_blocks(
+    blocks: list[Path], bucket: int, n_genes: int
 ) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Return counts, codes and names of the cells of a block that belong to ``bucket``."""
-    with h5py.File(path, "r") as file:
-        first, last = file["firsts"][bucket : bucket + 2]
-        ends = file["indptr"][first : last + 1]
-        parts = [file[name][ends[0] : ends[-1]] for name in ("data", "indices")]
-        X = sparse.csr_matrix((*parts, ends - ends[0]), (last - first, n_genes))
-        return X, file["codes"][first:last], file["names"][first:last]
+    """Read counts, codes and names of the cells of all blocks that belong to ``bucket``."""
+    lengths, codes, names, ranges = [np.zeros(1, int)], [], [], []
+    for path in blocks:
+        with h5py.File(path, "r") as file:
+            first, last = file["firsts"][bucket : bucket + 2]
+            ends, count_type = file["indptr"][first : last + 1], file["data"].dtype
+            lengths.append(np.diff(ends))
+            codes.append(file["codes"][first:last])
+            names.append(file["names"][first:last])
+            ranges.append(slice(ends[0], ends[-1]))
+    indptr = np.cumsum(np.concatenate(lengths))
+    # Filled in place: a list of all parts would take the memory of the counts once more.
+    data = np.empty(indptr[-1], count_type)
+    indices = np.empty(len(data), np.int32 if len(data) < 2**31 else np.int64)
+    start = 0
+    for path, values in zip(blocks, ranges, strict=True):
+        place = slice(start, start + values.stop - values.start)
+        with h5py.File(path, "r") as file:
+            data[place], indices[place] = file["data"][values], file["indices"][values]
+        start = place.stop
+    X = sparse.csr_matrix((data, indices, indptr), (len(indptr) - 1, n_genes))
+    return X, np.concatenate(codes), np.concatenate(names)
 
 
 def _n_obs(path: Path, bucket: int) -> int:
@@ -133,10 +148,7 @@ def write_dataset(plan: Plan, bucket: int) -> int:
     n_obs = sum(_n_obs(path, bucket) for path in blocks)
     if final.exists() or not n_obs:
         return n_obs
-    parts = [read_block(path, bucket, len(plan.genes)) for path in blocks]
-    codes, names = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
-    X = sparse.vstack([part[0] for part in parts], format="csr")
-    del parts  # the counts are in memory twice at most
+    X, codes, names = read_blocks(blocks, bucket, len(plan.genes))
     # ``place`` is the row of each cell in the dataset, ``order`` the cell of each row.
     place = generator(plan.settings["seed"], ORDER, bucket).permutation(n_obs)
     order = np.argsort(place)

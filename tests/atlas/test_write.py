@@ -9,28 +9,35 @@ from scipy import sparse
 from stores import build, make_cells, read_store
 
 from celler.atlas._store import read_manifest
-from celler.atlas._write import _to_genes, read_block, write_block
+from celler.atlas._write import _to_genes, read_blocks, write_block
 
 
 @pytest.mark.parametrize(
     ("n_genes", "dtype"), [(50, "uint16"), (70_000, "uint32")], ids=["narrow", "wide"]
 )
-def test_read_block_gives_the_cells_of_a_bucket(tmp_path, rng, n_genes, dtype):
-    X = sparse.random(40, n_genes, 0.05, "csr", random_state=1)
-    X.data = rng.integers(1, np.iinfo(dtype).max, X.nnz).astype(np.float64)
-    codes = rng.integers(-1, 5, (40, 3)).astype(np.int32)
-    names = np.array([f"study:Zelle-Ü{i}" * (1 + i % 3) for i in range(40)], object)
-    bucket = rng.integers(0, 4, 40)
-    bucket[bucket == 2] = 0  # a dataset without cells here
+def test_read_blocks_gives_the_cells_of_a_bucket(tmp_path, rng, n_genes, dtype):
     settings = {"dtype": dtype}
     plan = SimpleNamespace(n_buckets=4, genes=range(n_genes), settings=settings)
-    write_block(plan, tmp_path / "block", X, codes, names, bucket)
-    for number in range(4):
-        found, found_codes, found_names = read_block(tmp_path / "block", number, n_genes)
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found.toarray(), X[bucket == number].toarray())
-        np.testing.assert_array_equal(found_codes, codes[bucket == number])
-        assert [name.decode() for name in found_names] == list(names[bucket == number])
+    blocks, parts = [tmp_path / name for name in ("one", "two", "none")], []
+    for path, n_obs in zip(blocks, (40, 25, 0), strict=True):
+        X = sparse.random(n_obs, n_genes, 0.05, "csr", random_state=1)
+        X.data = rng.integers(1, np.iinfo(dtype).max, X.nnz).astype(np.float64)
+        codes = rng.integers(-1, 5, (n_obs, 3)).astype(np.int32)
+        names = np.array([f"{path.name}:Zelle-Ü{i}" * (1 + i % 3) for i in range(n_obs)], object)
+        bucket = rng.integers(0, 4, n_obs)
+        bucket[bucket == 2] = 0  # a dataset without cells
+        write_block(plan, path, X, codes, names, bucket)
+        parts.append((X, codes, names, bucket))
+    for number in (0, 1, 3):
+        X, codes, names = read_blocks(blocks, number, n_genes)
+        assert X.dtype == dtype
+        is_in = [part[3] == number for part in parts]
+        expected = [part[0][rows].toarray() for part, rows in zip(parts, is_in, strict=True)]
+        np.testing.assert_array_equal(X.toarray(), np.concatenate(expected))
+        expected = [part[1][rows] for part, rows in zip(parts, is_in, strict=True)]
+        np.testing.assert_array_equal(codes, np.concatenate(expected))
+        expected = np.concatenate([part[2][rows] for part, rows in zip(parts, is_in, strict=True)])
+        assert [name.decode() for name in names] == list(expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
