@@ -46,20 +46,13 @@ def read_genes(source: AtlasFile, record: dict[str, Any], settings: Settings) ->
     return SourceGenes(source.name, names, var if gene_key is None else None)
 
 
-@dataclass(frozen=True)
-class GeneSpace:
-    """Genes of the store; for each source, the gene of each column, −1 for none, and a report."""
-
-    names: pd.Index
-    maps: list[np.ndarray]
-    reports: list[dict[str, Any]]
-
-
-def gene_space(sources: Sequence[SourceGenes], genes: str | Sequence[str]) -> GeneSpace:
+def gene_space(
+    sources: Sequence[SourceGenes], genes: str | Sequence[str]
+) -> tuple[pd.Index, list[np.ndarray], list[dict[str, Any]]]:
     """Align all sources to the union or the intersection of their genes, or to a list of names.
 
-    Names match as in :func:`celler.pp.align_genes`. A union has the kind of names of the first source.
-    Raises ``ValueError`` for a source that shares too few genes.
+    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. Names match
+    as in :func:`celler.pp.align_genes`; a union has the kind of names of the first source.
     """
     is_open = isinstance(genes, str)
     if is_open:
@@ -84,7 +77,7 @@ def gene_space(sources: Sequence[SourceGenes], genes: str | Sequence[str]) -> Ge
         columns = found[found >= 0]
         report["n_in_store"] = len(np.unique(columns))
         report["n_added_up"] = len(columns) - report["n_in_store"]
-    return GeneSpace(space, maps, reports)
+    return space, maps, reports
 
 
 def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:

@@ -93,8 +93,8 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
     genes = [read_genes(*pair, settings) for pair in zip(sources, records, strict=True)]
-    space = gene_space(genes, settings.genes)
-    for number, (gene_map, report) in enumerate(zip(space.maps, space.reports, strict=True)):
+    space, maps, reports = gene_space(genes, settings.genes)
+    for number, (gene_map, report) in enumerate(zip(maps, reports, strict=True)):
         np.save(folder / f"genes_{number}.npy", gene_map)
         records[number]["genes"] = report
         _check_species(records[number]["name"], report)
@@ -109,7 +109,7 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         n_values += kept * records[number]["n_values"] // max(1, len(cells.reason))
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
-    names, record = list(map(str, space.names)), settings.as_record()
+    names, record = list(map(str, space)), settings.as_record()
     plan = Plan(folder, record, names, categories, parents, n_buckets, n_kept, records)
     plan.save()
     return plan
