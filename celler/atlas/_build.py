@@ -145,12 +145,11 @@ def build(
         )
     if out.exists() and not folder.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds other files; name a new or empty folder.")
-    with _full_disk_explained(out):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (out / FILE_NAME).exists():
-            with _nothing_left_before_the_plan(folder):
-                _build(out, folder, sources, settings)
-        shutil.rmtree(folder)
+    if not (out / FILE_NAME).exists():
+        with _explained(out, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _build(out, folder, sources, settings)
+    shutil.rmtree(folder)
     return summary(out)
 
 
@@ -317,8 +316,8 @@ def _check_room(plan: Plan) -> None:
 
 
 @contextmanager
-def _nothing_left_before_the_plan(folder: Path) -> Iterator[None]:
-    """Remove the folder where files or options cannot be used, but never the work done after the plan."""
+def _explained(out: Path, folder: Path) -> Iterator[None]:
+    """Name the work that is left and how to go on; before the plan exists, there is none to keep."""
     try:
         yield
     except UnfinishedBuild:
@@ -327,20 +326,13 @@ def _nothing_left_before_the_plan(folder: Path) -> Iterator[None]:
         if (folder / "plan.json").exists():
             error.add_note(
                 f"The work so far is kept in {folder}. Call again with the same arguments to go on, or "
-                f"delete {folder.parent} to begin anew."
+                f"delete {out} to begin anew."
             )
         else:
             shutil.rmtree(folder)
             with suppress(OSError):  # it holds something else
-                folder.parent.rmdir()
+                out.rmdir()
         raise
-
-
-@contextmanager
-def _full_disk_explained(out: Path) -> Iterator[None]:
-    """Name what is left on a full disk and how to go on."""
-    try:
-        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from scipy import sparse
 
 from celler._utils._messages import closest
@@ -53,7 +55,12 @@ class AtlasFile:
             raise FileNotFoundError(f"{self} does not exist.")
         with ExitStack() as stack:
             with self.reading():
-                group = stack.enter_context(_open_group(self.path))
+                is_folder = self.path.is_dir()
+                group: Any = (
+                    zarr.open_group(self.path, mode="r") if is_folder else h5py.File(self.path)
+                )
+                if not is_folder:
+                    stack.enter_context(group)
             yield Contents(self, group)
 
     @contextmanager
@@ -253,19 +260,6 @@ class Matrix:
                     self.source,
                     f"{n_present} of {array.nchunks} chunks of {self.place}/{name} are there",
                 )
-
-
-@contextmanager
-def _open_group(path: Path) -> Iterator[Any]:
-    if path.is_dir():
-        import zarr
-
-        yield zarr.open_group(path, mode="r")
-    else:
-        import h5py
-
-        with h5py.File(path, "r") as file:
-            yield file
 
 
 def find_counts(contents: Contents, layer: str | None) -> str:

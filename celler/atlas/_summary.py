@@ -11,6 +11,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import zarr
 
 from celler._utils._messages import closest
 from celler.atlas._store import STORE_NAME, read_manifest, require_engine
@@ -127,8 +128,6 @@ def summary(out: str | os.PathLike[str]) -> Summary:
 
 def read_obs(store: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
     """Return these columns of obs of each dataset, in order; categories are equal in all."""
-    import zarr
-
     for name in dataset_names(store):
         group = zarr.open_group(store / name / "obs", mode="r")
         yield pd.DataFrame({column: anndata.io.read_elem(group[column]) for column in columns})

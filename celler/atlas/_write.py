@@ -20,6 +20,7 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from scipy import sparse
 
 from celler.atlas._curate import KEPT
@@ -169,7 +170,6 @@ def write_dataset(plan: Plan, bucket: int) -> int:
 
 def _write_zarr(path: Path, adata: anndata.AnnData) -> None:
     import annbatch
-    import zarr
 
     with warnings.catch_warnings():
         # zarr warns that consolidated metadata are not in its standard yet
@@ -181,7 +181,6 @@ def _write_zarr(path: Path, adata: anndata.AnnData) -> None:
 
 def close_collection(store: Path) -> None:
     """Make the folder of datasets a collection that annbatch opens."""
-    import zarr
     from annbatch.io import V1_ENCODING
 
     with warnings.catch_warnings():

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+pytest.importorskip("annbatch")  # without it there is no store to annotate
+
 from celler.atlas import _annotations
 from celler.atlas._annotations import read_annotation, write_annotation
 
