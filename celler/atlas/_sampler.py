@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from annbatch.abc import Sampler
 
-from celler.atlas._store import GAP
-
 
 class BlockSampler(Sampler):
-    """Reads each of the ``blocks`` at once and hands out its parts."""
+    """Reads each of the ``blocks`` at once, with gaps up to ``gap`` rows, and hands out its parts."""
 
-    blocks: Iterable[list[np.ndarray]] = ()
+    def __init__(self, gap: int) -> None:
+        self.gap = gap
+        self.blocks: Iterable[list[np.ndarray]] = ()
 
     @property
     def batch_size(self) -> None:
@@ -31,12 +31,11 @@ class BlockSampler(Sampler):
         pass
 
     def _sample(self, n_obs: int) -> Iterator[Any]:
-        return map(request, self.blocks)
+        return map(self._request, self.blocks)
 
-
-def request(parts: list[np.ndarray]) -> dict[str, Any]:
-    """Return the rows to read, sorted and with short gaps filled, and the place of each part among them."""
-    rows = np.unique(np.concatenate(parts))
-    runs = np.split(rows, np.flatnonzero(np.diff(rows) > GAP) + 1)
-    rows = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])
-    return {"requests": rows, "splits": [np.searchsorted(rows, part) for part in parts]}
+    def _request(self, parts: list[np.ndarray]) -> dict[str, Any]:
+        """Return the rows to read, sorted, and the place of each part among them."""
+        rows = np.unique(np.concatenate(parts))
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > self.gap) + 1)
+        rows = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])
+        return {"requests": rows, "splits": [np.searchsorted(rows, part) for part in parts]}

@@ -100,7 +100,7 @@ class Store:
         datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
         self.sizes = np.array([dataset.shape[0] for dataset in datasets])
         self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
-        self._sampler, self._lock = BlockSampler(), threading.Lock()
+        self._sampler, self._lock = BlockSampler(GAP), threading.Lock()
         self._loader = Loader(batch_sampler=self._sampler, return_index=True, preload_to_gpu=False)
         self._loader.add_datasets(datasets)
         # The codecs are chosen when the arrays are opened, which the first read does.
