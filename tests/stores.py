@@ -36,6 +36,70 @@ def make_cells(
     return anndata.AnnData(X, obs, pd.DataFrame(index=[f"G{offset + i}" for i in range(n_vars)]))
 
 
+def write_sources(folder: Path) -> list[Path]:
+    """Three files of the same genes and of six donors each."""
+    found = []
+    for seed in range(3):
+        found.append(folder / f"s{seed}.h5ad")
+        make_cells(seed, donors="DEF"[seed]).write_h5ad(found[-1])
+    return found
+
+
+def write_forms(folder: Path) -> tuple[dict[str, anndata.AnnData], list[Path]]:
+    """CSR in h5ad, CSC in zarr with other genes in another order, dense in h5ad."""
+    one, two, three = make_cells(1), make_cells(2, donors="E", offset=5), make_cells(3, donors="F")
+    two = two[:, ::-1].copy()
+    two.X = sparse.csc_matrix(two.X)
+    three.X = three.X.toarray()
+    one.write_h5ad(folder / "one.h5ad")
+    write_zarr(folder / "two.zarr", two)
+    three.write_h5ad(folder / "three.h5ad")
+    paths = [folder / "one.h5ad", folder / "two.zarr", folder / "three.h5ad"]
+    return {"one": one, "two": two, "three": three}, paths
+
+
+def build(sources, out: Path, **options):
+    """Build with the column of :func:`make_cells`."""
+    return celler.atlas._build.build(sources, out, **{"labels_key": "label"} | options)
+
+
+class Killed(BaseException):
+    """What no handler of the package may catch."""
+
+
+def kill_at(monkeypatch, place, name: str, n_call: int, *, after: bool) -> None:
+    """Raise ``Killed`` at the n-th call of a function, before or after its work."""
+    whole, n_done = getattr(place, name), [0]
+
+    def dying(*args, **kwargs):
+        n_done[0] += 1
+        if n_done[0] == n_call and not after:
+            raise Killed
+        result = whole(*args, **kwargs)
+        if n_done[0] == n_call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(place, name, dying)
+
+
+def change(**what):
+    """An edit of the AnnData in a file."""
+
+    def edit(path):
+        adata = anndata.read_h5ad(path)
+        for name, value in what.items():
+            if name == "X":
+                adata.X[7, np.flatnonzero(adata.X[7].toarray())[0]] = value
+            elif name == "genes":
+                adata.var_names = [f"{value}{i}" for i in range(adata.n_vars)]
+            else:
+                adata.obs[name] = value
+        adata.write_h5ad(path)
+
+    return edit
+
+
 def write_zarr(path: Path, adata: anndata.AnnData) -> None:
     """Write format 3, which newer anndata does by itself."""
     older = (

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celler.atlas import _source as epochs
-from celler.atlas._store import GAP, pieces
 
 QUICK = settings(max_examples=60, deadline=None)
 SEEDS = st.integers(0, 1000)
@@ -65,18 +64,3 @@ def test_a_seed_makes_the_epoch():
     one, same, other = (np.concatenate(minibatches(np.arange(900), 32, s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
-
-
-@QUICK
-@given(st.integers(1, 3000), st.integers(1, 500), SEEDS)
-def test_pieces_cover_the_rows_and_are_read_in_bounded_blocks(n, step, seed):
-    index = np.cumsum(np.random.default_rng(seed).integers(1, step + 1, n))
-    found = list(pieces(index, 700))
-    np.testing.assert_array_equal(np.concatenate(found), index)
-    for part in found:
-        gaps = np.diff(part)
-        assert 1 + np.where(gaps <= GAP, gaps, 1).sum() <= 700 + GAP
-
-
-def test_no_rows_are_no_pieces():
-    assert list(pieces(NONE)) == []

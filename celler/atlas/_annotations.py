@@ -1,4 +1,4 @@
-"""Annotations: tables of labels beside the cells of a store, written block by block, whole or not at all."""
+"""Annotations: tables of labels of all cells of a store, written in blocks."""
 
 from __future__ import annotations
 
@@ -20,52 +20,59 @@ FOLDER = "annotations"
 def write_annotation(
     store: Path, key: str, tables: Iterator[tuple[np.ndarray, pd.DataFrame]], *, overwrite: bool
 ) -> Path:
-    """Write each table under the first of its rows in the store; with torch.distributed, each rank its own."""
-    folder = store / FOLDER
-    path, unfinished = folder / f"{key}.zarr", folder / f".{key}.unfinished"
+    """Write the ``tables`` and the rows of the store they describe; each rank writes its own.
+
+    An interrupted call leaves the table that was there before, if any.
+    """
     if not key or Path(key).name != key:
         raise ValueError(f"key_added={key!r} was given; a name that a folder can have is needed.")
-    if path.exists() and not overwrite:
+    path, replaced = _places(store, key)
+    if (path.exists() or replaced.exists()) and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it, or another key.")
+    unfinished = path.with_name(f".{key}.unfinished")
     is_first = rank_and_size()[0] == 0
     if is_first:
         shutil.rmtree(unfinished, ignore_errors=True)
         zarr.open_group(unfinished, mode="w")
-    wait_for_all()
+    _wait_for_all()
     group = zarr.open_group(unfinished, mode="r+")
     for index, table in tables:
         anndata.io.write_elem(group, f"{int(index[0]):012d}", table)
-    wait_for_all()
+    _wait_for_all()
     if is_first:
-        shutil.rmtree(path, ignore_errors=True)
+        # No system call replaces a folder by another: the old table moves aside, where readers find it.
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
         unfinished.rename(path)
-    wait_for_all()
+        shutil.rmtree(replaced, ignore_errors=True)
+    _wait_for_all()
     return path
 
 
 def read_annotation(store: Path, key: str) -> pd.DataFrame:
-    """The table that :func:`write_annotation` wrote, in the order of the store."""
-    path = store / FOLDER / f"{key}.zarr"
-    if not path.is_dir():
+    """Return the table that :func:`write_annotation` wrote, in the order of the store."""
+    path = next((place for place in _places(store, key) if place.is_dir()), None)
+    if path is None:
         found = sorted(part.stem for part in (store / FOLDER).glob("*.zarr"))
         raise KeyError(f"the store has no annotation {key!r}; it has {found}.")
     group = zarr.open_group(path, mode="r")
     parts = [anndata.io.read_elem(group[name]) for name in sorted(group.group_keys())]
-    table = pd.concat([part.astype(_plain(part)) for part in parts])
-    for name in _plain(parts[0]):
-        names = [part[name].cat.categories for part in parts]
-        table[name] = pd.Categorical(table[name], list(dict.fromkeys(np.concatenate(names))))
+    # The categories of the parts differ where a label occurs in some of them only.
+    columns = [name for name in parts[0] if isinstance(parts[0][name].dtype, pd.CategoricalDtype)]
+    table = pd.concat([part.astype(dict.fromkeys(columns, object)) for part in parts])
+    for name in columns:
+        names = np.concatenate([part[name].cat.categories for part in parts])
+        table[name] = pd.Categorical(table[name], list(dict.fromkeys(names)))
     return table
 
 
-def _plain(table: pd.DataFrame) -> dict[str, type]:
-    """The categorical columns, to be read as objects: parts may differ in whether a cell is unknown."""
-    return {
-        name: object for name in table.columns if isinstance(table[name].dtype, pd.CategoricalDtype)
-    }
+def _places(store: Path, key: str) -> tuple[Path, Path]:
+    """Where the table lies, and where the old one lies while a new one takes its place."""
+    return store / FOLDER / f"{key}.zarr", store / FOLDER / f".{key}.replaced"
 
 
-def wait_for_all() -> None:
-    """Go on when all ranks are here."""
+def _wait_for_all() -> None:
+    """Wait until all ranks are here."""
     if rank_and_size()[1] > 1:
         distributed.barrier()

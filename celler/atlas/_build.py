@@ -1,4 +1,4 @@
-"""Building: many files of cells become one store on disk, shuffled once, in bounded memory."""
+"""Build a store on disk from many files of cells, in bounded memory; a build that was killed can go on."""
 
 from __future__ import annotations
 
@@ -17,101 +17,24 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
-from celler.atlas._files import AtlasFile, UnreadableSource
+from celler.atlas._files import AtlasFile
 from celler.atlas._options import (
     COLUMNS,
     PRIMARY,
     PerSource,
     Settings,
     Storage,
-    check_sources_named,
     of_source,
     read_mapping,
     read_parents,
 )
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
-from celler.atlas._store import FILE_NAME, STORE_NAME, require_engine
+from celler.atlas._store import FILE_NAME, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
-from celler.atlas._write import close_collection, deal, format_of, write_dataset
+from celler.atlas._write import close_collection, types_of, write_blocks, write_dataset
 from celler.labels import LabelTree
 
 SUFFIXES = (".h5ad", ".zarr")
-
-
-def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFile]:
-    """Sources with names; AnnData objects are written to ``folder`` and named by their place."""
-    if isinstance(sources, str | Path | AnnData):
-        raise TypeError(f"sources is one {type(sources).__name__}; pass a list, or a dict by name.")
-    if isinstance(sources, Mapping):
-        pairs: Iterable[tuple[str | None, Any]] = ((str(k), v) for k, v in sources.items())
-    else:
-        pairs = ((None, source) for source in sources)
-    found = []
-    for number, (name, source) in enumerate(pairs):
-        if isinstance(source, AnnData):
-            found.append(_spooled(name or f"source_{number}", number, source, folder, settings))
-        elif isinstance(source, str | Path):
-            path = Path(source)
-            found.append(AtlasFile(name or _stem(path), path.absolute()))
-        else:
-            raise TypeError(
-                f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
-            )
-    repeated = [name for name, n in Counter(source.name for source in found).items() if n > 1]
-    if repeated:
-        raise ValueError(
-            f"several sources are named {repeated}; pass a dict with a name for each path."
-        )
-    if not found:
-        raise ValueError("sources is empty; name at least one file.")
-    return found
-
-
-def _stem(path: Path) -> str:
-    return path.stem if path.suffix in SUFFIXES else path.name
-
-
-def _spooled(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> AtlasFile:
-    """What the build needs of an AnnData, on disk; one that is there already must be of the same cells."""
-    path = folder / f"source_{number:05d}.h5ad"
-    ends = [str(adata.obs_names[i]) for i in (0, -1)] if adata.n_obs else []
-    cells = {"name": name, "n_obs": adata.n_obs, "n_vars": adata.n_vars, "ends": ends}
-    record = path.with_suffix(".json")
-    if record.exists():
-        before = json.loads(record.read_text())
-        if before != cells:
-            raise ValueError(
-                f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
-                "build needs the same AnnData in the same order. Delete the folder to begin anew."
-            )
-        return AtlasFile(name, path)
-    keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
-    keys |= {key for defaults in COLUMNS.values() for key in defaults} | {PRIMARY}
-    obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
-    part = path.with_suffix(".part.h5ad")
-    _slim(adata, obs, of_source(settings.layer, name)).write_h5ad(part)
-    part.replace(path)
-    write_json(record, cells)
-    return AtlasFile(name, path)
-
-
-def _slim(adata: AnnData, obs: pd.DataFrame, layer: str | None) -> AnnData:
-    """The matrices that may be read, with their genes."""
-    whole = adata.to_memory() if adata.isbacked else adata
-    names = [layer] if layer not in (None, "X", "raw") else []
-    layers = {name: whole.layers[name] for name in names if name in whole.layers}
-    slim = AnnData(
-        X=None if layers or layer == "raw" else whole.X,
-        obs=obs,
-        var=whole.var.copy(),
-        layers=layers,
-    )
-    if layer in (None, "raw") and whole.raw is not None:
-        slim.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
-    return slim
-
-
-WORK_NAME = "unfinished"
 
 
 class UnfinishedBuild(ValueError):
@@ -134,33 +57,71 @@ def build(
     seed: int = 0,
     storage: Storage | None = None,
 ) -> Summary:
-    """Build a store ``out`` of raw counts from many files: one gene space, one set of columns, shuffled once.
+    """Build a store of raw counts from many files: one gene space, one set of columns, shuffled once.
 
-    Needs Python 3.12 and ``pip install "celler[atlas]"``. The options that take a column's name also take a
-    dict from source to name, where sources differ. A build that was interrupted is finished by the same call.
+    An interrupted build is finished by the same call. Cells are left out that repeat a barcode and dataset,
+    that ``is_primary_data`` marks as counted elsewhere, or that have no counts; the manifest counts them.
+    Needs Python 3.12 and ``pip install "celler[atlas]"``.
 
-    sources: paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path.
-        AnnData objects too, also from an iterator; these are first copied to disk one by one, and a repeated
-        call must give them in the same order.
-    out: folder to write. It is a store once it holds ``manifest.json``, which comes last.
-    labels_key: column of ``obs`` with the cell types; missing ones and "unknown" are unlabelled.
-    genes: ``"union"`` or ``"intersection"`` of the sources' genes, or a list of names. Names are matched as
-        by :func:`celler.pp.align_genes`; a gene that a source lacks counts 0 there.
-    gene_key: column of ``var`` with the names of the genes; None = ``var_names``, or the column that matches.
-    layer: where the raw counts are: "X", "raw" or a layer. None = ``X`` where it holds counts, else ``raw``.
-    columns: column of ``obs`` for ``parent_type``, ``tissue``, ``disease``, ``donor``, ``assay``, ``dataset`` or
-        ``is_primary_data``; None = none. Those not named are taken from the columns of these names, and of
-        ``donor_id`` and ``dataset_id``; ``dataset`` is the source's name where there is no column.
-    mapping: new label by label of the sources, None = unlabelled: a dict, a table of two columns or its
-        path, or an ontology (``.obo``), whose names then replace its ids and synonyms.
-    parents: parent by class. None = from ``parent_type``, where each class has one.
-    drop: labels, before or after ``mapping``, whose cells are left out, such as doublets.
-    test_size: share of the cells kept for testing, whole donors; 0 = none.
-    seed: of the order of the cells and of the split.
-    storage: type of the counts and memory to stay in; None = ``Storage()``: uint16 and 4 GB.
+    Parameters
+    ----------
+    sources
+        Paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path.
+        AnnData objects, also from an iterator, are first copied to disk one by one; a repeated call must
+        give them in the same order.
+    out
+        Folder to write. It is a store once it holds ``manifest.json``, which is written last.
+    labels_key
+        Column of ``obs`` with the cell types; missing values and "unknown" are unlabelled. Here and in
+        ``gene_key``, ``layer`` and ``columns``, a dict gives the name for each source.
+    genes
+        ``"union"`` or ``"intersection"`` of the sources' genes, or a list of names. Names match as in
+        :func:`celler.pp.align_genes`; a gene that a source lacks counts 0 there.
+    gene_key
+        Column of ``var`` with the gene names. By default ``var_names``, or the column that matches.
+    layer
+        Matrix of the raw counts: ``"X"``, ``"raw"`` or a layer. By default ``X`` if it holds counts, else
+        ``raw``.
+    columns
+        Columns of ``obs`` for ``parent_type``, ``tissue``, ``disease``, ``donor``, ``assay``, ``dataset`` and
+        ``is_primary_data``, ``None`` to leave one out. By default those of the same names, ``donor_id``
+        and ``dataset_id``; without a column, ``dataset`` is the name of the source.
+    mapping
+        New label for each label of the sources, ``None`` for unlabelled: a dict, a table of two columns or
+        its path, or an ontology (``.obo``), whose names replace ids and synonyms.
+    parents
+        Parent of each class. By default from ``parent_type``, where each class has one.
+    drop
+        Labels, before or after ``mapping``, whose cells are left out, such as doublets.
+    test_size
+        Share of the cells for testing, in whole donors; 0 for none.
+    seed
+        Seed of the order of the cells and of the split.
+    storage
+        Type of the counts and most memory. By default ``Storage()``: uint16 and 4 GB.
 
-    Cells whose barcode and dataset occur before are left out, as are cells that ``is_primary_data`` says are
-    counted elsewhere, and cells without counts. The manifest says how many of each.
+    Returns
+    -------
+    The numbers of cells by type, tissue, disease, dataset and split.
+
+    Raises
+    ------
+    ImportError
+        Without annbatch.
+    KeyError
+        For a column or layer that a source lacks.
+    ValueError
+        For a file that cannot be read, a value that is no count, sources of other genes, or an option that
+        does not fit. Work that was done before is kept.
+    FileExistsError
+        If ``out`` is a finished store or holds other files.
+
+    Examples
+    --------
+    >>> import celler as cl
+    >>> cl.atlas.build(
+    ...     ["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type"
+    ... )  # doctest: +SKIP
     """
     require_engine()
     settings = Settings(
@@ -184,12 +145,11 @@ def build(
         )
     if out.exists() and not folder.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds other files; name a new or empty folder.")
-    with _room_on_disk(out):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (out / FILE_NAME).exists():
-            with _nothing_left(folder):
-                _build(out, folder, sources, settings)
-        shutil.rmtree(folder)
+    if not (out / FILE_NAME).exists():
+        with _explained(out, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _build(out, folder, sources, settings)
+    shutil.rmtree(folder)
     return summary(out)
 
 
@@ -197,26 +157,26 @@ def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
     """All steps but the last; each goes on where an interrupted build stopped."""
     _check_same(folder, settings)
     plan = Plan.load(folder)
-    named = name_sources(sources, folder, settings)
-    check_sources_named(settings, [source.name for source in named])
+    files = name_sources(sources, folder, settings)
+    settings.check_sources([file.name for file in files])
     if plan is None:
         with _bar(None, "Scan") as bar:
-            plan = make_plan(folder, named, settings, bar)
-    _check_unchanged(plan, named)
+            plan = make_plan(folder, files, settings, bar)
+    _check_unchanged(plan, files)
     store = out / STORE_NAME
     if not store.exists():
         _check_room(plan)
-        _write_cells(plan, named)
+        _write_cells(plan, files)
         (folder / STORE_NAME).rename(store)
     counts, datasets = count_cells(store, plan.categories.get("cell_type", []))
     write_json(out / FILE_NAME, make_manifest(plan, counts, datasets))
 
 
-def _write_cells(plan: Plan, sources: list[AtlasFile]) -> None:
+def _write_cells(plan: Plan, files: list[AtlasFile]) -> None:
     n_cells = sum(record["n_cells"] for record in plan.sources)
     with _bar(n_cells, "Shuffle") as bar:
-        for number, source in enumerate(sources):
-            for n_rows in deal(plan, number, source):
+        for number, file in enumerate(files):
+            for n_rows in write_blocks(plan, number, file):
                 bar.update(n_rows)
     with _bar(plan.n_kept, "Write") as bar:
         for bucket in range(plan.n_buckets):
@@ -234,8 +194,77 @@ def _names(values: Iterable[str], argument: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFile]:
+    """Name the files; AnnData objects are copied to ``folder`` and named by their number."""
+    if isinstance(sources, str | Path | AnnData):
+        raise TypeError(f"sources is one {type(sources).__name__}; pass a list, or a dict by name.")
+    is_named = isinstance(sources, Mapping)
+    files = []
+    for number, item in enumerate(sources.items() if is_named else sources):
+        name, source = (str(item[0]), item[1]) if is_named else (None, item)
+        if isinstance(source, AnnData):
+            name = name or f"source_{number}"
+            files.append(_copied(name, number, source, folder, settings))
+        elif isinstance(source, str | Path):
+            path = Path(source)
+            stem = path.stem if path.suffix in SUFFIXES else path.name
+            files.append(AtlasFile(name or stem, path.absolute()))
+        else:
+            raise TypeError(
+                f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
+            )
+    repeated = [name for name, n in Counter(file.name for file in files).items() if n > 1]
+    if repeated:
+        raise ValueError(
+            f"several sources are named {repeated}; pass a dict with a name for each path."
+        )
+    if not files:
+        raise ValueError("sources is empty; name at least one file.")
+    return files
+
+
+def _copied(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> AtlasFile:
+    """Copy what a build needs of an AnnData to a file; one of the same cells is kept."""
+    path = folder / f"source_{number:05d}.h5ad"
+    ends = [str(adata.obs_names[i]) for i in (0, -1)] if adata.n_obs else []
+    cells = {"name": name, "n_obs": adata.n_obs, "n_vars": adata.n_vars, "ends": ends}
+    record = path.with_suffix(".json")
+    if record.exists():
+        before = json.loads(record.read_text())
+        if before != cells:
+            raise UnfinishedBuild(
+                f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
+                "build needs the same AnnData in the same order. Delete the folder to begin anew."
+            )
+        return AtlasFile(name, path)
+    part = path.with_suffix(".part.h5ad")
+    _needed(adata, name, settings).write_h5ad(part)
+    part.replace(path)
+    write_json(record, cells)
+    return AtlasFile(name, path)
+
+
+def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
+    """Return the columns and matrices of an AnnData that a build may read."""
+    keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
+    keys |= {key for defaults in COLUMNS.values() for key in defaults} | {PRIMARY}
+    obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
+    layer = of_source(settings.layer, name)
+    whole = adata.to_memory() if adata.isbacked else adata
+    is_layer = layer not in (None, "X", "raw") and layer in whole.layers
+    needed = AnnData(
+        X=None if is_layer or layer == "raw" else whole.X,
+        obs=obs,
+        var=whole.var.copy(),
+        layers={layer: whole.layers[layer]} if is_layer else {},
+    )
+    if layer in (None, "raw") and whole.raw is not None:
+        needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
+    return needed
+
+
 def _check_same(folder: Path, settings: Settings) -> None:
-    """Make sure that what is there was begun with the same options; without a plan yet, begin anew."""
+    """Raise where the unfinished build has other options; without a plan yet, begin anew."""
     path, record = folder / "settings.json", settings.as_record()
     before = json.loads(path.read_text()) if path.exists() else {}
     other = [name for name, value in record.items() if before.get(name) != value]
@@ -251,30 +280,27 @@ def _check_same(folder: Path, settings: Settings) -> None:
         write_json(path, record)
 
 
-def _check_unchanged(plan: Plan, sources: list[AtlasFile]) -> None:
+def _check_unchanged(plan: Plan, files: list[AtlasFile]) -> None:
     before = [(record["name"], record["path"]) for record in plan.sources]
-    now = [(source.name, str(source.path)) for source in sources]
-    changed = [name for name, _ in set(before) ^ set(now)] if before != now else []
-    if before != now and not changed:
-        changed = ["the order"]
-    changed += [
-        source.name
-        for source, record in zip(sources, plan.sources, strict=False)
-        if not changed
-        and source.stamp() != record["stamp"]
-        and source.checksum() != record["sha256"]
-    ]
+    now = [(file.name, str(file.path)) for file in files]
+    if before != now:
+        changed = sorted({name for name, _ in set(before) ^ set(now)}) or ["the order"]
+    else:
+        changed = sorted(
+            file.name
+            for file, record in zip(files, plan.sources, strict=True)
+            if file.stamp() != record["stamp"] and file.checksum() != record["sha256"]
+        )
     if changed:
         raise UnfinishedBuild(
-            f"{plan.folder.parent} holds an unfinished build of other sources; changed: {sorted(set(changed))}. "
+            f"{plan.folder.parent} holds an unfinished build of other sources; changed: {changed}. "
             "Give those of before to finish it, or delete the folder to begin anew."
         )
 
 
 def _check_room(plan: Plan) -> None:
-    """Raise now what would come after hours: blocks on the disk take a known size."""
-    layout = format_of(plan)
-    width = layout.index.itemsize + layout.value.itemsize
+    """Raise before hours of work where the blocks will not fit on the disk."""
+    width = sum(dtype.itemsize for dtype in types_of(plan))
     n_values = sum(record["n_values"] for record in plan.sources)
     share = plan.n_kept / max(1, sum(record["n_cells"] for record in plan.sources))
     needed = int(share * n_values * width)
@@ -290,32 +316,29 @@ def _check_room(plan: Plan) -> None:
 
 
 @contextmanager
-def _nothing_left(folder: Path) -> Iterator[None]:
-    """Where sources or options cannot be used, the work goes too: with others it would be of no use."""
+def _explained(out: Path, folder: Path) -> Iterator[None]:
+    """Name the work that is left and how to go on; before the plan exists, there is none to keep."""
     try:
         yield
     except UnfinishedBuild:
         raise
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        # a source that could be read until now may be there again, and unchanged
-        if not (isinstance(error, UnreadableSource) and (folder / "plan.json").exists()):
+        if (folder / "plan.json").exists():
+            error.add_note(
+                f"The work so far is kept in {folder}. Call again with the same arguments to go on, or "
+                f"delete {out} to begin anew."
+            )
+        else:
             shutil.rmtree(folder)
             with suppress(OSError):  # it holds something else
-                folder.parent.rmdir()
+                out.rmdir()
         raise
-
-
-@contextmanager
-def _room_on_disk(out: Path) -> Iterator[None]:
-    """Where the disk is full, say what is left and how to go on."""
-    try:
-        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
             error.errno,
-            f"no room left on the disk of {out} ({error.strerror}). It is no store yet; what is done is in "
+            f"no room left on the disk of {out} ({error.strerror}). It is no store yet; the work so far is in "
             f"{WORK_NAME}/. Make room and call again with the same arguments to go on, or delete the folder",
             str(out),
         ) from error

@@ -1,4 +1,4 @@
-"""Scanning: what a source holds, in the words of the store, and which of its cells are taken."""
+"""Curate the files of a build: one gene space, one set of columns, and which cells are kept."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler.atlas._files import AtlasFile, Contents, find_counts
+from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
 from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
 from celler.labels import Ontology, read_obo
 
-#: Share of the fewer genes, the source's or the space's, that both must have.
+#: Least share of genes in common, of the source's or the store's, whichever are fewer.
 MIN_OVERLAP = 0.2
+#: Why a cell is left out, by code; 0 is kept.
+REASONS = ("kept", "not primary", "dropped class", "duplicate")
+KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
+#: Names of cells that are read at once, and labels that an error lists.
+N_NAMES, N_LISTED = 200_000, 8
 
 
 @dataclass(frozen=True)
 class SourceGenes:
-    """Genes of a source: its names, those of its ``var``, and where they come from in messages."""
+    """Names of a source's genes; with ``var``, a column of it may hold the matching names."""
 
     source: str
     names: pd.Index
     var: pd.DataFrame | None
 
-    @classmethod
-    def of(cls, source: str, var: pd.DataFrame, gene_key: str | None) -> SourceGenes:
-        """Names from ``var_names``, or from the column ``gene_key`` alone."""
-        try:
-            names = gene_names(var, gene_key).astype(str)
-        except KeyError as error:
-            raise KeyError(f"source {source!r}: {error.args[0]}") from error
-        return cls(source, names, var if gene_key is None else None)
+
+def read_genes(source: AtlasFile, record: dict[str, Any], settings: Settings) -> SourceGenes:
+    """Names from ``var_names``, or from the column ``gene_key`` alone."""
+    with source.open() as contents:
+        var = contents.var(record["counts"])
+    gene_key = of_source(settings.gene_key, source.name)
+    try:
+        names = gene_names(var, gene_key).astype(str)
+    except KeyError as error:
+        raise KeyError(f"source {source.name!r}: {error.args[0]}") from error
+    return SourceGenes(source.name, names, var if gene_key is None else None)
 
 
-@dataclass(frozen=True)
-class GeneSpace:
-    """``names`` of the store's genes; ``maps`` has the gene of each source's columns, −1 for none."""
+def gene_space(
+    sources: Sequence[SourceGenes], genes: str | Sequence[str]
+) -> tuple[pd.Index, list[np.ndarray], list[dict[str, Any]]]:
+    """Align all sources to the union or the intersection of their genes, or to a list of names.
 
-    names: pd.Index
-    maps: list[np.ndarray]
-    reports: list[dict[str, Any]]
-
-
-def gene_space(sources: Sequence[SourceGenes], genes: str | Sequence[str]) -> GeneSpace:
-    """Align all sources: to the union or the intersection of their genes, or to a list of names.
-
-    Names match as in :func:`celler.pp.align_genes`; where ``var_names`` do not, a column of ``var``
-    that does is taken. The first source's kind of names is that of a union. Columns of a source that
-    are one gene are added up. Raises ``ValueError`` for a source of other genes.
+    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. Names match
+    as in :func:`celler.pp.align_genes`; a union has the kind of names of the first source.
     """
     is_open = isinstance(genes, str)
     if is_open:
@@ -72,21 +72,21 @@ def gene_space(sources: Sequence[SourceGenes], genes: str | Sequence[str]) -> Ge
         maps.append(found)
         reports.append(report)
     if genes == "intersection":
-        space, maps = _shared(sources, space, maps)
+        space, maps = _shared(space, maps)
     for found, report in zip(maps, reports, strict=True):
         columns = found[found >= 0]
         report["n_in_store"] = len(np.unique(columns))
         report["n_added_up"] = len(columns) - report["n_in_store"]
-    return GeneSpace(space, maps, reports)
+    return space, maps, reports
 
 
 def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
-    """Gene of each column, −1 for one the space lacks; the names that matched, and a report."""
+    """Gene of each column, −1 for none; the names that matched, and a report."""
     is_vocabulary = len(source.names) < len(space)
     try:
         match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary)
     except ValueError as error:
-        raise _other_genes(source, space) from error
+        raise _too_few_shared(source, space) from error
     names = source.names
     if match.column is not None and source.var is not None:
         names = gene_names(source.var, match.column).astype(str)
@@ -99,24 +99,19 @@ def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, 
     return np.maximum(match.gene_map, match.repeated).astype(np.int64), names, report
 
 
-def _shared(
-    sources: Sequence[SourceGenes], space: pd.Index, maps: list[np.ndarray]
-) -> tuple[pd.Index, list[np.ndarray]]:
-    """The genes that all sources have."""
-    n_sources = np.zeros(len(space), int)
-    for found in maps:
-        n_sources[np.unique(found[found >= 0])] += 1
-    is_shared = n_sources == len(maps)
+def _shared(space: pd.Index, maps: list[np.ndarray]) -> tuple[pd.Index, list[np.ndarray]]:
+    """Return the genes that all sources have."""
+    is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
     if not is_shared.any():
         raise ValueError(
-            f"no gene is in all {len(sources)} sources; pass genes='union' or a list of names, or leave out "
+            f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out "
             "the source that shares least."
         )
     place = np.append(np.where(is_shared, is_shared.cumsum() - 1, -1), -1)
     return space[is_shared], [place[found] for found in maps]
 
 
-def _other_genes(source: SourceGenes, space: pd.Index) -> ValueError:
+def _too_few_shared(source: SourceGenes, space: pd.Index) -> ValueError:
     kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
     columns = [] if source.var is None else list(map(str, source.var.columns))
     return ValueError(
@@ -128,20 +123,12 @@ def _other_genes(source: SourceGenes, space: pd.Index) -> ValueError:
     )
 
 
-#: Why a cell is not taken, by its code; 0 is taken.
-REASONS = ("kept", "not primary", "dropped class", "duplicate")
-KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
-#: Names read at once.
-N_NAMES = 200_000
-N_LISTED = 8
-
-
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a source: ``codes (n,)`` and categories of each column, and why one is left out.
+    """The cells of a source: ``codes (n,)`` and categories of each column, and ``reason (n,)``.
 
-    hashes: ``(n,)`` uint64 of dataset and barcode, by which duplicates are found.
-    is_numbered: obs_names are plain numbers, which say nothing of a cell's identity.
+    ``hashes (n,)`` uint64 of dataset and barcode find duplicates. With ``is_numbered`` the obs_names are
+    plain numbers, which do not identify a cell.
     """
 
     codes: dict[str, np.ndarray]
@@ -150,8 +137,13 @@ class Cells:
     hashes: np.ndarray
     is_numbered: bool
 
+    @property
+    def is_kept(self) -> np.ndarray:
+        """Whether each cell is in the store, unless it has no counts."""
+        return self.reason == KEPT
+
     def save(self, path: Path) -> None:
-        """Write to an .npz, at once or not at all."""
+        """Write to an .npz, whole or not at all."""
         head = json.dumps({"categories": self.categories, "is_numbered": self.is_numbered})
         arrays: dict[str, Any] = {f"codes_{name}": codes for name, codes in self.codes.items()}
         part = path.with_suffix(".part.npz")
@@ -167,7 +159,7 @@ class Cells:
             return cls(codes, reason=arrays["reason"], hashes=arrays["hashes"], **head)
 
     def names(self, contents: Contents, start: int, stop: int) -> list[str]:
-        """``dataset:barcode`` of these rows; ``source:number`` where cells only have numbers."""
+        """``dataset:barcode`` of these rows, or ``source:number`` where cells are numbered."""
         names = contents.names(start, stop)
         if self.is_numbered:
             return [f"{contents.source.name}:{name}" for name in names]
@@ -176,20 +168,20 @@ class Cells:
         return [f"{dataset}:{name}" for dataset, name in zip(of_cell, names, strict=True)]
 
 
-def scan(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
-    """The cells of a source, and a record of it for the plan."""
+def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
+    """Return the cells of a source, and its record in the plan."""
     with source.open() as contents:
         place = find_counts(contents, of_source(settings.layer, source.name))
-        matrix = contents.matrix(place)
+        n_values = Matrix(contents, place).nnz
         columns = _columns(contents, settings)
-        seen = set(columns["cell_type"].categories) if "cell_type" in columns else set()
-        if "cell_type" in columns:
-            columns["cell_type"] = _mapped(columns["cell_type"], settings.labels, source)
-        reason = _reasons(contents, columns, seen, settings)
+        labels, seen = columns.get("cell_type"), set()
+        if labels is not None:
+            seen = set(labels.categories)
+            columns["cell_type"] = _mapped(labels, settings.mapping, source)
         cells = Cells(
-            codes={name: np.asarray(part.codes) for name, part in columns.items()},
-            categories={name: list(part.categories) for name, part in columns.items()},
-            reason=reason,
+            codes={name: np.asarray(column.codes) for name, column in columns.items()},
+            categories={name: list(column.categories) for name, column in columns.items()},
+            reason=_reasons(contents, columns.get("cell_type"), settings),
             hashes=np.empty(contents.n_obs, np.uint64),
             is_numbered=all(name.isdecimal() for name in contents.names(0, 100)),
         )
@@ -202,7 +194,7 @@ def scan(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
         "path": str(source.path),
         "sha256": source.checksum(),
         "n_cells": contents.n_obs,
-        "n_values": matrix.nnz,
+        "n_values": n_values,
         "counts": place,
         "labels": sorted(seen | set(cells.categories.get("cell_type", []))),
     }
@@ -210,7 +202,7 @@ def scan(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
 
 
 def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical]:
-    """The canonical columns that the source has, as text."""
+    """Return the columns of a store that the source has, as text."""
     source, found = contents.source, {}
     for name, defaults in COLUMNS.items():
         if name == "cell_type":
@@ -233,35 +225,30 @@ def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical
 
 
 def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
-    """Categories as text; empty text and "unknown" are no value. Numbers with a point are refused."""
+    """Categories as text; empty text and "unknown" are missing values, fractions are refused."""
     column = pd.Categorical(values)
-    floats = [c for c in column.categories if isinstance(c, float) and c != int(c)]
-    if floats:
+    fractions = [c for c in column.categories if isinstance(c, float) and c != int(c)]
+    if fractions:
         raise ValueError(
-            f"obs[{key!r}] of {source} holds numbers such as {floats[0]:g}; text or categories are needed."
+            f"obs[{key!r}] of {source} holds numbers such as {fractions[0]:g}; text or categories are needed."
         )
     whole = [int(c) if isinstance(c, float) else c for c in column.categories]
     names = [str(c).strip() for c in whole]
-    return _renamed(
-        column, {i: n for i, n in enumerate(names) if n.casefold() not in ("", "unknown")}
-    )
+    return _renamed(column, [n if n.casefold() not in ("", "unknown") else None for n in names])
 
 
 def _mapped(
     labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
 ) -> pd.Categorical:
-    """Labels under the names of the mapping, or of the ontology; those it does not name stay."""
+    """Labels renamed by the mapping, which keeps those it lacks, or by the ontology, which may lack none."""
     if mapping is None:
         return labels
-    names = list(labels.categories)
     if isinstance(mapping, Path):
-        new: dict[int, str | None] = dict(enumerate(_terms(names, read_obo(mapping), source)))
-    else:
-        new = {i: mapping.get(name, name) for i, name in enumerate(names)}
-    return _renamed(labels, {i: name for i, name in new.items() if name is not None})
+        return _renamed(labels, _terms(labels.categories, read_obo(mapping), source))
+    return _renamed(labels, [mapping.get(name, name) for name in labels.categories])
 
 
-def _terms(names: list[str], ontology: Ontology, source: AtlasFile) -> list[str]:
+def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
     found, problems = [], []
     for name in names:
         try:
@@ -277,20 +264,15 @@ def _terms(names: list[str], ontology: Ontology, source: AtlasFile) -> list[str]
     return found
 
 
-def _renamed(column: pd.Categorical, names: Mapping[int, str]) -> pd.Categorical:
-    """Categories by the name of their code; codes without one have no value."""
-    categories = sorted(set(names.values()))
-    place = {name: i for i, name in enumerate(categories)}
-    table = np.full(len(column.categories) + 1, -1, np.int32)
-    for code, name in names.items():
-        table[code] = place[name]
+def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
+    """Return the column with sorted new names by code, ``None`` for a missing value."""
+    categories = sorted({name for name in names if name is not None})
+    table = np.array([*pd.Index(categories, dtype=object).get_indexer(list(names)), -1], np.int32)
     return pd.Categorical.from_codes(table[column.codes], categories)
 
 
-def _reasons(
-    contents: Contents, columns: Mapping[str, pd.Categorical], seen: set[str], settings: Settings
-) -> np.ndarray:
-    """Why each cell is left out, as far as the source itself tells."""
+def _reasons(contents: Contents, labels: pd.Categorical | None, settings: Settings) -> np.ndarray:
+    """Why each cell is left out; duplicates are found later."""
     reason = np.full(contents.n_obs, KEPT, np.uint8)
     key = PRIMARY if PRIMARY in contents.columns else None
     if PRIMARY in settings.columns:
@@ -304,8 +286,7 @@ def _reasons(
                 f"needed for every cell, or columns={{{PRIMARY!r}: None}} to leave the column alone."
             )
         reason[is_primary.isin(["false", "0"]).to_numpy()] = NOT_PRIMARY
-    labels = columns.get("cell_type")
     if labels is not None and settings.drop:
-        dropped = labels.categories.isin(settings.drop)
-        reason[np.append(dropped, False)[labels.codes] & (reason == KEPT)] = DROPPED
+        is_dropped = np.append(labels.categories.isin(settings.drop), False)[labels.codes]
+        reason[is_dropped & (reason == KEPT)] = DROPPED
     return reason

@@ -1,4 +1,4 @@
-"""Data module: what a model needs to know of a store in order to learn from it or label it."""
+"""The data of a model from a store: genes, classes, labels and the cells in blocks."""
 
 from __future__ import annotations
 
@@ -19,23 +19,49 @@ SPLIT, TRAIN = "split", "train"
 
 
 class DataModule:
-    """An on-disk store as the data of :meth:`celler.model.Celler.train` and its other methods.
+    """Give a store on disk to :meth:`celler.model.Celler.train` and the other methods of a model.
 
-    The cells stay on disk; what is in memory is a few bytes for each, one block of rows and the next.
+    The counts stay on disk: in memory are a few bytes for each cell and two blocks of rows. Cells whose
+    ``split`` is "test" are kept out of all training.
 
-    path: the folder that :func:`celler.atlas.build` wrote.
-    labels_key: column of the cell types; cells without one are unlabelled. ``None`` is for pretraining alone.
-    batch_key: column of the donor/assay batch, for the decoder of pretraining.
-    parent_labels_key: column of the coarser types.
-    unlabeled_category: the value of ``labels_key`` that means "no label"; missing values mean the same.
-    class_balance: b from 0 to 1. In training a class of n cells comes in proportion to n^(1 − b): 0 is each cell once
-        an epoch, 1 each class equally often. No cell comes more than 16 times, and an epoch stays as long. The loss
-        goes by the numbers of cells that there are, so rare types gain recall.
+    Parameters
+    ----------
+    path
+        Folder that :func:`celler.atlas.build` wrote.
+    labels_key
+        Column of the cell types; cells without one are unlabelled. ``None`` is enough for pretraining.
+    batch_key
+        Column of the donor/assay batch, for the decoder of pretraining.
+    parent_labels_key
+        Column of the coarser types.
+    unlabeled_category
+        Value of ``labels_key`` for unlabelled cells; missing values are unlabelled too.
+    class_balance
+        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion
+        to :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more
+        than 16 times, and an epoch stays as long. The loss uses the class counts of the store, so rare types
+        gain recall.
 
-    Cells whose ``split`` is "test" are kept out of all training. ``classes`` are the types that the others
-    have, ``labels (n_cells,)`` their codes, −1 for unlabelled and test cells.
+    Attributes
+    ----------
+    classes
+        Names of the types of the training cells.
+    labels
+        Code of each cell's class ``(n_cells,)``, −1 for unlabelled and test cells.
 
-    Raises ``KeyError`` for a column that is not there, ``ValueError`` for labels that cannot be used.
+    Raises
+    ------
+    KeyError
+        If the store lacks a column.
+    ValueError
+        If no training cell has a label, or a class has several parents.
+
+    Examples
+    --------
+    >>> import celler as cl
+    >>> dm = cl.atlas.DataModule("my_atlas", labels_key="cell_type")  # doctest: +SKIP
+    >>> model = cl.model.Celler(registry=dm.registry)  # doctest: +SKIP
+    >>> model.train(datamodule=dm)  # doctest: +SKIP
     """
 
     def __init__(
@@ -75,7 +101,7 @@ class DataModule:
 
     @property
     def registry(self) -> dict[str, Any]:
-        """What a model of this store is made from: ``Celler(registry=dm.registry)``."""
+        """Describe the store to a new model: ``Celler(registry=dm.registry)``."""
         return {
             "model_name": "Celler",
             "setup_method_name": "setup_anndata",
@@ -98,22 +124,39 @@ class DataModule:
         }
 
     def column(self, key: str) -> pd.Categorical:
-        """A column of the cells' obs ``(n_cells,)``, for all cells in the order of the store."""
+        """Read a column of obs.
+
+        Parameters
+        ----------
+        key
+            Name of the column.
+
+        Returns
+        -------
+        The values ``(n_cells,)`` in the order of the store.
+        """
         codes, names = self.store.codes(key)
         return pd.Categorical.from_codes(codes, names)
 
     @cached_property
     def batches(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Batch codes ``(n_cells,)``, −1 for none, and the names of the batches."""
+        """Code of each cell's batch ``(n_cells,)``, −1 for none, and the names of the batches."""
         if self.batch_key is None:
             return np.full(len(self), -1, np.int32), ()
         codes, names = self.store.codes(self.batch_key, "batch_key")
         return codes, tuple(names)
 
     def inference_dataloader(self, split: str | None = None) -> CellBlocks:
-        """The cells, block by block, for :meth:`celler.model.Celler.predict`.
+        """Iterate over cells in blocks, for :meth:`celler.model.Celler.predict`.
 
-        split: "train" or "test"; ``None`` is all cells.
+        Parameters
+        ----------
+        split
+            ``"train"`` or ``"test"``; ``None`` for all cells.
+
+        Returns
+        -------
+        The cells, in the order of the store.
         """
         index = np.arange(len(self))
         if split is not None:
@@ -124,7 +167,17 @@ class DataModule:
         return CellBlocks(self.store, index)
 
     def annotation(self, key: str) -> pd.DataFrame:
-        """The table that :meth:`celler.model.Celler.annotate_store` wrote, a row per cell in the order of the store."""
+        """Read the table that :meth:`celler.model.Celler.annotate_store` wrote.
+
+        Parameters
+        ----------
+        key
+            The ``key_added`` of the table.
+
+        Returns
+        -------
+        A row for each cell, in the order of the store.
+        """
         return read_annotation(self.store.path, key)
 
     def _read_labels(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What a build was asked for, checked and in a form that can be compared with that of a resumed build."""
+"""Options of a build: checked, and comparable with those of the build that it resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from celler._utils._messages import closest
 from celler.labels import LabelTree, parent_mapping, read_obo
 
-#: Columns of obs that a store may have besides ``split``, and where a source has them by default.
+#: Columns of obs of a store other than ``split``, and the columns of a source that hold them by default.
 COLUMNS = {
     "cell_type": (),
     "parent_type": ("parent_type",),
@@ -25,7 +25,7 @@ COLUMNS = {
     "assay": ("assay",),
     "dataset": ("dataset", "dataset_id"),
 }
-#: Column of true and false: whether a cell is counted here, or in another dataset that holds it too.
+#: Column of true and false: false for a cell that another dataset holds too and counts.
 PRIMARY = "is_primary_data"
 DTYPES = ("uint16", "uint32")
 LEAST_GB = 1.0
@@ -34,12 +34,16 @@ PerSource = str | None | Mapping[str, str | None]
 
 @dataclass(frozen=True)
 class Storage:
-    """How a store is written.
+    """Choose how :func:`celler.atlas.build` writes a store.
 
-    dtype: of the counts, ``"uint16"`` up to 65,535 or ``"uint32"``, which takes more disk. A count
-        that does not fit is refused.
-    memory_gb: the process's memory stays below it, GB, at least 1. More makes fewer, larger datasets
-        of the collection and changes the order of the cells, not how well they are mixed.
+    Parameters
+    ----------
+    dtype
+        Type of the counts: ``"uint16"`` holds up to 65,535, ``"uint32"`` more and takes more disk.
+        A count that does not fit raises an error.
+    memory_gb
+        Most memory of the process in GB, at least 1. More memory makes fewer, larger datasets and
+        another order of the cells, which is as well mixed.
     """
 
     dtype: str = "uint16"
@@ -57,14 +61,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class Settings:
-    """Every option of a build. ``labels`` maps a source's own labels, ``None`` to unlabelled."""
+    """All options of a build."""
 
     labels_key: PerSource
     genes: str | tuple[str, ...] = "union"
     gene_key: PerSource = None
     layer: PerSource = None
     columns: Mapping[str, PerSource] = field(default_factory=dict)
-    labels: Mapping[str, str | None] | Path | None = None
+    mapping: Mapping[str, str | None] | Path | None = None
     parents: Mapping[str, str] | None = None
     drop: tuple[str, ...] = ()
     test_size: float = 0.1
@@ -90,62 +94,52 @@ class Settings:
                 )
 
     def as_record(self) -> dict[str, Any]:
-        """JSON of the options; two builds with equal records write equal stores of equal sources."""
-        record = {
-            "labels_key": _plain(self.labels_key),
-            "genes": self.genes if isinstance(self.genes, str) else _digest(self.genes),
-            "gene_key": _plain(self.gene_key),
-            "layer": _plain(self.layer),
-            "columns": {name: _plain(where) for name, where in self.columns.items()},
-            "mapping": _digest_mapping(self.labels),
-            "parents": None if self.parents is None else _digest(self.parents),
-            "drop": list(self.drop),
-            "test_size": self.test_size,
-            "seed": self.seed,
-            "dtype": self.storage.dtype,
-            "memory_gb": self.storage.memory_gb,
-        }
-        # as it comes back from the file: tuples are lists there
-        return json.loads(json.dumps(record))
+        """Return the options as JSON: equal records and equal sources make equal stores."""
+        record = vars(self) | vars(self.storage)
+        del record["storage"]
+        for name in ("genes", "mapping", "parents"):
+            if not isinstance(record[name], str | None):
+                record[name] = _digest(record[name])
+        # As the file gives it back: tuples are lists there.
+        return json.loads(json.dumps(record, default=dict))
+
+    def check_sources(self, names: list[str]) -> None:
+        """Raise ``ValueError`` where an option names an unknown source, or ``labels_key`` lacks one."""
+        options = {name: getattr(self, name) for name in ("labels_key", "gene_key", "layer")}
+        options |= {f"columns[{name!r}]": where for name, where in self.columns.items()}
+        for option, value in options.items():
+            for given in value if isinstance(value, Mapping) else ():
+                if given not in names:
+                    raise ValueError(
+                        f"{option} names the source {given!r}, which does not exist.{closest(given, names)} "
+                        f"Sources: {names}."
+                    )
+        of_labels = (
+            self.labels_key if isinstance(self.labels_key, Mapping) else dict.fromkeys(names)
+        )
+        for name in names:
+            if name not in of_labels:
+                raise ValueError(
+                    f"labels_key lacks the source {name!r}; name its column, or None where its cells have "
+                    "no labels."
+                )
 
 
 def of_source(option: PerSource, name: str) -> str | None:
-    """What an option says of one source."""
+    """Return the value of an option for a source."""
     return option.get(name) if isinstance(option, Mapping) else option
 
 
-def check_sources_named(settings: Settings, names: Iterable[str]) -> None:
-    """Raise ``ValueError`` where an option names a source that is not there, or leaves one's labels open."""
-    names = list(names)
-    options = {"labels_key": settings.labels_key, "gene_key": settings.gene_key}
-    options |= {"layer": settings.layer}
-    options |= {f"columns[{name!r}]": where for name, where in settings.columns.items()}
-    for option, value in options.items():
-        for given in value if isinstance(value, Mapping) else ():
-            if given not in names:
-                raise ValueError(
-                    f"{option} names the source {given!r}, which is not there.{closest(given, names)} "
-                    f"Sources: {names}."
-                )
-    if isinstance(settings.labels_key, Mapping):
-        for name in names:
-            if name not in settings.labels_key:
-                raise ValueError(
-                    f"labels_key says nothing of the source {name!r}; name its column, or None where "
-                    "its cells have no labels."
-                )
-
-
 def read_mapping(mapping: Any) -> Mapping[str, str | None] | Path | None:
-    """A mapping of labels as a dict, or the path of an ontology, whose names are then taken."""
-    if mapping is None or isinstance(mapping, Mapping):
-        return None if mapping is None else _cleaned(mapping.items())
-    if isinstance(mapping, pd.Series):
-        return _cleaned(mapping.items())
+    """Return the mapping of labels as a dict, or the path of an ontology."""
+    if mapping is None:
+        return None
+    if isinstance(mapping, Mapping | pd.Series):
+        return _unique(mapping.items())
     if isinstance(mapping, str | Path):
         path = Path(mapping)
         if path.suffix == ".obo":
-            read_obo(path)  # a file that is none is refused now, not after the scan
+            read_obo(path)  # a damaged file is refused now, not after all sources are read
             return path
         if not path.is_file():
             raise FileNotFoundError(
@@ -160,9 +154,9 @@ def read_mapping(mapping: Any) -> Mapping[str, str | None] | Path | None:
     if mapping.shape[1] != 2:
         raise ValueError(
             f"mapping has the columns {list(mapping.columns)}; two are needed, the labels of the sources "
-            "and what they become."
+            "and the new labels."
         )
-    return _cleaned(zip(mapping.iloc[:, 0], mapping.iloc[:, 1], strict=True))
+    return _unique(zip(mapping.iloc[:, 0], mapping.iloc[:, 1], strict=True))
 
 
 def read_parents(parents: Any) -> dict[str, str] | None:
@@ -175,7 +169,7 @@ def read_parents(parents: Any) -> dict[str, str] | None:
     )
 
 
-def _cleaned(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
+def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for old, new in pairs:
         new = None if pd.isna(new) or str(new) == "" else str(new)
@@ -184,21 +178,13 @@ def _cleaned(pairs: Iterable[tuple[Any, Any]]) -> dict[str, str | None]:
     return found
 
 
-def _plain(option: PerSource) -> Any:
-    return dict(option) if isinstance(option, Mapping) else option
-
-
 def _digest(values: Any) -> str:
+    if isinstance(values, Path):
+        return hashlib.sha256(values.read_bytes()).hexdigest()
     text = json.dumps(sorted(values.items()) if isinstance(values, Mapping) else list(values))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest_mapping(mapping: Mapping[str, str | None] | Path | None) -> str | None:
-    if isinstance(mapping, Path):
-        return hashlib.sha256(mapping.read_bytes()).hexdigest()
-    return None if mapping is None else _digest(mapping)
-
-
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Random numbers of one step of a build: the same for the same seed and step, whatever came before."""
+    """Random numbers of a step of a build, the same whatever ran before."""
     return np.random.default_rng([seed, *stream])

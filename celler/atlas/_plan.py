@@ -1,4 +1,4 @@
-"""Planning: what a build will write, settled before the first cell is, and found again after a kill."""
+"""Plan a build: genes, categories, duplicates and split, settled before the first cell is written."""
 
 from __future__ import annotations
 
@@ -15,71 +15,19 @@ import pandas as pd
 
 from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
-from celler.atlas._curate import DUPLICATE, KEPT, REASONS, Cells, SourceGenes, gene_space, scan
+from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import COLUMNS, Settings, generator, of_source
+from celler.atlas._options import COLUMNS, Settings, generator
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
 
-#: Weight of a class that one part lacks although two donors have it, against a share that is off by 1.
+#: Penalty of a class that a part lacks although two donors have it; a share that is off by 1 counts 1.
 MISSING_IN_TEST, MISSING_IN_TRAIN = 1.0, 10.0
 MAX_STEPS = 2000
-
-
-def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator) -> np.ndarray:
-    """Groups of cells, such as donors, that go to the test part ``(G,)`` bool.
-
-    Moves one group at a time, to and fro, as long as it helps: the test part should hold ``test_size``
-    of all cells and of each class, every class that several groups have should be in both parts, and
-    none should be in the test part alone. Where that cannot be, the test part is empty.
-
-    counts: ``(G, C + 1)`` cells of each class and group; the last column is cells without a label.
-    """
-    n_groups = len(counts)
-    is_test = np.zeros(n_groups, bool)
-    if test_size == 0 or n_groups < 2:
-        return is_test
-    order = rng.permutation(n_groups)  # among equally good moves, the seed decides
-    table = np.column_stack([counts[:, :-1], counts.sum(axis=1)])[order].astype(float)
-    table = table[:, table.sum(axis=0) > 0]
-    chosen = _climb(table, test_size)
-    is_test[order[chosen]] = True
-    return is_test
-
-
-def _climb(table: np.ndarray, test_size: float) -> np.ndarray:
-    """The chosen rows of ``table (G, columns)``, the last column of which is all cells."""
-    total = table.sum(axis=0)
-    is_shared = (table > 0).sum(axis=0) > 1
-    chosen = np.zeros(len(table), bool)
-    held = np.zeros(table.shape[1])
-    best = _badness(held[None], total, is_shared, test_size)[0]
-    for _ in range(MAX_STEPS):
-        moved = held + np.where(chosen[:, None], -table, table)
-        badness = _badness(moved, total, is_shared, test_size)
-        row = int(badness.argmin())
-        if badness[row] >= best - 1e-12:
-            break
-        best, held = badness[row], moved[row]
-        chosen[row] = ~chosen[row]
-    return chosen
-
-
-def _badness(
-    held: np.ndarray, total: np.ndarray, is_shared: np.ndarray, test_size: float
-) -> np.ndarray:
-    """How far each candidate ``held (n, columns)`` in the test part is from what is wanted."""
-    share = held / total
-    off = np.abs(share - test_size)
-    off += MISSING_IN_TEST * ((held <= 0) & is_shared) + MISSING_IN_TRAIN * (held >= total)
-    # all cells count as much as all classes together
-    return off[:, :-1].sum(axis=1) / max(1, off.shape[1] - 1) + off[:, -1]
-
-
 #: Bytes of memory that the libraries take, and that writing takes for each stored value of a dataset.
 BASE_BYTES, BYTES_PER_VALUE = 0.8e9, 24
-#: Share of a source's cells from which removed duplicates are pointed out.
+#: Share of a source's cells from which removed duplicates raise a warning.
 MANY_DUPLICATES = 0.1
 SPLITS = ("test", "train")
 #: Steps of a build that draw random numbers.
@@ -88,10 +36,10 @@ SPLIT, SPLIT_CELLS, BUCKETS, ORDER = range(4)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will write; arrays of a source lie in ``folder`` by its number.
+    """What a build will write; the arrays of each source lie in ``folder``.
 
-    categories: of each column of obs, sorted. n_buckets: datasets of the collection.
-    sources: a record of each source. parents: by class, empty without.
+    ``categories`` of each column are sorted, ``parents`` are by class, ``n_buckets`` is the number of
+    datasets of the collection, and ``sources`` has a record of each source.
     """
 
     folder: Path
@@ -104,84 +52,78 @@ class Plan:
     sources: list[dict[str, Any]]
 
     def cells(self, number: int) -> Cells:
-        """The cells of a source, in the store's codes."""
+        """Return the cells of a source, in the codes of the store."""
         return Cells.load(self.folder / f"cells_{number}.npz")
 
     def gene_map(self, number: int) -> np.ndarray:
-        """The store's gene of each column of a source, −1 for none."""
+        """Return the gene of the store for each column of a source, −1 for none."""
         return np.load(self.folder / f"genes_{number}.npy")
 
     def save(self) -> None:
-        """Write ``plan.json``, at once or not at all."""
+        """Write ``plan.json``, whole or not at all."""
         record = {name: value for name, value in vars(self).items() if name != "folder"}
         write_json(self.folder / "plan.json", record)
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
-        """The plan of an unfinished build, ``None`` where there is none yet."""
+        """Return the plan of an unfinished build, ``None`` before there is one."""
         path = folder / "plan.json"
         return cls(folder, **json.loads(path.read_text())) if path.exists() else None
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a file at once or not at all."""
+    """Write a file, whole or not at all."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=1, ensure_ascii=False))
     part.replace(path)
 
 
 def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, bar: Any) -> Plan:
-    """Scan all sources and settle genes, categories, duplicates and the split. Writes into ``folder``."""
-    scans, records = [], []
+    """Curate all sources and settle what the build will write; all of it is kept in ``folder``."""
+    curated, records = [], []
     for number, source in enumerate(sources):
         bar.set_description(f"Scan {source.name}")
-        cells, record = _scanned(folder / f"scan_{number}", source, settings)
+        cells, record = _curated(folder / f"curated_{number}", source, settings)
         bar.update(record["n_cells"])
-        scans.append(cells)
+        curated.append(cells)
         records.append(record)
     _check_drop(settings, records)
-    _mark_duplicates(scans, records)
-    if not any((cells.reason == KEPT).any() for cells in scans):
+    _mark_duplicates(curated, records)
+    if not any(cells.is_kept.any() for cells in curated):
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
-    space = gene_space(_genes(sources, records, settings), settings.genes)
-    for number, (gene_map, report) in enumerate(zip(space.maps, space.reports, strict=True)):
+    genes = [read_genes(*pair, settings) for pair in zip(sources, records, strict=True)]
+    space, maps, reports = gene_space(genes, settings.genes)
+    for number, (gene_map, report) in enumerate(zip(maps, reports, strict=True)):
         np.save(folder / f"genes_{number}.npy", gene_map)
         records[number]["genes"] = report
-        n_case = report["inexact"].get(IN_ANOTHER_CASE, 0)
-        if 2 * n_case > report["n_matched"]:
-            warn(
-                f"{n_case:,} of {report['n_matched']:,} genes of source {records[number]['name']!r} match those "
-                "before it in another case only, as mouse and human symbols do: check that all sources are of "
-                "one species."
-            )
-    parents = _parents(scans, settings)
-    categories = _categories(scans, parents)
-    is_test = _split(scans, settings)
+        _check_species(records[number]["name"], report)
+    parents = _parents(curated, settings)
+    categories = _categories(curated, parents)
+    is_test = _split(curated, settings)
     n_kept = n_values = 0
-    for number, cells in enumerate(scans):
+    for number, cells in enumerate(curated):
         _in_codes(cells, categories, parents, is_test[number]).save(folder / f"cells_{number}.npz")
-        kept = int((cells.reason == KEPT).sum())
+        kept = int(cells.is_kept.sum())
         n_kept += kept
         n_values += kept * records[number]["n_values"] // max(1, len(cells.reason))
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
-    genes = list(map(str, space.names))
-    record = settings.as_record()
-    plan = Plan(folder, record, genes, categories, parents, n_buckets, n_kept, records)
+    names, record = list(map(str, space)), settings.as_record()
+    plan = Plan(folder, record, names, categories, parents, n_buckets, n_kept, records)
     plan.save()
     return plan
 
 
-def _scanned(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
-    """The scan of a source, from the files of one that was done already."""
+def _curated(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
+    """Curate a source, or load it where an interrupted build has done so."""
     arrays, record_file = stem.with_suffix(".npz"), stem.with_suffix(".json")
     stamp = source.stamp() if source.path.exists() else None
     if record_file.exists():
         record = json.loads(record_file.read_text())
         if record["stamp"] == stamp:
             return Cells.load(arrays), record
-    cells, record = scan(source, settings)
+    cells, record = curate(source, settings)
     record["stamp"] = stamp
     cells.save(arrays)
     write_json(record_file, record)
@@ -197,17 +139,24 @@ def _check_drop(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
             )
 
 
-def _mark_duplicates(scans: Sequence[Cells], records: Sequence[dict[str, Any]]) -> None:
-    """Of cells with the same dataset and barcode, keep the first."""
-    kept = [np.flatnonzero(cells.reason == KEPT) for cells in scans]
-    hashes = np.concatenate([cells.hashes[rows] for cells, rows in zip(scans, kept, strict=True)])
-    is_repeated = pd.Series(hashes).duplicated().to_numpy()
-    start = 0
-    for cells, rows, record in zip(scans, kept, records, strict=True):
-        repeated = rows[is_repeated[start : start + len(rows)]]
-        start += len(rows)
-        cells.reason[repeated] = DUPLICATE
-        if len(rows) and len(repeated) == len(rows):
+def _check_species(name: str, report: dict[str, Any]) -> None:
+    n_case = report["inexact"].get(IN_ANOTHER_CASE, 0)
+    if 2 * n_case > report["n_matched"]:
+        warn(
+            f"{n_case:,} of {report['n_matched']:,} genes of source {name!r} match those before it in another "
+            "case only, as mouse and human symbols do: check that all sources are of one species."
+        )
+
+
+def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]) -> None:
+    """Keep the first of the cells with the same dataset and barcode."""
+    kept = [np.flatnonzero(cells.is_kept) for cells in curated]
+    hashes = [cells.hashes[rows] for cells, rows in zip(curated, kept, strict=True)]
+    ends = np.cumsum([len(rows) for rows in kept])[:-1]
+    is_repeated = np.split(pd.Series(np.concatenate(hashes)).duplicated().to_numpy(), ends)
+    for cells, rows, repeated, record in zip(curated, kept, is_repeated, records, strict=True):
+        cells.reason[rows[repeated]] = DUPLICATE
+        if len(rows) and repeated.all():
             warn(f"All {len(rows):,} cells of source {record['name']!r} are in sources before it.")
         within = int(pd.Series(cells.hashes[rows]).duplicated().sum())
         if within > MANY_DUPLICATES * len(rows):
@@ -219,28 +168,18 @@ def _mark_duplicates(scans: Sequence[Cells], records: Sequence[dict[str, Any]]) 
             )
 
 
-def _genes(
-    sources: Sequence[AtlasFile], records: Sequence[dict[str, Any]], settings: Settings
-) -> list[SourceGenes]:
-    found = []
-    for source, record in zip(sources, records, strict=True):
-        with source.open() as contents:
-            var = contents.var(record["counts"])
-        found.append(SourceGenes.of(source.name, var, of_source(settings.gene_key, source.name)))
-    return found
-
-
-def _parents(scans: Sequence[Cells], settings: Settings) -> dict[str, str]:
-    """Parent by class: as given, else from the columns, in which each class must have one."""
-    classes = _used(scans, "cell_type")
+def _parents(curated: Sequence[Cells], settings: Settings) -> dict[str, str]:
+    """Parent by class: the given ones, else those of the columns, where each class needs one."""
+    classes = _used(curated, "cell_type")
+    tree = LabelTree(tuple(classes))
     if settings.parents is not None:
-        return LabelTree(tuple(classes)).with_parents(settings.parents).parent_of
+        return tree.with_parents(settings.parents).parent_of
     pairs: dict[str, set[str]] = {}
-    for cells in scans:
+    for cells in curated:
         if {"cell_type", "parent_type"} <= set(cells.codes):
             own, above = cells.categories["cell_type"], cells.categories["parent_type"]
             codes = np.stack([cells.codes["cell_type"], cells.codes["parent_type"]])
-            for child, parent in np.unique(codes[:, cells.reason == KEPT], axis=1).T:
+            for child, parent in np.unique(codes[:, cells.is_kept], axis=1).T:
                 if child >= 0 and parent >= 0:
                     pairs.setdefault(own[child], set()).add(above[parent])
     if not pairs:
@@ -248,122 +187,141 @@ def _parents(scans: Sequence[Cells], settings: Settings) -> dict[str, str]:
     if missing := [name for name in classes if name not in pairs]:
         warn(f"No parent is known of {missing[:8]}: the store has no parents. parents= gives them.")
         return {}
-    return (
-        LabelTree(tuple(classes))
-        .with_parents({name: sorted(found) for name, found in pairs.items()})
-        .parent_of
-    )
+    return tree.with_parents({name: sorted(found) for name, found in pairs.items()}).parent_of
 
 
-def _used(scans: Sequence[Cells], column: str) -> list[str]:
-    """Categories that a kept cell has, sorted."""
+def _used(curated: Sequence[Cells], column: str) -> list[str]:
+    """Sorted categories that a kept cell has."""
     used: set[str] = set()
-    for cells in scans:
+    for cells in curated:
         if column in cells.codes:
-            codes = np.unique(cells.codes[column][cells.reason == KEPT])
+            codes = np.unique(cells.codes[column][cells.is_kept])
             used |= {cells.categories[column][code] for code in codes if code >= 0}
     return sorted(used)
 
 
-def _categories(scans: Sequence[Cells], parents: dict[str, str]) -> dict[str, list[str]]:
-    """Categories of each column of the store; a column that no cell has is left out."""
-    found = {name: _used(scans, name) for name in COLUMNS}
+def _categories(curated: Sequence[Cells], parents: dict[str, str]) -> dict[str, list[str]]:
+    """Categories of each column of the store; a column without values is left out."""
+    found = {name: _used(curated, name) for name in COLUMNS}
     found["parent_type"] = sorted(set(parents.values()))
     return {name: names for name, names in found.items() if names} | {"split": list(SPLITS)}
 
 
-def _split(scans: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
-    """Whether each cell of each source is for testing: by donor, and by dataset where none is known."""
-    rng = generator(settings.seed, SPLIT)
-    classes = _used(scans, "cell_type")
-    groups = [_groups(cells) for cells in scans]
-    names = sorted({name for _, own in groups for name in own})
-    counts = np.zeros((len(names), len(classes) + 1), np.int64)
-    numbers = []
-    for cells, (codes, own) in zip(scans, groups, strict=True):
-        number = pd.Index(names).get_indexer(own)[codes]
-        numbers.append(number)
-        label = np.full(len(codes), len(classes))
-        if "cell_type" in cells.codes:
-            place = pd.Index(classes).get_indexer(cells.categories["cell_type"])
-            place = np.append(place, -1)[cells.codes["cell_type"]]
-            label = np.where(place >= 0, place, len(classes))
-        is_kept = cells.reason == KEPT
-        np.add.at(counts, (number[is_kept], label[is_kept]), 1)
+def _in_codes(
+    cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray
+) -> Cells:
+    """Return the cells in the codes of the store."""
+    codes = {name: _codes(cells, name, names) for name, names in categories.items()}
+    codes["split"] = np.where(is_test, 0, 1).astype(np.int32)
+    if "parent_type" in categories:
+        above = [parents.get(name, "") for name in cells.categories.get("cell_type", [])]
+        codes["parent_type"] = _codes(cells, "cell_type", categories["parent_type"], above)
+    return Cells(codes, categories, cells.reason, cells.hashes, cells.is_numbered)
+
+
+def _codes(cells: Cells, column: str, names: list[str], own: list[str] | None = None) -> np.ndarray:
+    """Place of each cell's category in ``names``, −1 for none; ``own`` renames the categories."""
+    if column not in cells.codes:
+        return np.full(len(cells.reason), -1, np.int32)
+    own = cells.categories[column] if own is None else own
+    table = np.append(pd.Index(names, dtype=object).get_indexer(pd.Index(own, dtype=object)), -1)
+    return table.astype(np.int32)[cells.codes[column]]
+
+
+def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
+    """Whether each cell of each source is for testing: by donor, or by dataset where none is known."""
+    classes = _used(curated, "cell_type")
+    groups = pd.api.types.union_categoricals(
+        [_groups(cells) for cells in curated], sort_categories=True
+    )
+    labels = np.concatenate([_codes(cells, "cell_type", classes) for cells in curated])
+    is_kept = np.concatenate([cells.is_kept for cells in curated])
+    counts = np.zeros((len(groups.categories), len(classes) + 1), np.int64)
+    np.add.at(counts, (groups.codes[is_kept], labels[is_kept]), 1)  # −1 is the last column
     if settings.test_size and (counts.sum(axis=1) > 0).sum() < 2:
         warn(
             "The cells are of one donor, or of one dataset without donors: they are split at random."
         )
         return [
             generator(settings.seed, SPLIT_CELLS, i).random(len(cells.reason)) < settings.test_size
-            for i, cells in enumerate(scans)
+            for i, cells in enumerate(curated)
         ]
-    is_test = split_groups(counts, settings.test_size, rng)
+    is_test = split_groups(counts, settings.test_size, generator(settings.seed, SPLIT))
     if settings.test_size and not is_test.any():
         warn(
             "No donor can be kept for testing without taking all cells of a class from training: the test "
             "part is empty."
         )
-    return [is_test[number] for number in numbers]
+    ends = np.cumsum([len(cells.reason) for cells in curated])[:-1]
+    return np.split(is_test[groups.codes], ends)
 
 
-def _groups(cells: Cells) -> tuple[np.ndarray, list[str]]:
-    """The donor of each cell as a code, or its dataset where no donor is known, and their names."""
-    datasets = [f"dataset {name}" for name in cells.categories["dataset"]]
-    if "donor" not in cells.codes:
-        return cells.codes["dataset"], datasets
-    donors = cells.codes["donor"].astype(np.int64)  # they are as narrow as the names are few
-    names = [f"donor {name}" for name in cells.categories["donor"]]
-    codes = np.where(donors >= 0, donors, len(names) + cells.codes["dataset"])
-    return codes, names + datasets
+def _groups(cells: Cells) -> pd.Categorical:
+    """Return the donor of each cell, or its dataset where no donor is known."""
+    names = [f"dataset {name}" for name in cells.categories["dataset"]]
+    codes = cells.codes["dataset"].astype(np.int64)  # stored as narrow as the categories allow
+    if "donor" in cells.codes:
+        donors = [f"donor {name}" for name in cells.categories["donor"]]
+        codes = np.where(cells.codes["donor"] >= 0, cells.codes["donor"], len(donors) + codes)
+        names = donors + names
+    return pd.Categorical.from_codes(codes, names)
 
 
-def _in_codes(
-    cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray
-) -> Cells:
-    """The cells in the codes of the store."""
-    codes = {}
-    for name, names in categories.items():
-        if name == "split":
-            codes[name] = np.where(is_test, 0, 1).astype(np.int32)
-        elif name == "parent_type":
-            own = [parents.get(c, "") for c in cells.categories.get("cell_type", [])]
-            codes[name] = _translated(cells.codes.get("cell_type"), own, names, len(is_test))
-        else:
-            own = cells.categories.get(name, [])
-            codes[name] = _translated(cells.codes.get(name), own, names, len(is_test))
-    return Cells(codes, categories, cells.reason, cells.hashes, cells.is_numbered)
+def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator) -> np.ndarray:
+    """Whether each group of cells, such as a donor, is for testing ``(G,)``.
 
+    Moves one group at a time between the parts while that helps: the test part should hold ``test_size``
+    of all cells and of each class, and each class of several groups should be in both parts. Where a class
+    would be lost from training, the test part is empty. ``counts (G, C + 1)`` are the cells of each group
+    and class, with unlabelled cells in the last column.
+    """
+    is_test = np.zeros(len(counts), bool)
+    if test_size == 0 or len(counts) < 2:
+        return is_test
+    order = rng.permutation(len(counts))  # the seed decides among equally good moves
+    table = np.column_stack([counts[:, :-1], counts.sum(axis=1)])[order].astype(float)
+    table = table[:, table.sum(axis=0) > 0]
+    total, is_shared = table.sum(axis=0), (table > 0).sum(axis=0) > 1
 
-def _translated(codes: np.ndarray | None, own: list[str], names: list[str], n: int) -> np.ndarray:
-    if codes is None:
-        return np.full(n, -1, np.int32)
-    table = np.append(pd.Index(names, dtype=object).get_indexer(pd.Index(own, dtype=object)), -1)
-    return table.astype(np.int32)[codes]
+    def badness(held: np.ndarray) -> np.ndarray:
+        """How far each candidate test part ``held (n, columns)`` is from the wanted one."""
+        off = np.abs(held / total - test_size)
+        off += MISSING_IN_TEST * ((held <= 0) & is_shared) + MISSING_IN_TRAIN * (held >= total)
+        # All cells count as much as all classes together.
+        return off[:, :-1].sum(axis=1) / max(1, off.shape[1] - 1) + off[:, -1]
+
+    chosen, held = np.zeros(len(table), bool), np.zeros(table.shape[1])
+    best = badness(held[None])[0]
+    for _ in range(MAX_STEPS):
+        moved = held + np.where(chosen[:, None], -table, table)
+        now = badness(moved)
+        row = int(now.argmin())
+        if now[row] >= best - 1e-12:
+            break
+        best, held = now[row], moved[row]
+        chosen[row] = ~chosen[row]
+    is_test[order[chosen]] = True
+    return is_test
 
 
 def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> dict[str, Any]:
-    """The record of a finished build.
-
-    counts: ``(2, C + 1)`` cells of each split and class, the last column unlabelled ones.
-    """
-    n_kept = sum(datasets.values())
+    """Return the record of a build from ``counts (2, C + 1)`` by split and class, unlabelled last."""
     sources = [_source_record(plan, number) for number in range(len(plan.sources))]
     dropped = {
         reason: sum(source["dropped"].get(reason, 0) for source in sources)
         for reason in REASONS[1:]
     }
+    n_kept = sum(datasets.values())
     dropped["empty"] = sum(s["n_cells"] for s in sources) - sum(dropped.values()) - n_kept
+    libraries = [name for name in ("anndata", "annbatch", "numpy", "zarr") if find_spec(name)]
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "n_cells": n_kept,
-        "n_cells_by_split": dict(zip(SPLITS, map(int, counts.sum(axis=1)), strict=True)),
+        "n_cells_by_split": dict(zip(SPLITS, counts.sum(axis=1).tolist(), strict=True)),
         "classes": plan.categories.get("cell_type", []),
         "parents": plan.parents,
-        "class_counts": {
-            split: row[:-1].tolist() for split, row in zip(SPLITS, counts, strict=True)
-        },
+        "class_counts": dict(zip(SPLITS, counts[:, :-1].tolist(), strict=True)),
         "unlabeled": dict(zip(SPLITS, counts[:, -1].tolist(), strict=True)),
         "columns": list(plan.categories),
         "dtype": plan.settings["dtype"],
@@ -372,22 +330,13 @@ def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> d
         "sources": sources,
         "dropped": dropped,
         "settings": plan.settings,
-        "versions": {"celler": __version__}
-        | {
-            name: version(name)
-            for name in ("anndata", "annbatch", "numpy", "zarr")
-            if find_spec(name)
-        },
+        "versions": {"celler": __version__} | {name: version(name) for name in libraries},
         "genes": plan.genes,
     }
 
 
 def _source_record(plan: Plan, number: int) -> dict[str, Any]:
-    record, cells = dict(plan.sources[number]), plan.cells(number)
-    n_by_reason = np.bincount(cells.reason, minlength=len(REASONS))
-    record["dropped"] = {
-        reason: int(n) for reason, n in zip(REASONS[1:], n_by_reason[1:], strict=True) if n
-    }
-    for name in ("stamp", "labels"):
-        record.pop(name, None)
-    return record
+    n_by_reason = np.bincount(plan.cells(number).reason, minlength=len(REASONS))
+    left_out = zip(REASONS[1:], n_by_reason[1:].tolist(), strict=True)
+    record = {k: v for k, v in plan.sources[number].items() if k not in ("stamp", "labels")}
+    return record | {"dropped": {reason: n for reason, n in left_out if n}}

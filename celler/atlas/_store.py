@@ -1,4 +1,4 @@
-"""Reading: an on-disk store's cells, at random or in blocks, as CSR rows and never dense."""
+"""The cells of an on-disk store: columns of obs, and rows of counts as CSR, never dense."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,12 +22,20 @@ from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
 
-#: What annbatch needs.
+#: The Python that annbatch needs.
 PYTHON = (3, 12)
+FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
+FORMAT, FORMAT_VERSION = "celler-atlas", 1
+#: Most rows that are read from disk at once.
+BLOCK_ROWS = 4096
+#: A gap of up to this many rows is read along: they lie in the same compressed chunk.
+GAP = 64
+#: The codecs of the zarrs package, which decompress in parallel.
+PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 
 def require_engine() -> None:
-    """Raise ``ImportError`` where stores can neither be written nor streamed."""
+    """Raise ``ImportError`` where annbatch is missing, which writes and reads stores."""
     found = ".".join(map(str, sys.version_info[:2]))
     way = 'pip install "celler[atlas]"'
     if tuple(sys.version_info[:2]) < PYTHON:
@@ -40,12 +47,8 @@ def require_engine() -> None:
         raise ImportError(f"Python {found} was found, which will do, but not annbatch: {way}.")
 
 
-FILE_NAME, STORE_NAME = "manifest.json", "cells.zarr"
-FORMAT, FORMAT_VERSION = "celler-atlas", 1
-
-
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
+    """Return the manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
 
     Keys: ``format``, ``version``, ``n_cells``, ``genes``, ``classes``, ``parents`` (by class), ``class_counts``
     (by split, in the order of the classes), ``columns``, ``dtype``, ``seed``, ``datasets`` (cells by name),
@@ -53,10 +56,9 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(out) / FILE_NAME
     if not path.is_file():
-        is_begun = (Path(out) / "unfinished").is_dir()
         hint = (
             " A build was begun there: call cl.atlas.build again with the same arguments to finish it."
-            if is_begun
+            if (Path(out) / WORK_NAME).is_dir()
             else " cl.atlas.build writes one."
         )
         raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}.{hint}")
@@ -69,50 +71,37 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-#: Most rows that are read from disk at once.
-BLOCK_ROWS = 4096
-#: A gap of so many unwanted rows is read along: that many lie in one compressed chunk anyway.
-GAP = 64
-#: The codecs of the zarrs package, which decompress in parallel.
-PIPELINE = "zarrs.ZarrsCodecPipeline"
-
-
 @dataclass(frozen=True)
 class Rows:
-    """Some cells of a store: ``index (B,)``, their rows, and counts ``X (B, n_genes)``."""
+    """Cells of a store: ``index (B,)``, their rows, and counts ``X (B, n_genes)``."""
 
     index: np.ndarray
     X: sparse.csr_matrix
 
 
 class Store:
-    """The cells of a folder that :func:`celler.atlas.build` wrote; a row is a cell's place in it.
+    """The cells of a folder that :func:`celler.atlas.build` wrote, each known by its row.
 
-    Nothing but the compressed rows' places is kept in memory, 8 bytes a cell. Raises ``ImportError`` without
-    the atlas extra and ``FileNotFoundError`` for a folder that is no store or was never finished.
+    In memory are the places of the compressed rows only, 8 bytes a cell. Raises ``ImportError`` without
+    annbatch, and ``FileNotFoundError`` for a folder that is no finished store.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_engine()
-        self.path = Path(path)
-        self.manifest = read_manifest(path)
-        self._open()
-
-    def _open(self) -> None:
         import anndata
         import zarr
         from annbatch import DatasetCollection, Loader
 
-        from celler.atlas._sampler import Requests
+        from celler.atlas._sampler import BlockSampler
 
-        self._groups: list[Any] = list(
-            DatasetCollection(zarr.open_group(self.path / STORE_NAME, mode="r"))
-        )
+        self.path, self.manifest = Path(path), read_manifest(path)
+        cells = zarr.open_group(self.path / STORE_NAME, mode="r")
+        self._groups: list[Any] = list(DatasetCollection(cells))
         datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
         self.sizes = np.array([dataset.shape[0] for dataset in datasets])
         self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
-        self._requests, self._lock = Requests(GAP), threading.Lock()
-        self._loader = Loader(batch_sampler=self._requests, return_index=True, preload_to_gpu=False)
+        self._sampler, self._lock = BlockSampler(GAP), threading.Lock()
+        self._loader = Loader(batch_sampler=self._sampler, return_index=True, preload_to_gpu=False)
         self._loader.add_datasets(datasets)
         # The codecs are chosen when the arrays are opened, which the first read does.
         with zarr.config.set({"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {}):
@@ -139,7 +128,7 @@ class Store:
                 f"{argument}={key!r} does not hold categories; choose another column of {self.columns}."
             )
         categories = [
-            [str(name) for name in strings(column["categories"])[:]] for column in columns
+            [str(name) for name in _strings(column["categories"])[:]] for column in columns
         ]
         if any(names != categories[0] for names in categories):
             raise ValueError(
@@ -150,7 +139,8 @@ class Store:
     def names(self, index: np.ndarray) -> np.ndarray:
         """obs_names of the rows ``index (n,)``."""
         names = np.empty(len(index), object)
-        for group, start, size in zip(self._groups, self._starts, self.sizes, strict=True):
+        starts = np.cumsum(self.sizes) - self.sizes
+        for group, start, size in zip(self._groups, starts, self.sizes, strict=True):
             is_here = (index >= start) & (index < start + size)
             if is_here.any():
                 rows, position = np.unique(index[is_here] - start, return_inverse=True)
@@ -159,15 +149,15 @@ class Store:
         return names
 
     def is_empty(self) -> np.ndarray:
-        """Cells without counts ``(n_cells,)``."""
+        """Whether each cell has no counts ``(n_cells,)``."""
         return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
+        """Return counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
         return as_float(self.counts(index))
 
     def counts(self, index: np.ndarray) -> sparse.csr_matrix:
-        """As :meth:`rows`, in the type that the store has."""
+        """Return counts as :meth:`rows` gives them, in the type of the store."""
         distinct, position = np.unique(index, return_inverse=True)
         parts = [part.X for part in self.stream(pieces(distinct))]
         if not parts:
@@ -176,25 +166,18 @@ class Store:
         return X if np.array_equal(distinct, index) else X[position]
 
     def stream(self, blocks: Iterable[np.ndarray]) -> Iterator[Rows]:
-        """The rows of each of the ``blocks``, whole blocks at a time, each in the order it names them."""
+        """Return the rows of each block, in its order; a block is read at once."""
         return self.parts([block] for block in blocks)
 
     def parts(self, blocks: Iterable[list[np.ndarray]]) -> Iterator[Rows]:
-        """The rows of each part of each of the ``blocks``, which are read whole."""
-        waiting: deque[np.ndarray] = deque()
-        with self._lock:
-            self._requests.of(blocks, waiting)
+        """Return the rows of each part of each block, in its order; a block is read at once."""
+        with self._lock:  # another thread may read until the loader has taken the blocks
+            self._sampler.blocks = blocks
             loaded = iter(self._loader)
-            first = next(
-                loaded, None
-            )  # from here on the loader has its requests, and others may ask
-        while first is not None:
-            yield Rows(waiting.popleft(), first["X"])
-            first = next(loaded, None)
-
-    @property
-    def _starts(self) -> np.ndarray:
-        return np.cumsum(self.sizes) - self.sizes
+            part = next(loaded, None)
+        while part is not None:
+            yield Rows(part["index"], part["X"])
+            part = next(loaded, None)
 
 
 def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -202,31 +185,29 @@ def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix((X.data.astype(np.float32), X.indices, X.indptr), X.shape)
 
 
-def pieces(index: np.ndarray, n_most: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
-    """Sorted rows ``index (n,)`` in blocks for which at most ``n_most`` rows are read."""
+def pieces(index: np.ndarray, max_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+    """Split sorted rows ``index (n,)`` into blocks for which at most ``max_rows`` rows are read."""
     if not len(index):
         return
     gaps = np.diff(index, prepend=index[0] - 1)
     n_read = np.cumsum(np.where(gaps <= GAP, gaps, 1)) - 1
-    yield from np.split(index, np.flatnonzero(np.diff(n_read // n_most)) + 1)
+    yield from np.split(index, np.flatnonzero(np.diff(n_read // max_rows)) + 1)
 
 
 def index_of(table: Any) -> Any:
-    """The array of row names of a stored DataFrame."""
-    return strings(table[table.attrs["_index"]])
+    """Return the array of row names of a stored DataFrame."""
+    return _strings(table[table.attrs["_index"]])
 
 
-def strings(stored: Any) -> Any:
-    """The array of stored strings, which may come with a mask for missing ones."""
-    return stored["values"] if "nullable" in stored.attrs["encoding-type"] else stored
+def _strings(stored: Any) -> Any:
+    """Return the array of stored strings, which may come with a mask of missing values."""
+    return stored["values"] if "nullable" in stored.attrs.get("encoding-type", "") else stored
 
 
 class CellBlocks:
-    """Cells of a store in blocks: iterating gives ``index (n,)``, their rows, and an AnnData of counts.
+    """Cells of a store, block by block: their rows ``index (n,)`` and an AnnData of counts.
 
-    With torch.distributed each rank is given its part of the blocks.
-
-    index: rows of the store, ascending ``(N,)``.
+    With torch.distributed each rank reads its part of the blocks. ``index (N,)`` is ascending.
     """
 
     def __init__(self, store: Store, index: np.ndarray) -> None:
@@ -241,7 +222,7 @@ class CellBlocks:
         return prefetch(map(self._anndata, self.store.stream(blocks)))
 
     def sample(self, n_cells: int) -> AnnData:
-        """At most so many of the cells, drawn at random, the same at each call."""
+        """At most ``n_cells`` of the cells, drawn at random and the same at each call."""
         rows = np.random.default_rng(0).permutation(len(self.index))[:n_cells]
         index = self.index[np.sort(rows)]
         return self._anndata(Rows(index, self.store.rows(index)))[1]

@@ -1,4 +1,4 @@
-"""Summary: how many cells a store has, by tissue, disease, type and split."""
+"""Numbers of cells of a store, by tissue, disease, type and split."""
 
 from __future__ import annotations
 
@@ -11,43 +11,58 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import zarr
 
 from celler._utils._messages import closest
 from celler.atlas._store import STORE_NAME, read_manifest, require_engine
 
-#: Columns that a table of all combinations has, where the store has them.
+#: Columns of the table of all combinations, where the store has them.
 BY = ("cell_type", "parent_type", "tissue", "disease", "dataset", "split")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a store holds; ``str()`` says it in words.
+    """Hold the numbers of cells of a store; ``str()`` gives them in words.
 
-    counts: cells of each combination of type, parent, tissue, disease, dataset and split, the columns that
-        the store has, and ``cells``; combinations without cells are left out.
-    manifest: the store's manifest: genes, classes, sources, what was dropped, versions.
+    Parameters
+    ----------
+    counts
+        A row for each combination of type, parent, tissue, disease, dataset and split that has cells, with
+        the columns that the store has, and ``cells``, their number.
+    manifest
+        The manifest of the store: genes, classes, sources, cells left out, versions.
     """
 
     counts: pd.DataFrame
     manifest: dict[str, Any]
 
     def by(self, column: str) -> pd.DataFrame:
-        """Cells of each value of a column and each split, and the number of types there; most cells first."""
+        """Count the cells of each value of a column.
+
+        Parameters
+        ----------
+        column
+            A column of ``counts``, such as ``"tissue"``.
+
+        Returns
+        -------
+        A row for each value, most cells first, with ``cells``, ``train``, ``test`` and, where the store has
+        cell types, the number of ``types``.
+
+        Raises
+        ------
+        KeyError
+            If the store lacks the column.
+        """
         columns = [name for name in self.counts if name != "cells"]
         if column not in columns:
             raise KeyError(
                 f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}."
             )
         cells = self.counts.assign(split=self.counts["split"].astype(str))
-        table = cells.pivot_table(
-            index=column,
-            columns="split",
-            values="cells",
-            aggfunc="sum",
-            fill_value=0,
-            observed=True,
-        )
-        table = table.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None)
+        groups = cells.groupby([column, "split"], observed=True)["cells"]
+        table = groups.sum().unstack(fill_value=0).rename_axis(columns=None)
+        table = table.reindex(columns=["train", "test"], fill_value=0)
         table.insert(0, "cells", table.sum(axis=1))
         if column != "cell_type" and "cell_type" in columns:
             table["types"] = cells.groupby(column, observed=True)["cell_type"].nunique()
@@ -57,7 +72,6 @@ class Summary:
         held = self.manifest
         split = held["n_cells_by_split"]
         left = ", ".join(f"{n:,} {reason}" for reason, n in held["dropped"].items() if n)
-        n_none = sum(held["unlabeled"].values())
         several = [
             f"{self.counts[name].nunique():,} {name}s"
             for name in ("tissue", "disease")
@@ -67,17 +81,38 @@ class Summary:
             f"Store of {held['n_cells']:,} cells ({split['train']:,} train, {split['test']:,} test) and "
             f"{len(held['genes']):,} genes from {len(held['sources'])} sources: "
             + ", ".join([f"{len(held['classes']):,} cell types", *several])
-            + f", {n_none:,} cells unlabelled. Left out: {left or 'none'}."
+            + f", {sum(held['unlabeled'].values()):,} cells unlabelled. Left out: {left or 'none'}."
         )
 
     __repr__ = __str__
 
 
 def summary(out: str | os.PathLike[str]) -> Summary:
-    """Count the cells of the store ``out`` by type, parent, tissue, disease, dataset and split.
+    """Count the cells of a store by type, parent, tissue, disease, dataset and split.
 
-    Columns of obs are read, one dataset of the collection at a time. ``celler.pl.composition`` and
-    ``celler.pl.class_counts`` draw the tables.
+    Reads columns of obs, one dataset of the collection at a time. :func:`celler.pl.composition` and
+    :func:`celler.pl.class_counts` plot the tables.
+
+    Parameters
+    ----------
+    out
+        Folder that :func:`celler.atlas.build` wrote.
+
+    Returns
+    -------
+    The numbers of cells, and the manifest.
+
+    Raises
+    ------
+    ImportError
+        Without annbatch.
+    FileNotFoundError
+        If ``out`` is no finished store.
+
+    Examples
+    --------
+    >>> import celler as cl
+    >>> cl.atlas.summary("my_atlas").by("tissue")  # doctest: +SKIP
     """
     require_engine()
     manifest = read_manifest(out)
@@ -92,22 +127,20 @@ def summary(out: str | os.PathLike[str]) -> Summary:
 
 
 def read_obs(store: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
-    """These columns of obs of each dataset, in their order; categories are equal in all."""
-    import zarr
-
+    """Return these columns of obs of each dataset, in order; categories are equal in all."""
     for name in dataset_names(store):
         group = zarr.open_group(store / name / "obs", mode="r")
         yield pd.DataFrame({column: anndata.io.read_elem(group[column]) for column in columns})
 
 
 def dataset_names(store: Path) -> list[str]:
-    """Names of the datasets of a collection, in their order."""
+    """Names of the datasets of a collection, in order."""
     names = [path.name for path in store.glob("dataset_*") if path.is_dir()]
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def count_cells(store: Path, classes: list[str]) -> tuple[np.ndarray, dict[str, int]]:
-    """Cells of each split and class ``(2, C + 1)``, the last column unlabelled ones, and of each dataset."""
+    """Cells by split and class ``(2, C + 1)``, unlabelled last, and cells of each dataset."""
     counts = np.zeros((2, len(classes) + 1), np.int64)
     datasets = {}
     columns = ["split", *(["cell_type"] if classes else [])]

@@ -1,4 +1,4 @@
-"""The command `celler atlas`: build a store and count its cells, from the shell."""
+"""The command `celler atlas`: build a store and count its cells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_atlas(commands: Any) -> None:
 def _add_build(kinds: Any) -> None:
     build = kinds.add_parser(
         "build",
-        help="make one shuffled store of many files; the same command finishes a stopped one",
+        help="make a shuffled store of many files; the same command finishes an interrupted one",
     )
     build.add_argument("sources", type=Path, nargs="+", metavar="SOURCE.h5ad|.zarr")
     each = "COLUMN, or SOURCE=COLUMN for each"
@@ -86,9 +86,11 @@ def _summary(options: argparse.Namespace) -> None:
 
 
 def _by_source(given: Sequence[str] | None) -> Any:
-    """One column for all sources, or a dict from source to column."""
-    if given is None or (len(given) == 1 and "=" not in given[0]):
-        return None if given is None else given[0]
+    """Return one column for all sources, or a dict from source to column."""
+    if given is None:
+        return None
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0]
     return _pairs(given, "a column of several sources")
 
 
