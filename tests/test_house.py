@@ -32,7 +32,7 @@ ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOM_FILES = [path for path in FILES if path != PACKAGE / "__init__.py"]
-TEST_FILES = sorted((ROOT / "tests").glob("*.py"))
+TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def name_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from celler.model import Celler
 from celler.model._pretrain import masked_loaders, streamed_unlabelled, unlabelled_cells
-from celler.training._masked import PretrainingConfig
+from celler.training._plan import PretrainingConfig
 
 pytest.importorskip("annbatch")
 

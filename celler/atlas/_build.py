@@ -122,6 +122,7 @@ def build(
     >>> cl.atlas.build(
     ...     ["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type"
     ... )  # doctest: +SKIP
+
     """
     require_engine()
     settings = Settings(

@@ -62,6 +62,7 @@ class DataModule:
     >>> dm = cl.atlas.DataModule("my_atlas", labels_key="cell_type")  # doctest: +SKIP
     >>> model = cl.model.Celler(registry=dm.registry)  # doctest: +SKIP
     >>> model.train(datamodule=dm)  # doctest: +SKIP
+
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class DataModule:
         Returns
         -------
         The values ``(n_cells,)`` in the order of the store.
+
         """
         codes, names = self.store.codes(key)
         return pd.Categorical.from_codes(codes, names)
@@ -157,6 +159,7 @@ class DataModule:
         Returns
         -------
         The cells, in the order of the store.
+
         """
         index = np.arange(len(self))
         if split is not None:
@@ -177,6 +180,7 @@ class DataModule:
         Returns
         -------
         A row for each cell, in the order of the store.
+
         """
         return read_annotation(self.store.path, key)
 

@@ -31,6 +31,7 @@ class Summary:
         the columns that the store has, and ``cells``, their number.
     manifest
         The manifest of the store: genes, classes, sources, cells left out, versions.
+
     """
 
     counts: pd.DataFrame
@@ -53,6 +54,7 @@ class Summary:
         ------
         KeyError
             If the store lacks the column.
+
         """
         columns = [name for name in self.counts if name != "cells"]
         if column not in columns:
@@ -113,6 +115,7 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     --------
     >>> import celler as cl
     >>> cl.atlas.summary("my_atlas").by("tissue")  # doctest: +SKIP
+
     """
     require_engine()
     manifest = read_manifest(out)

@@ -10,8 +10,6 @@ from scipy import sparse
 
 from celler._utils._counts import cp10k
 
-linear = cp10k
-
 
 @dataclass(frozen=True)
 class Profile:

@@ -279,7 +279,7 @@ def _labelled_part(
 
 
 def _overlap(labelled: Part, query: Query) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled cells ``(n,)`` that are also in the query, as in a copy of the reference, and their rows ``(n_obs,)``."""
+    """Labelled cells ``(n,)`` that are in the query, as in a copy of the reference, and their rows ``(n_obs,)``."""
     rows = labelled.index
     if labelled.query is not query:
         names = labelled.query.adata.obs_names[rows]

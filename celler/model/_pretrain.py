@@ -27,12 +27,11 @@ from celler.network._network import build_network
 from celler.training._masked import (
     PCA_CELLS,
     MaskedTask,
-    PretrainingConfig,
     fit_masked,
     start_from_components,
 )
 from celler.training._masking import MaskedLoader, Masking, bins_of
-from celler.training._plan import TrainingConfig
+from celler.training._plan import PretrainingConfig, TrainingConfig
 
 #: Validation cells at most: more do not sharpen the choice of weights.
 MAX_VALIDATION = 5000

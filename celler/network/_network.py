@@ -42,6 +42,7 @@ class NetworkOutput(NamedTuple):
         Cell embedding ``(B, D)``.
     encoder_share
         Weight of the encoder in :attr:`logits`, 0 to 1.
+
     """
 
     expert_logits: Tensor
@@ -72,6 +73,7 @@ class GeneTransformer(nn.Module):
     ----------
     encoder_share
         Weight of the encoder in the joint logits, 0 to 1; part of :meth:`state_dict`.
+
     """
 
     def __init__(self, config: NetworkConfig) -> None:

@@ -12,12 +12,12 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from celler._utils._messages import warn
+from celler._utils._messages import closest, warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl._chart import BESIDE, ROW, color_bar, name_rows, open_chart, shade, strip
 from celler.pl._colors import stored_colors
 from celler.pl._docs import document
-from celler.tl._columns import closest, label_column, share_column
+from celler.tl._columns import label_column, share_column
 from celler.tl._evaluate import read_pair
 
 BLUE = "#0072B2"
@@ -62,6 +62,7 @@ def confidence(
 
     $example
     >>> cl.pl.confidence(query, "celler")
+
     """
     key_of_values = f"{key}_confidence" if confidence_key is None else confidence_key
     labels = label_column(adata, key, "key")
@@ -129,6 +130,7 @@ def reliability(
 
     $example
     >>> cl.pl.reliability(query, "cell_type", "celler")
+
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
     bins = calibration_bins(values, is_correct, n_bins)
@@ -159,7 +161,7 @@ def _embedding(adata: AnnData, basis: str) -> np.ndarray:
     found = next((name for name in (basis, f"X_{basis}") if name in names), None)
     if found is None:
         raise KeyError(
-            f"basis={basis!r} is not in adata.obsm. {closest(basis, names)} Pass one, or None to draw "
+            f"basis={basis!r} is not in adata.obsm.{closest(basis, names)} Pass one, or None to draw "
             "by label only."
         )
     points: np.ndarray = np.asarray(adata.obsm[found])

@@ -141,6 +141,7 @@ def prediction_bubble(
 
     $example
     >>> cl.pl.prediction_bubble(query, "cell_type", "celler")
+
     """
     cells = read_labels(adata, truth_key, prediction_key)
     key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
@@ -204,6 +205,7 @@ def confusion(
 
     $example
     >>> cl.pl.confusion(query, "cell_type", "celler")
+
     """
     table = cross(adata, read_labels(adata, truth_key, prediction_key), parents)
     percent = 100 * table.shares.to_numpy()

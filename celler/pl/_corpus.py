@@ -55,6 +55,7 @@ def cells_by(
 
     $example
     >>> cl.pl.cells_by(query.obs, ["cell_type", "celler"])
+
     """
     if isinstance(columns, str):
         raise TypeError(f"columns={columns!r} is one string; pass a list of names.")

@@ -14,12 +14,12 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.text import Annotation
 
-from celler._utils._messages import warn
+from celler._utils._messages import column, warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
 from celler.pl._confusion import cross, read_labels
 from celler.pl._docs import document
-from celler.tl._columns import column, label_column
+from celler.tl._columns import label_column
 
 #: Inches between two classes: a line of text, however few cells they have.
 BETWEEN = 0.16
@@ -57,6 +57,7 @@ def alluvial(
 
     $example
     >>> cl.pl.alluvial(query, "cell_type", "celler")
+
     """
     cells = read_labels(adata, truth_key, prediction_key)
     counts = cross(adata, cells, parents).counts
@@ -119,6 +120,7 @@ def composition(
 
     $example
     >>> cl.pl.composition(query, "celler", "cell_type")
+
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)

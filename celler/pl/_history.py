@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from celler._utils._messages import listed
 from celler.pl._chart import open_chart, shade, strip
 from celler.pl._docs import document
-from celler.tl._columns import listed
 
 TRAINING, VALIDATION = ("training", "#0072B2"), ("validation", "#D55E00")
 CURVES = {
@@ -59,6 +59,7 @@ def history(
 
     $example
     >>> cl.pl.history(model.history)
+
     """
     if not isinstance(curves, pd.DataFrame):
         given = "None" if curves is None else type(curves).__name__

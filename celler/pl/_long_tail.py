@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pandas.api.types import is_numeric_dtype
 
-from celler._utils._messages import warn
+from celler._utils._messages import closest, warn
 from celler.metrics import frequency_groups
 from celler.pl._chart import (
     NO_CELLS,
@@ -33,7 +33,7 @@ from celler.pl._chart import (
 )
 from celler.pl._colors import color_classes, stored_colors
 from celler.pl._docs import document
-from celler.tl._columns import closest, label_column, labelled
+from celler.tl._columns import label_column, labelled
 from celler.tl._evaluate import Evaluation
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
@@ -76,6 +76,7 @@ def class_counts(
 
     $example
     >>> cl.pl.class_counts(query, "cell_type")
+
     """
     counts = _count(data, key).sort_values(ascending=False, kind="stable")
     group_of = pd.Series(frequency_groups(dict(counts)))
@@ -136,6 +137,7 @@ def f1_by_frequency(
 
     $example
     >>> cl.pl.f1_by_frequency(cl.tl.evaluate(query, "cell_type", "celler"))
+
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
@@ -204,7 +206,7 @@ def _by_class(table: Any) -> pd.DataFrame:
     table = table if "class" in table else table.rename_axis("class").reset_index()
     for name in ("class", "reference_cells"):
         if name not in table:
-            raise KeyError(f"The table has no column {name!r}. {closest(name, table)}")
+            raise KeyError(f"The table has no column {name!r}.{closest(name, table)}")
     return table.assign(**{"class": table["class"].astype(str)})
 
 
@@ -215,7 +217,7 @@ def _tidy(tables: Any) -> pd.DataFrame:
     for method, table in by_method.items():
         rows = _by_class(table.per_class if isinstance(table, Evaluation) else table)
         if "f1" not in rows:
-            raise KeyError(f"The table has no column 'f1'. {closest('f1', rows)}")
+            raise KeyError(f"The table has no column 'f1'.{closest('f1', rows)}")
         if method is not None or "method" not in rows:
             rows = rows.assign(method=method or "")
         parts.append(rows)

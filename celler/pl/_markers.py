@@ -20,7 +20,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.text import Text
 from scanpy.plotting import DotPlot
 
-from celler._utils._messages import warn
+from celler._utils._messages import listed, warn
 from celler.pl._chart import (
     SIZE_LEGEND_HEIGHT,
     Chart,
@@ -32,7 +32,7 @@ from celler.pl._chart import (
     size_legend,
 )
 from celler.pl._docs import document
-from celler.tl._columns import N_LISTED, label_column, labelled, listed, with_closest
+from celler.tl._columns import N_LISTED, label_column, labelled, with_closest
 from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
 
 # Lengths are inches, as in figsize.
@@ -196,6 +196,7 @@ def marker_bubble(
     ...     "NK": ["NKG7", "GNLY"],
     ... }
     >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
+
     """
     _check_options(standard_scale, ax)
     notes: list[str] = []

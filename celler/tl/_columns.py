@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._messages import closest as closest
 from celler._utils._messages import column, similar
-from celler._utils._messages import listed as listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,8 +18,7 @@ from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
-from celler.training._plan import PretrainingConfig as PretrainingConfig
-from celler.training._plan import one_cycle, parameter_groups
+from celler.training._plan import PretrainingConfig, one_cycle, parameter_groups
 from celler.training._run import by_metric, run_plan
 
 
@@ -93,7 +92,7 @@ class MaskedLoss:
     def sums(self, minibatch: MaskedMinibatch) -> tuple[MaskedSums, Tensor]:
         """Return the sums that make the loss, and the predicted bins ``(B, M)``."""
         value, present, absent = self.outputs(minibatch)
-        is_hidden, is_absent = minibatch.is_asked, minibatch.is_absent
+        is_hidden, is_absent = minibatch.is_hidden, minibatch.is_absent
         squares = ((value - minibatch.bins).square() * is_hidden).sum()
         n_hidden = is_hidden.sum()
         if present is None or absent is None:
@@ -129,7 +128,7 @@ class PretrainingPlan(LightningModule):
     def validation_step(self, minibatch: MaskedMinibatch, _: int) -> None:
         """Keep the sums of the loss, and predicted and true bins."""
         sums, value = MaskedLoss(self.encoder, self.decoder).sums(minibatch)
-        is_hidden = minibatch.is_asked
+        is_hidden = minibatch.is_hidden
         self.outcomes.append((sums, value[is_hidden], minibatch.bins[is_hidden]))
 
     def on_validation_epoch_end(self) -> None:

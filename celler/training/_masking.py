@@ -30,7 +30,7 @@ class MaskedMinibatch(NamedTuple):
         The visible genes.
     gene_ids, bins
         Hidden genes ``(B, M)`` and their bins as shares of the highest bin.
-    is_asked
+    is_hidden
         False where a cell has fewer than M hidden genes ``(B, M)``.
     position
         Tokens of the hidden genes ``(B, M)``, for an encoder that sees a gene without its value.
@@ -46,7 +46,7 @@ class MaskedMinibatch(NamedTuple):
     tokens: TokenBatch
     gene_ids: Tensor
     bins: Tensor
-    is_asked: Tensor
+    is_hidden: Tensor
     position: Tensor
     absent: Tensor
     is_absent: Tensor
@@ -81,11 +81,11 @@ def hide(
     draw = torch.rand(padding_mask.shape, generator=generator) + padding_mask
     order = draw.argsort(1)
     position = order[:, : max(1, int(n_hidden.max()))]
-    is_asked = torch.arange(position.shape[1]) < n_hidden[:, None]
+    is_hidden = torch.arange(position.shape[1]) < n_hidden[:, None]
     hidden_ids = gene_ids.gather(1, position).long()
     bins = values.gather(1, position).float() / (n_bins - 1)
-    is_hidden = torch.zeros_like(padding_mask).scatter_(1, position, is_asked)
-    is_visible = ~padding_mask & ~is_hidden
+    is_hidden_token = torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
+    is_visible = ~padding_mask & ~is_hidden_token
     context = context_of(values, is_visible, n_bins)
 
     expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
@@ -94,7 +94,7 @@ def hide(
         n_tokens > 0
     )  # padding repeats gene 0
     absent = torch.randint(n_genes, position.shape, generator=generator)
-    is_absent = is_asked & ~expressed.gather(1, absent)
+    is_absent = is_hidden & ~expressed.gather(1, absent)
 
     if keep_genes:
         seen = TokenBatch(gene_ids, values * is_visible, expression * is_visible, padding_mask)
@@ -106,7 +106,7 @@ def hide(
         ids, bin_, level = (part.gather(1, order) * seen_mask for part in tokens[:3])
         seen = TokenBatch(ids, bin_, level, ~seen_mask)
     return MaskedMinibatch(
-        seen, hidden_ids, bins, is_asked, position, absent, is_absent, context, batch
+        seen, hidden_ids, bins, is_hidden, position, absent, is_absent, context, batch
     )
 
 

@@ -34,6 +34,7 @@ class Teacher:
         Codes of its classes in the extended network ``(K,)``.
     strength
         Loss in nats per nat of divergence, for each expert.
+
     """
 
     network: GeneTransformer
@@ -77,6 +78,7 @@ class TrainingConfig:
         Processes on each machine, and machines.
     ckpt_path
         File that :class:`~celler.training._callbacks.EachEpoch` writes, ``None`` for none.
+
     """
 
     max_epochs: int
@@ -124,6 +126,7 @@ class PretrainingConfig:
     ----------
     mask_ratio
         Share of a cell's genes that are hidden, above 0 and below 1.
+
     """
 
     max_epochs: int

@@ -19,7 +19,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from celler.data._profile import linear
+from celler._utils._counts import cp10k
 from celler.data._sources import InMemoryCells
 from celler.model import Celler
 from celler.training._masked import MaskedLoss
@@ -64,7 +64,7 @@ def errors(adata: anndata.AnnData, seed: int) -> dict[str, float]:
     with torch.inference_mode():
         loss = MaskedLoss(model.module.encoder, model._state.pretrained.decoder)
         value = loss.outputs(masked)[0].numpy()
-    asked = masked.is_asked.numpy()
+    asked = masked.is_hidden.numpy()
     true, genes = masked.bins.numpy()[asked], masked.gene_ids.numpy()[asked]
     cell = np.broadcast_to(np.arange(n_test)[:, None], asked.shape)[asked]
     bins = bins_of(sparse.csr_matrix(reference.X), model._state.tokenizer)
@@ -102,7 +102,7 @@ def nearest(reference: anndata.AnnData, masked, n_genes: int) -> np.ndarray:
         (len(is_real), n_genes),
     )
     pca = PCA(30, svd_solver="arpack", random_state=0)
-    scores = pca.fit_transform(linear(sparse.csr_matrix(reference.X), is_log=False).log1p())
+    scores = pca.fit_transform(cp10k(sparse.csr_matrix(reference.X), is_log=False).log1p())
     index = NearestNeighbors(n_neighbors=N_NEIGHBOURS).fit(scores)
     return index.kneighbors(pca.transform(seen), return_distance=False)
 

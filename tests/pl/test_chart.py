@@ -190,7 +190,7 @@ def test_charts_of_a_table_of_cells(adata, name):
             ("donor", "cell_type"),
             "confidence_key='cell_type_confidence' is not",
         ),
-        (pl.alluvial, ("cell_type", "nothing like it"), "There are: cell_type, celler, "),
+        (pl.alluvial, ("cell_type", "nothing like it"), "Columns: \\['cell_type', 'celler'"),
         (pl.composition, ("cell_type", "Donor"), "groupby='Donor' .*Closest: 'donor'"),
         (pl.composition, ("celltype", "donor"), "key='celltype' .*Closest: 'cell_type'"),
         (pl.class_counts, ("celltype",), "key='celltype' .*Closest: 'cell_type'"),

@@ -43,7 +43,7 @@ def test_masked_loss_matches_numpy(counts, encoder):
     _, masked = hidden(counts)
     loss = MaskedLoss(network.encoder, decoder)
     value, there, absent = (part.detach().double().numpy() for part in loss.outputs(masked))
-    asked, is_absent = masked.is_asked.numpy(), masked.is_absent.numpy()
+    asked, is_absent = masked.is_hidden.numpy(), masked.is_absent.numpy()
     squared = (value - masked.bins.double().numpy())[asked] ** 2
     nats = np.concatenate(
         [
@@ -84,7 +84,7 @@ def test_masked_loss_with_more_padding(counts):
     wider = masked._replace(
         gene_ids=pad(masked.gene_ids, (0, 2)),
         bins=pad(masked.bins, (0, 2), value=0.7),
-        is_asked=pad(masked.is_asked, (0, 2)),
+        is_hidden=pad(masked.is_hidden, (0, 2)),
         position=pad(masked.position, (0, 2)),
         absent=pad(masked.absent, (0, 2)),
         is_absent=pad(masked.is_absent, (0, 2)),
@@ -130,7 +130,7 @@ def test_masked_task_adds_its_loss_to_a_step():
 
 def masked_minibatches(model):
     from celler.model._pretrain import masked_loaders, unlabelled_cells
-    from celler.training._masked import PretrainingConfig
+    from celler.training._plan import PretrainingConfig
 
     return masked_loaders(
         model._state,

@@ -25,11 +25,11 @@ def test_hide_splits_the_genes_of_a_cell(counts, seed):
         real = ~tokens.padding_mask[i]
         bins[i, tokens.gene_ids[i][real]] = tokens.values[i][real]
         seen = ~masked.tokens.padding_mask[i]
-        shown, asked = masked.tokens.gene_ids[i][seen], masked.gene_ids[i][masked.is_asked[i]]
+        shown, asked = masked.tokens.gene_ids[i][seen], masked.gene_ids[i][masked.is_hidden[i]]
         assert not set(shown.tolist()) & set(asked.tolist())
         rebuilt = np.zeros(N_GENES)
         rebuilt[shown] = masked.tokens.values[i][seen]
-        rebuilt[asked] = masked.bins[i][masked.is_asked[i]] * (N_BINS - 1)
+        rebuilt[asked] = masked.bins[i][masked.is_hidden[i]] * (N_BINS - 1)
         np.testing.assert_allclose(rebuilt, bins[i], atol=1e-5)
         assert len(asked) == max(1, round(0.3 * int(real.sum())))
         absent = masked.absent[i][masked.is_absent[i]]
@@ -40,17 +40,17 @@ def test_hide_with_genes_in_sight(counts):
     tokens, masked = hidden(counts, keep_genes=True)
     np.testing.assert_array_equal(masked.tokens.gene_ids, tokens.gene_ids)
     values = masked.tokens.values.gather(1, masked.position)
-    assert (values[masked.is_asked] == 0).all()
-    assert (masked.tokens.expression.gather(1, masked.position)[masked.is_asked] == 0).all()
+    assert (values[masked.is_hidden] == 0).all()
+    assert (masked.tokens.expression.gather(1, masked.position)[masked.is_hidden] == 0).all()
     np.testing.assert_array_equal(
-        tokens.gene_ids.gather(1, masked.position)[masked.is_asked],
-        masked.gene_ids[masked.is_asked],
+        tokens.gene_ids.gather(1, masked.position)[masked.is_hidden],
+        masked.gene_ids[masked.is_hidden],
     )
 
 
 def test_hide_with_a_single_gene():
     _, masked = hidden(sparse.csr_matrix(np.eye(3, N_GENES, dtype=np.float32)))
-    assert not masked.is_asked.any()
+    assert not masked.is_hidden.any()
     assert (masked.tokens.values[:, 0] > 0).all()
 
 
