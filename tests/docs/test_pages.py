@@ -108,3 +108,39 @@ def test_inventory_with_a_function_and_a_class():
         "pack.Tensor py:class 1 tensors.html#$ -",
         "pack.run py:function 1 api/pack.run.html#$ -",
     ]
+
+
+def test_drawings_name_files_that_exist():
+    drawn = runpy.run_path(str(ROOT / "docs" / "development" / "drawings.py"))
+    steps = [
+        files
+        for each in ("LABELS", "STORE")
+        for column in drawn[each].values()
+        for _, files in column
+    ]
+    room, found = "", []
+    for name in ", ".join(steps).split(", "):
+        if "/" in name:
+            room = name.split("/")[0]
+        if name.startswith("_") or "/" in name:
+            found.append(ROOT / "celler" / room / f"{name.split('/')[-1]}.py")
+    assert len(found) > 20
+    assert [path for path in found if not path.exists()] == []
+
+
+def test_drawings_are_those_of_the_script():
+    drawn = runpy.run_path(str(ROOT / "docs" / "development" / "drawings.py"))
+    for name in ("labels", "store"):
+        picture = (ROOT / "docs" / "images" / f"{name}.svg").read_text("utf-8")
+        assert picture == drawn["drawing"](drawn[name.upper()])
+
+
+def test_pages_are_within_their_budget_of_words():
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*/*.md")]
+    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 22_000
+
+
+def test_contributing_names_every_room():
+    page = (ROOT / "docs" / "contributing.md").read_text("utf-8")
+    rooms = {path.parent.name for path in (ROOT / "celler").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^  (\w+)/", page, flags=re.MULTILINE))
