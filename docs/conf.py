@@ -90,6 +90,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     # What a data module hands to scvi-tools' loops has no page.
     (r"py:class", r"(celler\.atlas\.\w+\.)?CellBlocks"),
+    # The default of load_query_data's options: what the reference model has.
+    (r"py:class", r"(celler\.model\.\w+\.)?OfReference"),
     # Aliases of types, and the type of celler.losses.DEFAULT, as autodoc shortens them.
     (r"py:class", r"HDM|Predict|dict\[str"),
 ]
