@@ -49,7 +49,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
-toc_object_entries_show_parents = "hide"  # the side bar has no room for "Celler." before each method
+toc_object_entries_show_parents = "hide"  # no room for "Celler." before each method
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
