@@ -1,12 +1,9 @@
 """Sphinx configuration. Builds without a network: inventories of other projects are kept in docs/inventories."""
 
-import contextlib
 import inspect
-import re
 import shutil
 import tomllib
 from importlib.metadata import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,64 +120,6 @@ def find_public_name(app: Any, env: Any, node: Any, content: Any) -> None:
             return
 
 
-PARAMETER = re.compile(r"(\w+(?:, \w+)*): (\S.*)")
-#: One that begins within a line, after a sentence.
-LATER_PARAMETER = re.compile(r"(?<=[.;)]) (?=(\w+): \S)")
-DIRECTIVE = re.compile(r"\.\. [\w-]+::")
-
-
-def spell_out_docstring(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """House docstrings are compact; reStructuredText wants blank lines and lists.
-
-    A line ``name: meaning`` whose names are parameters or fields of the object becomes an item of a list
-    with what is indented below it, as does the rest of a line from such a name on, and a directive is set apart
-    from the text around it.
-    """
-    if any(line.startswith("---") for line in lines):
-        return  # numpydoc
-    known = parameters_of(obj)
-    spelled_out: list[str] = []
-    kind = "text"
-    for line in chain.from_iterable(split_parameters(line, known) for line in lines):
-        previous = kind
-        indented = line.startswith(" ")
-        match = PARAMETER.fullmatch(line)
-        if not line.strip():
-            kind = previous if previous == "directive" else "blank"
-        elif match and known.issuperset(match[1].split(", ")):
-            kind, line = "item", f"- ``{match[1]}``: {match[2]}"
-        elif indented and previous in ("item", "item continued"):
-            kind, line = "item continued", f"  {line.strip()}"
-        elif indented and previous == "directive":
-            pass
-        else:
-            kind = "directive" if DIRECTIVE.match(line) else "text"
-        begins = kind.split()[0] != previous.split()[0]
-        if begins and line.strip() and spelled_out and spelled_out[-1].strip():
-            spelled_out.append("")
-        spelled_out.append(line)
-    lines[:] = [*spelled_out, ""]
-
-
-def split_parameters(line: str, known: set[str]) -> list[str]:
-    """The parts of a line, each but the first from a parameter's name on."""
-    ends = [match.start() for match in LATER_PARAMETER.finditer(line) if match[1] in known]
-    starts = [0, *(end + 1 for end in ends)]
-    return [line[start:end] for start, end in zip(starts, [*ends, len(line)], strict=True)]
-
-
-def parameters_of(obj: Any) -> set[str]:
-    """Names of an object's parameters and, for a class, of its annotated fields."""
-    names = set(getattr(obj, "__annotations__", {}))
-    if is_protocol(obj):
-        obj = obj.__call__
-    with contextlib.suppress(TypeError, ValueError):  # not callable, or built in
-        names |= set(inspect.signature(obj).parameters)
-    return names
-
-
 def is_protocol(obj: Any) -> bool:
     """Whether a class only says what others are like; nobody calls it."""
     return inspect.isclass(obj) and getattr(obj, "_is_protocol", False)
@@ -215,6 +154,5 @@ def write_mathml(translator: Any, node: Any) -> None:
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
     app.connect("missing-reference", find_public_name, priority=400)  # before intersphinx
-    app.connect("autodoc-process-docstring", spell_out_docstring, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_member)
