@@ -1,16 +1,15 @@
-"""Sphinx configuration. Builds without a network: no inventory of another project is fetched."""
+"""Sphinx configuration. Builds without a network: inventories of other projects are kept in docs/inventories."""
 
-import contextlib
 import inspect
-import re
 import shutil
+import tomllib
 from importlib.metadata import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.ext.napoleon import NumpyDocstring
 from sphinx.util import logging
 
 HERE = Path(__file__).parent
@@ -31,12 +30,15 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "inventories", "**.ipynb_checkpoints"]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
@@ -44,6 +46,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"  # no room for "Celler." before each method
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -65,71 +68,56 @@ html_theme_options = {
     "navbar_persistent": [],  # the search stands in the side bar already
 }
 
-# Names of other projects are not links, for want of their inventories. A name of ours that leads nowhere
-# is an error.
+# Links to other projects, whose objects are listed in one file.
+PROJECTS = tomllib.loads((HERE / "inventories" / "objects.toml").read_text("utf-8"))
+intersphinx_mapping = {
+    name: (project["url"] + "/", f"inventories/{name}.inv") for name, project in PROJECTS.items()
+}
+intersphinx_disabled_reftypes = []
+OBJECTS = [
+    entry.rpartition(":")[2]
+    for project in PROJECTS.values()
+    for objects in project["pages"].values()
+    for entry in objects
+]
+ABBREVIATIONS = {"np": "numpy", "pd": "pandas", "sc": "scanpy"}
+
+# A name that leads nowhere is an error.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:class", r"(?!celler\.).*"),
-    (r"py:.*", r"(anndata|lightning|matplotlib|np|numba|numpy|pandas|pd|plt|sc|scanpy|scipy)\..*"),
-    (r"py:.*", r"(scvi|sklearn|torch)\..*"),
-    # What a data module hands to scvi-tools' loops: an inner class, with no page.
-    (r"py:class", r"celler\.atlas\.inference\.CellBlocks"),
+    # What a data module hands to scvi-tools' loops has no page.
+    (r"py:class", r"(celler\.atlas\.\w+\.)?CellBlocks"),
+    # The default of load_query_data's options: what the reference model has.
+    (r"py:class", r"(celler\.model\.\w+\.)?OfReference"),
+    # Aliases of types, and the type of celler.losses.DEFAULT, as autodoc shortens them.
+    (r"py:class", r"HDM|Predict|dict\[str"),
 ]
 
-PARAMETER = re.compile(r"(\w+(?:, \w+)*): (\S.*)")
-#: One that begins within a line, after a sentence.
-LATER_PARAMETER = re.compile(r"(?<=[.;)]) (?=(\w+): \S)")
-DIRECTIVE = re.compile(r"\.\. [\w-]+::")
+# A docstring has no types, they stand in the signature. Napoleon would take the first line of "Returns" for one,
+# and what precedes a colon in the text of an attribute.
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+NumpyDocstring._consume_returns_section = lambda self, preprocess_types=False: [
+    ("", "", self._dedent(self._consume_to_next_section()))
+]
+NumpyDocstring._consume_inline_attribute = lambda self: (
+    "",
+    NumpyDocstring(self._dedent(self._consume_to_end()), self._config).lines(),
+)
 
 
-def spell_out_docstring(
-    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
-) -> None:
-    """House docstrings are compact; reStructuredText wants blank lines and lists.
+def find_public_name(app: Any, env: Any, node: Any, content: Any) -> None:
+    """Give an annotation the name under which the object is documented.
 
-    A line ``name: meaning`` whose names are parameters or fields of the object becomes an item of a list
-    with what is indented below it, as does the rest of a line from such a name on, and a directive is set apart
-    from the text around it.
+    ``AnnData``, ``pd.DataFrame`` and ``pandas.core.frame.DataFrame`` are what the source or the object itself has.
     """
-    known = parameters_of(obj)
-    spelled_out: list[str] = []
-    kind = "text"
-    for line in chain.from_iterable(split_parameters(line, known) for line in lines):
-        previous = kind
-        indented = line.startswith(" ")
-        match = PARAMETER.fullmatch(line)
-        if not line.strip():
-            kind = previous if previous == "directive" else "blank"
-        elif match and known.issuperset(match[1].split(", ")):
-            kind, line = "item", f"- ``{match[1]}``: {match[2]}"
-        elif indented and previous in ("item", "item continued"):
-            kind, line = "item continued", f"  {line.strip()}"
-        elif indented and previous == "directive":
-            pass
-        else:
-            kind = "directive" if DIRECTIVE.match(line) else "text"
-        begins = kind.split()[0] != previous.split()[0]
-        if begins and line.strip() and spelled_out and spelled_out[-1].strip():
-            spelled_out.append("")
-        spelled_out.append(line)
-    lines[:] = [*spelled_out, ""]
-
-
-def split_parameters(line: str, known: set[str]) -> list[str]:
-    """The parts of a line, each but the first from a parameter's name on."""
-    ends = [match.start() for match in LATER_PARAMETER.finditer(line) if match[1] in known]
-    starts = [0, *(end + 1 for end in ends)]
-    return [line[start:end] for start, end in zip(starts, [*ends, len(line)], strict=True)]
-
-
-def parameters_of(obj: Any) -> set[str]:
-    """Names of an object's parameters and, for a class, of its annotated fields."""
-    names = set(getattr(obj, "__annotations__", {}))
-    if is_protocol(obj):
-        obj = obj.__call__
-    with contextlib.suppress(TypeError, ValueError):  # not callable, or built in
-        names |= set(inspect.signature(obj).parameters)
-    return names
+    package, _, name = node.get("reftarget", "").partition(".")
+    package = ABBREVIATIONS.get(package, package)
+    short = name.rpartition(".")[2] or package
+    for full in OBJECTS:
+        if full.rpartition(".")[2] == short and (not name or full.startswith(f"{package}.")):
+            node["reftarget"] = full
+            return
 
 
 def is_protocol(obj: Any) -> bool:
@@ -144,11 +132,10 @@ def hide_protocol_signature(
     return ("", None) if is_protocol(obj) else None
 
 
-def skip_named_tuple_fields(
-    app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
-) -> bool | None:
-    """Their only text is "Alias for field number 0"; the class's docstring says more."""
-    return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
+def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what has no text of its own, and what scvi-tools' class offers and Celler cannot do."""
+    no_text = (inspect.getdoc(obj) or "").startswith("Alias for field number")
+    return True if no_text or name == "setup_annbatch" else None
 
 
 def write_mathml(translator: Any, node: Any) -> None:
@@ -166,6 +153,6 @@ def write_mathml(translator: Any, node: Any) -> None:
 
 def setup(app: Any) -> None:
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
-    app.connect("autodoc-process-docstring", spell_out_docstring)
+    app.connect("missing-reference", find_public_name, priority=400)  # before intersphinx
     app.connect("autodoc-process-signature", hide_protocol_signature)
-    app.connect("autodoc-skip-member", skip_named_tuple_fields)
+    app.connect("autodoc-skip-member", skip_member)

@@ -2,13 +2,16 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
+import tomllib
+import zlib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "user_guide"
 
 
@@ -47,16 +50,16 @@ def says(source: str, message: str) -> bool:
 
 
 @pytest.mark.parametrize("message", quoted_messages())
-def test_a_message_quoted_by_the_docs_is_in_the_source(message):
+def test_troubleshooting_message_is_in_the_source(message):
     assert any(says(text, message) for text in source_texts()), message
 
 
-def test_messages_are_quoted_and_others_are_told_apart():
+def test_quoted_messages_with_a_message_that_does_not_exist():
     assert len(quoted_messages()) > 40
     assert not any(says(text, "all … cells of … are unlabeled") for text in source_texts())
 
 
-def test_every_page_of_the_guide_is_in_its_table_of_contents():
+def test_user_guide_index_has_every_page():
     index = (GUIDE / "index.md").read_text("utf-8")
     pages = {path.stem for path in GUIDE.glob("*.md")} - {"index"}
     assert pages <= set(index.split("```{toctree}")[1].split("```")[0].split())
@@ -67,7 +70,7 @@ def check_links(site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, script, site], capture_output=True, text=True)
 
 
-def test_the_link_check_finds_what_leads_nowhere(tmp_path):
+def test_check_links_with_broken_links(tmp_path):
     (tmp_path / "a.html").write_text(
         '<p id="here"><a href="b.html#there">b</a><a href="#here">a</a>'
     )
@@ -84,3 +87,60 @@ def test_the_link_check_finds_what_leads_nowhere(tmp_path):
         "b.html: a.html#gone",
         "b.html: c.html",
     ]
+
+
+INVENTORIES = ROOT / "docs" / "inventories"
+PROJECTS = tomllib.loads((INVENTORIES / "objects.toml").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_inventory_is_that_of_the_list(project):
+    written = (INVENTORIES / f"{project}.inv").read_bytes().split(b"\n", 4)
+    write = runpy.run_path(str(INVENTORIES / "write.py"))
+    assert written[0] == b"# Sphinx inventory version 2"
+    assert zlib.decompress(written[4]).decode() == write["inventory"](PROJECTS[project]["pages"])
+
+
+def test_inventory_with_a_function_and_a_class():
+    inventory = runpy.run_path(str(INVENTORIES / "write.py"))["inventory"]
+    pages = {"api/$.html#$": ["function:pack.run"], "tensors.html#$": ["pack.Tensor"]}
+    assert inventory(pages).splitlines() == [
+        "pack.Tensor py:class 1 tensors.html#$ -",
+        "pack.run py:function 1 api/pack.run.html#$ -",
+    ]
+
+
+def test_drawings_name_files_that_exist():
+    drawn = runpy.run_path(str(ROOT / "docs" / "development" / "drawings.py"))
+    steps = [
+        files
+        for each in ("LABELS", "STORE")
+        for column in drawn[each].values()
+        for _, files in column
+    ]
+    room, found = "", []
+    for name in ", ".join(steps).split(", "):
+        if "/" in name:
+            room = name.split("/")[0]
+        if name.startswith("_") or "/" in name:
+            found.append(ROOT / "celler" / room / f"{name.split('/')[-1]}.py")
+    assert len(found) > 20
+    assert [path for path in found if not path.exists()] == []
+
+
+def test_drawings_are_those_of_the_script():
+    drawn = runpy.run_path(str(ROOT / "docs" / "development" / "drawings.py"))
+    for name in ("labels", "store"):
+        picture = (ROOT / "docs" / "images" / f"{name}.svg").read_text("utf-8")
+        assert picture == drawn["drawing"](drawn[name.upper()])
+
+
+def test_pages_are_within_their_budget_of_words():
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*/*.md")]
+    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 22_000
+
+
+def test_contributing_names_every_room():
+    page = (ROOT / "docs" / "contributing.md").read_text("utf-8")
+    rooms = {path.parent.name for path in (ROOT / "celler").glob("*/__init__.py")}
+    assert rooms == set(re.findall(r"^  (\w+)/", page, flags=re.MULTILINE))
