@@ -28,9 +28,7 @@ def pbmc68k() -> AnnData:
     """
     reduced = sc.datasets.pbmc68k_reduced()
     obs = pd.DataFrame({"cell_type": reduced.obs["bulk_labels"].astype("category")})
-    adata = AnnData(
-        X=sparse.csr_matrix(reduced.raw.X), obs=obs, var=pd.DataFrame(index=reduced.raw.var_names)
-    )
+    adata = AnnData(X=sparse.csr_matrix(reduced.raw.X), obs=obs, var=pd.DataFrame(index=reduced.raw.var_names))
     adata.obsm["X_umap"] = reduced.obsm["X_umap"].copy()
     return adata
 
@@ -69,9 +67,7 @@ def toy_long_tail(
 
     """
     if n_vars < 10 * n_classes:
-        raise ValueError(
-            f"n_vars={n_vars} was given; {n_classes} classes need {10 * n_classes} marker genes."
-        )
+        raise ValueError(f"n_vars={n_vars} was given; {n_classes} classes need {10 * n_classes} marker genes.")
     rng = np.random.default_rng(seed)
     profile = imbalance ** -np.linspace(0, 1, n_classes)
     counts = np.maximum(2, (n_obs * profile / profile.sum()).astype(int))

@@ -38,9 +38,7 @@ class LabelTree:
 
     Examples
     --------
-    >>> tree = cl.labels.LabelTree.from_obo(
-    ...     "cl-basic.obo", adata.obs["cell_type"], ["T cell", "B cell"]
-    ... )
+    >>> tree = cl.labels.LabelTree.from_obo("cl-basic.obo", adata.obs["cell_type"], ["T cell", "B cell"])
     >>> Celler.setup_anndata(adata, "cell_type", parents=tree)
 
     """
@@ -49,9 +47,7 @@ class LabelTree:
     parents: tuple[str, ...] = ()
 
     @classmethod
-    def from_labels(
-        cls, labels: np.ndarray, unlabeled_category: str, parents: np.ndarray | None = None
-    ) -> LabelTree:
+    def from_labels(cls, labels: np.ndarray, unlabeled_category: str, parents: np.ndarray | None = None) -> LabelTree:
         """Collect the classes of ``labels (n,)``, and the parent of each from ``parents (n,)``.
 
         Raises
@@ -112,9 +108,7 @@ class LabelTree:
         candidates = None
         if parents is not None:
             candidates = {t.id: t for t in _terms(ontology, parents, "", "parents").values()}
-        parent_of = {
-            name: _parent_term(ontology, name, term, candidates) for name, term in term_of.items()
-        }
+        parent_of = {name: _parent_term(ontology, name, term, candidates) for name, term in term_of.items()}
         return cls(tuple(sorted(parent_of))).with_parents(parent_of)
 
     def with_parents(self, parents: Mapping[str, str] | pd.Series | LabelTree) -> LabelTree:
@@ -205,9 +199,7 @@ def as_strings(values: pd.Series, key: str, unlabeled_category: str) -> np.ndarr
     return labels
 
 
-def parent_mapping(
-    parents: Mapping[str, Any] | pd.Series | LabelTree, argument: str = "parents"
-) -> dict[str, str]:
+def parent_mapping(parents: Mapping[str, Any] | pd.Series | LabelTree, argument: str = "parents") -> dict[str, str]:
     """Parent by class as a dict of str; an error names a class with two parents or none."""
     if isinstance(parents, LabelTree):
         if not parents.parents:
@@ -256,9 +248,7 @@ def indices_of(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         raise TypeError(f"candidates={names!r} is one string; pass a list of class names.")
     for name in names:
         if name not in classes:
-            raise ValueError(
-                f"candidates names {name!r}, which the model has not learned.{closest(name, classes)}"
-            )
+            raise ValueError(f"candidates names {name!r}, which the model has not learned.{closest(name, classes)}")
     if not len(names):
         raise ValueError("candidates is empty; name at least one class, or pass None for all.")
     return np.array(sorted({list(classes).index(name) for name in names}))
@@ -289,9 +279,7 @@ def _terms(
     return found
 
 
-def _parent_term(
-    ontology: Ontology, label: str, term: Term, candidates: Mapping[str, Term] | None
-) -> str:
+def _parent_term(ontology: Ontology, label: str, term: Term, candidates: Mapping[str, Term] | None) -> str:
     """Name of the one parent of ``term``."""
     is_open = candidates is None
     if candidates is None:
@@ -310,9 +298,7 @@ def _parent_term(
             else f"Leave one out of parents, or add {term.name!r} itself to them."
         )
         raise ValueError(f"{which!r} is a kind of {both}; each class needs one parent. {way}")
-    raise ValueError(
-        f"{which!r} is under none of the parents; the terms above it: {listed}. Add one."
-    )
+    raise ValueError(f"{which!r} is under none of the parents; the terms above it: {listed}. Add one.")
 
 
 @dataclass
@@ -359,9 +345,7 @@ class Ontology:
         if not found:
             raise ValueError(self._not_found(name))
         if len(found) > 1:
-            raise ValueError(
-                f"{name!r} is the name of {' and of '.join(map(str, found))}; pass one of these ids."
-            )
+            raise ValueError(f"{name!r} is the name of {' and of '.join(map(str, found))}; pass one of these ids.")
         if found[0].is_obsolete:
             new = self.terms.get(found[0].replaced_by)
             advice = f"It was replaced by {new}: pass that." if new else "Pass another term."

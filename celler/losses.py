@@ -109,14 +109,10 @@ class CrossEntropy(ClassLoss):
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing} was given; 0 <= it < 1 is needed."
-            )
+            raise ValueError(f"label_smoothing={self.label_smoothing} was given; 0 <= it < 1 is needed.")
 
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
-        return F.cross_entropy(
-            shifted, labels, reduction="none", label_smoothing=self.label_smoothing
-        )
+        return F.cross_entropy(shifted, labels, reduction="none", label_smoothing=self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -257,9 +253,7 @@ class GInf(ClassLoss):
 
     def __post_init__(self) -> None:
         if not (self.amplitude >= 0 and self.std >= 0):
-            raise ValueError(
-                f"amplitude={self.amplitude} and std={self.std} were given; both must be >= 0."
-            )
+            raise ValueError(f"amplitude={self.amplitude} and std={self.std} were given; both must be >= 0.")
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         """Return ``z' + log N (B, C)``, whose cross-entropy is the loss."""
@@ -311,9 +305,7 @@ class HDM:
         if self.n_hard is not None and self.n_hard < 1:
             raise ValueError(f"n_hard={self.n_hard} was given; at least 1 is needed, or None.")
         if not hasattr(self.base, "among") or isinstance(self.base, type):
-            raise TypeError(
-                f"base={self.base!r} was given; pass one of celler.losses other than HDM, such as GInf()."
-            )
+            raise TypeError(f"base={self.base!r} was given; pass one of celler.losses other than HDM, such as GInf().")
 
     @property
     def joins_experts(self) -> bool:
@@ -341,9 +333,7 @@ class HDM:
         hard = self.hard_classes(logits.mean(0) if self.joins_experts else logits, labels)
         among_hard = shifted.gather(-1, hard.expand(*shifted.shape[:-1], -1))
         first = torch.zeros_like(labels)
-        return self.base.among(shifted, labels, class_counts) + self.base.among(
-            among_hard, first, class_counts[hard]
-        )
+        return self.base.among(shifted, labels, class_counts) + self.base.among(among_hard, first, class_counts[hard])
 
 
 #: Default loss of ``train``. The mean of −2 gives class j a margin of 0.2 Δ_j, because the few cells of a
@@ -360,6 +350,4 @@ def check_counts(class_counts: Tensor) -> None:
     """Raise ``ValueError`` for a class without training cells, which has no prior."""
     if class_counts.min() <= 0:
         empty = (class_counts <= 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"class_counts is 0 or less for class {empty}; each class needs a training cell."
-        )
+        raise ValueError(f"class_counts is 0 or less for class {empty}; each class needs a training cell.")

@@ -17,9 +17,7 @@ __all__ = [
 ]
 
 
-def per_class(
-    truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]
-) -> pd.DataFrame:
+def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]) -> pd.DataFrame:
     """Compute precision, recall and F1 of each class of the truth.
 
     Parameters
@@ -42,9 +40,7 @@ def per_class(
 
     """
     classes = sorted(set(truth), key=lambda name: (-reference_counts.get(name, 0), name))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, prediction, labels=classes, zero_division=0
-    )
+    precision, recall, f1, support = precision_recall_fscore_support(truth, prediction, labels=classes, zero_division=0)
     groups = frequency_groups(reference_counts)
     return pd.DataFrame(
         {
@@ -122,9 +118,7 @@ def summary(
     return result
 
 
-def expected_calibration_error(
-    confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
-) -> float:
+def expected_calibration_error(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15) -> float:
     """Compute the mean distance of confidence and accuracy over equal-width bins, weighted by cells.
 
     Parameters
@@ -142,9 +136,7 @@ def expected_calibration_error(
     return float((gap * bins["n_cells"]).sum() / bins["n_cells"].sum())
 
 
-def calibration_bins(
-    confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15
-) -> pd.DataFrame:
+def calibration_bins(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15) -> pd.DataFrame:
     """Average confidence and accuracy in equal-width bins of the confidence.
 
     Parameters

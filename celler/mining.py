@@ -193,6 +193,4 @@ def within(passes: np.ndarray, n_most: int) -> np.ndarray:
 def _sorted(passes: np.ndarray, first: np.ndarray) -> pd.DataFrame:
     """Sort by ``first``, then by falling probability, then by index."""
     columns = ["first", "log_probability", "index"]
-    return (
-        pd.DataFrame(passes).assign(first=first).sort_values(columns, ascending=[True, False, True])
-    )
+    return pd.DataFrame(passes).assign(first=first).sort_values(columns, ascending=[True, False, True])

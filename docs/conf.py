@@ -70,9 +70,7 @@ html_theme_options = {
 
 # Links to other projects, whose objects are listed in one file.
 PROJECTS = tomllib.loads((HERE / "inventories" / "objects.toml").read_text("utf-8"))
-intersphinx_mapping = {
-    name: (project["url"] + "/", f"inventories/{name}.inv") for name, project in PROJECTS.items()
-}
+intersphinx_mapping = {name: (project["url"] + "/", f"inventories/{name}.inv") for name, project in PROJECTS.items()}
 intersphinx_disabled_reftypes = []
 OBJECTS = [
     entry.rpartition(":")[2]

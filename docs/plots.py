@@ -18,9 +18,7 @@ def main():
     sc.settings.autoshow = False
     spaces = {}  # plots of the same model share one training
     for name in pl.__all__:
-        *setup, call = (
-            item.source for item in DocTestParser().get_examples(getattr(pl, name).__doc__)
-        )
+        *setup, call = (item.source for item in DocTestParser().get_examples(getattr(pl, name).__doc__))
         setup = "".join(setup)
         if setup not in spaces:
             exec(setup, spaces.setdefault(setup, {}))

@@ -14,9 +14,7 @@ from scipy import sparse
 LARGEST_LOG = 30.0
 #: No cell of logarithms of counts per million, the largest scale in use, sums to more.
 LARGEST_SUM = 1.05e6
-Kind = Literal[
-    "counts", "expected counts", "normalised", "log1p", "log2", "binned", "scaled", "not finite"
-]
+Kind = Literal["counts", "expected counts", "normalised", "log1p", "log2", "binned", "scaled", "not finite"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +49,7 @@ def check_values(values: np.ndarray, name: str, instead: Callable[[], str]) -> N
 def value_error(value: float, name: str, instead: str, cell: str | None = None) -> ValueError:
     """Return the error for a value: where it is, why it cannot be used, what to pass."""
     is_scaled = value < 0 and np.isfinite(value)
-    what = (
-        "negative values mean scaled or centred data"
-        if is_scaled
-        else "NaN and infinite values cannot be ranked"
-    )
+    what = "negative values mean scaled or centred data" if is_scaled else "NaN and infinite values cannot be ranked"
     where = "" if cell is None else f" (cell {cell!r})"
     return ValueError(
         f"{name} holds the value {value:g}{where}; {what}. Counts or log1p-normalised counts are needed.{instead}"
@@ -155,9 +149,7 @@ def _sums(X: sparse.csr_matrix, undo: Callable[[np.ndarray], np.ndarray]) -> np.
     return sums[sums > 0]
 
 
-def _spread_of_sums(
-    X: sparse.csr_matrix, undo: Callable[[np.ndarray], np.ndarray] = _UNDO["normalised"]
-) -> float:
+def _spread_of_sums(X: sparse.csr_matrix, undo: Callable[[np.ndarray], np.ndarray] = _UNDO["normalised"]) -> float:
     """Coefficient of variation of the cells' sums; infinite for fewer than three cells."""
     sums = _sums(X, undo)
     return float(sums.std() / sums.mean()) if len(sums) >= 3 else math.inf

@@ -42,9 +42,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     AVX512-bf16 without AMX was no faster than float32 at these sizes.
     """
     if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(
-            f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'."
-        )
+        raise ValueError(f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'.")
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -60,16 +58,12 @@ def _has_amx() -> bool:
         return "amx_bf16" in next((line for line in lines if line.startswith("flags")), "").split()
 
 
-def choose_device(
-    accelerator: str = "auto", devices: int | str | list[int] = "auto"
-) -> torch.device:
+def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "auto") -> torch.device:
     """Return the device to train on; a ``ValueError`` lists the available ones."""
     available = ["cpu"]
     available += ["gpu"] if torch.cuda.is_available() else []
     available += ["mps"] if torch.backends.mps.is_available() else []
-    kind = {"cuda": "gpu", "auto": "gpu" if "gpu" in available else "cpu"}.get(
-        accelerator, accelerator
-    )
+    kind = {"cuda": "gpu", "auto": "gpu" if "gpu" in available else "cpu"}.get(accelerator, accelerator)
     if kind not in available:
         raise ValueError(
             f"accelerator={accelerator!r} is not available here; there is {available}. "
@@ -109,7 +103,5 @@ def _device_of_rank(kind: str, devices: int | str | list[int], n_devices: int) -
     rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     n_here = choose_processes(devices)[0]
     if kind == "mps" or (kind == "gpu" and n_here > n_devices):
-        raise ValueError(
-            f"devices={devices!r} was given; {n_here} processes need a GPU each, there are {n_devices}."
-        )
+        raise ValueError(f"devices={devices!r} was given; {n_here} processes need a GPU each, there are {n_devices}.")
     return torch.device("cuda", rank) if kind == "gpu" else torch.device(kind)

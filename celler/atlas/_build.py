@@ -119,9 +119,7 @@ def build(
     Examples
     --------
     >>> import celler as cl
-    >>> cl.atlas.build(
-    ...     ["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type"
-    ... )  # doctest: +SKIP
+    >>> cl.atlas.build(["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type")  # doctest: +SKIP
 
     """
     require_engine()
@@ -141,9 +139,7 @@ def build(
     out = Path(out)
     folder = out / WORK_NAME
     if (out / FILE_NAME).exists() and not folder.exists():
-        raise FileExistsError(
-            f"{out} is a finished store; name another folder, or delete it first."
-        )
+        raise FileExistsError(f"{out} is a finished store; name another folder, or delete it first.")
     if out.exists() and not folder.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds other files; name a new or empty folder.")
     if not (out / FILE_NAME).exists():
@@ -216,9 +212,7 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFi
             )
     repeated = [name for name, n in Counter(file.name for file in files).items() if n > 1]
     if repeated:
-        raise ValueError(
-            f"several sources are named {repeated}; pass a dict with a name for each path."
-        )
+        raise ValueError(f"several sources are named {repeated}; pass a dict with a name for each path.")
     if not files:
         raise ValueError("sources is empty; name at least one file.")
     return files

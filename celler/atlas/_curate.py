@@ -84,9 +84,7 @@ def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, 
     """Gene of each column, −1 for none; the names that matched, and a report."""
     is_vocabulary = len(source.names) < len(space)
     try:
-        match = align_genes(
-            source.names, space, source.var, is_vocabulary=is_vocabulary, ignore_case=True
-        )
+        match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary, ignore_case=True)
     except ValueError as error:
         raise _too_few_shared(source, space) from error
     names = source.names

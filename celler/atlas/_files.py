@@ -56,9 +56,7 @@ class AtlasFile:
         with ExitStack() as stack:
             with self.reading():
                 is_folder = self.path.is_dir()
-                group: Any = (
-                    zarr.open_group(self.path, mode="r") if is_folder else h5py.File(self.path)
-                )
+                group: Any = zarr.open_group(self.path, mode="r") if is_folder else h5py.File(self.path)
                 if not is_folder:
                     stack.enter_context(group)
             yield Contents(self, group)
@@ -172,9 +170,7 @@ class Matrix:
         else:
             raise UnreadableFile(self.source, f"{place} has no encoding-type")
         if self.shape[0] != contents.n_obs:
-            raise UnreadableFile(
-                self.source, f"{place} has {self.shape[0]:,} rows and obs {contents.n_obs:,}"
-            )
+            raise UnreadableFile(self.source, f"{place} has {self.shape[0]:,} rows and obs {contents.n_obs:,}")
 
     @property
     def nnz(self) -> int:
@@ -205,9 +201,7 @@ class Matrix:
         low, high = int(self._indptr[start]), int(self._indptr[stop])
         indices = self._read(self._indices, low, high)
         if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= self.shape[1]):
-            raise UnreadableFile(
-                self.source, f"it names column {int(indices.max())} of {self.shape[1]}"
-            )
+            raise UnreadableFile(self.source, f"it names column {int(indices.max())} of {self.shape[1]}")
         ends = self._indptr[start : stop + 1] - low
         index = np.int32 if ends[-1] < 2**31 else np.int64
         parts = self._read(self._data, low, high), indices.astype(index), ends.astype(index)
@@ -269,9 +263,7 @@ def find_counts(contents: Contents, layer: str | None) -> str:
         place = {"X": "X", "raw": "raw/X"}.get(layer, f"layers/{layer}")
         if place not in places:
             known = list(map(_as_layer, places))
-            raise KeyError(
-                f"layer={layer!r} is not in {contents.source}.{closest(layer, known)} It has {known}."
-            )
+            raise KeyError(f"layer={layer!r} is not in {contents.source}.{closest(layer, known)} It has {known}.")
         return place
     for place in ("X", "raw/X"):
         if place in places and _are_counts(contents, place):
@@ -301,9 +293,7 @@ def check_whole(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, plac
     )
 
 
-def check_fits(
-    X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, dtype: np.dtype[Any]
-) -> None:
+def check_fits(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, dtype: np.dtype[Any]) -> None:
     """Raise ``ValueError`` for a count of ``X`` that does not fit the type of the store."""
     most = np.iinfo(dtype).max
     is_large = X.data > most
@@ -328,9 +318,7 @@ def _are_counts(contents: Contents, place: str) -> bool:
     return bool(_is_whole(Matrix(contents, place).probe()[1].data).all())
 
 
-def _first(
-    X: sparse.csr_matrix, is_bad: np.ndarray, rows: np.ndarray, contents: Contents
-) -> tuple[str, float]:
+def _first(X: sparse.csr_matrix, is_bad: np.ndarray, rows: np.ndarray, contents: Contents) -> tuple[str, float]:
     """Return the first bad value and the name of its cell."""
     first = int(np.flatnonzero(is_bad)[0])
     row = int(rows[np.searchsorted(X.indptr, first, side="right") - 1])

@@ -78,13 +78,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if isinstance(self.genes, str) and self.genes not in ("union", "intersection"):
-            raise ValueError(
-                f"genes={self.genes!r} was given; 'union', 'intersection' or a list of names is needed."
-            )
+            raise ValueError(f"genes={self.genes!r} was given; 'union', 'intersection' or a list of names is needed.")
         if not 0 <= self.test_size < 1:
-            raise ValueError(
-                f"test_size={self.test_size} was given; a share of the cells is needed, 0 to below 1."
-            )
+            raise ValueError(f"test_size={self.test_size} was given; a share of the cells is needed, 0 to below 1.")
         known = (*list(COLUMNS)[1:], PRIMARY)
         for name in self.columns:
             if name not in known:
@@ -115,14 +111,11 @@ class Settings:
                         f"{option} names the source {given!r}, which does not exist.{closest(given, names)} "
                         f"Sources: {names}."
                     )
-        of_labels = (
-            self.labels_key if isinstance(self.labels_key, Mapping) else dict.fromkeys(names)
-        )
+        of_labels = self.labels_key if isinstance(self.labels_key, Mapping) else dict.fromkeys(names)
         for name in names:
             if name not in of_labels:
                 raise ValueError(
-                    f"labels_key lacks the source {name!r}; name its column, or None where its cells have "
-                    "no labels."
+                    f"labels_key lacks the source {name!r}; name its column, or None where its cells have no labels."
                 )
 
 

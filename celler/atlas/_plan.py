@@ -207,9 +207,7 @@ def _categories(curated: Sequence[Cells], parents: dict[str, str]) -> dict[str, 
     return {name: names for name, names in found.items() if names} | {"split": list(SPLITS)}
 
 
-def _in_codes(
-    cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray
-) -> Cells:
+def _in_codes(cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray) -> Cells:
     """Return the cells in the codes of the store."""
     codes = {name: _codes(cells, name, names) for name, names in categories.items()}
     codes["split"] = np.where(is_test, 0, 1).astype(np.int32)
@@ -231,17 +229,13 @@ def _codes(cells: Cells, column: str, names: list[str], own: list[str] | None = 
 def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
     """Whether each cell of each source is for testing: by donor, or by dataset where none is known."""
     classes = _used(curated, "cell_type")
-    groups = pd.api.types.union_categoricals(
-        [_groups(cells) for cells in curated], sort_categories=True
-    )
+    groups = pd.api.types.union_categoricals([_groups(cells) for cells in curated], sort_categories=True)
     labels = np.concatenate([_codes(cells, "cell_type", classes) for cells in curated])
     is_kept = np.concatenate([cells.is_kept for cells in curated])
     counts = np.zeros((len(groups.categories), len(classes) + 1), np.int64)
     np.add.at(counts, (groups.codes[is_kept], labels[is_kept]), 1)  # −1 is the last column
     if settings.test_size and (counts.sum(axis=1) > 0).sum() < 2:
-        warn(
-            "The cells are of one donor, or of one dataset without donors: they are split at random."
-        )
+        warn("The cells are of one donor, or of one dataset without donors: they are split at random.")
         return [
             generator(settings.seed, SPLIT_CELLS, i).random(len(cells.reason)) < settings.test_size
             for i, cells in enumerate(curated)
@@ -307,10 +301,7 @@ def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator)
 def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> dict[str, Any]:
     """Return the record of a build from ``counts (2, C + 1)`` by split and class, unlabelled last."""
     sources = [_source_record(plan, number) for number in range(len(plan.sources))]
-    dropped = {
-        reason: sum(source["dropped"].get(reason, 0) for source in sources)
-        for reason in REASONS[1:]
-    }
+    dropped = {reason: sum(source["dropped"].get(reason, 0) for source in sources) for reason in REASONS[1:]}
     n_kept = sum(datasets.values())
     dropped["empty"] = sum(s["n_cells"] for s in sources) - sum(dropped.values()) - n_kept
     libraries = [name for name in ("anndata", "annbatch", "numpy", "zarr") if find_spec(name)]

@@ -55,9 +55,7 @@ def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
     return np.diff(np.cumsum(drawn).round().astype(np.int64), prepend=0)
 
 
-def drawn_rows(
-    index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def drawn_rows(index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rows of an epoch, ascending: ``wanted (C,)`` of each class, all rows of a class equally often or once more.
 
     ``index (n,)`` are all rows, ascending, and ``labels (n,)`` their class codes.
@@ -106,9 +104,7 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
     return max(1, -(-n_cells // (batch_size * rank_and_size()[1])))
 
 
-def epoch(
-    index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray
-) -> Iterator[Block]:
+def epoch(index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray) -> Iterator[Block]:
     """Blocks of this rank in an epoch over the sorted rows ``index (n,)``, which may repeat.
 
     Runs of neighbouring rows are shuffled, and a block mixes the rows of eight runs: in a store that was

@@ -119,21 +119,14 @@ class Store:
         """Category codes ``(n_cells,)`` of an obs column, −1 for none, and the categories."""
         if key not in self.columns:
             raise KeyError(
-                f"{argument}={key!r} is not a column of the store.{closest(key, self.columns)} "
-                f"Columns: {self.columns}."
+                f"{argument}={key!r} is not a column of the store.{closest(key, self.columns)} Columns: {self.columns}."
             )
         columns = [group["obs"][key] for group in self._groups]
         if any(column.attrs["encoding-type"] != "categorical" for column in columns):
-            raise ValueError(
-                f"{argument}={key!r} does not hold categories; choose another column of {self.columns}."
-            )
-        categories = [
-            [str(name) for name in _strings(column["categories"])[:]] for column in columns
-        ]
+            raise ValueError(f"{argument}={key!r} does not hold categories; choose another column of {self.columns}.")
+        categories = [[str(name) for name in _strings(column["categories"])[:]] for column in columns]
         if any(names != categories[0] for names in categories):
-            raise ValueError(
-                f"the datasets of {self.path} differ in the categories of {key!r}; build the store anew."
-            )
+            raise ValueError(f"the datasets of {self.path} differ in the categories of {key!r}; build the store anew.")
         return np.concatenate([column["codes"][:] for column in columns]), categories[0]
 
     def names(self, index: np.ndarray) -> np.ndarray:

@@ -58,9 +58,7 @@ class Summary:
         """
         columns = [name for name in self.counts if name != "cells"]
         if column not in columns:
-            raise KeyError(
-                f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}."
-            )
+            raise KeyError(f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}.")
         cells = self.counts.assign(split=self.counts["split"].astype(str))
         groups = cells.groupby([column, "split"], observed=True)["cells"]
         table = groups.sum().unstack(fill_value=0).rename_axis(columns=None)
@@ -74,11 +72,7 @@ class Summary:
         held = self.manifest
         split = held["n_cells_by_split"]
         left = ", ".join(f"{n:,} {reason}" for reason, n in held["dropped"].items() if n)
-        several = [
-            f"{self.counts[name].nunique():,} {name}s"
-            for name in ("tissue", "disease")
-            if name in self.counts
-        ]
+        several = [f"{self.counts[name].nunique():,} {name}s" for name in ("tissue", "disease") if name in self.counts]
         return (
             f"Store of {held['n_cells']:,} cells ({split['train']:,} train, {split['test']:,} test) and "
             f"{len(held['genes']):,} genes from {len(held['sources'])} sources: "

@@ -92,9 +92,7 @@ def write_block(
     part.replace(path)
 
 
-def read_blocks(
-    blocks: list[Path], bucket: int, n_genes: int
-) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+def read_blocks(blocks: list[Path], bucket: int, n_genes: int) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     """Read counts, codes and names of the cells of all blocks that belong to ``bucket``."""
     lengths, codes, names, ranges = [np.zeros(1, int)], [], [], []
     for path in blocks:

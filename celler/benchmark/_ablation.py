@@ -114,10 +114,7 @@ def ablation(
         for label, variant in variants.items()
     ]
     todo = [run for run in wanted if run not in known]
-    jobs = (
-        delayed(_train)(data[run[0]], labels_key, run, variants[run[2]], imbalance, max_epochs)
-        for run in todo
-    )
+    jobs = (delayed(_train)(data[run[0]], labels_key, run, variants[run[2]], imbalance, max_epochs) for run in todo)
     tables = [done]
     for table in _finished(jobs, n_jobs, len(todo)):
         if file is not None:
@@ -175,8 +172,7 @@ def ablation_text(table: pd.DataFrame) -> str:
     for prefix, sign, columns in (("", "", ["mean", "sd"]), ("Δ ", "+", ["gain", "gain sd"])):
         text = {
             prefix + score: [
-                mean_and_sd(mean, sd, 1, sign)
-                for mean, sd in table[score][columns].itertuples(index=False)
+                mean_and_sd(mean, sd, 1, sign) for mean, sd in table[score][columns].itertuples(index=False)
             ]
             for score in SCORES
         }
@@ -226,9 +222,7 @@ def _train(
     start = time.perf_counter()
     Celler.setup_anndata(reference, labels_key=labels_key)
     model = Celler(reference)
-    model.train(
-        max_epochs, loss=variant.loss, replay=variant.replay, seed=run[1], show_progress=False
-    )
+    model.train(max_epochs, loss=variant.loss, replay=variant.replay, seed=run[1], show_progress=False)
     seconds = round(time.perf_counter() - start, 1)
     labels = model.predict(query)
     table = per_class(truth, labels, reference.obs[labels_key].value_counts().to_dict())

@@ -97,9 +97,7 @@ def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
     if n_unlabeled == len(labels):
         raise ValueError(f"{what}.obs[{key!r}] labels no cell; name a column with cell types.")
     if n_unlabeled:
-        warn(
-            f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells have no label; they are left out."
-        )
+        warn(f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells have no label; they are left out.")
     return labels
 
 
@@ -173,9 +171,7 @@ def run(
 
     Examples
     --------
-    >>> rows = cl.benchmark.run(
-    ...     reference, query, "cell_type", ["celler", "logreg"]
-    ... )  # doctest: +SKIP
+    >>> rows = cl.benchmark.run(reference, query, "cell_type", ["celler", "logreg"])  # doctest: +SKIP
     >>> print(cl.benchmark.summary_text(cl.benchmark.summary(rows)))  # doctest: +SKIP
 
     """
@@ -294,8 +290,7 @@ def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
     for name in methods:
         if name not in METHODS:
             raise ValueError(
-                f"methods names {name!r}, which does not exist.{closest(name, METHODS)} "
-                f"Methods: {', '.join(METHODS)}."
+                f"methods names {name!r}, which does not exist.{closest(name, METHODS)} Methods: {', '.join(METHODS)}."
             )
         method = METHODS[name]
         if method.needs_counts and other:
@@ -307,10 +302,7 @@ def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
         try:
             usable[name] = f"{method.versions()}, Python {platform.python_version()}"
         except PackageNotFoundError as error:
-            warn(
-                f"{error.name} is not installed, {method.title} is skipped: "
-                "pip install 'celler[benchmark]'"
-            )
+            warn(f"{error.name} is not installed, {method.title} is skipped: pip install 'celler[benchmark]'")
     return usable
 
 
@@ -340,9 +332,7 @@ def _stored(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
 
 
-def _finished(
-    todo: pd.DataFrame, cells: Cells
-) -> Iterator[tuple[dict[str, Any], pd.DataFrame | None]]:
+def _finished(todo: pd.DataFrame, cells: Cells) -> Iterator[tuple[dict[str, Any], pd.DataFrame | None]]:
     """Run and print each; give its row and the table of its types, ``None`` if it failed."""
     start = time.perf_counter()
     with TemporaryDirectory() as scratch:
@@ -367,9 +357,7 @@ def _finished(
             yield row, classes
 
 
-def _score(
-    one: dict[str, Any], cells: Cells, measured: Measured
-) -> tuple[dict[str, Any], pd.DataFrame]:
+def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[str, Any], pd.DataFrame]:
     """Compare scores with the truth, over all cells and for each type."""
     scores = measured.scores.to_numpy()
     best, labels = scores.max(axis=1), np.asarray(measured.scores.columns)[scores.argmax(axis=1)]

@@ -84,9 +84,7 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
     """
     if dataset not in SETS:
         names = " or ".join(SETS)
-        raise ValueError(
-            f"dataset={dataset!r} was given; {names} is needed.{closest(dataset, SETS)}"
-        )
+        raise ValueError(f"dataset={dataset!r} was given; {names} is needed.{closest(dataset, SETS)}")
     n_cells = reference.n_obs, query.n_obs
     if n_cells != SETS[dataset].n_cells:
         warn(
@@ -114,10 +112,7 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     """
     measured = rows[rows["error"].isna()].groupby("method", sort=False)
     n_seeds = measured.size().max() if len(measured) else 0
-    lines = [
-        (METHODS[name].title, *_shown(part), f"measured here, {n_seeds} seeds")
-        for name, part in measured
-    ]
+    lines = [(METHODS[name].title, *_shown(part), f"measured here, {n_seeds} seeds") for name, part in measured]
     for method, f1, precision, source in SETS[dataset].published:
         shown = [NOT_GIVEN if np.isnan(score) else f"{score:.3f}" for score in (f1, precision)]
         lines.append((method, *shown, source))
@@ -158,8 +153,7 @@ def level_scores(
     for organ, (reference, query) in organs.items():
         keys = {"parent": parent_labels_key, "class": labels_key}
         truth = {
-            level: column(query.obs, key, f"{level} labels", f"the query of {organ}")
-            for level, key in keys.items()
+            level: column(query.obs, key, f"{level} labels", f"the query of {organ}") for level, key in keys.items()
         }
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             copy = reference.copy()
@@ -192,14 +186,10 @@ def level_table(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(["organ", "level"], sort=False)
     scores = ["macro_f1", "macro_precision", "accuracy"]
     table = pd.DataFrame([_shown(part, scores) for _, part in groups], groups.size().index)
-    return table.set_axis(["F1", "precision", "accuracy"], axis=1).assign(
-        **{"the paper": NOT_GIVEN}
-    )
+    return table.set_axis(["F1", "precision", "accuracy"], axis=1).assign(**{"the paper": NOT_GIVEN})
 
 
-def _shown(
-    part: pd.DataFrame, scores: Sequence[str] = ("macro_f1", "macro_precision")
-) -> list[str]:
+def _shown(part: pd.DataFrame, scores: Sequence[str] = ("macro_f1", "macro_precision")) -> list[str]:
     """``mean ± sd`` of each score over the rows."""
     return [mean_and_sd(part[score].mean(), part[score].std(), 3) for score in scores]
 

@@ -31,9 +31,7 @@ class Measured(NamedTuple):
     peak_memory_mb: float
 
 
-def run_alone(
-    function: str, imports: Sequence[str], labels_key: str, seed: int, folder: Path
-) -> Measured:
+def run_alone(function: str, imports: Sequence[str], labels_key: str, seed: int, folder: Path) -> Measured:
     """Fit and predict with ``module:function`` on the ``(reference, query)`` pickled in ``folder``.
 
     Raises ``RuntimeError`` with the reason if the process fails.

@@ -12,9 +12,7 @@ from celler.labels import as_strings
 __all__ = ["long_tail_split", "thin"]
 
 
-def thin(
-    labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator
-) -> np.ndarray:
+def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator) -> np.ndarray:
     r"""Choose cells that thin labels to an exponential long tail.
 
     Parameters
@@ -102,9 +100,7 @@ def long_tail_split(
             f"adata.obs[{labels_key!r}] has {(labels == '').sum()} cells without a label and "
             f"{(counts < 2).sum()} types of a single cell {names[counts < 2].tolist()}; leave them out first."
         )
-    reference, query = train_test_split(
-        np.arange(adata.n_obs), test_size=0.5, stratify=labels, random_state=seed
-    )
+    reference, query = train_test_split(np.arange(adata.n_obs), test_size=0.5, stratify=labels, random_state=seed)
     reference = reference[thin(labels[reference], imbalance, rng=np.random.default_rng(seed))]
     parts = adata[np.sort(reference)].copy(), adata[np.sort(query)].copy()
     for part, rows in zip(parts, (reference, query), strict=True):

@@ -10,9 +10,7 @@ from typing import Any
 
 def add_atlas(commands: Any) -> None:
     """Add ``celler atlas build`` and ``celler atlas summary``."""
-    atlas = commands.add_parser(
-        "atlas", help="build a store of many files on disk, count its cells"
-    )
+    atlas = commands.add_parser("atlas", help="build a store of many files on disk, count its cells")
     kinds = atlas.add_subparsers(dest="atlas", required=True, metavar="WHAT")
     _add_build(kinds)
     summary = kinds.add_parser("summary", help="count the cells of a store")
@@ -27,17 +25,11 @@ def _add_build(kinds: Any) -> None:
     )
     build.add_argument("sources", type=Path, nargs="+", metavar="SOURCE.h5ad|.zarr")
     each = "COLUMN, or SOURCE=COLUMN for each"
-    build.add_argument(
-        "--labels-key", nargs="+", required=True, metavar="COLUMN", help=f"of obs: {each}"
-    )
+    build.add_argument("--labels-key", nargs="+", required=True, metavar="COLUMN", help=f"of obs: {each}")
     build.add_argument("--gene-key", nargs="+", metavar="COLUMN", help=f"of var: {each}")
     build.add_argument("--layer", nargs="+", help="of the counts: X, raw, a layer, or SOURCE=LAYER")
-    build.add_argument(
-        "--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="such as donor=patient_id"
-    )
-    build.add_argument(
-        "--genes", default="union", help="union, intersection or a file with a name per line"
-    )
+    build.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="such as donor=patient_id")
+    build.add_argument("--genes", default="union", help="union, intersection or a file with a name per line")
     build.add_argument("--mapping", type=Path, help=".csv or .tsv of old and new labels, or .obo")
     build.add_argument("--parents", type=Path, metavar="FILE.csv", help="of classes and parents")
     build.add_argument("--drop", nargs="+", default=[], metavar="LABEL", help="such as doublet")

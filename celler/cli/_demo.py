@@ -84,9 +84,7 @@ def run(folder: Path, seed: int = 0) -> None:
     """Compare, print, and write ``celler_demo.h5ad`` and ``celler_demo_markers.png`` to ``folder``."""
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    print(
-        "Celler demo: 350 labelled blood cells (reference) label 350 others (query).\n", flush=True
-    )
+    print("Celler demo: 350 labelled blood cells (reference) label 350 others (query).\n", flush=True)
     result = compare(seed)
     print(f"\n{report(result)}\n")
     data, figure = folder / "celler_demo.h5ad", folder / "celler_demo_markers.png"

@@ -86,9 +86,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_annotate(commands: Any) -> None:
-    annotate = commands.add_parser(
-        "annotate", help="label the cells of an .h5ad with a saved model"
-    )
+    annotate = commands.add_parser("annotate", help="label the cells of an .h5ad with a saved model")
     annotate.set_defaults(command=_annotate)
     add = annotate.add_argument
     add("model", type=Path, metavar="MODEL", help="folder that train wrote")
@@ -120,9 +118,7 @@ def _train(options: argparse.Namespace) -> None:
 
     # Now, not after an hour of training.
     if (options.out / FILE_NAME).exists() and not options.overwrite:
-        raise FileExistsError(
-            f"{options.out} holds a model; pass --overwrite to replace it, or another --out."
-        )
+        raise FileExistsError(f"{options.out} holds a model; pass --overwrite to replace it, or another --out.")
     adata = read_h5ad(options.reference)
     Celler.setup_anndata(adata, **{name: getattr(options, name) for name in SETUP})
     model = Celler(adata)

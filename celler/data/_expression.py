@@ -36,14 +36,11 @@ class ExpressionReader:
         if self.layer is not None and self.layer not in self.adata.layers:
             layers = [name for name in self.adata.layers if name is not None]
             raise KeyError(
-                f"layer={self.layer!r} is not in adata.layers, which has {layers}."
-                f"{closest(self.layer, layers)}"
+                f"layer={self.layer!r} is not in adata.layers, which has {layers}.{closest(self.layer, layers)}"
             )
         # No row of X is read: a view would copy all of its rows, a file would read them.
         if self.layer is None and not self.adata.isbacked and self.adata[:0].X is None:
-            raise ValueError(
-                "adata.X is None; pass layer= to name the layer with the expression values."
-            )
+            raise ValueError("adata.X is None; pass layer= to name the layer with the expression values.")
 
     @property
     def name(self) -> str:
@@ -122,9 +119,7 @@ def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
     """Reader of a query's ``layer``; without that layer, of ``X`` and with a warning."""
     if layer is None or layer in adata.layers:
         return ExpressionReader(adata, layer)
-    warn(
-        f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead."
-    )
+    warn(f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead.")
     return ExpressionReader(adata)
 
 

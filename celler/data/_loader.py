@@ -115,9 +115,7 @@ class TokenLoader:
             yield self._tokenized(blocks, number)
             number += len(blocks)
 
-    def _tokenized(
-        self, blocks: list[CellBlock], number: int
-    ) -> tuple[TokenBatches, Tensor, Tensor]:
+    def _tokenized(self, blocks: list[CellBlock], number: int) -> tuple[TokenBatches, Tensor, Tensor]:
         """Tokens, label codes and source rows of successive minibatches, the first of which is ``number``."""
         is_training = isinstance(self.row_sampler, ShuffledSampler)
         tokens = self.tokenizer.minibatches(
@@ -140,9 +138,7 @@ class TokenLoader:
     def _cell_seeds(self, blocks: list[CellBlock], number: int) -> np.ndarray:
         rank = rank_and_size()[0]
         seeds = [
-            np.random.default_rng((self.seed, number + i, rank)).integers(
-                2**63, size=len(block.index)
-            )
+            np.random.default_rng((self.seed, number + i, rank)).integers(2**63, size=len(block.index))
             for i, block in enumerate(blocks)
         ]
         return np.concatenate(seeds).astype(np.uint64)

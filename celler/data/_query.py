@@ -64,9 +64,7 @@ class Genes:
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
 
-    def report(
-        self, alignment: GeneAlignment, share: float, reader: ExpressionReader
-    ) -> str | None:
+    def report(self, alignment: GeneAlignment, share: float, reader: ExpressionReader) -> str | None:
         """Describe an alignment in words; ``None`` where every gene matched by its name."""
         if not self.is_vocabulary:
             return None if alignment.is_exact else alignment.describe(share)
@@ -139,9 +137,7 @@ class Query:
         return X @ (to_genes if kept is None else to_genes[:, kept])
 
 
-def align_query(
-    genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None
-) -> Query:
+def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
     """Match a query's genes with the model's, and warn once of what is missing.
 
     ``reported`` holds what was said before; what is said now is added.
@@ -195,9 +191,7 @@ def _tokenized(
         X = query.reader.rows(chunk)
         for rows in _passes(np.diff(X.indptr), batch_size, n_tokens):
             try:
-                tokens = tokenizer(
-                    X, query.gene_map, rows=rows, is_log=query.is_log, target_sum=target_sum
-                )
+                tokens = tokenizer(X, query.gene_map, rows=rows, is_log=query.is_log, target_sum=target_sum)
             except BadValueError as error:
                 cell = str(query.adata.obs_names[chunk[rows[error.row]]])
                 raise bad_value(error.value, query.reader, cell) from None
@@ -221,9 +215,7 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
     index = np.asarray(indices)
     if index.dtype == bool and index.ndim == 1:
         if len(index) != adata.n_obs:
-            raise IndexError(
-                f"a mask of {len(index):,} values was given for {adata.n_obs:,} cells."
-            )
+            raise IndexError(f"a mask of {len(index):,} values was given for {adata.n_obs:,} cells.")
         return np.flatnonzero(index)
     if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
         raise TypeError(
@@ -232,8 +224,7 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
         )
     if index.size and not (-adata.n_obs <= index.min() and index.max() < adata.n_obs):
         raise IndexError(
-            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to "
-            f"{adata.n_obs - 1}."
+            f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to {adata.n_obs - 1}."
         )
     return index.astype(np.int64) % max(1, adata.n_obs)
 

@@ -74,9 +74,7 @@ class ShuffledSampler(Sampler[np.ndarray]):
 
     """
 
-    def __init__(
-        self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None
-    ) -> None:
+    def __init__(self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None) -> None:
         self.index, self.batch_size, self.seed, self.epoch = index, batch_size, seed, 0
         self.hard_cells = hard_cells
 

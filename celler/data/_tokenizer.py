@@ -68,8 +68,7 @@ class BadValueError(ValueError):
 
     def __init__(self, row: int, value: float) -> None:
         super().__init__(
-            f"row {row} holds the value {value}; finite values >= 0 are needed "
-            "(counts, or log1p-normalised counts)."
+            f"row {row} holds the value {value}; finite values >= 0 are needed (counts, or log1p-normalised counts)."
         )
         self.row, self.value = row, value
 
@@ -106,9 +105,7 @@ class Tokenizer:
         if not 3 <= self.n_bins <= 256:
             raise ValueError(f"n_bins={self.n_bins} was given; 3 to 256 are possible.")
         if self.max_genes is not None and self.max_genes < 1:
-            raise ValueError(
-                f"max_genes={self.max_genes} was given; at least 1 is needed, or None."
-            )
+            raise ValueError(f"max_genes={self.max_genes} was given; at least 1 is needed, or None.")
 
     def __call__(
         self,
@@ -274,9 +271,7 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
         np.empty(longest, np.int32),
         np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
     )  # fmt: skip
-    mapped = _Mapped(
-        np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.bool_)
-    )
+    mapped = _Mapped(np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.bool_))
     return distinct, mapped
 
 
@@ -294,9 +289,7 @@ def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[n
         if key <= 0 or gene < 0:  # 0 and -0 are explicit zeros
             continue
         tag = row_tag | key
-        slot = (
-            (np.uint64(np.uint32(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-        ) & size_mask
+        slot = ((np.uint64(np.uint32(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & size_mask
         while distinct.tag[slot] != tag:
             if distinct.tag[slot] >> 32 != row:
                 distinct.tag[slot], distinct.bits[slot], distinct.n_equal[slot] = tag, key, 0

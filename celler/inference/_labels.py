@@ -47,9 +47,7 @@ class Question:
                 "parents before training."
             )
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(
-                f"threshold={self.threshold} was given; a probability between 0 and 1 is needed."
-            )
+            raise ValueError(f"threshold={self.threshold} was given; a probability between 0 and 1 is needed.")
         tree.roll_up(np.zeros((0, len(tree.classes))), self.level)
         if self.candidates is not None:
             indices_of(self.candidates, tree.classes)
@@ -107,10 +105,7 @@ def label(outputs: Outputs, decision: Decision, tree: LabelTree, question: Quest
     levels = ["class", "parent"] if question.backoff else [question.level]
     parts = [tree.roll_up(of_class, level) for level in levels]
     is_sure = [_is_sure(part, outputs, question.least) for part in parts]
-    names = [
-        np.array(tree.levels[level])[part.argmax(axis=1)]
-        for level, part in zip(levels, parts, strict=True)
-    ]
+    names = [np.array(tree.levels[level])[part.argmax(axis=1)] for level, part in zip(levels, parts, strict=True)]
     return Labels(
         parts[0],
         np.select(is_sure, names, question.unknown_label).astype(str),
@@ -134,9 +129,7 @@ def annotation_columns(
         key: _categorical(labels.names, tree, ["class", "parent"][: 1 + question.backoff], unknown),
         f"{key}_confidence": probabilities.max(axis=1),
         f"{key}_margin": margin(probabilities),
-        f"{key}_second": pd.Categorical(
-            second_best(probabilities, tree.classes), list(tree.classes)
-        ),
+        f"{key}_second": pd.Categorical(second_best(probabilities, tree.classes), list(tree.classes)),
     }
     if outputs.novelty is not None:
         columns[f"{key}_novelty"] = outputs.novelty
@@ -151,9 +144,7 @@ def annotation_columns(
     return columns
 
 
-def _categorical(
-    names: np.ndarray, tree: LabelTree, levels: list[str], unknown_label: str
-) -> pd.Categorical:
+def _categorical(names: np.ndarray, tree: LabelTree, levels: list[str], unknown_label: str) -> pd.Categorical:
     """Names with every name of ``levels`` as a category, used or not, and the unknown label last where used."""
     categories = [name for level in levels for name in tree.levels[level]]
     if (names == unknown_label).any():
@@ -161,9 +152,7 @@ def _categorical(
     return pd.Categorical(names, list(dict.fromkeys(categories)))
 
 
-def annotation_record(
-    outputs: Outputs, decision: Decision, tree: LabelTree, question: Question
-) -> dict[str, Any]:
+def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, question: Question) -> dict[str, Any]:
     """The entry of uns that says how the labels were made."""
     spread = outputs.propagation
     return {

@@ -73,9 +73,7 @@ class Novelty:
     spread: np.ndarray
     known: np.ndarray
 
-    def score(
-        self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool
-    ) -> np.ndarray:
+    def score(self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool) -> np.ndarray:
         """Return the score of each cell ``(N,)``; known cells have mean 0 and standard deviation 1.
 
         Parameters
@@ -140,9 +138,7 @@ def fit_novelty(
         held_out = folds == fold
         classes, renumbered = np.unique(codes[~held_out], return_inverse=True)
         space, part = fit_space(X[~held_out], renumbered, is_log=is_log)
-        found, depth[held_out], parts[:, held_out] = measure(
-            space, part, X[held_out], everywhere, is_log=is_log
-        )
+        found, depth[held_out], parts[:, held_out] = measure(space, part, X[held_out], everywhere, is_log=is_log)
         nearest[held_out] = classes[found]
     seen = parts[:, folds >= 0], nearest[folds >= 0], depth[folds >= 0]
     how = _calibrate(*seen, len(reference.n_cells))
@@ -210,8 +206,7 @@ def measure(
     if X.shape[0] > BLOCK_SIZE:
         starts = range(0, X.shape[0], BLOCK_SIZE)
         blocks = [
-            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log)
-            for start in starts
+            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log) for start in starts
         ]
         nearest, depth, parts = zip(*blocks, strict=True)
         return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)

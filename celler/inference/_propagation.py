@@ -73,9 +73,7 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
         shape=(n_cells, n_cells),
     )
     weights = weights.maximum(weights.T)
-    return sparse.csr_matrix(
-        sparse.diags_array(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights
-    )
+    return sparse.csr_matrix(sparse.diags_array(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights)
 
 
 def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,13 +82,9 @@ def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarra
         # Imported here: its compiled code takes seconds to load, and few queries are as large.
         from pynndescent import NNDescent
 
-        neighbor, distance = NNDescent(
-            points, n_neighbors=n_neighbors + 1, random_state=0
-        ).neighbor_graph
+        neighbor, distance = NNDescent(points, n_neighbors=n_neighbors + 1, random_state=0).neighbor_graph
         is_left_out = neighbor == np.arange(len(points))[:, None]
-        is_left_out[~is_left_out.any(axis=1), -1] = (
-            True  # equal cells may crowd a cell out of its own list
-        )
+        is_left_out[~is_left_out.any(axis=1), -1] = True  # equal cells may crowd a cell out of its own list
         if (neighbor >= 0).all():
             shape = (len(points), n_neighbors)
             return distance[~is_left_out].reshape(shape), neighbor[~is_left_out].reshape(shape)
@@ -99,9 +93,7 @@ def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarra
     return distance, neighbor
 
 
-def propagate(
-    graph: sparse.csr_matrix, prior: np.ndarray, is_held: np.ndarray, weight: float
-) -> np.ndarray:
+def propagate(graph: sparse.csr_matrix, prior: np.ndarray, is_held: np.ndarray, weight: float) -> np.ndarray:
     r"""Return probabilities ``(N, C)`` that mix the prior of each cell with the mean of its neighbours.
 
     .. math:: P = (1 - w)\, P^0 + w\, W P, \qquad P_i = P^0_i \text{ where held}

@@ -65,9 +65,7 @@ def gene_record(alignment: GeneAlignment, expression_share: float) -> dict[str, 
     }
 
 
-def write_annotation(
-    adata: AnnData, key: str, columns: Mapping[str, Any], record: dict[str, Any]
-) -> None:
+def write_annotation(adata: AnnData, key: str, columns: Mapping[str, Any], record: dict[str, Any]) -> None:
     """Write ``columns`` to obs and ``record`` to uns; remove what an earlier call left over."""
     last = adata.uns.get(key)
     left_over = set(last.get("columns", ())) if isinstance(last, Mapping) else set()

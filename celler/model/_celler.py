@@ -351,13 +351,9 @@ class Celler(BaseModelClass):
         self._state.trained()
         if dataloader is None:
             cells = self._cells(adata, indices)
-            return _predict.predict(
-                self._state, cells, question, reading, soft=soft, propagate=propagate
-            )
+            return _predict.predict(self._state, cells, question, reading, soft=soft, propagate=propagate)
         _predict.check_store_call(adata, indices, propagate=propagate)
-        return _predict.predict_store(
-            self._state, dataloader, question, reading, soft=soft, reported=self._reported
-        )
+        return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
     def annotate(
         self,
@@ -652,13 +648,9 @@ class Celler(BaseModelClass):
 
         """
         _pretrain.require_untrained(self._state)
-        other = (
-            type(self).load(pretrained) if isinstance(pretrained, str | os.PathLike) else pretrained
-        )
+        other = type(self).load(pretrained) if isinstance(pretrained, str | os.PathLike) else pretrained
         if not isinstance(other, type(self)) or other._state.pretrained is None:
-            raise ValueError(
-                f"{pretrained!r} was given; a Celler that was pretrained, or its folder, is needed."
-            )
+            raise ValueError(f"{pretrained!r} was given; a Celler that was pretrained, or its folder, is needed.")
         self._become(_transfer.load_encoder(self._state, other._state))
 
     def predict_expression(
@@ -774,9 +766,7 @@ class Celler(BaseModelClass):
         return model
 
     @classmethod
-    def prepare_query_anndata(
-        cls, adata: AnnData, reference_model: Celler | str | os.PathLike[str]
-    ) -> AnnData:
+    def prepare_query_anndata(cls, adata: AnnData, reference_model: Celler | str | os.PathLike[str]) -> AnnData:
         """Make an AnnData of the cells of ``adata`` with a model's genes, in the model's order.
 
         It is for tools that need the same columns. :meth:`predict` does not need it and knows more: a gene
@@ -853,13 +843,9 @@ class Celler(BaseModelClass):
             except ValueError as error:
                 raise ValueError(f"{error} {_transfer.scgpt_needs()}") from error
         checkpoint, has_classes = read_scgpt(path), adata is not None
-        registry = _transfer.scgpt_registry(
-            checkpoint, is_frozen=freeze_encoder, is_vocabulary=not has_classes
-        )
+        registry = _transfer.scgpt_registry(checkpoint, is_frozen=freeze_encoder, is_vocabulary=not has_classes)
         model = cls(adata, registry, **options.arguments(checkpoint, has_classes=has_classes))
-        model._become(
-            _transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision)
-        )
+        model._become(_transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision))
         return model
 
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -1043,8 +1029,6 @@ class Celler(BaseModelClass):
         if isinstance(model, str | os.PathLike):
             return cls.load(model, accelerator=accelerator)
         if not isinstance(model, cls):
-            raise TypeError(
-                f"reference_model is a {type(model).__name__}; a trained Celler or its folder is needed."
-            )
+            raise TypeError(f"reference_model is a {type(model).__name__}; a trained Celler or its folder is needed.")
         model._state.trained()
         return model

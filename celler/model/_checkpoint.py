@@ -25,9 +25,7 @@ FORMAT_VERSION = 1
 FILE_NAME = "model.pt"
 
 
-def write_checkpoint(
-    folder: str | os.PathLike[str], contents: dict[str, Any], *, overwrite: bool
-) -> Path:
+def write_checkpoint(folder: str | os.PathLike[str], contents: dict[str, Any], *, overwrite: bool) -> Path:
     """Write ``contents`` to ``folder/model.pt`` and return its path.
 
     The file appears whole or not at all, and other files of the folder are left alone. ``contents``
@@ -37,9 +35,7 @@ def write_checkpoint(
     folder = Path(folder)
     path = folder / FILE_NAME
     if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path} exists; pass overwrite=True to replace it, or another folder."
-        )
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it, or another folder.")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__}
@@ -77,9 +73,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} holds more than tensors and plain values, so Celler did not write it; it was not opened."
         ) from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged, cut short or no Celler model; save the model again. ({error})"
-        ) from error
+        raise ValueError(f"{path} is damaged, cut short or no Celler model; save the model again. ({error})") from error
     if (
         not isinstance(contents, dict)
         or contents.get("format") != FORMAT
@@ -94,9 +88,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
-def contents_of(
-    state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]
-) -> dict[str, Any]:
+def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """A trained or pretrained model in tensors and plain values."""
     kept = ("model_name", "setup_method_name", "scvi_version")
     plain_registry = {name: registry[name] for name in kept} | {
@@ -128,7 +120,4 @@ def restored(state: ModelState, contents: dict[str, Any], accelerator: str) -> M
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The same with Python's numbers and strings for NumPy's."""
-    return {
-        name: value.item() if isinstance(value, np.generic) else value
-        for name, value in values.items()
-    }
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

@@ -40,24 +40,16 @@ class Explanation:
     def check(self, state: ModelState) -> None:
         """Raise for options that contradict each other or the model."""
         if self.method not in ("evidence", "gradient"):
-            raise ValueError(
-                f"method={self.method!r} was given; 'evidence' or 'gradient' is needed."
-            )
+            raise ValueError(f"method={self.method!r} was given; 'evidence' or 'gradient' is needed.")
         if self.n_genes is not None and self.n_genes < 1:
-            raise ValueError(
-                f"n_genes={self.n_genes} was given; at least 1 is needed, or None for all."
-            )
+            raise ValueError(f"n_genes={self.n_genes} was given; at least 1 is needed, or None for all.")
         if self.per_cell and self.groupby is not None:
-            raise ValueError(
-                f"per_cell=True makes every cell a group; leave out groupby={self.groupby!r}."
-            )
+            raise ValueError(f"per_cell=True makes every cell a group; leave out groupby={self.groupby!r}.")
         if self.method == "evidence" and state.network.evidence is None:
             raise ValueError("this model has no evidence table; pass method='gradient'.")
 
 
-def gene_importance(
-    state: ModelState, cells: Cells, wanted: Explanation, reading: Reading
-) -> pd.DataFrame:
+def gene_importance(state: ModelState, cells: Cells, wanted: Explanation, reading: Reading) -> pd.DataFrame:
     """Table of genes that speak for labels; see :meth:`celler.model.Celler.get_gene_importance`."""
     wanted.check(state)
     groups = None
@@ -88,9 +80,7 @@ class _Cells:
         """Class codes of the runner-up and of the label ``(N, 2)``."""
         return np.argsort(self.outputs.logits, axis=1, kind="stable")[:, -2:]
 
-    def passes(
-        self, positions: np.ndarray, method: Method
-    ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+    def passes(self, positions: np.ndarray, method: Method) -> Iterator[tuple[np.ndarray, TokenBatch]]:
         """Positions in ``index`` and tokens on the device, pass by pass."""
         device = self.state.network.device
         passes = token_passes(
@@ -112,9 +102,7 @@ class _Means(NamedTuple):
     elsewhere: np.ndarray
 
 
-def contributions(
-    network: GeneTransformer, tokens: TokenBatch, targets: list[Tensor], method: Method
-) -> list[Tensor]:
+def contributions(network: GeneTransformer, tokens: TokenBatch, targets: list[Tensor], method: Method) -> list[Tensor]:
     r"""What each token adds to weighted sums of the logits: ``(B, T)`` for each of ``targets (B, C)``.
 
     Gradient times input, :math:`e_t \cdot \partial z / \partial e_t` with the token's gene embedding
@@ -126,8 +114,7 @@ def contributions(
         assert network.evidence is not None
         table = network.evidence.weight.detach()
         return [
-            tokens.expression * (F.embedding(gene_ids, table) @ target[:, :, None]).squeeze(2)
-            for target in targets
+            tokens.expression * (F.embedding(gene_ids, table) @ target[:, :, None]).squeeze(2) for target in targets
         ]
     network.eval()
     weights = {name: weight.detach() for name, weight in network.named_parameters()}
@@ -144,9 +131,7 @@ def contributions(
         gradients = torch.autograd.grad(
             (logits * target).sum(), list(rows.values()), retain_graph=target is not targets[-1]
         )
-        total = torch.stack(
-            [(a * b).sum(1) for a, b in zip(gradients, rows.values(), strict=True)]
-        ).sum(0)
+        total = torch.stack([(a * b).sum(1) for a, b in zip(gradients, rows.values(), strict=True)]).sum(0)
         parts.append(total.detach().view_as(gene_ids).masked_fill(tokens.padding_mask, 0))
     return parts
 
@@ -217,10 +202,7 @@ def _explained(cells: _Cells, group_of: np.ndarray, group_names: list[str]) -> n
     predicted = cells.codes[:, -1]
     majority = [np.bincount(predicted[group_of == k]).argmax() for k in range(len(group_names))]
     return np.array(
-        [
-            classes.index(name) if name in classes else code
-            for name, code in zip(group_names, majority, strict=True)
-        ],
+        [classes.index(name) if name in classes else code for name, code in zip(group_names, majority, strict=True)],
         dtype=np.int64,
     )
 
@@ -245,9 +227,7 @@ def _gradient_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> 
     """From up to :data:`GRADIENT_CELLS` cells of each group, with a backward pass for each group's class."""
     network, n_groups = cells.state.network, len(labels)
     rng = np.random.default_rng(0)
-    drawn = [
-        rng.permutation(np.flatnonzero(group_of == k))[:GRADIENT_CELLS] for k in range(n_groups)
-    ]
+    drawn = [rng.permutation(np.flatnonzero(group_of == k))[:GRADIENT_CELLS] for k in range(n_groups)]
     n_cells, positions = np.array([len(part) for part in drawn]), np.sort(np.concatenate(drawn))
     n_genes, n_classes = network.config.n_genes, network.config.n_classes
     means = _Means(np.zeros((n_groups, n_genes)), np.zeros((n_groups, n_genes)))
@@ -257,9 +237,7 @@ def _gradient_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> 
         for k, part in enumerate(contributions(network, tokens, of_cells, "gradient")):
             is_own = group_of[rows] == k
             share = 1 / n_cells[group_of[rows]]
-            for mean, weight in zip(
-                means, (share * is_own, share * ~is_own / max(1, n_groups - 1)), strict=True
-            ):
+            for mean, weight in zip(means, (share * is_own, share * ~is_own / max(1, n_groups - 1)), strict=True):
                 by_cell = torch.as_tensor(weight, device=network.device)[:, None]
                 mean[k] += _scattered(tokens.gene_ids.long(), part * by_cell, n_genes)
     return means

@@ -37,9 +37,7 @@ def check_decoder(state: ModelState) -> None:
         )
 
 
-def predict_expression(
-    state: ModelState, cells: Cells, genes: str | list[str] | None
-) -> pd.DataFrame:
+def predict_expression(state: ModelState, cells: Cells, genes: str | list[str] | None) -> pd.DataFrame:
     """Expected expression of genes; see :meth:`celler.model.Celler.predict_expression`."""
     index, names = cells.index, state.genes.names
     genes = [genes] if isinstance(genes, str) else genes
@@ -66,16 +64,12 @@ def gene_positions(genes: list[str], names: pd.Index) -> np.ndarray:
     """Position of each gene among the model's ``names``, or a KeyError that names the closest."""
     position = names.get_indexer(pd.Index(genes))
     for gene in np.array(genes, dtype=object)[position < 0][:1]:
-        raise KeyError(
-            f"genes names {gene!r}, which the model does not know.{closest(str(gene), names)}"
-        )
+        raise KeyError(f"genes names {gene!r}, which the model does not know.{closest(str(gene), names)}")
     return position
 
 
 @torch.inference_mode()
-def decoded(
-    state: ModelState, cells: Cells, wanted: Tensor
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def decoded(state: ModelState, cells: Cells, wanted: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions in the cells' ``index`` and the expected expression ``(n, M)`` of the genes ``wanted (M,)``."""
     query, index = cells.align(state), cells.index
     pretrained, network = state.pretrained, state.network

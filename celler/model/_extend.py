@@ -77,9 +77,7 @@ def check_extendable(state: ModelState) -> None:
         )
 
 
-def extended_tree(
-    state: ModelState, adata: AnnData, setup: Setup, *, extend_labels: bool
-) -> LabelTree:
+def extended_tree(state: ModelState, adata: AnnData, setup: Setup, *, extend_labels: bool) -> LabelTree:
     """Classes of the reference and of the new cells, sorted, with their parents; raise where they do not fit."""
     if setup.labels_key is None:
         raise ValueError("labels_key=None was given; new cells need labels to be trained on.")
@@ -161,9 +159,7 @@ def training_cells(
     return TrainingCells(source, names.__getitem__, False)
 
 
-def with_generated(
-    old: OldKnowledge, new: InMemoryCells, *, is_log: bool, seed: int
-) -> InMemoryCells:
+def with_generated(old: OldKnowledge, new: InMemoryCells, *, is_log: bool, seed: int) -> InMemoryCells:
     """The new cells, as counts of the model's genes, and after them generated cells of the old classes."""
     to_model = selector(old.gene_map, old.n_genes)
     X = new.X.astype(np.float32)
@@ -187,9 +183,7 @@ def complete(old: OldKnowledge, fitted: Fitted, source: CellSource) -> Fitted:
     """Replace the generated cells in ``fitted`` by the counts and profiles of the reference's cells."""
     assert isinstance(source, InMemoryCells)  # made by `with_generated`
     n_new = len(source) - int(n_rehearsed(old.fitted.class_counts).sum())
-    train, validation = (
-        rows[rows < n_new] for rows in (fitted.train_indices, fitted.validation_indices)
-    )
+    train, validation = (rows[rows < n_new] for rows in (fitted.train_indices, fitted.validation_indices))
     n_classes = len(fitted.class_counts)
     counts = np.bincount(source.labels[train], minlength=n_classes)
     counts[old.teacher.classes] += old.fitted.class_counts
@@ -235,9 +229,7 @@ def _gene_share(old: OldKnowledge, X: sparse.csr_matrix, labels: np.ndarray) -> 
     return np.concatenate([share, total[len(share) :] * scale])
 
 
-def _merged_profile(
-    old: OldKnowledge, source: InMemoryCells, train: np.ndarray, n_classes: int
-) -> Profile:
+def _merged_profile(old: OldKnowledge, source: InMemoryCells, train: np.ndarray, n_classes: int) -> Profile:
     """Means over old and new cells of each class, in counts per 10,000 of the reference's genes."""
     new, before = class_profile(source, train, n_classes, is_log=False), _old_profile(old)
     is_measured = np.zeros(old.n_genes, bool)
@@ -248,9 +240,7 @@ def _merged_profile(
     old_mean[old.teacher.classes] = before.mean
     n_old = np.zeros(n_classes)
     n_old[old.teacher.classes] = before.n_cells
-    weight = np.stack(
-        [np.isfinite(old_mean) * n_old[:, None], np.isfinite(new_mean) * new.n_cells[:, None]]
-    )
+    weight = np.stack([np.isfinite(old_mean) * n_old[:, None], np.isfinite(new_mean) * new.n_cells[:, None]])
     total = np.nan_to_num(old_mean) * weight[0] + np.nan_to_num(new_mean) * weight[1]
     with np.errstate(invalid="ignore"):
         mean = total / weight.sum(axis=0)

@@ -51,9 +51,7 @@ def with_neighbourhoods(
     near = partial(neighbourhoods, values, labels, points, share, is_log=cells.is_log)
     found = _first_labels(state, _with_views(cells, source, near(), rows), compared, config)
     # Most neighbours of a rare type's cells are of other types, which the first training can tell.
-    views = with_class_means(
-        near(found=found), values, labels, found, config.seed, is_log=cells.is_log
-    )
+    views = with_class_means(near(found=found), values, labels, found, config.seed, is_log=cells.is_log)
     return _with_views(cells, source, views, rows)
 
 
@@ -66,9 +64,7 @@ def _compared_rows(source: InMemoryCells, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([np.flatnonzero(source.labels >= 0), free]))
 
 
-def _first_labels(
-    state: ModelState, cells: TrainingCells, compared: Cells, config: TrainingConfig
-) -> np.ndarray:
+def _first_labels(state: ModelState, cells: TrainingCells, compared: Cells, config: TrainingConfig) -> np.ndarray:
     """Codes ``(n,)`` that a first training and propagation give the cells ``compared``."""
     # The embedding left the network in evaluation mode.
     network, config = deepcopy(state.network).train(), replace(config, ckpt_path=None)
@@ -82,9 +78,7 @@ def _first_labels(
     return state.tree.encode(np.asarray(labels))
 
 
-def _with_views(
-    cells: TrainingCells, source: InMemoryCells, views: Views, rows: np.ndarray
-) -> TrainingCells:
+def _with_views(cells: TrainingCells, source: InMemoryCells, views: Views, rows: np.ndarray) -> TrainingCells:
     """The cells with other rows to show in training; ``views`` are of positions in ``rows``."""
     of_cell = np.full((len(source), views.of_cell.shape[1]), -1)
     of_cell[rows] = views.of_cell

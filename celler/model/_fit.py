@@ -143,9 +143,7 @@ def fit_network(
     curves, hard_cells = run(network, loaders, train, held_out, title)
     decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
-        decision = Decision(
-            fit_temperature(*validation_logits(network, held_out, config.precision))
-        )
+        decision = Decision(fit_temperature(*validation_logits(network, held_out, config.precision)))
         if len(labelled) < REFIT_BELOW if how.refit is None else how.refit:
             train = labelled
             trained.load_state_dict(initial)
@@ -234,9 +232,7 @@ def describe_reference(
     )
 
 
-def _name_classes(
-    curves: dict[str, list[float]], classes: tuple[str, ...]
-) -> dict[str, list[float]]:
+def _name_classes(curves: dict[str, list[float]], classes: tuple[str, ...]) -> dict[str, list[float]]:
     """``replayed_<code>`` becomes ``replayed <class>``; classes that were never replayed are left out."""
     by_class = {f"replayed_{code}": name for code, name in enumerate(classes)}
     named = {name: values for name, values in curves.items() if name not in by_class}
@@ -285,15 +281,11 @@ def class_profile(source: CellSource, rows: np.ndarray, n_classes: int, *, is_lo
     return replace(found, n_cells=np.bincount(labels[rows], minlength=n_classes).astype(float))
 
 
-def class_novelty(
-    source: CellSource, reference: Profile, *, is_log: bool, seed: int
-) -> Novelty | None:
+def class_novelty(source: CellSource, reference: Profile, *, is_log: bool, seed: int) -> Novelty | None:
     """Fit the novelty score to the labelled cells of the source."""
     labelled = np.flatnonzero(source.labels >= 0)
     codes = source.labels[labelled]
-    return fit_novelty(
-        lambda cells: source.rows(labelled[cells]), codes, reference, is_log=is_log, seed=seed
-    )
+    return fit_novelty(lambda cells: source.rows(labelled[cells]), codes, reference, is_log=is_log, seed=seed)
 
 
 def training_source(
@@ -332,9 +324,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
         )
 
 
-def warn_of_small_classes(
-    labels: np.ndarray, classes: tuple[str, ...], known: Collection[int] = ()
-) -> None:
+def warn_of_small_classes(labels: np.ndarray, classes: tuple[str, ...], known: Collection[int] = ()) -> None:
     """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     small = {classes[k]: int(n) for k, n in enumerate(counts) if n < 3 and k not in known}

@@ -265,9 +265,7 @@ class Part:
         return found
 
 
-def _labelled_part(
-    state: ModelState, query: Query, labelled: np.ndarray, reference: Reference
-) -> Part:
+def _labelled_part(state: ModelState, query: Query, labelled: np.ndarray, reference: Reference) -> Part:
     """The ``labelled`` rows of the reference, in the genes that it and the query have."""
     cells = query
     if len(labelled) and query.adata is not reference.adata:

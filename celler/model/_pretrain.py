@@ -99,9 +99,7 @@ def pretrain(
     """Learn genes from the model's ``own`` cells and ``more``, or from those of a store."""
     require_untrained(state)
     if not 0 <= options.validation_size < 1:
-        raise ValueError(
-            f"validation_size={options.validation_size} was given; 0 <= it < 1 is needed."
-        )
+        raise ValueError(f"validation_size={options.validation_size} was given; 0 <= it < 1 is needed.")
     before, seed = state.pretrained, options.seed
     if datamodule is None:
         cells = unlabelled_cells(state, own, more)
@@ -141,9 +139,7 @@ def pretraining_config(options: PretrainOptions, n_cells: int) -> PretrainingCon
 def require_untrained(state: ModelState) -> None:
     """Raise ``RuntimeError`` where classes or foreign weights rest on the encoder."""
     if state.scgpt is not None:
-        raise RuntimeError(
-            "this encoder has been pretrained: it came with from_pretrained; call train()."
-        )
+        raise RuntimeError("this encoder has been pretrained: it came with from_pretrained; call train().")
     if state.fitted is not None:
         raise RuntimeError(
             "this Celler is trained, and its classes rest on the encoder as it is; pretrain first: "
@@ -164,9 +160,7 @@ def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -
         blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
         of_cells.append(batch_names(more.adata, known_key(state, more.adata)))
     if not blocks:
-        raise ValueError(
-            "this model has no AnnData; pass the cells as adata, or a store of them as datamodule."
-        )
+        raise ValueError("this model has no AnnData; pass the cells as adata, or a store of them as datamodule.")
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)
     X.sort_indices()  # hidden genes are drawn by place, which must not depend on the order of columns
     has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
@@ -177,9 +171,7 @@ def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -
     return UnlabelledCells(InMemoryCells(X, codes), np.arange(len(codes)), X, batches)
 
 
-def streamed_unlabelled(
-    state: ModelState, datamodule: DataModule, more: Cells | None
-) -> UnlabelledCells:
+def streamed_unlabelled(state: ModelState, datamodule: DataModule, more: Cells | None) -> UnlabelledCells:
     """The training cells of a store, without empty ones; the sample is the first of them, since a store is shuffled."""
     check_fits(state, datamodule, ("gene_names",))
     if more is not None:
@@ -253,9 +245,7 @@ def with_masked_task(
         decoder = new_decoder(state, cells, config.seed)
     else:
         decoder = deepcopy(before.decoder)
-    masking = PretrainingConfig(
-        max_epochs=config.max_epochs, batch_size=config.batch_size, seed=config.seed
-    )
+    masking = PretrainingConfig(max_epochs=config.max_epochs, batch_size=config.batch_size, seed=config.seed)
     minibatches, _ = masked_loaders(state, cells, 0.0, masking)
     history = {} if before is None else before.history
     left = Pretrained(decoder, cells.batches, cells.share, len(cells.index), history)

@@ -42,18 +42,14 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
     data_fields = [
-        LayerField(
-            REGISTRY_KEYS.X_KEY, args["layer"], is_count_data=False, correct_data_format=False
-        ),
+        LayerField(REGISTRY_KEYS.X_KEY, args["layer"], is_count_data=False, correct_data_format=False),
         CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, LABELS_COLUMN),
         CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]),
     ]
     manager = AnnDataManager(fields=data_fields, setup_method_args=setup_method_args)
     with warnings.catch_warnings():
         # scvi-tools counts the cells of every category; train() warns where it matters.
-        warnings.filterwarnings(
-            "ignore", message="Category .* has fewer than", category=UserWarning
-        )
+        warnings.filterwarnings("ignore", message="Category .* has fewer than", category=UserWarning)
         manager.register_fields(adata)
     return manager
 
@@ -63,13 +59,9 @@ def _checked(adata: AnnData, setup: Setup) -> np.ndarray:
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if adata.n_obs == 0 or adata.n_vars == 0:
-        raise ValueError(
-            f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed."
-        )
+        raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
     if adata.is_view:
-        raise ValueError(
-            "adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy()."
-        )
+        raise ValueError("adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy().")
     reader = ExpressionReader(adata, setup.layer)
     genes = gene_names(adata.var, setup.gene_key)
     if (genes == "").any():
@@ -170,9 +162,7 @@ def new_state(
     )
 
 
-def network_config(
-    arguments: dict[str, Any], n_genes: int, n_classes: int, scgpt: ScGPTOrigin | None
-) -> NetworkConfig:
+def network_config(arguments: dict[str, Any], n_genes: int, n_classes: int, scgpt: ScGPTOrigin | None) -> NetworkConfig:
     """Sizes of the network, from the arguments of :class:`celler.model.Celler` and the data.
 
     ``None`` is the default; sizes of attention without an ``encoder`` choose the latent encoder.
@@ -185,11 +175,7 @@ def network_config(
             )
         arguments |= {"d_feed": scgpt.d_feed, "pad_value": scgpt.pad_value}
     arguments["use_evidence"] = arguments.pop("evidence")
-    attention = [
-        name
-        for name in ("n_layers", "n_heads", "n_latents", "n_bins")
-        if arguments[name] is not None
-    ]
+    attention = [name for name in ("n_layers", "n_heads", "n_latents", "n_bins") if arguments[name] is not None]
     if attention and arguments["encoder"] is None:
         arguments["encoder"] = "latent"
     if attention and arguments["encoder"] == "additive":
@@ -198,6 +184,4 @@ def network_config(
             "pass encoder='latent' or 'transformer', or leave it out."
         )
     names = [field.name for field in fields(NetworkConfig)]
-    return NetworkConfig(
-        **{name: arguments[name] for name in names if arguments.get(name) is not None}
-    )
+    return NetworkConfig(**{name: arguments[name] for name in names if arguments.get(name) is not None})

@@ -83,8 +83,7 @@ class Fitted:
             "history": self.history,
             "hard_cells": self.hard_cells,
             "seed": self.seed,
-            "profile": self.profile
-            and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
+            "profile": self.profile and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
             "novelty": self.novelty
             and {name: torch.from_numpy(value) for name, value in self.novelty.to_plain().items()},
         }
@@ -94,8 +93,7 @@ class Fitted:
         """Convert back from :meth:`to_plain`; a file of an earlier version may hold more."""
         names = [field.name for field in fields(cls) if field.name in plain]
         values: dict[str, Any] = {
-            name: plain[name].numpy() if isinstance(plain[name], Tensor) else plain[name]
-            for name in names
+            name: plain[name].numpy() if isinstance(plain[name], Tensor) else plain[name] for name in names
         }
         if values.get("profile") is not None:
             arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
@@ -321,12 +319,8 @@ def _training(fitted: Fitted) -> str:
     if fitted.seed is not None:
         parts.append(f"seed {fitted.seed}")
     if len(fitted.validation_indices):
-        score, error = (
-            np.array(history[f"validation_macro_f1{suffix}"]) for suffix in ("", "_error")
-        )
+        score, error = (np.array(history[f"validation_macro_f1{suffix}"]) for suffix in ("", "_error"))
         # the rule of celler.training.BestWeights: the latest within a standard error of the best so far
         kept = np.flatnonzero(score >= np.maximum.accumulate(score) - error)[-1]
-        parts.append(
-            f"macro-F1 {score[kept]:.3f} on {len(fitted.validation_indices):,} held-out cells"
-        )
+        parts.append(f"macro-F1 {score[kept]:.3f} on {len(fitted.validation_indices):,} held-out cells")
     return ", ".join(parts)

@@ -51,15 +51,11 @@ class Options:
     ckpt_path: str | os.PathLike[str] | None = None
 
 
-def train(
-    state: ModelState, registered: Cells | None, datamodule: DataModule | None, options: Options
-) -> ModelState:
+def train(state: ModelState, registered: Cells | None, datamodule: DataModule | None, options: Options) -> ModelState:
     """Train on the registered cells, or on those of a store."""
     _check_masked(options, datamodule)
     cells = (
-        _cells_in_memory(state, registered, options.seed)
-        if datamodule is None
-        else _streamed_cells(state, datamodule)
+        _cells_in_memory(state, registered, options.seed) if datamodule is None else _streamed_cells(state, datamodule)
     )
     config = training_config(state, cells.source, options)
     has_task = options.masked_weight > 0
@@ -114,9 +110,7 @@ def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None)
     return max_epochs, batch_size
 
 
-def starting_network(
-    state: ModelState, n_labelled: int, has_masked_task: bool, seed: int
-) -> GeneTransformer:
+def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, seed: int) -> GeneTransformer:
     """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
     if state.fitted is not None or state.old is not None:
         return state.network
@@ -136,9 +130,7 @@ def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
         return None
     path = Path(ckpt_path)
     if path.is_dir():
-        raise IsADirectoryError(
-            f"ckpt_path={str(path)!r} is a folder; name a file in it, such as last.ckpt."
-        )
+        raise IsADirectoryError(f"ckpt_path={str(path)!r} is a folder; name a file in it, such as last.ckpt.")
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"ckpt_path={str(path)!r} is in a folder that does not exist; make {str(path.parent)!r} first."
@@ -151,9 +143,7 @@ def _check_masked(options: Options, datamodule: DataModule | None) -> None:
     if options.masked_weight and datamodule is not None:
         raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
     if options.masked_weight and options.ckpt_path is not None:
-        raise ValueError(
-            "a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out."
-        )
+        raise ValueError("a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out.")
 
 
 def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> TrainingCells:

@@ -73,9 +73,7 @@ def scgpt_needs() -> str:
     return f"An scGPT folder needs {ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}."
 
 
-def scgpt_registry(
-    checkpoint: ScGPTCheckpoint, *, is_frozen: bool, is_vocabulary: bool
-) -> dict[str, Any]:
+def scgpt_registry(checkpoint: ScGPTCheckpoint, *, is_frozen: bool, is_vocabulary: bool) -> dict[str, Any]:
     """The registry that a model of the checkpoint is made from, with or without an AnnData."""
     sizes = {name: checkpoint.sizes[name] for name in ("d_feed", "pad_value")}
     origin = ScGPTOrigin(**sizes, is_frozen=is_frozen, is_vocabulary=is_vocabulary)

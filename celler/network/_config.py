@@ -67,6 +67,4 @@ class NetworkConfig:
             raise ValueError(f"dropout_rate={self.dropout_rate} was given; 0 <= it < 1 is needed.")
         for name, kinds in (("encoder", get_args(Encoder)), ("head", get_args(Head))):
             if getattr(self, name) not in kinds:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}."
-                )
+                raise ValueError(f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}.")

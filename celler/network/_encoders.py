@@ -35,9 +35,7 @@ class AdditiveEncoder(nn.Module):
         self.gene = nn.Parameter(torch.randn(config.n_genes, config.d_model) / config.d_model**0.5)
         self.norm = nn.LayerNorm(config.d_model)
 
-    def forward(
-        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
-    ) -> Tensor:
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
         """Return the embedding; ``values`` are not read."""
         embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
         return embedding
@@ -84,9 +82,7 @@ class TransformerEncoder(nn.Module):
         self.token_norm, self.norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
-    def forward(
-        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
-    ) -> Tensor:
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
         """Return the embedding; ``expression`` is not read."""
         return self.tokens(gene_ids, values, expression, padding_mask)[0]
 
@@ -150,9 +146,7 @@ class LatentEncoder(nn.Module):
         d, self.n_heads = config.d_model, config.n_heads
         self.gene = nn.Parameter(torch.randn(config.n_genes, d) / d**0.5)
         self.value = nn.Parameter(torch.randn(config.n_bins, d) / d**0.5)
-        self.query = nn.Parameter(
-            torch.randn(config.n_heads, config.n_latents, d // config.n_heads)
-        )
+        self.query = nn.Parameter(torch.randn(config.n_heads, config.n_latents, d // config.n_heads))
         self.key_projection, self.value_projection = nn.Linear(d, d, bias=False), nn.Linear(d, d)
         self.latent = nn.Parameter(torch.randn(config.n_latents, d) * 0.02)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -161,9 +155,7 @@ class LatentEncoder(nn.Module):
         self.attention_norm = nn.LayerNorm(config.n_latents * d)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def forward(
-        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
-    ) -> Tensor:
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
         """Return the embedding."""
         additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
         latents = self.latent + self.attend(gene_ids, values, padding_mask)
@@ -182,9 +174,7 @@ class LatentEncoder(nn.Module):
             self.value_projection(self.gene),
         )
         order, groups = groups_by_length(padding_mask)
-        seen = torch.cat(
-            [attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups]
-        )
+        seen = torch.cat([attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups])
         # One product serves all heads; each keeps its own columns. Splitting the tokens by head is slower.
         seen = (
             seen[order.argsort()]
@@ -212,9 +202,7 @@ def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, i
         return order, [(order, n_most)]
     n_tokens, order = (~padding_mask).sum(1).sort()
     longest = n_tokens[GROUP_SIZE - 1 :: GROUP_SIZE].tolist() + n_tokens[-1:].tolist()
-    return order, [
-        (rows, max(1, n)) for rows, n in zip(order.split(GROUP_SIZE), longest, strict=False)
-    ]
+    return order, [(rows, max(1, n)) for rows, n in zip(order.split(GROUP_SIZE), longest, strict=False)]
 
 
 def attend_rows(

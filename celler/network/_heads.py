@@ -124,9 +124,7 @@ class GeneDecoder(nn.Module):
         n_cells, n_present = bins.shape[0], bins.getnnz(axis=0)
         mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_present + 1)
         # Pretraining draws one absent gene, of all, per hidden gene: the odds are scaled to that.
-        odds = (
-            (n_present + 0.5) / (n_cells - n_present + 0.5) / (len(bins.data) / np.prod(bins.shape))
-        )
+        odds = (n_present + 0.5) / (n_cells - n_present + 0.5) / (len(bins.data) / np.prod(bins.shape))
         bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
         residual = bins.data - mean[bins.indices]
         with torch.no_grad():

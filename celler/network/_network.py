@@ -123,9 +123,7 @@ class GeneTransformer(nn.Module):
         return NetworkOutput(experts, embedding.float(), self.encoder_share)
 
 
-def _add_missing_share(
-    network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
+def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Keep the present :attr:`encoder_share` where ``state_dict`` is older than its entry."""
     state_dict.setdefault(f"{prefix}_extra_state", network.get_extra_state())
 

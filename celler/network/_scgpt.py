@@ -44,15 +44,10 @@ class ScGPTEncoder(nn.Module):
         levels = torch.tensor([float(config.pad_value), *range(1, config.n_bins)])
         self.register_buffer("levels", levels[:, None], persistent=False)
 
-    def forward(
-        self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
-    ) -> Tensor:
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
         """Return the embedding; ``expression`` is not read."""
         order, groups = groups_by_length(padding_mask)
-        embedding = [
-            self.encode(gene_ids[rows, :n], values[rows, :n], padding_mask[rows, :n])
-            for rows, n in groups
-        ]
+        embedding = [self.encode(gene_ids[rows, :n], values[rows, :n], padding_mask[rows, :n]) for rows, n in groups]
         return torch.cat(embedding)[order.argsort()]
 
     def encode(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor) -> Tensor:
@@ -282,9 +277,7 @@ def _layout(sizes: dict[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...]]]
         yield f"{theirs}.norm2", f"{ours}.feed_norm", (d,)
 
 
-def _check_tensors(
-    tensors: dict[str, Tensor], sizes: dict[str, Any], n_tokens: int, path: Path
-) -> None:
+def _check_tensors(tensors: dict[str, Tensor], sizes: dict[str, Any], n_tokens: int, path: Path) -> None:
     """Raise ``ValueError`` for a missing, misshapen or unknown tensor of the encoder."""
     needed: dict[str, tuple[int, ...]] = {EMBEDDING: (n_tokens, sizes["d_model"])}
     for theirs, _, shape in _layout(sizes):

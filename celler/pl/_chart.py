@@ -131,9 +131,7 @@ class Chart:
             if isinstance(some, PathCollection):
                 some.set_sizes(some.get_sizes() * scale)
 
-    def finish(
-        self, *, show: bool | None, return_fig: bool
-    ) -> Axes | dict[str, Axes] | Figure | None:
+    def finish(self, *, show: bool | None, return_fig: bool) -> Axes | dict[str, Axes] | Figure | None:
         """Return the figure, nothing once it is shown, or the panels."""
         if return_fig:
             return self.figure
@@ -182,9 +180,7 @@ class Chart:
         return around
 
 
-def open_chart(
-    sizes: Mapping[str, tuple[float, float]], figsize: tuple[float, float] | None, ax: Axes | None
-) -> Chart:
+def open_chart(sizes: Mapping[str, tuple[float, float]], figsize: tuple[float, float] | None, ax: Axes | None) -> Chart:
     """Make empty panels: of these sizes, in a figure of ``figsize``, or in the user's axes."""
     if ax is None:
         widths, heights = np.transpose(list(sizes.values()))
@@ -206,9 +202,7 @@ def open_chart(
     return Chart(panels, sizes, frame=frame)
 
 
-def _divide(
-    figure: Figure | SubFigure, spec: SubplotSpec, sizes: Mapping[str, tuple[float, float]]
-) -> dict[str, Axes]:
+def _divide(figure: Figure | SubFigure, spec: SubplotSpec, sizes: Mapping[str, tuple[float, float]]) -> dict[str, Axes]:
     """Make panels side by side in a cell of a grid."""
     widths = [width for width, _ in sizes.values()]
     parts = spec.subgridspec(1, len(sizes), width_ratios=widths)
@@ -282,9 +276,7 @@ def size_legend(host: Axes, sizes: Mapping[str, float], title: str, *, right: fl
     return panel
 
 
-def name_legend(
-    host: Axes, colors: Mapping[str, Any], title: str | None = None, markers: str = "s"
-) -> None:
+def name_legend(host: Axes, colors: Mapping[str, Any], title: str | None = None, markers: str = "s") -> None:
     """Name colours to the right of the host and what is beside it, in as many columns as needed.
 
     markers: one for all names, or one for each in turn.

@@ -161,20 +161,15 @@ def _embedding(adata: AnnData, basis: str) -> np.ndarray:
     found = next((name for name in (basis, f"X_{basis}") if name in names), None)
     if found is None:
         raise KeyError(
-            f"basis={basis!r} is not in adata.obsm.{closest(basis, names)} Pass one, or None to draw "
-            "by label only."
+            f"basis={basis!r} is not in adata.obsm.{closest(basis, names)} Pass one, or None to draw by label only."
         )
     points: np.ndarray = np.asarray(adata.obsm[found])
     if points.ndim != 2 or points.shape[1] < 2:
-        raise ValueError(
-            f"adata.obsm[{found!r}] has the shape {points.shape}; 2 columns are needed."
-        )
+        raise ValueError(f"adata.obsm[{found!r}] has the shape {points.shape}; 2 columns are needed.")
     return points[:, :2].astype(float)
 
 
-def _draw_embedding(
-    panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap
-) -> None:
+def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap) -> None:
     area = float(np.clip(30_000 / max(len(points), 1), 0.5, 20))
     x, y = points.T
     style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "lw": 0, "rasterized": True}

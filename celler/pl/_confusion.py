@@ -64,9 +64,7 @@ class Crosstab(NamedTuple):
         return self.counts.div(self.counts.sum(axis=1), axis=0)
 
 
-def cross(
-    data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None
-) -> Crosstab:
+def cross(data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None) -> Crosstab:
     """Count the cells and order the classes, those of the same parent together."""
     counts = pd.crosstab(cells.truth, cells.prediction)
     names = list(counts.index)
@@ -78,9 +76,7 @@ def cross(
         ordered = by_similarity(counts)
     else:
         parent_of = read_parents(data, parents, cells)
-        families = pd.crosstab(
-            *([parent_of.get(name, name) for name in labels] for labels in cells[:2])
-        )
+        families = pd.crosstab(*([parent_of.get(name, name) for name in labels] for labels in cells[:2]))
         for parent in by_similarity(families):
             children = by_similarity(counts[[parent_of[name] == parent for name in names]])
             blocks.append((parent, len(ordered), len(ordered) + len(children) - 1))

@@ -71,9 +71,7 @@ def cells_by(
         panel.set_title(name, loc="left", fontsize="medium")
         strip(panel)
         rows = np.arange(len(table))
-        for part, height, color in zip(
-            ("cells", "test"), (0.75, 0.25), COLORS.values(), strict=True
-        ):
+        for part, height, color in zip(("cells", "test"), (0.75, 0.25), COLORS.values(), strict=True):
             drawn = table[part].to_numpy() > 0
             panel.barh(rows[drawn], table[part][drawn], height=height, color=color)
         name_rows(panel, list(table.index))

@@ -129,9 +129,7 @@ def composition(
         n_of_row = column(adata, n_key, "n_key").to_numpy(dtype=int)
     n_missing = int(n_of_row[~has_both].sum())
     if not has_both.any():
-        raise ValueError(
-            f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells."
-        )
+        raise ValueError(f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells.")
     if n_missing:
         of = f"{n_missing:,} of {n_of_row.sum():,} cells"
         warn(f"Left out {of}, no label in {key!r} or {groupby!r}.")
@@ -227,9 +225,7 @@ def _part(panel: Axes, texts: list[Annotation]) -> None:
         text.xy = (text.xy[0], place)
 
 
-def _write_labels(
-    panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]
-) -> None:
+def _write_labels(panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]) -> None:
     """Write the label into each part of a bar that is wide enough for it."""
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for row, part in np.argwhere(shares.to_numpy() > 0):

@@ -70,9 +70,7 @@ def history(
     }
     sizes = {panel: SIZE for panel, names in known.items() if names}
     if not sizes:
-        raise KeyError(
-            f"curves has no values of {listed(list(CURVES))}. Its columns: {listed(curves.columns, 30)}."
-        )
+        raise KeyError(f"curves has no values of {listed(list(CURVES))}. Its columns: {listed(curves.columns, 30)}.")
     chart = open_chart(sizes, figsize, ax)
     for name, panel in chart.panels.items():
         strip(panel)

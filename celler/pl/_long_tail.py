@@ -173,9 +173,7 @@ def f1_by_frequency(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-def _count(
-    data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None
-) -> pd.Series:
+def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None) -> pd.Series:
     """Return the number of cells of each class."""
     if isinstance(data, pd.Series) and is_numeric_dtype(data):
         data = data.to_dict()
@@ -200,8 +198,7 @@ def _by_class(table: Any) -> pd.DataFrame:
     """Return the table with its classes in a column, as text."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(
-            f"tables={type(table).__name__} was given; pass a table with a row per class, such as "
-            "cl.tl.evaluate gives."
+            f"tables={type(table).__name__} was given; pass a table with a row per class, such as cl.tl.evaluate gives."
         )
     table = table if "class" in table else table.rename_axis("class").reset_index()
     for name in ("class", "reference_cells"):
@@ -233,9 +230,7 @@ def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> N
     note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 
-def _draw_bands(
-    panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]
-) -> None:
+def _draw_bands(panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]) -> None:
     """Draw lines between tail, medium and head, and the mean of each method in each."""
     bands = band_of[wide.index].to_numpy()
     present = [band for band in reversed(BANDS) if (bands == band).any()]

@@ -57,9 +57,7 @@ def markers_by_label(
     }
 
 
-def automatic_markers(
-    adata: AnnData, groupby: str, layer: str | None, notes: list[str]
-) -> pd.DataFrame:
+def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: list[str]) -> pd.DataFrame:
     """Return the best markers of each group, fewer if there are many groups."""
     groups = label_column(adata, groupby, "groupby").categories
     n_genes = next((n for most, n in MARKERS_PER_GROUP.items() if len(groups) <= most), 1)
@@ -72,9 +70,7 @@ def automatic_markers(
     return markers
 
 
-def known_markers(
-    markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]
-) -> dict[str, list[str]]:
+def known_markers(markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]) -> dict[str, list[str]]:
     """Return the markers that ``source`` has, by label; ``notes`` names those left out."""
     genes = list(dict.fromkeys(gene for genes in markers.values() for gene in genes))
     unknown = [gene for gene in genes if gene not in source.gene_names]
@@ -92,18 +88,14 @@ def known_markers(
             f"Left out {len(unknown)} of {len(genes)} markers, no genes of {source.name}: "
             f"{listed(hints + unknown[N_LISTED:])}."
         )
-    known = {
-        label: [gene for gene in genes if gene not in unknown] for label, genes in markers.items()
-    }
+    known = {label: [gene for gene in genes if gene not in unknown] for label, genes in markers.items()}
     empty = [label for label, genes in known.items() if not genes]
     if empty:
         notes.append(f"Left out labels without genes: {listed(empty)}.")
     return {label: genes for label, genes in known.items() if genes}
 
 
-def small_copy(
-    adata: AnnData, source: Source, genes: Iterable[str], groups: pd.Categorical, groupby: str
-) -> AnnData:
+def small_copy(adata: AnnData, source: Source, genes: Iterable[str], groups: pd.Categorical, groupby: str) -> AnnData:
     """Return an AnnData of the cells that have a group and of ``genes`` only."""
     genes = list(dict.fromkeys(genes))
     labelled = np.flatnonzero(groups.codes >= 0)
@@ -260,9 +252,7 @@ def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
     return "\n(counts)" if values.max(initial=0) > 1 and (values % 1 == 0).all() else ""
 
 
-def _add_dendrogram(
-    dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]
-) -> None:
+def _add_dendrogram(dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]) -> None:
     """Add the tree of the groups, which the plot's own table keeps, not the user's object."""
     table, key = dot_plot.adata, f"dendrogram_{dot_plot.groupby[0]}"
     if len(groups.categories) < 3:
@@ -355,9 +345,7 @@ def _write_labels(dot_plot: DotPlot, panels: Mapping[str, Axes]) -> list[Text]:
     return texts
 
 
-def _redraw_legends(
-    main: Axes, panels: dict[str, Axes], cmap: str | Colormap
-) -> Sequence[Collection]:
+def _redraw_legends(main: Axes, panels: dict[str, Axes], cmap: str | Colormap) -> Sequence[Collection]:
     """Draw scanpy's legends as parts of ``main``; returns the dots of the legend."""
     size, color = panels["size_legend_ax"], panels["color_legend_ax"]
     names = [text.get_text() for text in size.get_xticklabels()]

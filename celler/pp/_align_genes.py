@@ -70,9 +70,7 @@ def align_genes(
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if duplicates not in ("error", "drop", "sum"):
-        raise ValueError(
-            f"duplicates={duplicates!r} was given; 'error', 'drop' or 'sum' is needed."
-        )
+        raise ValueError(f"duplicates={duplicates!r} was given; 'error', 'drop' or 'sum' is needed.")
     share = _reference(reference)
     names, reference_key = share.index, share.index.name
     if gene_key is None and reference_key in adata.var.columns:
@@ -111,9 +109,7 @@ def _reference(reference: Any) -> pd.Series:
     return pd.Series(np.nan, names)
 
 
-def _mapped(
-    names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: pd.Index
-) -> pd.Index:
+def _mapped(names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: pd.Index) -> pd.Index:
     """Return the new names; an old name is looked up unchanged, then without its version."""
     new = mapping if isinstance(mapping, pd.Series) else pd.Series(mapping, dtype=object)
     new = pd.Series(new.astype(object).to_numpy(), index=new.index.astype(str))

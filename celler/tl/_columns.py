@@ -49,9 +49,7 @@ def share_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> np.nd
     shares = values.to_numpy(dtype=float, na_value=np.nan)
     is_outside = (shares < 0) | (shares > 1)
     if is_outside.any():
-        raise ValueError(
-            f"{argument}={key!r} holds {shares[is_outside][0]:.4g}; probabilities from 0 to 1 are needed."
-        )
+        raise ValueError(f"{argument}={key!r} holds {shares[is_outside][0]:.4g}; probabilities from 0 to 1 are needed.")
     return shares
 
 
@@ -61,9 +59,7 @@ def table_of(data: AnnData | pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return data.obs, "adata.obs"
     if isinstance(data, pd.DataFrame):
         return data, "the table"
-    raise TypeError(
-        f"a {type(data).__name__} was given; an AnnData or a pandas.DataFrame is needed."
-    )
+    raise TypeError(f"a {type(data).__name__} was given; an AnnData or a pandas.DataFrame is needed.")
 
 
 def with_closest(name: str, names: Iterable[str]) -> str:

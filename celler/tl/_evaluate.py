@@ -37,8 +37,7 @@ def read_pair(
     rows = np.flatnonzero((truth.codes >= 0) & (prediction.codes >= 0))
     if not len(rows):
         raise ValueError(
-            f"No cell has a label in both {truth_key!r} and {prediction_key!r}; pass columns of the "
-            "same cells."
+            f"No cell has a label in both {truth_key!r} and {prediction_key!r}; pass columns of the same cells."
         )
     if len(rows) < len(truth):
         notes.append(
@@ -155,9 +154,7 @@ def evaluate(
     counts = {str(name): int(count) for name, count in dict(counts).items()}
     is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))
     parent_of = {} if parents is None else read_parents(adata, parents, cells)
-    is_parent = np.isin(
-        cells.prediction, list(set(parent_of.values()) - {*parent_of, *cells.truth})
-    )
+    is_parent = np.isin(cells.prediction, list(set(parent_of.values()) - {*parent_of, *cells.truth}))
     scores, table = _compare(cells.truth, cells.prediction, counts, is_rejected | is_parent)
     for name, is_so in (("rejected_share", is_rejected), ("backed_off_share", is_parent)):
         if is_so.any():
@@ -175,8 +172,7 @@ def _compare_parents(
     """Compute the metrics of the parents, prefixed with ``parent_``."""
     parent_counts = dict(pd.Series(counts, dtype=int).groupby(lambda c: parent_of.get(c, c)).sum())
     truth, prediction = (
-        np.array([parent_of.get(name, name) for name in labels])
-        for labels in (cells.truth, cells.prediction)
+        np.array([parent_of.get(name, name) for name in labels]) for labels in (cells.truth, cells.prediction)
     )
     scores, table = _compare(truth, prediction, parent_counts, is_rejected)
     return {f"parent_{name}": score for name, score in scores.items()}, table

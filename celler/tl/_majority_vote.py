@@ -72,9 +72,7 @@ def majority_vote(
     adata.obs[f"{key_added}_share"] = np.array([*share, np.nan])[clusters.codes]
 
 
-def cluster_votes(
-    labels: pd.Categorical, clusters: pd.Categorical
-) -> tuple[np.ndarray, np.ndarray]:
+def cluster_votes(labels: pd.Categorical, clusters: pd.Categorical) -> tuple[np.ndarray, np.ndarray]:
     """Code of each cluster's most frequent label and its share; -1 and NaN without a label."""
     # pandas.crosstab takes five times as long, 0.46 s for 1.5 million cells, and no fewer lines.
     votes = np.zeros((len(clusters.categories), len(labels.categories)))

@@ -30,9 +30,7 @@ ROWS_AT_ONCE = 50_000
 PRIOR_CELLS = 5
 
 
-def rank_markers(
-    adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None
-) -> pd.DataFrame:
+def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None) -> pd.DataFrame:
     r"""Rank the genes that are specific to each group of cells, best first.
 
     Parameters
@@ -137,8 +135,7 @@ def specificity(means: GroupMeans) -> tuple[np.ndarray, np.ndarray]:
     if n_groups == 1:
         return means.mean * means.share, np.zeros(means.mean.shape, dtype=np.int64)
     mean, share = (
-        (part * n_cells + PRIOR_CELLS * np.average(part, axis=0, weights=means.n_cells))
-        / (n_cells + PRIOR_CELLS)
+        (part * n_cells + PRIOR_CELLS * np.average(part, axis=0, weights=means.n_cells)) / (n_cells + PRIOR_CELLS)
         for part in (means.mean, means.share)
     )
     order = np.argsort(mean, axis=0)
@@ -146,9 +143,7 @@ def specificity(means: GroupMeans) -> tuple[np.ndarray, np.ndarray]:
     next_group = np.where(is_first, order[-2], order[-1])
     next_mean = np.take_along_axis(mean, next_group, axis=0)
     lead = 1 - np.divide(next_mean, mean, out=np.ones_like(mean), where=mean > 0)
-    stronger, more_frequent = (
-        part - (part.sum(axis=0) - part) / (n_groups - 1) for part in (mean, share)
-    )
+    stronger, more_frequent = (part - (part.sum(axis=0) - part) / (n_groups - 1) for part in (mean, share))
     return np.prod(np.maximum([stronger, more_frequent, lead], 0), axis=0), next_group
 
 
@@ -207,9 +202,7 @@ def read_rows(matrix: Any) -> Iterator[sparse.csr_matrix]:
 
 def check_values(values: np.ndarray, name: str, adata: AnnData) -> None:
     """Raise ``ValueError`` for negative, NaN and infinite values."""
-    _counts.check_values(
-        values, name, lambda: f" Pass one that holds them, layer=: {listed(places_of(adata))}."
-    )
+    _counts.check_values(values, name, lambda: f" Pass one that holds them, layer=: {listed(places_of(adata))}.")
 
 
 def _pieces(matrix: Any) -> Iterator[Any]:
@@ -228,9 +221,7 @@ def _place(adata: AnnData, place: str, genes: Sequence[str]) -> Source:
             f"layer={place!r} is not in adata.layers.{closest(place, known)} There are: {listed(known, 30)}."
         )
     if place in adata.layers:
-        return Source(
-            adata.layers[place], _gene_names(adata.var, genes), f"adata.layers[{place!r}]"
-        )
+        return Source(adata.layers[place], _gene_names(adata.var, genes), f"adata.layers[{place!r}]")
     held = adata if place == "X" else adata.raw
     return Source(held.X, _gene_names(held.var, genes), f"adata.{place}")
 

@@ -30,9 +30,7 @@ class BestWeights(Callback):
     not logged. Training stops after ``patience`` epochs below the best score, ``None`` for never.
     """
 
-    def __init__(
-        self, module: nn.Module, patience: int | None, monitor: str = "validation_macro_f1"
-    ) -> None:
+    def __init__(self, module: nn.Module, patience: int | None, monitor: str = "validation_macro_f1") -> None:
         self.module, self.patience, self.monitor = module, patience, monitor
         self.best, self.n_epochs = float("-inf"), 0
         self.state: dict[str, Tensor] | None = None
@@ -43,9 +41,7 @@ class BestWeights(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what :meth:`state_dict` returned."""
-        self.best, self.n_epochs, self.state = (
-            state_dict[name] for name in ("best", "n_epochs", "state")
-        )
+        self.best, self.n_epochs, self.state = (state_dict[name] for name in ("best", "n_epochs", "state"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the epoch that just ended."""
@@ -88,9 +84,7 @@ class ProgressBar(Callback):
                 figures[name] = f"{float(trainer.callback_metrics[metric]):.3f}"
         self.bar.set_postfix(figures, refresh=False)
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar: Lightning calls no teardown after an error."""
         self.teardown(trainer, pl_module, "fit")
 
@@ -119,9 +113,7 @@ class EachEpoch(Checkpoint):
         if trainer.is_global_zero:
             os.replace(part, self.path)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add settings, curves, hard cells and random states."""
         hard_cells = pl_module.hard_cells
         checkpoint["celler"] = {
@@ -131,9 +123,7 @@ class EachEpoch(Checkpoint):
             "random": gather_objects(random_state(pl_module)),
         }
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Restore what :meth:`on_save_checkpoint` added; raise ``ValueError`` for other settings."""
         found = checkpoint.get("celler", {})
         given = found.get("given", {})

@@ -25,9 +25,7 @@ from celler.training._run import by_metric, run_plan
 class MaskedTask(nn.Module):
     """Return ``weight`` times the masked loss of the next minibatch at each call, without end."""
 
-    def __init__(
-        self, decoder: GeneDecoder, minibatches: Iterable[MaskedMinibatch], weight: float
-    ) -> None:
+    def __init__(self, decoder: GeneDecoder, minibatches: Iterable[MaskedMinibatch], weight: float) -> None:
         super().__init__()
         self.decoder, self.weight = decoder, weight
         self._minibatches = endless(minibatches)
@@ -110,9 +108,7 @@ class MaskedLoss:
 class PretrainingPlan(LightningModule):
     """Train an encoder and a decoder on masked genes; :attr:`curves` gets a row of metrics per epoch."""
 
-    def __init__(
-        self, network: GeneTransformer, decoder: GeneDecoder, config: PretrainingConfig
-    ) -> None:
+    def __init__(self, network: GeneTransformer, decoder: GeneDecoder, config: PretrainingConfig) -> None:
         super().__init__()
         self.encoder, self.decoder, self.config = network.encoder, decoder, config
         self.losses: list[Tensor] = []

@@ -90,9 +90,7 @@ def hide(
 
     expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
     expressed.scatter_(1, gene_ids.long(), ~padding_mask)
-    expressed[torch.arange(len(gene_ids)), gene_ids[:, 0].long()] = (
-        n_tokens > 0
-    )  # padding repeats gene 0
+    expressed[torch.arange(len(gene_ids)), gene_ids[:, 0].long()] = n_tokens > 0  # padding repeats gene 0
     absent = torch.randint(n_genes, position.shape, generator=generator)
     is_absent = is_hidden & ~expressed.gather(1, absent)
 
@@ -105,9 +103,7 @@ def hide(
         seen_mask = is_visible.gather(1, order)
         ids, bin_, level = (part.gather(1, order) * seen_mask for part in tokens[:3])
         seen = TokenBatch(ids, bin_, level, ~seen_mask)
-    return MaskedMinibatch(
-        seen, hidden_ids, bins, is_hidden, position, absent, is_absent, context, batch
-    )
+    return MaskedMinibatch(seen, hidden_ids, bins, is_hidden, position, absent, is_absent, context, batch)
 
 
 @dataclass(frozen=True)

@@ -105,17 +105,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_schedule(self)
         if not callable(self.loss) or isinstance(self.loss, type):
-            raise TypeError(
-                f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM()."
-            )
+            raise TypeError(f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM().")
         if not isinstance(self.replay, Replay | None):
-            raise TypeError(
-                f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay."
-            )
+            raise TypeError(f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay.")
         if not 0 <= self.token_dropout < 1:
-            raise ValueError(
-                f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed."
-            )
+            raise ValueError(f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed.")
 
 
 @dataclass(frozen=True)
@@ -218,9 +212,7 @@ class TrainingPlan(LightningModule):
         if getattr(loss, "joins_experts", False):
             return loss(logits, labels, self.class_counts, self.generator)
         # One call for all experts: with a few dozen cells, launching the operations is most of the cost.
-        each = loss(
-            logits.flatten(0, 1), labels.repeat(n_experts), self.class_counts, self.generator
-        )
+        each = loss(logits.flatten(0, 1), labels.repeat(n_experts), self.class_counts, self.generator)
         return each.view(n_experts, -1).sum(0)
 
     def validation_step(self, minibatch: Minibatch, _: int) -> None:
@@ -292,9 +284,7 @@ def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any
     ]
 
 
-def one_cycle(
-    groups: list[dict[str, Any]], config: RunConfig, n_steps: int, warmup: float = 0.1
-) -> dict[str, Any]:
+def one_cycle(groups: list[dict[str, Any]], config: RunConfig, n_steps: int, warmup: float = 0.1) -> dict[str, Any]:
     """Return AdamW on a one-cycle schedule over ``n_steps``, as Lightning takes it; ``lr`` of a group is its peak."""
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     n_steps = max(2, n_steps)

@@ -94,10 +94,7 @@ def has_bars(config: RunConfig) -> bool:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence hardware banners and advice about data loaders, for which the Trainer has no switch."""
-    loggers = [
-        logging.getLogger(f"lightning.pytorch.{name}")
-        for name in ("utilities.rank_zero", "accelerators.cuda")
-    ]
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -156,9 +153,7 @@ def fit(
     return by_metric(plan.curves)
 
 
-def given(
-    network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig
-) -> dict[str, Any]:
+def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
     """Return the settings that a training must share with the one it resumes."""
     names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "seed", "processes")
     return {name: getattr(config, name) for name in names} | {

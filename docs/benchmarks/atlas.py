@@ -49,26 +49,20 @@ def make_files(
 
 def measure_build(sources: list[Path], out: Path, memory_gb: float = 4.0) -> dict[str, Any]:
     """Build in a process of its own: seconds, processor seconds, peak memory MiB, GB of sources and store."""
-    measured = measure_alone(
-        __file__, "--one", json.dumps([list(map(str, sources)), str(out), memory_gb])
-    )
+    measured = measure_alone(__file__, "--one", json.dumps([list(map(str, sources)), str(out), memory_gb]))
     return measured | {"sources_gb": gigabytes(sources), "store_gb": gigabytes([out])}
 
 
 def build(sources: list[str], out: str, memory_gb: float) -> dict[str, float]:
     """Build in this process: seconds, processor seconds and MiB at the peak."""
     start = time.perf_counter()
-    cl.atlas.build(
-        sources, out, labels_key="cell_type", storage=cl.atlas.Storage(memory_gb=memory_gb)
-    )
+    cl.atlas.build(sources, out, labels_key="cell_type", storage=cl.atlas.Storage(memory_gb=memory_gb))
     seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     processor = used.ru_utime + used.ru_stime
     return {"seconds": seconds, "processor_seconds": processor, "peak_memory_mb": peak_mb()}
 
 
-def make_file(
-    path: Path, n_cells: int, n_genes: int, n_values: int, rng: np.random.Generator, number: int
-) -> None:
+def make_file(path: Path, n_cells: int, n_genes: int, n_values: int, rng: np.random.Generator, number: int) -> None:
     genes = rng.permutation(n_genes)[: n_genes * 19 // 20]
     genes = genes if number % 2 else np.sort(genes)
     profile = 100.0 ** -np.linspace(0, 1, N_TYPES)
@@ -119,9 +113,7 @@ def write_counts(
     group["indptr"] = np.concatenate(ends)
 
 
-def counts(
-    codes: np.ndarray, n_genes: int, n_values: int, rng: np.random.Generator
-) -> sparse.csr_matrix:
+def counts(codes: np.ndarray, n_genes: int, n_values: int, rng: np.random.Generator) -> sparse.csr_matrix:
     """Random gaps between the genes of a cell; the markers of its type count more."""
     gap = n_genes / n_values
     steps = 1 + rng.exponential(gap - 0.5, (len(codes), int(1.2 * n_values))).astype(np.int32)

@@ -135,10 +135,7 @@ def split(file: Path, n_labels: int, seed: int) -> tuple[ad.AnnData, ad.AnnData]
     """``n_labels`` random cells of each type, and all others."""
     adata = read(file)
     types, rng = adata.obs["cell_type"].astype(str).to_numpy(), np.random.default_rng(seed)
-    drawn = [
-        rng.choice(np.flatnonzero(types == name), n_labels, replace=False)
-        for name in np.unique(types)
-    ]
+    drawn = [rng.choice(np.flatnonzero(types == name), n_labels, replace=False) for name in np.unique(types)]
     is_labelled = np.zeros(adata.n_obs, bool)
     is_labelled[np.concatenate(drawn)] = True
     adata.obs, adata.uns["kind"] = pd.DataFrame({"cell_type": types}, adata.obs_names), "counts"
@@ -188,15 +185,11 @@ def main() -> None:
                 "accuracy": found["accuracy"],
                 "seconds": seconds,
             }
-            pd.DataFrame([row]).to_csv(
-                options.out, mode="a", header=not options.out.exists(), index=False
-            )
+            pd.DataFrame([row]).to_csv(options.out, mode="a", header=not options.out.exists(), index=False)
             print(row, flush=True)
     table = pd.read_csv(options.out)
     by = table.groupby(["n_labels", "method", "set"])["macro_f1"].agg(["mean", "std"])
-    text = by["mean"].map("{:.3f}".format) + by["std"].map(
-        lambda sd: "" if sd != sd else f" ± {sd:.3f}"
-    )
+    text = by["mean"].map("{:.3f}".format) + by["std"].map(lambda sd: "" if sd != sd else f" ± {sd:.3f}")
     print(text.unstack("set").to_string())
     if options.figure:
         curves(table).savefig(options.figure, dpi=150)
@@ -218,9 +211,7 @@ def curves(table: pd.DataFrame) -> Figure:
         panel.set_xticks([2, 5, 10], ["2", "5", "10"])
         panel.minorticks_off()
     panels[0].set_ylabel("macro-F1")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -58,9 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     rows = {
-        (file.split("/")[-1], seed): score(
-            ad.read_h5ad(file), options.labels_key, options.share, seed
-        )
+        (file.split("/")[-1], seed): score(ad.read_h5ad(file), options.labels_key, options.share, seed)
         for file in options.files
         for seed in range(options.seeds)
     }

@@ -88,9 +88,7 @@ class WithParents:
     parent_codes: tuple[int, ...]
     weight: float
 
-    def __call__(
-        self, logits: Tensor, labels: Tensor, counts: Tensor, generator: Generator | None = None
-    ) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, counts: Tensor, generator: Generator | None = None) -> Tensor:
         """``logits (B, C)``, ``labels (B,)``, ``class_counts (C,)`` -> loss per cell ``(B,)``."""
         loss = DEFAULT(logits, labels, counts, generator)
         parents = torch.tensor(self.parent_codes, device=labels.device)
@@ -115,14 +113,10 @@ def score(probabilities: pd.DataFrame, truth: np.ndarray, parent_of: dict[str, s
         "class macro-F1, top-down": f1_score(truth, top_down, average="macro"),
         "parent accuracy": accuracy_score(true_parent, parent),
         "parent macro-F1": f1_score(true_parent, parent, average="macro"),
-        "parent macro-F1, bottom-up": f1_score(
-            true_parent, of_class[label].to_numpy(), average="macro"
-        ),
+        "parent macro-F1, bottom-up": f1_score(true_parent, of_class[label].to_numpy(), average="macro"),
         "levels disagree": (of_class[label].to_numpy() != parent).mean(),
         "class ECE": expected_calibration_error(p.max(1), label == truth),
-        "parent ECE": expected_calibration_error(
-            parents.max(axis=1).to_numpy(), parent == true_parent
-        ),
+        "parent ECE": expected_calibration_error(parents.max(axis=1).to_numpy(), parent == true_parent),
     }
     for threshold in THRESHOLDS:
         is_class = p.max(1) >= threshold

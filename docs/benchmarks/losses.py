@@ -107,10 +107,7 @@ def main() -> None:
     rows = []
     for _ in range(N_ROUNDS):
         step = step_seconds(plans["GInf + HDM"], epoch)
-        row = {
-            name: loss_seconds(plan, expert_logits, epoch[0].labels) / step
-            for name, plan in plans.items()
-        }
+        row = {name: loss_seconds(plan, expert_logits, epoch[0].labels) / step for name, plan in plans.items()}
         row["replay"] = bookkeeping_seconds(epoch, means, counts) / (step * len(epoch))
         rows.append(row | {"step, ms": step * 1e3})
     shares = pd.DataFrame(rows)

@@ -48,9 +48,7 @@ def cells(name: str, data: Path) -> tuple[ad.AnnData, ad.AnnData]:
         query.obs["label"] = query.obs["cell_type_harmonised"].astype(str)
         return adata, query
     rows = np.arange(adata.n_obs)
-    train, held_out = train_test_split(
-        rows, train_size=0.6, stratify=adata.obs["label"], random_state=0
-    )
+    train, held_out = train_test_split(rows, train_size=0.6, stratify=adata.obs["label"], random_state=0)
     return adata[np.sort(train)].copy(), adata[np.sort(held_out)].copy()
 
 

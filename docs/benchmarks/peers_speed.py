@@ -95,9 +95,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--skip-training", action="store_true")
     options = parser.parse_args()
-    missing = [
-        f for f in {*TRAINING.values(), *PREDICTION.values()} if not (options.data / f).exists()
-    ]
+    missing = [f for f in {*TRAINING.values(), *PREDICTION.values()} if not (options.data / f).exists()]
     if missing:
         raise SystemExit(f"{options.data} lacks {missing}")
     warnings.simplefilter("ignore")

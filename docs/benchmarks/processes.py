@@ -10,9 +10,7 @@ from celler.benchmark._process import memory_mb
 
 def measure_alone(script: str, *arguments: str) -> dict[str, Any]:
     """What ``script``, a path, prints as JSON in its last line. Raise ``RuntimeError`` where it fails."""
-    done = subprocess.run(
-        [sys.executable, script, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise RuntimeError(lines[-1])

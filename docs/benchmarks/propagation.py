@@ -28,9 +28,7 @@ N_RARE = 5
 
 def answers(model: Celler, query: ad.AnnData) -> dict[str, pd.DataFrame]:
     """Probabilities of the query's cells without propagation, with it, and with it but no reference."""
-    found = {
-        name: model.predict(query, soft=True, propagate=name == "on") for name in ("off", "on")
-    }
+    found = {name: model.predict(query, soft=True, propagate=name == "on") for name in ("off", "on")}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save(folder, overwrite=True)

@@ -76,15 +76,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if not Path(options.file).is_file():
-        raise SystemExit(
-            f"{options.file} is not there; pass an h5ad file with counts and gene symbols."
-        )
+        raise SystemExit(f"{options.file} is not there; pass an h5ad file with counts and gene symbols.")
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     adata = ad.read_h5ad(options.file)
-    adata = adata[
-        np.random.default_rng(0).choice(adata.n_obs, options.n_cells, replace=False)
-    ].copy()
+    adata = adata[np.random.default_rng(0).choice(adata.n_obs, options.n_cells, replace=False)].copy()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folder(folder, list(adata.var_names))
@@ -97,9 +93,7 @@ def main() -> None:
             start = time.process_time()
             model.get_latent_representation(adata)
             seconds = (time.process_time() - start) / adata.n_obs
-            print(
-                f"embedding, max_genes={max_genes}: {seconds:.2f} s a cell, peak {peak():.2f} GiB"
-            )
+            print(f"embedding, max_genes={max_genes}: {seconds:.2f} s a cell, peak {peak():.2f} GiB")
         Celler.setup_anndata(adata, options.labels_key)
         for is_frozen in (True, False):
             model = Celler.from_pretrained(folder, adata, freeze_encoder=is_frozen, max_genes=300)
@@ -107,9 +101,7 @@ def main() -> None:
                 start = time.process_time()
                 model.train(n_epochs, "cpu", train_size=1.0, show_progress=False)
                 seconds = time.process_time() - start
-                print(
-                    f"frozen={is_frozen}, {n_epochs} epochs: {seconds:.1f} s, peak {peak():.2f} GiB"
-                )
+                print(f"frozen={is_frozen}, {n_epochs} epochs: {seconds:.1f} s, peak {peak():.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -102,13 +102,9 @@ def speed_text(table: pd.DataFrame) -> str:
     shown = pd.DataFrame(
         {
             "measure": table["measure"],
-            "value": [
-                f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in table["value"]
-            ],
+            "value": [f"{value:,.3g}" if value < 100 else f"{value:,.0f}" for value in table["value"]],
             "unit": table["unit"],
-            "at floor": [
-                "" if v != v else f"{v:,.3g}" if v < 100 else f"{v:,.0f}" for v in table["at_floor"]
-            ],
+            "at floor": ["" if v != v else f"{v:,.3g}" if v < 100 else f"{v:,.0f}" for v in table["at_floor"]],
             "share": ["" if share != share else f"{share:.0%}" for share in table["share"]],
         }
     )
@@ -123,9 +119,7 @@ def _bench(encoder: str, device: torch.device, large: bool, n_given: int | None)
         n_cells, batch_size, pass_size = (128, 8, 16) if device.type == "cpu" else (4096, 128, 256)
     if large:
         sizes |= {"encoder": "transformer", "d_model": 512, "n_layers": 12, "n_heads": 8}
-        batch_size, pass_size, n_expressed = (
-            (1, 1, 1200) if device.type == "cpu" else (32, 64, 1200)
-        )
+        batch_size, pass_size, n_expressed = (1, 1, 1200) if device.type == "cpu" else (32, 64, 1200)
         n_cells = 4 * batch_size
     if encoder == "additive" and device.type != "cpu":
         batch_size = 128
@@ -323,9 +317,7 @@ def _model(bench: Bench, accelerator: str) -> list[Timed]:
 # ---- clocks ----
 
 
-def _seconds(
-    run: Callable[[], Any], device: torch.device, n_runs: int = 1, n_rounds: int = N_ROUNDS
-) -> float:
+def _seconds(run: Callable[[], Any], device: torch.device, n_runs: int = 1, n_rounds: int = N_ROUNDS) -> float:
     """Median time of a run over rounds, after a warm-up."""
     run()
     rounds = []
@@ -373,9 +365,7 @@ def main() -> None:
         default="additive",
         help="default: additive",
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto"
-    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="default: auto")
     parser.add_argument("--large", action="store_true", help="a network of scGPT's size")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--cells", type=int, help="default: cells for half a minute")

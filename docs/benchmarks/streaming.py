@@ -72,9 +72,7 @@ def readers(dm: DataModule) -> dict[str, Iterable[Any]]:
     """Readers of minibatches of 128 random cells, by name."""
     from scvi.dataloaders import AnnbatchDataModule
 
-    dense = AnnbatchDataModule(
-        annbatch_loader(dm, has_obs=True), label_key=dm.labels_key, batch_key=dm.batch_key
-    )
+    dense = AnnbatchDataModule(annbatch_loader(dm, has_obs=True), label_key=dm.labels_key, batch_key=dm.batch_key)
     return {
         "annbatch": annbatch_loader(dm, has_obs=False),
         "celler": token_minibatches(dm),
@@ -114,9 +112,7 @@ def annbatch_loader(dm: DataModule, *, has_obs: bool) -> Any:
     return loader
 
 
-def rates_of(
-    readers: dict[str, Iterable[Any]], n_cells: int, n_rounds: int
-) -> dict[str, np.ndarray]:
+def rates_of(readers: dict[str, Iterable[Any]], n_cells: int, n_rounds: int) -> dict[str, np.ndarray]:
     """Cells per second of each reader, by round."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(n_rounds):
@@ -165,9 +161,7 @@ def main() -> None:
     parser.add_argument("store", help="folder that cl.atlas.build wrote")
     parser.add_argument("--labels-key", default="cell_type", help="default: cell_type")
     parser.add_argument("--batch-key", default="donor", help="default: donor")
-    parser.add_argument(
-        "--cells", type=int, default=20_000, help="read in a round (default: 20000)"
-    )
+    parser.add_argument("--cells", type=int, default=20_000, help="read in a round (default: 20000)")
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

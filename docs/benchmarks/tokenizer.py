@@ -43,9 +43,7 @@ def numpy_loop(X: sparse.csr_matrix) -> None:
         np.log1p(values * (1e4 / values.sum()))
 
 
-def median_ns(
-    work: Callable[[sparse.csr_matrix], object], X: sparse.csr_matrix, repeats: int
-) -> float:
+def median_ns(work: Callable[[sparse.csr_matrix], object], X: sparse.csr_matrix, repeats: int) -> float:
     """Median nanoseconds per non-zero over ``repeats`` passes."""
     blocks = [X[start : start + 128] for start in range(0, X.shape[0], 128)]
     work(blocks[0])
@@ -85,9 +83,7 @@ def figures(X: sparse.csr_matrix) -> list[float]:
 
 def main() -> None:
     """Print one row per matrix."""
-    print(
-        f"{'ns per non-zero':32}{'genes/cell':>11}{'counts':>9}{'log1p':>9}{'training':>10}{'NumPy':>9}"
-    )
+    print(f"{'ns per non-zero':32}{'genes/cell':>11}{'counts':>9}{'log1p':>9}{'training':>10}{'NumPy':>9}")
     for name, X in matrices():
         counts, log, training, loop = figures(X)
         n_genes = X.nnz / X.shape[0]

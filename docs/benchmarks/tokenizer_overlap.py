@@ -46,9 +46,7 @@ class Made:
 
 def train(*, is_made: bool) -> float:
     """Seconds of two epochs."""
-    config = TrainingConfig(
-        max_epochs=2, batch_size=32, device=choose_device("cpu"), show_progress=False
-    )
+    config = TrainingConfig(max_epochs=2, batch_size=32, device=choose_device("cpu"), show_progress=False)
     minibatches = TokenLoader(
         InMemoryCells(CELLS.X, LABELS),
         Tokenizer(),
@@ -96,9 +94,7 @@ def main() -> None:
             for is_made, seconds in times.items():
                 seconds.append(run(is_made=is_made))
         usual, made = median(times[False]), median(times[True])
-        print(
-            f"{name}: {usual:.2f} s, {made:.2f} s with tokens made before: {usual / made - 1:.1%} lost"
-        )
+        print(f"{name}: {usual:.2f} s, {made:.2f} s with tokens made before: {usual / made - 1:.1%} lost")
 
 
 if __name__ == "__main__":

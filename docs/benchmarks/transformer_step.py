@@ -32,9 +32,7 @@ class Bare(nn.Module):
         super().__init__()
         self.gene, self.value = nn.Embedding(N_GENES, d), nn.Embedding(51, d)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                d, n_heads, 4 * d, dropout, "gelu", batch_first=True, norm_first=True
-            )
+            nn.TransformerEncoderLayer(d, n_heads, 4 * d, dropout, "gelu", batch_first=True, norm_first=True)
             for _ in range(n_layers)
         )
         for layer in self.layers:  # the weights of attention are not dropped in ours

@@ -63,9 +63,7 @@ def tokenizer_work(n_tokens: float, n_cells: int) -> Work:
 
 def forward_work(config: NetworkConfig, n_tokens: float, n_cells: int) -> Work:
     """A forward pass of ``n_cells`` cells with ``n_tokens`` tokens each."""
-    read = Work(
-        streamed=n_cells * (n_tokens * TOKEN_BYTES + 4 * (config.d_model + config.n_classes))
-    )
+    read = Work(streamed=n_cells * (n_tokens * TOKEN_BYTES + 4 * (config.d_model + config.n_classes)))
     per_cell = _head(config) + _sums(config, n_tokens) + _attention(config, n_tokens)
     return read + per_cell * n_cells + _per_pass(config)
 

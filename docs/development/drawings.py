@@ -58,9 +58,7 @@ def column(left: float, title: str, boxes: list[tuple[str, str]]) -> list[str]:
     for i, (noun, files) in enumerate(boxes):
         top = MARGIN + TITLE + i * (HEIGHT + GAP)
         if i:
-            parts.append(
-                f'<path d="M{middle} {top - GAP + 3}V{top - 5}" stroke="#444" marker-end="url(#a)"/>'
-            )
+            parts.append(f'<path d="M{middle} {top - GAP + 3}V{top - 5}" stroke="#444" marker-end="url(#a)"/>')
         parts += [
             f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#e8f1fa" stroke="#3b6ea5"/>',
             text(middle, top + 25, 16, noun),

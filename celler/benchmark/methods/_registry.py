@@ -83,9 +83,7 @@ class Method:
         return ", ".join(f"{package} {version(package)}" for package in self.packages)
 
 
-_OURS, _CELLTYPIST, _SCANVI = (
-    f"celler.benchmark.methods._{name}" for name in ("celler", "celltypist", "scanvi")
-)
+_OURS, _CELLTYPIST, _SCANVI = (f"celler.benchmark.methods._{name}" for name in ("celler", "celltypist", "scanvi"))
 METHODS: dict[str, Method] = {
     "celler": Method("Celler", ("celler", "torch"), module=_OURS),
     "celler_transductive": Method("Celler, propagated", ("celler", "torch"), module=_OURS),

@@ -107,9 +107,7 @@ def variable_genes(adata: AnnData, n_genes: int = 2000) -> np.ndarray:
     return np.flatnonzero(found["highly_variable"])
 
 
-def _fit(
-    model: Any, reference: AnnData, labels_key: str, columns: np.ndarray | slice = slice(None)
-) -> Predict:
+def _fit(model: Any, reference: AnnData, labels_key: str, columns: np.ndarray | slice = slice(None)) -> Predict:
     """Train a classifier on the log values of ``columns``, by default of all genes."""
     genes = reference.var_names
     with warnings.catch_warnings():
