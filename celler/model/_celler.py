@@ -90,7 +90,6 @@ class Celler(BaseModelClass):
     >>> model = cl.model.Celler(adata)
     >>> model.train()
     >>> query.obs["celler"] = model.predict(query)
-
     """
 
     convert_legacy_save = _Unsupported()
@@ -173,7 +172,6 @@ class Celler(BaseModelClass):
             If a column or layer does not exist.
         ValueError
             If values, labels or genes cannot be used.
-
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, setup_method_args))
@@ -251,7 +249,6 @@ class Celler(BaseModelClass):
             If the model was loaded and has no registered AnnData.
         ValueError
             If an option or the labels cannot be used.
-
         """
         options = _train.Options(
             precision=self._arguments["precision"],
@@ -337,7 +334,6 @@ class Celler(BaseModelClass):
             If the model is not trained.
         ValueError
             If under 20 % of the model's genes are in ``adata``, or options contradict each other.
-
         """
         question = Question(
             "class" if level is None else level,
@@ -393,7 +389,6 @@ class Celler(BaseModelClass):
         ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
         "unknown".
-
         """
         _predict.annotate(
             self._state,
@@ -439,7 +434,6 @@ class Celler(BaseModelClass):
         ------
         FileExistsError
             If the table exists and ``overwrite`` is false.
-
         """
         self._state.trained()
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
@@ -478,7 +472,6 @@ class Celler(BaseModelClass):
         ------
         RuntimeError
             If the model has fewer than 20 labelled cells, or was extended or saved by an earlier version.
-
         """
         cells = self._cells(adata, indices)
         return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
@@ -504,7 +497,6 @@ class Celler(BaseModelClass):
         Returns
         -------
         Cell embedding ``(N, d_model)``.
-
         """
         cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
         reading = Reading(batch_size, correct_shift)
@@ -556,7 +548,6 @@ class Celler(BaseModelClass):
         its cells less the mean of the other groups' means:
 
         .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
-
         """
         cells = self._cells(adata, indices)
         wanted = _explain.Explanation(groupby, n_genes, method, per_cell)
@@ -610,7 +601,6 @@ class Celler(BaseModelClass):
         ------
         RuntimeError
             If the model is trained: its classes rest on the encoder.
-
         """
         options = _pretrain.PretrainOptions(
             precision=self._arguments["precision"],
@@ -645,7 +635,6 @@ class Celler(BaseModelClass):
         ValueError
             If the other model was not pretrained, has another encoder or other sizes, or shares under 20 %
             of this model's genes.
-
         """
         _pretrain.require_untrained(self._state)
         other = type(self).load(pretrained) if isinstance(pretrained, str | os.PathLike) else pretrained
@@ -680,7 +669,6 @@ class Celler(BaseModelClass):
         ------
         RuntimeError
             Before :meth:`pretrain`.
-
         """
         _expression.check_decoder(self._state)
         cells = self._cells(adata, indices, needs_classes=False)
@@ -695,7 +683,6 @@ class Celler(BaseModelClass):
             As in :meth:`predict`.
         layer_added
             Name of the layer; NaN where the model lacks a gene.
-
         """
         _expression.check_decoder(self._state)
         cells = self._cells(adata, needs_classes=False)
@@ -744,7 +731,6 @@ class Celler(BaseModelClass):
         ValueError
             For unknown labels without ``extend_labels``, for parents that contradict the reference's, and if
             under 20 % of its genes are in ``adata``.
-
         """
         reference = cls._trained(reference_model, accelerator)
         state = reference._state
@@ -783,7 +769,6 @@ class Celler(BaseModelClass):
         -------
         A new AnnData. ``var["is_measured"]`` is False for genes that ``adata`` lacks, which a warning counts.
         Values of ``X`` and of each layer are the same, as CSR.
-
         """
         rows_of(adata, None)
         return _extend.prepare_query(cls._trained(reference_model, "auto")._state, adata)
@@ -832,7 +817,6 @@ class Celler(BaseModelClass):
             If the folder holds no model.
         ValueError
             If a file cannot be used.
-
         """
         path = Path(path)
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
@@ -864,7 +848,6 @@ class Celler(BaseModelClass):
         ------
         FileExistsError
             If the folder holds a model and ``overwrite`` is false.
-
         """
         if not self.is_pretrained:
             self._state.trained()
@@ -899,7 +882,6 @@ class Celler(BaseModelClass):
             If the folder holds no model.
         ValueError
             If the file is damaged, foreign or of a later version.
-
         """
         contents = _checkpoint.read_checkpoint(dir_path)
         model = cls(registry=contents["registry"], **contents["init_params"])

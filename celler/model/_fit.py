@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -37,23 +37,15 @@ REFIT_BELOW = 5000
 MEASURED_CELLS = 256
 
 
+CellNames: TypeAlias = Callable[[np.ndarray], Iterable[object]]
+
+
 class TrainingCells(NamedTuple):
-    """Cells to train on.
+    """Cells to train on."""
 
-    Parameters
-    ----------
-    source
-        The cells, with label codes, −1 for unlabelled ones.
-    names
-        Gives the names of cells by index; empty for cells that were generated.
-    is_log
-        Whether the values are ``log1p`` values.
-
-    """
-
-    source: CellSource
-    names: Callable[[np.ndarray], Iterable[object]]
-    is_log: bool
+    source: CellSource  # the cells, with label codes, −1 for unlabelled ones
+    names: CellNames  # by index; empty for generated cells
+    is_log: bool  # whether the values are log1p values
 
 
 @dataclass(frozen=True)
@@ -244,7 +236,7 @@ def _name_classes(curves: dict[str, list[float]], classes: tuple[str, ...]) -> d
 
 def hard_cell_table(
     hard_cells: HardCells | None,
-    names: Callable[[np.ndarray], Iterable[object]],
+    names: CellNames,
     classes: tuple[str, ...],
 ) -> dict[str, list[Any]]:
     """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell."""

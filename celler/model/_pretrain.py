@@ -41,25 +41,12 @@ STORE_SAMPLE = 10_000
 
 @dataclass(frozen=True)
 class UnlabelledCells:
-    """Cells to learn genes from.
+    """Cells to learn genes from."""
 
-    Parameters
-    ----------
-    source
-        The cells; their labels are codes of ``batches``.
-    index
-        Rows of the source ``(N,)``.
-    sample
-        Counts ``(n, n_genes)``, or values proportional to them, of all the cells or of a sample.
-    batches
-        Names of the donor/assay batches.
-
-    """
-
-    source: CellSource
-    index: np.ndarray
-    sample: sparse.csr_matrix
-    batches: tuple[str, ...]
+    source: CellSource  # the cells; their labels are codes of batches
+    index: np.ndarray  # rows of the source (N,)
+    sample: sparse.csr_matrix  # counts (n, n_genes), or values proportional to them, of all the cells or of a sample
+    batches: tuple[str, ...]  # names of the donor/assay batches
 
     def log_rows(self, rows: np.ndarray) -> sparse.csr_matrix:
         """``log1p`` of counts per 10,000 of rows of the sample, ``(n, n_genes)``."""

@@ -40,23 +40,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class ScGPTOrigin:
-    """What a model keeps of the scGPT checkpoint it came from.
+    """What a model keeps of the scGPT checkpoint it came from."""
 
-    Parameters
-    ----------
-    d_feed, pad_value
-        Width of the feed-forward layers, and value of the cell token.
-    is_frozen
-        Whether training leaves the encoder as it is.
-    is_vocabulary
-        Whether the genes are the whole vocabulary rather than those of a reference.
-
-    """
-
-    d_feed: int
-    pad_value: float
-    is_frozen: bool
-    is_vocabulary: bool
+    d_feed: int  # width of the feed-forward layers, and value of the cell token
+    pad_value: float  # width of the feed-forward layers, and value of the cell token
+    is_frozen: bool  # whether training leaves the encoder as it is
+    is_vocabulary: bool  # whether the genes are the whole vocabulary rather than those of a reference
 
 
 @dataclass(frozen=True)
@@ -106,28 +95,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What pretraining leaves, the encoder's weights excepted.
+    """What pretraining leaves, the encoder's weights excepted."""
 
-    Parameters
-    ----------
-    decoder
-        Predicts genes from the cell embedding.
-    batches
-        Donor/assay batches that the decoder knows.
-    gene_share
-        Mean share of a cell's counts that each gene has ``(n_genes,)``.
-    n_cells
-        Number of cells it learned from.
-    history
-        Curves, a value per epoch.
-
-    """
-
-    decoder: GeneDecoder
-    batches: tuple[str, ...]
-    gene_share: np.ndarray
-    n_cells: int
-    history: dict[str, list[float]]
+    decoder: GeneDecoder  # predicts genes from the cell embedding
+    batches: tuple[str, ...]  # donor/assay batches that the decoder knows
+    gene_share: np.ndarray  # mean share of a cell's counts that each gene has (n_genes,)
+    n_cells: int  # number of cells it learned from
+    history: dict[str, list[float]]  # curves, a value per epoch
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to tensors and plain values, for a checkpoint."""
@@ -150,66 +124,28 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class OldKnowledge:
-    """What a model that is extended keeps of the model it came from.
+    """What a model that is extended keeps of the model it came from."""
 
-    Parameters
-    ----------
-    fitted
-        Of the old model.
-    gene_map
-        Gene of the extended model in each column of the new cells ``(n_vars,)``, −1 for none.
-    n_genes
-        Genes of the extended model, of which the first are the old model's.
-    teacher
-        The old network, with the codes of its classes among those of the extended model.
-
-    """
-
-    fitted: Fitted
-    gene_map: np.ndarray
-    n_genes: int
-    teacher: Teacher
+    fitted: Fitted  # of the old model
+    gene_map: np.ndarray  # gene of the extended model in each column of the new cells (n_vars,), −1 for none
+    n_genes: int  # genes of the extended model, of which the first are the old model's
+    teacher: Teacher  # the old network, with the codes of its classes among those of the extended model
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model: its genes and classes, its network, and what training and pretraining left.
+    """A model: its genes and classes, its network, and what training and pretraining left."""
 
-    Parameters
-    ----------
-    setup
-        How AnnData are read.
-    genes
-        Genes of the model, and how much of a cell's counts each carries.
-    tree
-        Classes and their parents.
-    network
-        The network, whose weights training changes in place.
-    tokenizer
-        Makes tokens of cells.
-    precision
-        ``"float32"`` or ``"bfloat16"``.
-    scgpt
-        The scGPT checkpoint it came from.
-    fitted
-        What training left.
-    pretrained
-        What pretraining left.
-    old
-        What the model keeps of the one that it extends.
-
-    """
-
-    setup: Setup
-    genes: Genes
-    tree: LabelTree
-    network: GeneTransformer
-    tokenizer: Tokenizer
-    precision: str
-    scgpt: ScGPTOrigin | None = None
-    fitted: Fitted | None = None
-    pretrained: Pretrained | None = None
-    old: OldKnowledge | None = None
+    setup: Setup  # how AnnData are read
+    genes: Genes  # genes of the model, and how much of a cell's counts each carries
+    tree: LabelTree  # classes and their parents
+    network: GeneTransformer  # the network, whose weights training changes in place
+    tokenizer: Tokenizer  # makes tokens of cells
+    precision: str  # "float32" or "bfloat16"
+    scgpt: ScGPTOrigin | None = None  # the scGPT checkpoint it came from
+    fitted: Fitted | None = None  # what training left
+    pretrained: Pretrained | None = None  # what pretraining left
+    old: OldKnowledge | None = None  # what the model keeps of the one that it extends
 
     @property
     def decision(self) -> Decision:
