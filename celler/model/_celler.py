@@ -69,17 +69,22 @@ class Celler(BaseModelClass):
         the attention is given. ``"scgpt"`` is for :meth:`from_pretrained`.
     head
         ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
-    n_layers, n_heads, n_latents, n_bins
-        Blocks, heads, latents and value bins (with the zero bin) of an encoder with attention; ``None``
-        is 1, 4, 8 and 51.
+    n_layers
+        Blocks of an encoder with attention; ``None`` is 1.
     d_model
         Width of the encoder and of the cell embedding.
+    n_heads
+        Heads of the attention; ``None`` is 4.
+    n_latents
+        Latents that attend to the genes; ``None`` is 8.
     dropout_rate
         Share of a cell's genes, and of the encoder's hidden units, left out at random in training.
     evidence
         Keep the linear expert. Without it the encoder is alone, as in the paper.
     max_genes
         Genes read per cell at most: a random subset in training, those of highest value in prediction.
+    n_bins
+        Bins of a cell's values for an encoder with attention, with the zero bin; ``None`` is 51.
     precision
         ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 where the hardware is made for it.
 
