@@ -23,19 +23,16 @@ CELLS, RESULT = "cells.pickle", "result.pickle"
 
 
 class Measured(NamedTuple):
-    """Scores ``(n_obs, n_types)``, wall-clock times, and MiB at the peak beyond packages and cells."""
+    """What a method gave and took."""
 
-    scores: pd.DataFrame
+    scores: pd.DataFrame  # (n_obs, n_types)
     fit_seconds: float
     predict_seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float  # MiB beyond packages and cells
 
 
 def run_alone(function: str, imports: Sequence[str], labels_key: str, seed: int, folder: Path) -> Measured:
-    """Fit and predict with ``module:function`` on the ``(reference, query)`` pickled in ``folder``.
-
-    Raises ``RuntimeError`` with the reason if the process fails.
-    """
+    """Fit and predict with ``module:function`` on the cells in ``folder``; raise ``RuntimeError`` if that fails."""
     environment = {
         # As many threads as cores, which sleep while they wait.
         "OMP_NUM_THREADS": str(joblib.cpu_count()),
@@ -44,14 +41,8 @@ def run_alone(function: str, imports: Sequence[str], labels_key: str, seed: int,
         "TMPDIR": str(folder),  # deleted with the files that a method leaves in it
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, function, labels_key, str(seed), *imports],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-P", "-m", __name__, function, labels_key, str(seed), *imports]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(_reason(done))
     return Measured(*pickle.loads((folder / RESULT).read_bytes()))

@@ -29,7 +29,7 @@ def test_compare_macro_f1_against_logistic_regression(results):
 
 
 @pytest.mark.slow
-def test_logistic_regression_matches_scikit_learn(results):
+def test_compare_logistic_regression_matches_scikit_learn(results):
     adata = pbmc68k()
     labels = adata.obs["cell_type"].to_numpy().astype(str)
     for seed, result in enumerate(results):

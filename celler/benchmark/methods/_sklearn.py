@@ -67,13 +67,9 @@ def xgboost(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> P
 
 def mlp(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
     """Multilayer perceptron with the layers, genes and training of ACTINN (Ma and Pellegrini 2020)."""
+    n_minibatch = min(128, reference.n_obs)
     model = MLPClassifier(
-        (100, 50, 25),
-        alpha=0.005,
-        batch_size=min(128, reference.n_obs),
-        learning_rate_init=1e-4,
-        max_iter=50,
-        random_state=seed,
+        (100, 50, 25), alpha=0.005, batch_size=n_minibatch, learning_rate_init=1e-4, max_iter=50, random_state=seed
     )
     return _fit(model, reference, labels_key, _central(log_values(reference)))
 
@@ -111,14 +107,12 @@ def _fit(model: Any, reference: AnnData, labels_key: str, columns: np.ndarray | 
     """Train a classifier on the log values of ``columns``, by default of all genes."""
     genes = reference.var_names
     with warnings.catch_warnings():
-        # The number of steps is part of the method.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is part of the method
         model.fit(log_values(reference)[:, columns], reference.obs[labels_key].to_numpy())
 
     def predict(query: AnnData) -> pd.DataFrame:
         X = on_genes(log_values(query), query.var_names, genes)[:, columns]
-        has_probabilities = hasattr(model, "predict_proba")
-        scores = model.predict_proba(X) if has_probabilities else model.decision_function(X)
+        scores = model.predict_proba(X) if hasattr(model, "predict_proba") else model.decision_function(X)
         if scores.ndim == 1:  # of two classes, scikit-learn scores the second
             scores = np.column_stack([-scores, scores])
         return pd.DataFrame(scores, query.obs_names, model.classes_)
