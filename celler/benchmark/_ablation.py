@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +102,8 @@ def ablation(
     recipe = f"imbalance={imbalance:g} max_epochs={max_epochs}"
     done = pd.read_csv(file) if file is not None and file.exists() else pd.DataFrame(columns=RUN)
     known = set(done[RUN].itertuples(index=False, name=None))
-    wanted = [
-        (name, seed, label, f"{recipe} {variant}")
-        for seed in seeds
-        for name in data
-        for label, variant in variants.items()
-    ]
+    runs = product(seeds, data, variants.items())
+    wanted = [(name, seed, label, f"{recipe} {variant}") for seed, name, (label, variant) in runs]
     todo = [run for run in wanted if run not in known]
     jobs = (delayed(_train)(data[run[0]], labels_key, run, variants[run[2]], imbalance, max_epochs) for run in todo)
     tables = [done] if len(done) else []

@@ -86,8 +86,7 @@ class Cells:
 
 def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
     """Return labels as text, ``Unknown`` where there is none, with a warning; raise if no cell has one."""
-    values = column(adata.obs, key, argument, f"{what}.obs")
-    labels = as_strings(values, key, UNLABELED).astype(str)
+    labels = as_strings(column(adata.obs, key, argument, f"{what}.obs"), key, UNLABELED).astype(str)
     n_unlabeled = int((labels == UNLABELED).sum())
     if n_unlabeled == len(labels):
         raise ValueError(f"{what}.obs[{key!r}] labels no cell; name a column with cell types.")
@@ -228,8 +227,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """
     by = [name for name in ("task", "method") if name in rows]
     table = rows[rows["error"].isna()].groupby(by, sort=False)[list(DECIMALS)].agg(["mean", "std"])
-    table = table.rename(columns={"std": "sd"}, level=1)
-    table = table.sort_values(("macro_f1", "mean"), ascending=False, kind="stable")
+    table = table.rename(columns={"std": "sd"}, level=1).sort_values(
+        ("macro_f1", "mean"), ascending=False, kind="stable"
+    )
     if "task" in rows:
         table = table.loc[[task for task in rows["task"].unique() if task in table.index]]
     return table
@@ -347,9 +347,6 @@ def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[
     is_unseen = ~np.isin(truth, list(counts))
     if is_unseen.any() and not is_unseen.all():
         row["rejection_auroc"] = float(roc_auc_score(is_unseen, -best))
-    row |= {
-        "fit_seconds": measured.fit_seconds,
-        "cells_per_second": len(truth) / measured.predict_seconds,
-        "peak_memory_mb": measured.peak_memory_mb,
-    }
+    row["cells_per_second"] = len(truth) / measured.predict_seconds
+    row |= {"fit_seconds": measured.fit_seconds, "peak_memory_mb": measured.peak_memory_mb}
     return row, table.reset_index().assign(**{name: one[name] for name in KEY})

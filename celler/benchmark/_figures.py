@@ -99,8 +99,7 @@ def _panels(titles: list[str], size: tuple[float, float]) -> tuple[Figure, dict[
 def _titled(rows: pd.DataFrame) -> pd.DataFrame:
     """Add each method's title as ``line``, and an empty ``task`` if there is none."""
     titles = {name: method.title for name, method in METHODS.items()}
-    rows = rows if "task" in rows else rows.assign(task="")
-    return rows.assign(line=rows["method"].map(titles))
+    return rows.assign(line=rows["method"].map(titles), task=rows.get("task", ""))
 
 
 def _colors() -> dict[str, Any]:

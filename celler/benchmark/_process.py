@@ -65,10 +65,8 @@ def main(function: str, labels_key: str, seed: str, *imports: str) -> None:
 
 
 def memory_mb(field: str) -> float:
-    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both.
-
-    ``ru_maxrss`` is the second choice: on Linux a child inherits it from its parent.
-    """
+    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both."""
+    # ru_maxrss is the second choice: on Linux a child inherits it from its parent.
     status = Path("/proc/self/status")
     if status.exists():
         match = re.search(rf"{field}:\s+(\d+) kB", status.read_text())

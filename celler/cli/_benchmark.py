@@ -23,9 +23,8 @@ def add_benchmark(commands: Any) -> None:
 
 
 def _add_compare(kinds: Any) -> None:
-    compare = kinds.add_parser(
-        "compare", help="train methods on a reference and compare the labels they give to a query"
-    )
+    what = "train methods on a reference and compare the labels they give to a query"
+    compare = kinds.add_parser("compare", help=what)
     compare.set_defaults(command=_compare)
     add = compare.add_argument
     add("reference", type=Path, metavar="REFERENCE.h5ad")
@@ -62,9 +61,8 @@ def _add_runs(parser: argparse.ArgumentParser, *, n_seeds: int, out: str) -> Non
 
 
 def _add_ablation(kinds: Any) -> None:
-    ablation = kinds.add_parser(
-        "ablation", help="train the same network with each loss on a long-tailed half of your cells"
-    )
+    what = "train the same network with each loss on a long-tailed half of your cells"
+    ablation = kinds.add_parser("ablation", help=what)
     ablation.set_defaults(command=_ablation)
     add = ablation.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more")
@@ -92,13 +90,11 @@ def _compare(options: argparse.Namespace) -> None:
     )
     if rows["error"].notna().all():
         raise RuntimeError("no method gave a result; the lines above give the reasons.")
-    table = benchmark.summary_text(benchmark.summary(rows))
-    print(f"\nMean ± sd of {options.seeds} seeds\n\n{table}")
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{benchmark.summary_text(benchmark.summary(rows))}")
     scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
     benchmark.score_figure(rows).savefig(scores, dpi=150)
     benchmark.class_figure(benchmark.class_scores(rows, options.out)).savefig(classes, dpi=150)
-    files = "runs.csv, classes.csv; a rerun continues from them"
-    print(f"\nwrote {options.out} ({files}), {scores}, {classes}")
+    print(f"\nwrote {options.out} (runs.csv, classes.csv; a rerun continues from them), {scores}, {classes}")
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -151,7 +147,7 @@ def _ablation(options: argparse.Namespace) -> None:
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
     """Leave out cells whose ``exclude_key`` is true, and print their number."""
-    if exclude_key is None or exclude_key not in adata.obs:
+    if exclude_key not in adata.obs:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
         print(f"{path.name}: {adata.n_obs:,} cells{note}")
         return adata
