@@ -76,7 +76,7 @@ class Cells:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that changes with any value, gene, label or the order of cells."""
+        """Return a hash that changes with any value, gene, label or the order of cells."""
         parts = [list(self.reference.obs[LABELS_KEY]), list(self.truth)]
         for adata in (self.reference, self.query):
             X = adata.X
@@ -251,7 +251,7 @@ def summary_text(table: pd.DataFrame) -> str:
 
 
 def mean_and_sd(mean: float, sd: float, decimals: int, sign: str = "") -> str:
-    """``0.912 ± 0.003``; a dash for a missing mean, no spread for a missing sd."""
+    """Return ``0.912 ± 0.003``; a dash for a missing mean, no spread for a missing sd."""
     if np.isnan(mean):
         return "–"
     spread = "" if np.isnan(sd) else f" ± {sd:,.{decimals}f}"
@@ -264,7 +264,7 @@ def append(file: Path, table: pd.DataFrame) -> None:
 
 
 def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
-    """Versions of the packages of each method that can run; warn about the others."""
+    """Return the versions of the packages of each method that can run; warn about the others."""
     usable = {}
     other = {cells.reference.uns["kind"], cells.query.uns["kind"]} - {"counts", "expected counts"}
     for name in methods:
@@ -293,7 +293,7 @@ def _key(cells: Cells, method: str, versions: str) -> str:
 
 
 def _code(method: str) -> list[Path]:
-    """Files whose code decides what a method returns."""
+    """Return the files whose code decides what a method returns."""
     ours = Path(__file__).parents[1]
     origin = getattr(find_spec(METHODS[method].module), "origin", "")
     files = {Path(origin or ""), ours / "benchmark" / "methods" / "_sklearn.py"}
@@ -304,7 +304,7 @@ def _code(method: str) -> list[Path]:
 
 
 def _stored(file: Path) -> pd.DataFrame:
-    """Rows of a CSV file; a type called NA is no missing value, a key of digits no number."""
+    """Read a CSV file; a type called NA is no missing value, a key of digits no number."""
     if not file.exists():
         return pd.DataFrame(columns=COLUMNS)
     return pd.read_csv(file, dtype={"key": str, "class": str}, keep_default_na=False, na_values=[""])

@@ -180,7 +180,7 @@ def level_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shown(part: pd.DataFrame, scores: Sequence[str] = ("macro_f1", "macro_precision")) -> list[str]:
-    """``mean ± sd`` of each score over the rows."""
+    """Return ``mean ± sd`` of each score over the rows."""
     return [mean_and_sd(part[score].mean(), part[score].std(), 3) for score in scores]
 
 

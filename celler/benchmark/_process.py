@@ -65,7 +65,7 @@ def main(function: str, labels_key: str, seed: str, *imports: str) -> None:
 
 
 def memory_mb(field: str) -> float:
-    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both."""
+    """Return MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both."""
     # ru_maxrss is the second choice: on Linux a child inherits it from its parent.
     status = Path("/proc/self/status")
     if status.exists():
@@ -79,7 +79,7 @@ def memory_mb(field: str) -> float:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process failed: its exception, or the signal that ended it."""
+    """Return why a process failed: its exception, or the signal that ended it."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"ended by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")

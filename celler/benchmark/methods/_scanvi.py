@@ -40,7 +40,7 @@ def scanvi(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Pr
 
 
 def _variable(both: AnnData) -> np.ndarray:
-    """Whether each gene is among the 2,000 most variable in the counts of both parts."""
+    """Return whether each gene is among the 2,000 most variable in the counts of both parts."""
     choose = partial(sc.pp.highly_variable_genes, both, flavor="seurat_v3", n_top_genes=2000, inplace=False)
     try:
         found = choose(batch_key="part")
