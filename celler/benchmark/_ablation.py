@@ -77,8 +77,8 @@ def ablation(
     Parameters
     ----------
     data
-        AnnData by name, split for every seed by :func:`celler.benchmark.long_tail_split`. All variants of
-        a seed train on the same cells from the same initial weights.
+        AnnData by name, split for every seed by :func:`celler.benchmark.long_tail_split`. All variants of a seed train
+        on the same cells from the same initial weights.
     labels_key
         Column of obs with the cell types.
     variants
@@ -129,8 +129,7 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in percent and means
     over data sets: macro precision, recall and F1, recall of tail, medium and head classes, and accuracy.
     """
-    by_run = rows.groupby(RUN[:3], sort=False)
-    scores = by_run[["precision", "recall", "f1", "accuracy"]].mean()
+    scores = rows.groupby(RUN[:3], sort=False)[["precision", "recall", "f1", "accuracy"]].mean()
     for group in GROUPS:
         members = rows[rows["frequency"] == group].groupby(RUN[:3], sort=False)
         scores[f"{group} recall"] = members["recall"].mean()

@@ -332,7 +332,7 @@ def _finished(todo: pd.DataFrame, cells: Cells) -> Iterator[tuple[dict[str, Any]
 
 
 def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Compare scores with the truth, over all cells and for each type."""
+    """Compare scores with the truth, over all cells and for each type; a score without a value is left out."""
     scores = measured.scores.to_numpy()
     best, labels = scores.max(axis=1), np.asarray(measured.scores.columns)[scores.argmax(axis=1)]
     truth, counts = cells.truth, dict(cells.reference.obs[LABELS_KEY].value_counts())
@@ -341,7 +341,6 @@ def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[
     means = table.groupby("frequency")[["recall", "f1"]].mean().reindex(GROUPS)
     row = one | overall(truth, labels, counts)
     row |= {f"{score}_{group}": means.loc[group, score] for score in means for group in GROUPS}
-    row["ece"] = row["rejection_auroc"] = np.nan
     if ((scores >= 0) & (scores <= 1)).all():
         row["ece"] = expected_calibration_error(best, truth == labels)
     is_unseen = ~np.isin(truth, list(counts))

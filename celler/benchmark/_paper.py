@@ -81,13 +81,11 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
     if dataset not in SETS:
         names = " or ".join(SETS)
         raise ValueError(f"dataset={dataset!r} was given; {names} is needed.{closest(dataset, SETS)}")
+    keys, n_published, _ = SETS[dataset]
     n_cells = reference.n_obs, query.n_obs
-    if n_cells != SETS[dataset].n_cells:
-        warn(
-            "{}: the paper has {:,} and {:,} cells, these files {:,} and {:,}; the published figures are for other "
-            "cells.".format(dataset, *SETS[dataset].n_cells, *n_cells)
-        )
-    keys = SETS[dataset].labels_keys
+    if n_cells != n_published:
+        theirs, ours = ("{:,} and {:,}".format(*each) for each in (n_published, n_cells))
+        warn(f"{dataset}: the paper has {theirs} cells, these files {ours}; the published figures are for other cells.")
     return _named(reference, keys, "reference"), _named(query, keys, "query")
 
 
