@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Variant:
         Loss of the training, see :mod:`celler.losses`.
     replay
         Replay of hard cells; ``None`` for none.
-
     """
 
     loss: Loss
@@ -78,20 +77,18 @@ def ablation(
     Parameters
     ----------
     data
-        AnnData by name. :func:`celler.benchmark.long_tail_split` splits each anew for every seed; all
-        variants of a seed train on the same cells from the same initial weights.
+        AnnData by name, split for every seed by :func:`celler.benchmark.long_tail_split`. All variants of a seed train
+        on the same cells from the same initial weights.
     labels_key
         Column of obs with the cell types.
     variants
-        :class:`celler.benchmark.Variant` by name; the default is the rows of the paper's table 4,
-        balanced softmax, and Celler's default.
+        Variants by name; by default the rows of the paper's table 4, balanced softmax and Celler's default.
     imbalance
         Largest type of a reference over its smallest.
     seeds
         Seeds of split and training.
     file
-        CSV file to which each finished training is added. A stopped call continues from its rows of
-        the same recipe.
+        CSV file for finished trainings. A stopped call continues from its rows of the same recipe.
     n_jobs
         Number of trainings at the same time.
     max_epochs
@@ -99,29 +96,22 @@ def ablation(
 
     Returns
     -------
-    A row per data set, seed, variant and class with ``reference_cells``, ``query_cells``,
-    ``precision``, ``recall``, ``f1``, ``frequency`` (head, medium or tail), and the training's
-    ``accuracy`` and ``seconds``.
-
+    A row per data set, seed, variant and class with ``reference_cells``, ``query_cells``, ``precision``, ``recall``,
+    ``f1``, ``frequency`` (head, medium or tail), and the training's ``accuracy`` and ``seconds``.
     """
     recipe = f"imbalance={imbalance:g} max_epochs={max_epochs}"
     done = pd.read_csv(file) if file is not None and file.exists() else pd.DataFrame(columns=RUN)
     known = set(done[RUN].itertuples(index=False, name=None))
-    wanted = [
-        (name, seed, label, f"{recipe} {variant}")
-        for seed in seeds
-        for name in data
-        for label, variant in variants.items()
-    ]
+    runs = product(seeds, data, variants.items())
+    wanted = [(name, seed, label, f"{recipe} {variant}") for seed, name, (label, variant) in runs]
     todo = [run for run in wanted if run not in known]
     jobs = (delayed(_train)(data[run[0]], labels_key, run, variants[run[2]], imbalance, max_epochs) for run in todo)
-    tables = [done]
+    tables = [done] if len(done) else []
     for table in _finished(jobs, n_jobs, len(todo)):
         if file is not None:
             append(file, table)
         tables.append(table)
-    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    return rows.merge(pd.DataFrame(wanted, columns=RUN))
+    return pd.concat(tables, ignore_index=True).merge(pd.DataFrame(wanted, columns=RUN))
 
 
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
@@ -136,27 +126,19 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
 
     Returns
     -------
-    A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in
-    percent and means over data sets: macro precision, recall and F1, recall of tail, medium and head
-    classes, and accuracy.
-
+    A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in percent and means
+    over data sets: macro precision, recall and F1, recall of tail, medium and head classes, and accuracy.
     """
-    by_run = rows.groupby(RUN[:3], sort=False)
-    scores = by_run[["precision", "recall", "f1", "accuracy"]].mean()
+    scores = rows.groupby(RUN[:3], sort=False)[["precision", "recall", "f1", "accuracy"]].mean()
     for group in GROUPS:
         members = rows[rows["frequency"] == group].groupby(RUN[:3], sort=False)
         scores[f"{group} recall"] = members["recall"].mean()
     by_seed = 100 * scores[SCORES].groupby(["variant", "seed"], sort=False).mean()
     gains = by_seed - by_seed.xs(baseline, level="variant").reindex(by_seed.index, level="seed")
     parts = {"mean": by_seed, "sd": by_seed, "gain": gains, "gain sd": gains}
-    table = pd.concat(
-        {
-            name: part.groupby("variant", sort=False).agg("std" if "sd" in name else "mean")
-            for name, part in parts.items()
-        },
-        axis=1,
-    )
-    return table.swaplevel(axis=1)[[(score, name) for score in SCORES for name in parts]]
+    by_variant = {name: part.groupby("variant", sort=False) for name, part in parts.items()}
+    columns = {name: part.std() if "sd" in name else part.mean() for name, part in by_variant.items()}
+    return pd.concat(columns, axis=1).swaplevel(axis=1)[[(score, name) for score in SCORES for name in parts]]
 
 
 def ablation_text(table: pd.DataFrame) -> str:
@@ -166,17 +148,14 @@ def ablation_text(table: pd.DataFrame) -> str:
     ----------
     table
         Table of :func:`celler.benchmark.ablation_table`.
-
     """
     parts = []
-    for prefix, sign, columns in (("", "", ["mean", "sd"]), ("Δ ", "+", ["gain", "gain sd"])):
-        text = {
-            prefix + score: [
-                mean_and_sd(mean, sd, 1, sign) for mean, sd in table[score][columns].itertuples(index=False)
-            ]
-            for score in SCORES
-        }
-        parts.append(pd.DataFrame(text, index=table.index.rename(None)).to_string())
+    for prefix, sign, mean, sd in (("", "", "mean", "sd"), ("Δ ", "+", "gain", "gain sd")):
+        text = pd.DataFrame(index=table.index.rename(None))
+        for score in SCORES:
+            pairs = zip(table[score, mean], table[score, sd], strict=True)
+            text[prefix + score] = [mean_and_sd(*pair, decimals=1, sign=sign) for pair in pairs]
+        parts.append(text.to_string())
     return "\n\n".join(parts)
 
 
@@ -187,7 +166,6 @@ def ablation_figure(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Table of :func:`celler.benchmark.ablation`.
-
     """
     colors = dict(zip(rows["variant"].unique(), cycle(COLORS), strict=False))
     return lines_by_size(rows.assign(line=rows["variant"]), "dataset", colors)
@@ -199,24 +177,16 @@ def _finished(jobs: Iterator[Any], n_jobs: int, n_total: int) -> Iterator[pd.Dat
     results = Parallel(n_jobs=n_jobs, return_as="generator_unordered")(jobs)
     for n, table in enumerate(results, start=1):
         first, elapsed = table.iloc[0], time.perf_counter() - start
-        print(
-            f"[{n}/{n_total}] {first['dataset']}, seed {first['seed']}, {first['variant']}: macro-F1 "
-            f"{table['f1'].mean():.3f}, {first['seconds']:.0f} s; "
-            f"{elapsed / n * (n_total - n) / 60:.0f} min left",
-            flush=True,
-        )
+        run = f"[{n}/{n_total}] {first['dataset']}, seed {first['seed']}, {first['variant']}"
+        left = f"{first['seconds']:.0f} s; {elapsed / n * (n_total - n) / 60:.0f} min left"
+        print(f"{run}: macro-F1 {table['f1'].mean():.3f}, {left}", flush=True)
         yield table
 
 
 def _train(
-    adata: AnnData,
-    labels_key: str,
-    run: tuple[str, int, str, str],
-    variant: Variant,
-    imbalance: float,
-    max_epochs: int | None,
+    adata: AnnData, labels_key: str, run: tuple[Any, ...], variant: Variant, imbalance: float, max_epochs: int | None
 ) -> pd.DataFrame:
-    """Train once, and score class by class."""
+    """Train once, and score class by class; ``run`` has the values of ``RUN``."""
     reference, query = long_tail_split(adata, labels_key, imbalance=imbalance, seed=run[1])
     truth = query.obs[labels_key].to_numpy()
     start = time.perf_counter()
@@ -226,5 +196,5 @@ def _train(
     seconds = round(time.perf_counter() - start, 1)
     labels = model.predict(query)
     table = per_class(truth, labels, reference.obs[labels_key].value_counts().to_dict())
-    table = table.assign(accuracy=accuracy_score(truth, labels), seconds=seconds)
-    return table.reset_index().assign(**dict(zip(RUN, run, strict=True)))
+    table = table.reset_index().assign(accuracy=accuracy_score(truth, labels), seconds=seconds)
+    return table.assign(**dict(zip(RUN, run, strict=True)))

@@ -57,12 +57,7 @@ class Cells:
 
     @classmethod
     def of(
-        cls,
-        reference: AnnData,
-        query: AnnData,
-        labels_key: str,
-        query_labels_key: str | None,
-        layer: str | None,
+        cls, reference: AnnData, query: AnnData, labels_key: str, query_labels_key: str | None, layer: str | None
     ) -> Cells:
         """Copy values, labels and gene names; drop cells without a label and genes new to the reference."""
         labels = _labels(reference, labels_key, "labels_key", "reference")
@@ -81,7 +76,7 @@ class Cells:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that changes with any value, gene, label or the order of cells."""
+        """Return a hash that changes with any value, gene, label or the order of cells."""
         parts = [list(self.reference.obs[LABELS_KEY]), list(self.truth)]
         for adata in (self.reference, self.query):
             X = adata.X
@@ -91,8 +86,7 @@ class Cells:
 
 def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
     """Return labels as text, ``Unknown`` where there is none, with a warning; raise if no cell has one."""
-    values = column(adata.obs, key, argument, f"{what}.obs")
-    labels = as_strings(values, key, UNLABELED).astype(str)
+    labels = as_strings(column(adata.obs, key, argument, f"{what}.obs"), key, UNLABELED).astype(str)
     n_unlabeled = int((labels == UNLABELED).sum())
     if n_unlabeled == len(labels):
         raise ValueError(f"{what}.obs[{key!r}] labels no cell; name a column with cell types.")
@@ -123,9 +117,9 @@ def run(
 ) -> pd.DataFrame:
     """Train methods on a reference and compare the labels they give to a query with its own.
 
-    Each method and seed runs in a process of its own, which never sees the query's labels; its
-    preprocessing counts as its time. A method whose package is missing, or that cannot use the
-    values, is skipped with a warning; one that fails gets a row with the reason in ``error``.
+    Each method and seed runs in a process of its own, which never sees the query's labels; its preprocessing counts as
+    its time. A method whose package is missing, or that cannot use the values, is skipped with a warning; one that
+    fails gets a row with the reason in ``error``.
 
     Parameters
     ----------
@@ -134,8 +128,7 @@ def run(
     query
         Cells with labels to compare with. Not changed.
     labels_key
-        Column of obs with the cell types. Cells without a label, or with the label ``Unknown``, are
-        left out.
+        Column of obs with the cell types. Cells without a label, or with the label ``Unknown``, are left out.
     methods
         Names from ``celler.benchmark.methods.METHODS``, by default all.
     seeds
@@ -145,22 +138,19 @@ def run(
     layer
         Layer with the counts, in both; ``None`` for ``X``.
     folder
-        Folder for ``runs.csv`` and ``classes.csv``, to which each finished run adds its rows. A
-        stopped call continues from them. Rows of other cells, versions or code are kept apart.
+        Folder for ``runs.csv`` and ``classes.csv``, to which each finished run adds its rows. A stopped call continues
+        from them. Rows of other cells, versions or code are kept apart.
 
     Returns
     -------
     A row per method and seed with ``versions``, ``key``, ``error`` and the scores:
 
-    - ``accuracy``, and ``macro_f1``, ``macro_precision`` and ``macro_recall`` over the types of the
-      query and those predicted;
-    - means of ``f1_*`` and ``recall_*`` over head, medium and tail types of the reference, see
-      :func:`celler.metrics.frequency_groups`;
+    - ``accuracy``, and ``macro_f1``, ``macro_precision`` and ``macro_recall`` over the types of the query and those
+      predicted;
+    - means of ``f1_*`` and ``recall_*`` over the reference's types by :func:`celler.metrics.frequency_groups`;
     - ``ece``, the calibration error of the highest probability;
-    - ``rejection_auroc``, how well the highest score separates cells of types that the reference
-      lacks from other cells;
-    - ``fit_seconds``, ``cells_per_second`` of prediction, and ``peak_memory_mb``, MiB beyond packages
-      and cells.
+    - ``rejection_auroc``, how well the highest score separates cells of types that the reference lacks from others;
+    - ``fit_seconds``, ``cells_per_second`` of prediction, and ``peak_memory_mb``, MiB beyond packages and cells.
 
     Raises
     ------
@@ -173,19 +163,14 @@ def run(
     --------
     >>> rows = cl.benchmark.run(reference, query, "cell_type", ["celler", "logreg"])  # doctest: +SKIP
     >>> print(cl.benchmark.summary_text(cl.benchmark.summary(rows)))  # doctest: +SKIP
-
     """
     if isinstance(methods, str):
         raise TypeError(f"methods={methods!r} is one string; pass a list of names.")
     cells = Cells.of(reference, query, labels_key, query_labels_key, layer)
-    plan = pd.DataFrame(
-        [
-            (method, seed, _key(cells, method, versions), versions)
-            for method, versions in _usable(methods, cells).items()
-            for seed in (range(seeds) if isinstance(seeds, int) else seeds)
-        ],
-        columns=[*KEY, "versions"],
-    )
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    usable = [(method, _key(cells, method, versions), versions) for method, versions in _usable(methods, cells).items()]
+    planned = [(method, seed, key, versions) for method, key, versions in usable for seed in seeds]
+    plan = pd.DataFrame(planned, columns=[*KEY, "versions"])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     known = set(_stored(folder / RUNS)[KEY].itertuples(index=False, name=None))
@@ -213,14 +198,13 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
 
     Returns
     -------
-    A row per type with ``method``, ``seed`` and the columns of :func:`celler.metrics.per_class`;
-    ``frequency`` is ``unseen`` for types that the reference lacks.
+    A row per type with ``method``, ``seed`` and the columns of :func:`celler.metrics.per_class`; ``frequency`` is
+    ``unseen`` for types that the reference lacks.
 
     Raises
     ------
     FileNotFoundError
         If the folder has no ``classes.csv``.
-
     """
     file = Path(folder) / CLASSES
     if not file.exists():
@@ -235,18 +219,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     rows
-        Table of :func:`celler.benchmark.run`, or several with a column ``task`` that tells them
-        apart. Failed runs are left out.
+        Table of :func:`celler.benchmark.run`, or several with a column ``task``. Failed runs are left out.
 
     Returns
     -------
     A row per method, or task and method, with the columns ``(score, "mean" | "sd")``.
-
     """
     by = [name for name in ("task", "method") if name in rows]
     table = rows[rows["error"].isna()].groupby(by, sort=False)[list(DECIMALS)].agg(["mean", "std"])
-    table = table.rename(columns={"std": "sd"}, level=1)
-    table = table.sort_values(("macro_f1", "mean"), ascending=False, kind="stable")
+    table = table.rename(columns={"std": "sd"}, level=1).sort_values(
+        ("macro_f1", "mean"), ascending=False, kind="stable"
+    )
     if "task" in rows:
         table = table.loc[[task for task in rows["task"].unique() if task in table.index]]
     return table
@@ -259,18 +242,16 @@ def summary_text(table: pd.DataFrame) -> str:
     ----------
     table
         Table of :func:`celler.benchmark.summary`.
-
     """
     shown = pd.DataFrame(index=table.index)
     for score, decimals in DECIMALS.items():
-        parts = table[score].itertuples(index=False)
         if table[score, "mean"].notna().any():
-            shown[score] = [mean_and_sd(mean, sd, decimals) for mean, sd in parts]
+            shown[score] = [mean_and_sd(mean, sd, decimals) for mean, sd in table[score].itertuples(index=False)]
     return shown.to_string()
 
 
 def mean_and_sd(mean: float, sd: float, decimals: int, sign: str = "") -> str:
-    """``0.912 ± 0.003``; a dash for a missing mean, no spread for a missing sd."""
+    """Return ``0.912 ± 0.003``; a dash for a missing mean, no spread for a missing sd."""
     if np.isnan(mean):
         return "–"
     spread = "" if np.isnan(sd) else f" ± {sd:,.{decimals}f}"
@@ -283,10 +264,9 @@ def append(file: Path, table: pd.DataFrame) -> None:
 
 
 def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
-    """Versions of the packages of each method that can run; warn about the others."""
+    """Return the versions of the packages of each method that can run; warn about the others."""
     usable = {}
-    kinds = {cells.reference.uns["kind"], cells.query.uns["kind"]}
-    other = kinds - {"counts", "expected counts"}
+    other = {cells.reference.uns["kind"], cells.query.uns["kind"]} - {"counts", "expected counts"}
     for name in methods:
         if name not in METHODS:
             raise ValueError(
@@ -295,8 +275,8 @@ def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
         method = METHODS[name]
         if method.needs_counts and other:
             warn(
-                f"{method.title} needs counts and is skipped: the cells hold {min(other)} values. Pass "
-                "the layer with the counts, if there is one."
+                f"{method.title} needs counts and is skipped: the cells hold {min(other)} values. "
+                "Pass the layer with the counts, if there is one."
             )
             continue
         try:
@@ -313,23 +293,21 @@ def _key(cells: Cells, method: str, versions: str) -> str:
 
 
 def _code(method: str) -> list[Path]:
-    """Files whose code decides what a method returns."""
-    files = {Path(getattr(find_spec(METHODS[method].module), "origin", "") or "")}
-    folder = Path(__file__).parent
-    files.add(folder / "methods" / "_sklearn.py")
+    """Return the files whose code decides what a method returns."""
+    ours = Path(__file__).parents[1]
+    origin = getattr(find_spec(METHODS[method].module), "origin", "")
+    files = {Path(origin or ""), ours / "benchmark" / "methods" / "_sklearn.py"}
     if "celler" in METHODS[method].packages:  # its version stays the same while it is developed
-        ours = folder.parent
         others = {"atlas", "benchmark", "cli", "datasets.py", "pl", "pp", "tl"}
         files |= {f for f in ours.rglob("*.py") if f.relative_to(ours).parts[0] not in others}
     return sorted(file for file in files if file.is_file())
 
 
 def _stored(file: Path) -> pd.DataFrame:
-    """Rows of a CSV file; a type called NA is no missing value, a key of digits no number."""
+    """Read a CSV file; a type called NA is no missing value, a key of digits no number."""
     if not file.exists():
         return pd.DataFrame(columns=COLUMNS)
-    text = dict.fromkeys(["key", "class"], str)
-    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
+    return pd.read_csv(file, dtype={"key": str, "class": str}, keep_default_na=False, na_values=[""])
 
 
 def _finished(todo: pd.DataFrame, cells: Cells) -> Iterator[tuple[dict[str, Any], pd.DataFrame | None]]:
@@ -342,23 +320,19 @@ def _finished(todo: pd.DataFrame, cells: Cells) -> Iterator[tuple[dict[str, Any]
             name, seed, method = one["method"], one["seed"], METHODS[one["method"]]
             print(f"[{n}/{len(todo)}] {method.title}, seed {seed}: ", end="", flush=True)
             try:
-                function = f"{method.module}:{name}"
-                measured = run_alone(function, method.imports, LABELS_KEY, seed, folder)
+                measured = run_alone(f"{method.module}:{name}", method.imports, LABELS_KEY, seed, folder)
             except RuntimeError as error:
                 print(f"failed, {error}", flush=True)
                 yield one | {"error": str(error)}, None
                 continue
             row, classes = _score(one, cells, measured)
             left = (time.perf_counter() - start) / n * (len(todo) - n) / 60
-            print(
-                f"macro-F1 {row['macro_f1']:.3f}, {row['fit_seconds']:.1f} s; {left:.0f} min left",
-                flush=True,
-            )
+            print(f"macro-F1 {row['macro_f1']:.3f}, {row['fit_seconds']:.1f} s; {left:.0f} min left", flush=True)
             yield row, classes
 
 
 def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Compare scores with the truth, over all cells and for each type."""
+    """Compare scores with the truth, over all cells and for each type; a score without a value is left out."""
     scores = measured.scores.to_numpy()
     best, labels = scores.max(axis=1), np.asarray(measured.scores.columns)[scores.argmax(axis=1)]
     truth, counts = cells.truth, dict(cells.reference.obs[LABELS_KEY].value_counts())
@@ -367,15 +341,11 @@ def _score(one: dict[str, Any], cells: Cells, measured: Measured) -> tuple[dict[
     means = table.groupby("frequency")[["recall", "f1"]].mean().reindex(GROUPS)
     row = one | overall(truth, labels, counts)
     row |= {f"{score}_{group}": means.loc[group, score] for score in means for group in GROUPS}
-    row["ece"] = row["rejection_auroc"] = np.nan
     if ((scores >= 0) & (scores <= 1)).all():
         row["ece"] = expected_calibration_error(best, truth == labels)
     is_unseen = ~np.isin(truth, list(counts))
     if is_unseen.any() and not is_unseen.all():
         row["rejection_auroc"] = float(roc_auc_score(is_unseen, -best))
-    row |= {
-        "fit_seconds": measured.fit_seconds,
-        "cells_per_second": len(truth) / measured.predict_seconds,
-        "peak_memory_mb": measured.peak_memory_mb,
-    }
+    row["cells_per_second"] = len(truth) / measured.predict_seconds
+    row |= {"fit_seconds": measured.fit_seconds, "peak_memory_mb": measured.peak_memory_mb}
     return row, table.reset_index().assign(**{name: one[name] for name in KEY})

@@ -29,7 +29,6 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     ----------
     rows
         Table of :func:`celler.benchmark.run`. A column ``task`` gives a panel for each task.
-
     """
     rows = _titled(rows)
     mean = rows.groupby(["line", "task"])["macro_f1"].mean().groupby("line").mean()
@@ -58,7 +57,6 @@ def class_figure(classes: pd.DataFrame) -> Figure:
     ----------
     classes
         Table of :func:`celler.benchmark.class_scores`. A column ``task`` gives a panel for each task.
-
     """
     classes = _titled(classes[classes["reference_cells"] > 0])
     shown = set(classes["line"])
@@ -67,18 +65,14 @@ def class_figure(classes: pd.DataFrame) -> Figure:
 
 
 def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any]) -> Figure:
-    """Draw mean F1 of each class against its mean number of reference cells.
-
-    ``rows`` has the columns ``class``, ``f1``, ``reference_cells`` and ``line``; ``colors`` are in the
-    order of the legend, and the first line is drawn over the others.
-    """
+    """Draw mean F1 of each class against its mean number of reference cells; ``colors`` in the legend's order."""
     figure, panels = _panels(list(rows[panel_key].unique()), (3.6, 3.2))
     for name, panel in panels.items():
         of_panel = rows[rows[panel_key] == name]
         for order, (line, marker) in enumerate(zip(colors, cycle(MARKERS), strict=False)):
             of_class = of_panel[of_panel["line"] == line].groupby("class")
             mean = of_class[["reference_cells", "f1"]].mean().sort_values("reference_cells")
-            style = {"color": colors[line], "marker": marker, "ms": 4, "lw": 1.2, "zorder": -order}
+            style = {"color": colors[line], "marker": marker, "ms": 4, "lw": 1.2, "zorder": -order}  # the first on top
             panel.plot(mean["reference_cells"], mean["f1"], label=line, **style)
         count_axis(panel, *np.array([0.8, 1.25]) * of_panel["reference_cells"].agg(["min", "max"]))
         panel.set_xlabel("cells of the class in the reference")
@@ -92,14 +86,8 @@ def _panels(titles: list[str], size: tuple[float, float]) -> tuple[Figure, dict[
     """Make a figure with a panel of ``size`` inches for each title."""
     n_columns = min(N_COLUMNS, len(titles))
     n_rows = math.ceil(len(titles) / n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(1.5 + size[0] * n_columns, size[1] * n_rows),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    inches = 1.5 + size[0] * n_columns, size[1] * n_rows
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=inches, sharey=True, squeeze=False, layout="constrained")
     for spare in axes.flat[len(titles) :]:
         spare.remove()
     for title, panel in zip(titles, axes.flat, strict=False):
@@ -111,8 +99,7 @@ def _panels(titles: list[str], size: tuple[float, float]) -> tuple[Figure, dict[
 def _titled(rows: pd.DataFrame) -> pd.DataFrame:
     """Add each method's title as ``line``, and an empty ``task`` if there is none."""
     titles = {name: method.title for name, method in METHODS.items()}
-    rows = rows if "task" in rows else rows.assign(task="")
-    return rows.assign(line=rows["method"].map(titles))
+    return rows.assign(line=rows["method"].map(titles), task=rows.get("task", ""))
 
 
 def _colors() -> dict[str, Any]:

@@ -24,14 +24,11 @@ NOT_GIVEN = "not given"
 
 
 class PaperSet(NamedTuple):
-    """A data set of table 3: its label columns, first match counts; cells of reference and query.
+    """A data set of table 3."""
 
-    ``published`` has method, macro-F1, macro-precision and source; NaN for a figure that is not given.
-    """
-
-    labels_keys: tuple[str, ...]
-    n_cells: tuple[int, int]
-    published: tuple[tuple[str, float, float, str], ...]
+    labels_keys: tuple[str, ...]  # the first that obs has holds the labels
+    n_cells: tuple[int, int]  # of reference and query
+    published: tuple[tuple[str, float, float, str], ...]  # method, macro-F1, macro-precision, source; NaN: not given
 
 
 #: Only figures from a source that was read. The paper's own table 3 could not be, so it is not given.
@@ -71,8 +68,8 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
 
     Returns
     -------
-    Copies of reference and query with labels in ``obs["cell_type"]``. Other numbers of cells than
-    the paper's give a warning.
+    Copies of reference and query with labels in ``obs["cell_type"]``, with a warning if the numbers of cells are not
+    the paper's.
 
     Raises
     ------
@@ -80,18 +77,15 @@ def paper_cells(dataset: str, reference: AnnData, query: AnnData) -> tuple[AnnDa
         If ``dataset`` is not one of the two.
     KeyError
         If obs has none of the columns that hold the labels in the public files.
-
     """
     if dataset not in SETS:
         names = " or ".join(SETS)
         raise ValueError(f"dataset={dataset!r} was given; {names} is needed.{closest(dataset, SETS)}")
+    keys, n_published, _ = SETS[dataset]
     n_cells = reference.n_obs, query.n_obs
-    if n_cells != SETS[dataset].n_cells:
-        warn(
-            "{}: the paper has {:,} and {:,} cells, these files {:,} and {:,}; the published figures are "
-            "for other cells.".format(dataset, *SETS[dataset].n_cells, *n_cells)
-        )
-    keys = SETS[dataset].labels_keys
+    if n_cells != n_published:
+        theirs, ours = ("{:,} and {:,}".format(*each) for each in (n_published, n_cells))
+        warn(f"{dataset}: the paper has {theirs} cells, these files {ours}; the published figures are for other cells.")
     return _named(reference, keys, "reference"), _named(query, keys, "query")
 
 
@@ -108,7 +102,6 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     A row per method with macro ``F1`` and ``precision``, mean ± sd over seeds, and their ``source``.
-
     """
     measured = rows[rows["error"].isna()].groupby("method", sort=False)
     n_seeds = measured.size().max() if len(measured) else 0
@@ -116,8 +109,7 @@ def paper_table(dataset: str, rows: pd.DataFrame) -> pd.DataFrame:
     for method, f1, precision, source in SETS[dataset].published:
         shown = [NOT_GIVEN if np.isnan(score) else f"{score:.3f}" for score in (f1, precision)]
         lines.append((method, *shown, source))
-    table = pd.DataFrame(lines, columns=["method", "F1", "precision", "source"])
-    return table.set_index("method")
+    return pd.DataFrame(lines, columns=["method", "F1", "precision", "source"]).set_index("method")
 
 
 def level_scores(
@@ -145,16 +137,13 @@ def level_scores(
 
     Returns
     -------
-    A row per organ, level (``parent`` or ``class``) and seed with ``accuracy``, ``macro_f1`` and
-    ``macro_precision``.
-
+    A row per organ, level (``parent`` or ``class``) and seed with ``accuracy``, ``macro_f1`` and ``macro_precision``.
     """
     rows = []
+    keys = {"parent": parent_labels_key, "class": labels_key}
     for organ, (reference, query) in organs.items():
-        keys = {"parent": parent_labels_key, "class": labels_key}
-        truth = {
-            level: column(query.obs, key, f"{level} labels", f"the query of {organ}") for level, key in keys.items()
-        }
+        place = f"the query of {organ}"
+        truth = {level: column(query.obs, key, f"{level} labels", place) for level, key in keys.items()}
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             copy = reference.copy()
             Celler.setup_anndata(copy, labels_key=labels_key, parent_labels_key=parent_labels_key)
@@ -179,9 +168,8 @@ def level_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    A row per organ and level with ``F1``, ``precision`` and ``accuracy``. The paper's own figures
-    could not be read and are "not given".
-
+    A row per organ and level with ``F1``, ``precision`` and ``accuracy``. The paper's own figures could not be read
+    and are "not given".
     """
     groups = rows.groupby(["organ", "level"], sort=False)
     scores = ["macro_f1", "macro_precision", "accuracy"]
@@ -190,7 +178,7 @@ def level_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shown(part: pd.DataFrame, scores: Sequence[str] = ("macro_f1", "macro_precision")) -> list[str]:
-    """``mean ± sd`` of each score over the rows."""
+    """Return ``mean ± sd`` of each score over the rows."""
     return [mean_and_sd(part[score].mean(), part[score].std(), 3) for score in scores]
 
 
@@ -200,8 +188,7 @@ def _named(adata: AnnData, labels_keys: Sequence[str], what: str) -> AnnData:
     labels = column(adata.obs, key, "the labels' column", f"{what}.obs")
     copy = adata.copy()
     copy.obs[LABELS_KEY] = labels
-    gene_key = next((name for name in GENE_KEYS if name in adata.var), None)
-    names = gene_names(adata.var, gene_key).astype(str)
+    names = gene_names(adata.var, next((name for name in GENE_KEYS if name in adata.var), None)).astype(str)
     is_unclear = (names == "") | names.duplicated(keep=False)
     copy.var_names = pd.Index(np.where(is_unclear, adata.var_names, names))
     return copy

@@ -23,19 +23,16 @@ CELLS, RESULT = "cells.pickle", "result.pickle"
 
 
 class Measured(NamedTuple):
-    """Scores ``(n_obs, n_types)``, wall-clock times, and MiB at the peak beyond packages and cells."""
+    """What a method gave and took."""
 
-    scores: pd.DataFrame
+    scores: pd.DataFrame  # (n_obs, n_types)
     fit_seconds: float
     predict_seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float  # MiB beyond packages and cells
 
 
 def run_alone(function: str, imports: Sequence[str], labels_key: str, seed: int, folder: Path) -> Measured:
-    """Fit and predict with ``module:function`` on the ``(reference, query)`` pickled in ``folder``.
-
-    Raises ``RuntimeError`` with the reason if the process fails.
-    """
+    """Fit and predict with ``module:function`` on the cells in ``folder``; raise ``RuntimeError`` if that fails."""
     environment = {
         # As many threads as cores, which sleep while they wait.
         "OMP_NUM_THREADS": str(joblib.cpu_count()),
@@ -44,14 +41,8 @@ def run_alone(function: str, imports: Sequence[str], labels_key: str, seed: int,
         "TMPDIR": str(folder),  # deleted with the files that a method leaves in it
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
     }
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__, function, labels_key, str(seed), *imports],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-P", "-m", __name__, function, labels_key, str(seed), *imports]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(_reason(done))
     return Measured(*pickle.loads((folder / RESULT).read_bytes()))
@@ -74,10 +65,8 @@ def main(function: str, labels_key: str, seed: str, *imports: str) -> None:
 
 
 def memory_mb(field: str) -> float:
-    """MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both.
-
-    ``ru_maxrss`` is the second choice: on Linux a child inherits it from its parent.
-    """
+    """Return MiB of this process: ``VmRSS`` now, ``VmHWM`` at the peak; without /proc, the peak for both."""
+    # ru_maxrss is the second choice: on Linux a child inherits it from its parent.
     status = Path("/proc/self/status")
     if status.exists():
         match = re.search(rf"{field}:\s+(\d+) kB", status.read_text())
@@ -90,7 +79,7 @@ def memory_mb(field: str) -> float:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a process failed: its exception, or the signal that ended it."""
+    """Return why a process failed: its exception, or the signal that ended it."""
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"ended by {name}" + (", perhaps out of memory" if name == "SIGKILL" else "")

@@ -46,7 +46,6 @@ def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.ran
     >>> rows = cl.benchmark.thin(labels, 10, rng=np.random.default_rng(0))
     >>> np.unique(labels[rows], return_counts=True)[1].tolist()
     [100, 10]
-
     """
     if imbalance < 1:
         raise ValueError(f"imbalance={imbalance} was given; largest : smallest is at least 1.")
@@ -72,8 +71,7 @@ def long_tail_split(
     labels_key
         Column of obs with the cell types.
     imbalance
-        Largest type of the reference over its smallest, see :func:`celler.benchmark.thin`; 1 keeps
-        all cells.
+        Largest type of the reference over its smallest, see :func:`celler.benchmark.thin`; 1 keeps all cells.
     seed
         Seed of the split and of the thinning.
 
@@ -90,10 +88,8 @@ def long_tail_split(
     --------
     >>> adata = cl.datasets.pbmc68k()
     >>> reference, query = cl.benchmark.long_tail_split(adata, "cell_type", imbalance=30)
-
     """
-    values = column(adata.obs, labels_key, "labels_key")
-    labels = as_strings(values, labels_key, "").astype(str)
+    labels = as_strings(column(adata.obs, labels_key, "labels_key"), labels_key, "").astype(str)
     names, counts = np.unique(labels, return_counts=True)
     if (labels == "").any() or counts.min() < 2:
         raise ValueError(

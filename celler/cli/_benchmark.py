@@ -6,14 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import celler.benchmark as benchmark
+from celler.benchmark.methods import METHODS
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
 def add_benchmark(commands: Any) -> None:
     """Add ``celler benchmark`` with ``compare``, ``paper`` and ``ablation``."""
-    benchmark = commands.add_parser("benchmark", help="compare methods or losses on your data")
-    kinds = benchmark.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
+    parser = commands.add_parser("benchmark", help="compare methods or losses on your data")
+    kinds = parser.add_subparsers(dest="benchmark", required=True, metavar="WHAT")
     _add_compare(kinds)
     _add_paper(kinds)
     _add_ablation(kinds)
@@ -51,7 +54,8 @@ def _add_paper(kinds: Any) -> None:
 
 def _add_runs(parser: argparse.ArgumentParser, *, n_seeds: int, out: str) -> None:
     add = parser.add_argument
-    add("--methods", help="names, separated by commas (default: all)")
+    names = "names, separated by commas (default: all)"
+    add("--methods", type=lambda text: text.split(","), default=list(METHODS), help=names)
     add("--seeds", type=int, default=n_seeds, help=f"number of seeds (default: {n_seeds})")
     add("--out", type=Path, default=Path(out), help=f"folder for the files (default: {out})")
 
@@ -64,8 +68,7 @@ def _add_ablation(kinds: Any) -> None:
     add("--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more")
     add("--labels-key", required=True, help="column of obs with the cell types")
     add("--exclude-key", help="true-or-false column of obs: leave out cells where it is true")
-    imbalance = "largest type over smallest (default: 100)"
-    add("--imbalance", type=float, default=100.0, help=imbalance)
+    add("--imbalance", type=float, default=100.0, help="largest type over smallest (default: 100)")
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--max-epochs", type=int, help="default: by the number of cells")
     add("--jobs", type=int, default=1, help="trainings at the same time (default: 1)")
@@ -73,14 +76,13 @@ def _add_ablation(kinds: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
     rows = benchmark.run(
         read_h5ad(options.reference),
         read_h5ad(options.query),
         options.labels_key,
-        _methods(options),
+        options.methods,
         options.seeds,
         query_labels_key=options.query_labels_key,
         layer=options.layer,
@@ -88,23 +90,14 @@ def _compare(options: argparse.Namespace) -> None:
     )
     if rows["error"].notna().all():
         raise RuntimeError("no method gave a result; the lines above give the reasons.")
-    table = benchmark.summary_text(benchmark.summary(rows))
-    print(f"\nMean ± sd of {options.seeds} seeds\n\n{table}")
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{benchmark.summary_text(benchmark.summary(rows))}")
     scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
     benchmark.score_figure(rows).savefig(scores, dpi=150)
     benchmark.class_figure(benchmark.class_scores(rows, options.out)).savefig(classes, dpi=150)
-    files = "runs.csv, classes.csv; a rerun continues from them"
-    print(f"\nwrote {options.out} ({files}), {scores}, {classes}")
-
-
-def _methods(options: argparse.Namespace) -> list[str]:
-    from celler.benchmark.methods import METHODS
-
-    return options.methods.split(",") if options.methods else list(METHODS)
+    print(f"\nwrote {options.out} (runs.csv, classes.csv; a rerun continues from them), {scores}, {classes}")
 
 
 def _paper(options: argparse.Namespace) -> None:
-    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
     n_references, n_queries = len(options.reference), len(options.query)
@@ -112,21 +105,19 @@ def _paper(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{n_references} references and {n_queries} queries were given; each reference needs its query."
         )
-    pairs = [
-        (read_h5ad(reference), read_h5ad(query))
-        for reference, query in zip(options.reference, options.query, strict=True)
-    ]
+    references, queries = (list(map(read_h5ad, files)) for files in (options.reference, options.query))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.dataset == "organs":
         keys = options.labels_key, options.parent_labels_key
         if None in keys:
             raise ValueError("--dataset organs needs --labels-key and --parent-labels-key.")
-        organs = {path.stem: pair for path, pair in zip(options.reference, pairs, strict=True)}
+        names = [file.stem for file in options.reference]
+        organs = dict(zip(names, zip(references, queries, strict=True), strict=True))
         table = benchmark.level_table(benchmark.level_scores(organs, *keys, seeds=options.seeds))
     else:
-        cells = benchmark.paper_cells(options.dataset, *pairs[0])
+        cells = benchmark.paper_cells(options.dataset, references[0], queries[0])
         folder = options.out / options.dataset
-        rows = benchmark.run(*cells, "cell_type", _methods(options), options.seeds, folder=folder)
+        rows = benchmark.run(*cells, "cell_type", options.methods, options.seeds, folder=folder)
         table = benchmark.paper_table(options.dataset, rows)
     file = options.out / f"{options.dataset}.csv"
     table.to_csv(file)
@@ -134,7 +125,6 @@ def _paper(options: argparse.Namespace) -> None:
 
 
 def _ablation(options: argparse.Namespace) -> None:
-    import celler.benchmark as benchmark
     from celler.data._expression import read_h5ad
 
     data = {f.stem: _without(read_h5ad(f), options.exclude_key, f) for f in options.data}
@@ -157,7 +147,7 @@ def _ablation(options: argparse.Namespace) -> None:
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
     """Leave out cells whose ``exclude_key`` is true, and print their number."""
-    if exclude_key is None or exclude_key not in adata.obs:
+    if exclude_key not in adata.obs:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
         print(f"{path.name}: {adata.n_obs:,} cells{note}")
         return adata

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib import pyplot as plt
@@ -44,38 +43,24 @@ def compare(seed: int = 0, *, show_progress: bool = True) -> DemoResult:
     reference, query = long_tail_split(pbmc68k(), "cell_type", imbalance=1, seed=seed)
     truth, known = (part.obs["cell_type"].to_numpy() for part in (query, reference))
     counts = dict(Counter(known))
+    baseline = LogisticRegression(class_weight="balanced", max_iter=1000).fit(reference.X, known)
     Celler.setup_anndata(reference, labels_key="cell_type")
     model = Celler(reference)
     model.train(seed=seed, show_progress=show_progress)
     model.annotate(query)
-    predictions = {
-        "Celler": query.obs["celler"].to_numpy().astype(str),
-        "logistic regression": logistic_regression(reference, query),
-    }
+    labels = query.obs["celler"].to_numpy().astype(str)
+    predictions = {"Celler": labels, "logistic regression": baseline.predict(query.X)}
     scores = {name: summary(truth, labels, counts) for name, labels in predictions.items()}
-    table, baseline = (per_class(truth, labels, counts) for labels in predictions.values())
-    return DemoResult(query, table.assign(f1_logreg=baseline["f1"]), scores)
-
-
-def logistic_regression(reference: AnnData, query: AnnData) -> np.ndarray:
-    """Label the query by class-balanced logistic regression on the log values of all genes."""
-    model = LogisticRegression(class_weight="balanced", max_iter=1000)
-    model.fit(reference.X, reference.obs["cell_type"].to_numpy())
-    return np.asarray(model.predict(query.X))
+    ours, theirs = (per_class(truth, labels, counts) for labels in predictions.values())
+    return DemoResult(query, ours.assign(f1_logreg=theirs["f1"]), scores)
 
 
 def report(result: DemoResult) -> str:
     """Return the table of classes and the summary as text."""
-    names = {
-        "reference_cells": "reference",
-        "query_cells": "query",
-        "f1": "F1",
-        "f1_logreg": "F1 logreg",
-    }
+    names = {"reference_cells": "reference", "query_cells": "query", "f1": "F1", "f1_logreg": "F1 logreg"}
     table = result.table.drop(columns="frequency").rename(columns=names).rename_axis(None)
     table.insert(0, "group", result.table["frequency"])
-    scores = pd.DataFrame(result.scores).T
-    scores = scores[["macro_f1", "f1_head", "f1_medium", "f1_tail", "accuracy"]]
+    scores = pd.DataFrame(result.scores).T[["macro_f1", "f1_head", "f1_medium", "f1_tail", "accuracy"]]
     scores.columns = ["macro-F1", "head F1", "medium F1", "tail F1", "accuracy"]
     return "\n\n".join(part.to_string(float_format="{:.3f}".format) for part in (table, scores))
 

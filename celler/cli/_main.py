@@ -14,10 +14,8 @@ from celler.cli._atlas import add_atlas
 from celler.cli._benchmark import add_benchmark
 
 SETUP = ["labels_key", "parent_labels_key", "gene_key", "unlabeled_category", "layer"]
-ANNOTATE = [
-    *("key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"),
-    *("backoff", "correct_shift", "propagate"),
-]
+ANNOTATE = ["key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"]
+ANNOTATE += ["backoff", "correct_shift", "propagate"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,8 +75,7 @@ def _add_train(commands: Any) -> None:
     add("--parent-labels-key", help="column of obs with their parents")
     add("--gene-key", help="column of var with the gene names (default: var_names)")
     add("--layer", help="layer with counts or log1p values (default: X)")
-    unlabeled = "label of cells without a type (default: Unknown)"
-    add("--unlabeled-category", default="Unknown", help=unlabeled)
+    add("--unlabeled-category", default="Unknown", help="label of cells without a type (default: Unknown)")
     add("--max-epochs", type=int, help="default: by the number of cells")
     add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
     add("--out", type=Path, required=True, metavar="MODEL", help="folder to write")

@@ -124,8 +124,7 @@ def test_ablation_table_matches_numpy(made_up):
         ours = made_up[made_up["variant"] == variant]
         tail = ours[ours["frequency"] == "tail"]
         seeds[variant] = [
-            100
-            * np.mean([tail[(tail.dataset == d) & (tail.seed == s)]["recall"].mean() for d in "ab"])
+            100 * np.mean([tail[(tail.dataset == d) & (tail.seed == s)]["recall"].mean() for d in "ab"])
             for s in range(3)
         ]
     ours, baseline = np.array(seeds["ours"]), np.array(seeds["Cross-entropy"])

@@ -169,16 +169,12 @@ def test_run_with_names_that_look_like_numbers(reference, query, tmp_path, monke
 
 def test_run_with_types_new_to_the_reference(reference, query, tmp_path, monkeypatch, rng):
     known = reference[reference.obs["cell_type"] != "type 3"].copy()
-    scores = pd.DataFrame(
-        rng.dirichlet(np.ones(3), query.n_obs), query.obs_names, [f"type {i}" for i in range(3)]
-    )
+    scores = pd.DataFrame(rng.dirichlet(np.ones(3), query.n_obs), query.obs_names, [f"type {i}" for i in range(3)])
     monkeypatch.setattr(comparison, "run_alone", lambda *_: Measured(scores, 1.0, 0.5, 5.0))
     rows = run(known, query, "cell_type", ["logreg"], seeds=1, folder=tmp_path)
     truth = toy.truth(query)
     is_unseen = truth == "type 3"
-    assert rows["rejection_auroc"][0] == pytest.approx(
-        roc_auc_score(is_unseen, 1 - scores.max(axis=1))
-    )
+    assert rows["rejection_auroc"][0] == pytest.approx(roc_auc_score(is_unseen, 1 - scores.max(axis=1)))
     assert rows["cells_per_second"][0] == query.n_obs / 0.5
     classes = class_scores(rows, tmp_path).set_index("class")
     assert classes.loc["type 3", ["reference_cells", "f1"]].tolist() == [0, 0]
@@ -223,9 +219,7 @@ def test_cells_of_layer_and_genes(reference, query):
     assert logs.fingerprint != counts.fingerprint
     genes = list(counts.query.var_names)
     assert genes == [name for name in reference.var_names if name in set(query.var_names)]
-    np.testing.assert_array_equal(
-        counts.query.X.toarray(), query[:, genes].layers["counts"].toarray()
-    )
+    np.testing.assert_array_equal(counts.query.X.toarray(), query[:, genes].layers["counts"].toarray())
     assert list(counts.query.obs) == [], "no method sees the truth"
     assert list(counts.reference.obs) == [LABELS_KEY]
 
@@ -254,9 +248,7 @@ def test_run_skips_a_method_without_counts(reference, query, tmp_path, monkeypat
 
 
 def test_run_with_unknown_names(reference, query, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"methods names 'xgbost', .* Closest: 'xgboost'\. Methods: celler,"
-    ):
+    with pytest.raises(ValueError, match=r"methods names 'xgbost', .* Closest: 'xgboost'\. Methods: celler,"):
         run(reference, query, "cell_type", ["xgbost"], folder=tmp_path)
     with pytest.raises(TypeError, match="methods='knn' is one string; pass a list"):
         run(reference, query, "cell_type", "knn", folder=tmp_path)

@@ -42,9 +42,7 @@ def test_paper_cells_of_pancreas(tmp_path):
     reference.write_h5ad(tmp_path / "demo_train.h5ad")
     reference = ad.read_h5ad(tmp_path / "demo_train.h5ad")
     query, before = hpancreas(toy.cells(40, seed=1)), toy.snapshot(reference)
-    with pytest.warns(
-        UserWarning, match="the paper has 10,600 and 4,218 cells, these files 60 and 40"
-    ):
+    with pytest.warns(UserWarning, match="the paper has 10,600 and 4,218 cells, these files 60 and 40"):
         known, unlabeled = paper_cells("hpancreas", reference, query)
     toy.assert_unchanged(reference, before)
     assert list(known.obs["cell_type"]) == list(reference.obs["Celltype"])
@@ -120,9 +118,7 @@ def test_level_scores_match_scikit_learn():
     Celler.setup_anndata(reference, labels_key="cell_type", parent_labels_key="parent_type")
     model = Celler(reference)
     model.train(3, seed=3, show_progress=False)
-    for score, level, key in zip(
-        rows["macro_f1"], ("parent", "class"), ("parent_type", "cell_type"), strict=True
-    ):
+    for score, level, key in zip(rows["macro_f1"], ("parent", "class"), ("parent_type", "cell_type"), strict=True):
         labels = model.predict(query, level=level)
         assert score == pytest.approx(f1_score(query.obs[key].astype(str), labels, average="macro"))
     table = level_table(pd.concat([rows, rows.assign(seed=4, macro_f1=rows["macro_f1"] + 0.2)]))

@@ -23,9 +23,7 @@ def test_atlas_build_and_summary(files, tmp_path, capsys):
     cells, paths = files
     table = tmp_path / "parents.csv"
     parents = {"B": "lymphoid", "T": "lymphoid", "NK": "innate", "rare": "rare"}
-    pd.Series(parents).rename_axis("class").rename("parent").reset_index().to_csv(
-        table, index=False
-    )
+    pd.Series(parents).rename_axis("class").rename("parent").reset_index().to_csv(table, index=False)
     (tmp_path / "genes.txt").write_text("\n".join(cells["one"].var_names))
     out = str(tmp_path / "out")
     command = ["atlas", "build", *map(str, paths), "--out", out, "--drop", "rare"]

@@ -29,13 +29,11 @@ def test_compare_macro_f1_against_logistic_regression(results):
 
 
 @pytest.mark.slow
-def test_logistic_regression_matches_scikit_learn(results):
+def test_compare_logistic_regression_matches_scikit_learn(results):
     adata = pbmc68k()
     labels = adata.obs["cell_type"].to_numpy().astype(str)
     for seed, result in enumerate(results):
-        reference, query = train_test_split(
-            np.arange(700), test_size=0.5, stratify=labels, random_state=seed
-        )
+        reference, query = train_test_split(np.arange(700), test_size=0.5, stratify=labels, random_state=seed)
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
         model.fit(adata.X[reference], labels[reference])
         expected = f1_score(labels[query], model.predict(adata.X[query]), average="macro")

@@ -53,9 +53,7 @@ def assert_refused(capsys, arguments, *words):
         assert word in lines[0]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["annotate", "--help"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["annotate", "--help"]])
 def test_help_of_each_command(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -73,9 +71,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"celler {celler.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["label"], ["train", "x.h5ad"], ["annotate", "--out", "y"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["label"], ["train", "x.h5ad"], ["annotate", "--out", "y"]])
 def test_main_with_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -176,9 +172,7 @@ def test_main_with_unreadable_files(files, tmp_path, capsys):
     model, out = files / "model", tmp_path / "out.h5ad"
     options = ["--labels-key", "cell_type", "--out", tmp_path / "new"]
     assert_refused(capsys, ["train", tmp_path / "none.h5ad", *options], "none.h5ad is not a file")
-    assert_refused(
-        capsys, ["train", tmp_path / "text.h5ad", *options], "text.h5ad cannot be read as .h5ad"
-    )
+    assert_refused(capsys, ["train", tmp_path / "text.h5ad", *options], "text.h5ad cannot be read as .h5ad")
     assert_refused(capsys, ["annotate", model, tmp_path, "--out", out], "is not a file")
     query = files / "query.h5ad"
     assert_refused(capsys, ["annotate", tmp_path, query, "--out", out], "model.pt does not exist")
@@ -191,9 +185,7 @@ def test_main_with_bad_input(files, capsys):
     reference = files / "reference.h5ad"
     wrong_key = ["train", reference, "--labels-key", "celltype", "--out", files / "new"]
     assert_refused(capsys, wrong_key, "labels_key='celltype'", "Closest: 'cell_type'")
-    assert_refused(
-        capsys, [*wrong_key, "--labels-key", "cell_type", "--max-epochs", "0"], "max_epochs=0"
-    )
+    assert_refused(capsys, [*wrong_key, "--labels-key", "cell_type", "--max-epochs", "0"], "max_epochs=0")
     assert_refused(capsys, annotate(files, "bad.h5ad", "--threshold", "7"), "threshold=7.0")
     assert not (files / "bad.h5ad").exists()
 

@@ -22,9 +22,7 @@ def texts_of(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return node.value
         if isinstance(node, ast.JoinedStr):
-            return "".join(
-                text(part) or "" if isinstance(part, ast.Constant) else "…" for part in node.values
-            )
+            return "".join(text(part) or "" if isinstance(part, ast.Constant) else "…" for part in node.values)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return f"{text(node.left) or '…'}{text(node.right) or '…'}"
         return None
@@ -71,12 +69,8 @@ def check_links(site: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_check_links_with_broken_links(tmp_path):
-    (tmp_path / "a.html").write_text(
-        '<p id="here"><a href="b.html#there">b</a><a href="#here">a</a>'
-    )
-    (tmp_path / "b.html").write_text(
-        '<p id="there"><a href="https://x.org/y">out</a><img src="i.png">'
-    )
+    (tmp_path / "a.html").write_text('<p id="here"><a href="b.html#there">b</a><a href="#here">a</a>')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="https://x.org/y">out</a><img src="i.png">')
     (tmp_path / "i.png").write_bytes(b"")
     assert check_links(tmp_path).returncode == 0
     (tmp_path / "b.html").write_text('<a href="a.html#gone">a</a><a href="c.html">c</a>')
@@ -112,12 +106,7 @@ def test_inventory_with_a_function_and_a_class():
 
 def test_drawings_name_files_that_exist():
     drawn = runpy.run_path(str(ROOT / "docs" / "development" / "drawings.py"))
-    steps = [
-        files
-        for each in ("LABELS", "STORE")
-        for column in drawn[each].values()
-        for _, files in column
-    ]
+    steps = [files for each in ("LABELS", "STORE") for column in drawn[each].values() for _, files in column]
     room, found = "", []
     for name in ", ".join(steps).split(", "):
         if "/" in name:

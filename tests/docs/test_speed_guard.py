@@ -118,12 +118,8 @@ def test_forward_and_backward_against_dense_products(cells):
 
 
 def test_self_attention_against_the_layer_of_torch(cells):
-    network, tokens = network_and_tokens(
-        cells, 8, encoder="transformer", use_evidence=False, dropout_rate=0.0
-    )
-    layer = torch.nn.TransformerEncoderLayer(
-        64, 4, 256, 0.0, F.gelu, batch_first=True, norm_first=True
-    )
+    network, tokens = network_and_tokens(cells, 8, encoder="transformer", use_evidence=False, dropout_rate=0.0)
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, 0.0, F.gelu, batch_first=True, norm_first=True)
     x = torch.randn(8, 501, 64)
     network.train(), layer.train()
     assert_within(

@@ -10,7 +10,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -45,17 +44,10 @@ def celltypist(reference: AnnData, labels_key: str, query: AnnData, seed: int) -
     # CellTypist 1.7 passes multi_class; one against rest with the same solver is the same model.
     module = sys.modules["celltypist.train"]  # `package.train` is a function
     with mock.patch.object(module, "LogisticRegression", OneAgainstRest):
-        model = package.train(
-            _log_cells(reference),
-            reference.obs[labels_key].to_numpy(),
-            check_expression=False,  # accepts logarithms of any scale
-            random_state=seed,
-        )
-
-    def predict(query: AnnData) -> pd.DataFrame:
-        return package.annotate(_log_cells(query), model=model).probability_matrix
-
-    return predict
+        # Unchecked, logarithms may be of any scale.
+        labels = reference.obs[labels_key].to_numpy()
+        model = package.train(_log_cells(reference), labels, check_expression=False, random_state=seed)
+    return lambda query: package.annotate(_log_cells(query), model=model).probability_matrix
 
 
 def _log_cells(adata: AnnData) -> AnnData:

@@ -22,25 +22,24 @@ class Fit(Protocol):
     Parameters
     ----------
     reference
-        Cells with labels, a copy that may be changed. ``X`` is CSR float32; ``uns["kind"]`` names the
-        kind of its values, as :func:`celler.pp.check_input` does.
+        Cells with labels, a copy that may be changed. ``X`` is CSR float32; ``uns["kind"]`` names the kind of its
+        values, as :func:`celler.pp.check_input` does.
     labels_key
         Column of ``reference.obs`` with the labels.
     query
-        Cells to label later, without labels, for methods that also learn from them: a copy with the
-        genes that the reference has too, in its order.
+        Cells to label later, without labels, for methods that also learn from them: a copy with the genes that the
+        reference has too, in its order.
     seed
         Seed of every random draw.
 
     Returns
     -------
-    Function of an AnnData such as ``query`` that returns a DataFrame of scores, a row per cell and a
-    column per type. The type with the highest score is the label.
+    Function of an AnnData such as ``query`` that returns a DataFrame of scores, a row per cell and a column per type.
+    The type with the highest score is the label.
 
     Notes
     -----
     The time of both functions is measured and includes their preprocessing.
-
     """
 
     def __call__(self, reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
@@ -69,7 +68,6 @@ class Method:
     --------
     >>> from celler.benchmark.methods import METHODS
     >>> METHODS["mine"] = Method("My method", ("numpy",), module="my_package.my_module")
-
     """
 
     title: str

@@ -10,7 +10,6 @@ from functools import partial
 
 import anndata
 import numpy as np
-import pandas as pd
 import scanpy as sc
 import scvi
 from anndata import AnnData
@@ -27,8 +26,7 @@ def scanvi(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Pr
     scvi.settings.seed = seed
     query = query.copy()
     query.obs[labels_key] = "Unknown"
-    parts = {"reference": reference, "query": query}
-    both = anndata.concat(parts, label="part", index_unique="-")
+    both = anndata.concat({"reference": reference, "query": query}, label="part", index_unique="-")
     if both.n_vars > 2000:
         both = both[:, _variable(both)].copy()
     scvi.model.SCVI.setup_anndata(both, batch_key="part")
@@ -38,15 +36,11 @@ def scanvi(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Pr
     model = scvi.model.SCANVI.from_scvi_model(base, "Unknown", labels_key)
     model.train(max_epochs=10, n_samples_per_label=100, enable_progress_bar=False)
     rows = np.flatnonzero(both.obs["part"] == "query")
-
-    def predict(query: AnnData) -> pd.DataFrame:
-        return model.predict(indices=rows, soft=True).set_axis(query.obs_names)
-
-    return predict
+    return lambda query: model.predict(indices=rows, soft=True).set_axis(query.obs_names)
 
 
 def _variable(both: AnnData) -> np.ndarray:
-    """Whether each gene is among the 2,000 most variable in the counts of both parts."""
+    """Return whether each gene is among the 2,000 most variable in the counts of both parts."""
     choose = partial(sc.pp.highly_variable_genes, both, flavor="seurat_v3", n_top_genes=2000, inplace=False)
     try:
         found = choose(batch_key="part")

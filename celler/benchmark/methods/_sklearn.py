@@ -27,24 +27,24 @@ from celler.benchmark.methods._registry import Predict
 
 
 def logreg(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """Balanced logistic regression on all genes."""
+    """Train a balanced logistic regression on all genes."""
     model = LogisticRegression(class_weight="balanced", max_iter=1000, random_state=seed)
     return _fit(model, reference, labels_key)
 
 
 def linear_svm(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """Linear support vector machine on all genes: decision values, no probabilities."""
+    """Train a linear support vector machine on all genes: decision values, no probabilities."""
     return _fit(LinearSVC(C=0.1, random_state=seed), reference, labels_key)
 
 
 def random_forest(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """Random forest of 300 trees on all genes."""
+    """Train a random forest of 300 trees on all genes."""
     model = RandomForestClassifier(n_estimators=300, n_jobs=_n_threads(), random_state=seed)
     return _fit(model, reference, labels_key)
 
 
 def knn(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """15 nearest neighbours in 50 principal components of 2,000 variable genes."""
+    """Find the 15 nearest neighbours in 50 principal components of 2,000 variable genes."""
     columns = variable_genes(reference)
     n_components = min(50, reference.n_obs - 1, len(columns) - 1)
     model = make_pipeline(
@@ -55,7 +55,7 @@ def knn(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predi
 
 
 def xgboost(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """Gradient boosting with XGBoost's defaults on 2,000 variable genes."""
+    """Train gradient boosting with XGBoost's defaults on 2,000 variable genes."""
     from xgboost import XGBClassifier
 
     encoder = LabelEncoder().fit(reference.obs[labels_key])
@@ -66,20 +66,16 @@ def xgboost(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> P
 
 
 def mlp(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
-    """Multilayer perceptron with the layers, genes and training of ACTINN (Ma and Pellegrini 2020)."""
+    """Train a multilayer perceptron with the layers, genes and training of ACTINN (Ma and Pellegrini 2020)."""
+    n_minibatch = min(128, reference.n_obs)
     model = MLPClassifier(
-        (100, 50, 25),
-        alpha=0.005,
-        batch_size=min(128, reference.n_obs),
-        learning_rate_init=1e-4,
-        max_iter=50,
-        random_state=seed,
+        (100, 50, 25), alpha=0.005, batch_size=n_minibatch, learning_rate_init=1e-4, max_iter=50, random_state=seed
     )
     return _fit(model, reference, labels_key, _central(log_values(reference)))
 
 
 def log_values(adata: AnnData) -> sparse.csr_matrix:
-    """log1p(CP10K) ``(n_obs, n_vars)`` of counts; logarithms are returned unchanged."""
+    """Return log1p(CP10K) ``(n_obs, n_vars)`` of counts, and logarithms unchanged."""
     if adata.uns["kind"] in ("log1p", "log2"):
         return adata.X
     # In float32, not by the package's float64 function: this memory is measured as the method's.
@@ -87,7 +83,7 @@ def log_values(adata: AnnData) -> sparse.csr_matrix:
 
 
 def on_genes(X: sparse.csr_matrix, names: pd.Index, genes: pd.Index) -> sparse.csr_matrix:
-    """``X (n_obs, names)`` as ``(n_obs, genes)``, zero for genes that ``names`` lacks."""
+    """Return ``X (n_obs, names)`` as ``(n_obs, genes)``, zero for genes that ``names`` lacks."""
     place = genes.get_indexer(names)
     padded = sparse.csr_matrix((X.data, place[X.indices], X.indptr), (X.shape[0], len(genes)))
     padded.sort_indices()
@@ -95,7 +91,7 @@ def on_genes(X: sparse.csr_matrix, names: pd.Index, genes: pd.Index) -> sparse.c
 
 
 def variable_genes(adata: AnnData, n_genes: int = 2000) -> np.ndarray:
-    """Columns of the most variable genes by scanpy's default; all columns if there are no more."""
+    """Return the columns of the most variable genes by scanpy's default; all columns if there are no more."""
     import scanpy as sc
 
     if adata.n_vars <= n_genes:
@@ -111,14 +107,12 @@ def _fit(model: Any, reference: AnnData, labels_key: str, columns: np.ndarray | 
     """Train a classifier on the log values of ``columns``, by default of all genes."""
     genes = reference.var_names
     with warnings.catch_warnings():
-        # The number of steps is part of the method.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is part of the method
         model.fit(log_values(reference)[:, columns], reference.obs[labels_key].to_numpy())
 
     def predict(query: AnnData) -> pd.DataFrame:
         X = on_genes(log_values(query), query.var_names, genes)[:, columns]
-        has_probabilities = hasattr(model, "predict_proba")
-        scores = model.predict_proba(X) if has_probabilities else model.decision_function(X)
+        scores = model.predict_proba(X) if hasattr(model, "predict_proba") else model.decision_function(X)
         if scores.ndim == 1:  # of two classes, scikit-learn scores the second
             scores = np.column_stack([-scores, scores])
         return pd.DataFrame(scores, query.obs_names, model.classes_)
@@ -127,7 +121,7 @@ def _fit(model: Any, reference: AnnData, labels_key: str, columns: np.ndarray | 
 
 
 def _central(X: sparse.csr_matrix) -> np.ndarray:
-    """Expressed columns without the 1 % at either end of the sum and of the coefficient of variation."""
+    """Return the expressed columns without the 1 % at either end of the sum and of the coefficient of variation."""
     sums = np.asarray(X.sum(axis=0)).ravel()
     variance = np.asarray(X.power(2).mean(axis=0)).ravel() - (sums / X.shape[0]) ** 2
     columns = np.flatnonzero(sums)
@@ -138,5 +132,5 @@ def _central(X: sparse.csr_matrix) -> np.ndarray:
 
 
 def _n_threads() -> int:
-    """Threads for a method: OMP_NUM_THREADS, else the available cores."""
+    """Return the threads for a method: OMP_NUM_THREADS, else the available cores."""
     return int(os.environ.get("OMP_NUM_THREADS", joblib.cpu_count()))
