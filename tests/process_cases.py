@@ -1,4 +1,4 @@
-"""What each of two processes does: it trains, labels and leaves what it saw. Run as a script by test_processes."""
+"""What each of two processes does: it trains, labels and leaves what it saw. Run as a script by training/test_processes.py."""
 
 import pickle
 import sys

@@ -1,8 +1,11 @@
-"""Saved models: equal to the bit in this and any other process, and clear about what is no model."""
+"""save and load: equal to the bit in any process, refusals, and that a failure leaves no trace."""
 
+import os
+import pickle
 import shutil
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import anndata as ad
@@ -14,9 +17,189 @@ from scipy import sparse
 from toy import SMALL, assert_equal_frames, assert_unchanged, cells, fit, snapshot, soft, trained
 
 from celler.model import Celler
-from celler.model._checkpoint import FILE_NAME, FORMAT_VERSION
+from celler.model import _checkpoint as checkpoint
+from celler.model._checkpoint import FILE_NAME, FORMAT_VERSION, read_checkpoint, write_checkpoint
 
-STORED = Path(__file__).parent / "data" / "saved_model"
+CONTENTS = {
+    "weights": {"a": torch.arange(3000.0), "b": torch.ones(2, 3, dtype=torch.bfloat16)},
+    "classes": ["NK", "T cell/é"],
+    "temperature": 1.25,
+    "n_bins": 51,
+    "is_log": True,
+    "parents": None,
+}
+
+
+def files(folder) -> dict[str, bytes]:
+    """Every file below ``folder`` with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def store(folder, contents) -> None:
+    """A model file that torch wrote but celler did not."""
+    folder.mkdir(exist_ok=True)
+    torch.save(contents, folder / FILE_NAME)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder with a model and something of the user's."""
+    folder = tmp_path / "deep" / "model"
+    write_checkpoint(folder, CONTENTS, overwrite=False)
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_read_checkpoint_returns_what_was_written(model):
+    contents = read_checkpoint(model)
+    for name, tensor in CONTENTS["weights"].items():
+        assert contents["weights"][name].dtype == tensor.dtype
+        assert torch.equal(contents["weights"][name], tensor)
+    for name in set(CONTENTS) - {"weights"}:
+        assert contents[name] == CONTENTS[name]
+        assert type(contents[name]) is type(CONTENTS[name])
+    assert contents["format"] == "celler"
+    assert str(model) == str(write_checkpoint(model, CONTENTS, overwrite=True).parent)
+
+
+def test_write_checkpoint_holds_no_code(model):
+    assert torch.load(model / FILE_NAME, weights_only=True)["n_bins"] == 51
+
+
+def test_write_checkpoint_with_a_path_as_text(tmp_path):
+    write_checkpoint(str(tmp_path), CONTENTS, overwrite=False)
+    assert read_checkpoint(str(tmp_path))["n_bins"] == 51
+
+
+def test_write_checkpoint_without_overwrite(model):
+    before = files(model)
+    with pytest.raises(FileExistsError, match=r"model\.pt exists; pass overwrite=True"):
+        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=False)
+    assert files(model) == before
+    write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
+    assert read_checkpoint(model)["n_bins"] == 7
+    assert set(files(model)) == set(before)
+    assert files(model)["notes.txt"] == b"mine"
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
+def test_write_checkpoint_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch, error):
+    def fail(contents, file):
+        file.write(b"half of a model")
+        raise error
+
+    before = files(tmp_path)
+    monkeypatch.setattr(checkpoint.torch, "save", fail)
+    with pytest.raises(type(error)):
+        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
+    with pytest.raises(type(error)):
+        write_checkpoint(tmp_path / "new", CONTENTS, overwrite=False)
+    assert files(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    assert read_checkpoint(model)["n_bins"] == 51
+
+
+def test_write_checkpoint_that_cannot_rename_leaves_the_old_file(model, monkeypatch):
+    def fail(self, target):
+        raise PermissionError("held open")
+
+    before = files(model)
+    monkeypatch.setattr(checkpoint.Path, "replace", fail)
+    with pytest.raises(PermissionError):
+        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
+    assert files(model) == before
+
+
+def test_read_checkpoint_without_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.pt does not exist; pass the folder"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_read_checkpoint_of_a_file_cut_short(model, share):
+    whole = (model / FILE_NAME).read_bytes()
+    (model / FILE_NAME).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short .*save the model again"):
+        read_checkpoint(model)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.8])
+def test_read_checkpoint_of_damaged_bytes(model, place):
+    """Also one bit inside a tensor, which would otherwise only change the predictions."""
+    whole = bytearray((model / FILE_NAME).read_bytes())
+    whole[int(place * len(whole))] ^= 1
+    (model / FILE_NAME).write_bytes(whole)
+    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
+        read_checkpoint(model)
+
+
+def test_read_checkpoint_of_text(tmp_path):
+    (tmp_path / FILE_NAME).write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
+    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
+        read_checkpoint(tmp_path)
+
+
+def test_read_checkpoint_does_not_execute_a_pickle(tmp_path, capsys):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    (tmp_path / FILE_NAME).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
+        read_checkpoint(tmp_path)
+    for foreign in (Trap(), {"format": "celler", "when": date(2024, 1, 1)}):
+        store(tmp_path, foreign)
+        with pytest.raises(ValueError, match="more than tensors and plain values, so Celler did"):
+            read_checkpoint(tmp_path)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        torch.ones(3),
+        [1, 2],
+        {"layer.weight": torch.ones(2, 2)},
+        {"model_state_dict": {}, "var_names": ["a"], "attr_dict": {"registry_": {}}},
+        {"format": "other", "format_version": 1},
+        {"format": torch.ones(3)},
+        {"format": "celler"},
+        {"format": "celler", "format_version": "1"},
+    ],
+    ids=["tensor", "list", "state dict", "scvi", "format", "tensor format", "no version", "text"],
+)
+def test_read_checkpoint_of_another_torch_file(tmp_path, contents):
+    store(tmp_path, contents)
+    with pytest.raises(ValueError, match=r"model\.pt is a torch file, but not a Celler model"):
+        read_checkpoint(tmp_path)
+
+
+def test_read_checkpoint_of_object_arrays(tmp_path):
+    store(tmp_path, {"var_names": np.array(["a", "b"], dtype=object)})
+    with pytest.raises(ValueError, match="so Celler did not write it"):
+        read_checkpoint(tmp_path)
+
+
+def test_read_checkpoint_of_a_later_format(model):
+    contents = read_checkpoint(model) | {"format_version": 2, "celler_version": "9.1.0"}
+    store(model, contents)
+    with pytest.raises(ValueError, match=r"Celler 9\.1\.0 in format 2; this version reads up to 1"):
+        read_checkpoint(model)
+
+
+def test_write_checkpoint_follows_the_umask(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        path = write_checkpoint(tmp_path / "model", {"a": 1}, overwrite=False)
+    finally:
+        os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+STORED = Path(__file__).parents[1] / "data" / "saved_model"
 
 
 @pytest.fixture
@@ -30,10 +213,7 @@ def query() -> ad.AnnData:
     return cells(60, seed=1)
 
 
-# ---- the same model ----
-
-
-def test_predictions_are_equal_to_the_bit(folder, query):
+def test_load_predicts_equal_to_the_bit(folder, query):
     model = Celler.load(folder)
     assert_equal_frames(model.predict(query, soft=True), soft(query))
     assert_equal_frames(
@@ -44,14 +224,14 @@ def test_predictions_are_equal_to_the_bit(folder, query):
     np.testing.assert_array_equal(model.get_latent_representation(query), embedding)
 
 
-def test_annotations_are_equal(folder, query):
+def test_load_annotates_alike(folder, query):
     again = query.copy()
     trained().annotate(query)
     Celler.load(folder).annotate(again)
     pd.testing.assert_frame_equal(again.obs, query.obs)
 
 
-def test_an_anndata_given_on_loading_is_the_default_and_untouched(folder, query):
+def test_load_with_an_anndata(folder, query):
     before = snapshot(query)
     model = Celler.load(folder, query)
     assert_equal_frames(model.predict(soft=True), soft(query))
@@ -60,7 +240,7 @@ def test_an_anndata_given_on_loading_is_the_default_and_untouched(folder, query)
         Celler.load(folder).predict()
 
 
-def test_what_training_left_is_kept(folder):
+def test_load_keeps_what_training_left(folder):
     loaded, model = Celler.load(folder), trained()
     assert loaded.is_trained
     assert repr(loaded) == repr(model)
@@ -71,14 +251,14 @@ def test_what_training_left_is_kept(folder):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name), strict=True)
 
 
-def test_a_model_without_replay_keeps_its_empty_list(tmp_path):
+def test_load_without_hard_cells(tmp_path):
     model = fit(cells(), max_epochs=1, replay=None)
     model.save(tmp_path)
     assert_equal_frames(Celler.load(tmp_path).hard_cells_, model.hard_cells_)
     assert len(model.hard_cells_) == 0
 
 
-def test_a_loaded_model_cannot_train_but_can_be_saved(folder, query, tmp_path):
+def test_save_of_a_loaded_model(folder, query, tmp_path):
     model = Celler.load(folder)
     with pytest.raises(RuntimeError, match=r"can only predict.*setup_anndata"):
         model.train()
@@ -96,14 +276,14 @@ def test_a_loaded_model_cannot_train_but_can_be_saved(folder, query, tmp_path):
     ],
     ids=lambda network: next(iter(network)),
 )
-def test_every_kind_of_network_is_kept(network, query, tmp_path):
+def test_load_of_every_network(network, query, tmp_path):
     model = fit(cells(), network=network, max_epochs=1)
     model.save(tmp_path)
     expected = model.predict(query, soft=True)
     assert_equal_frames(Celler.load(tmp_path).predict(query, soft=True), expected)
 
 
-def test_setup_is_kept(query, tmp_path):
+def test_load_keeps_the_setup(query, tmp_path):
     reference = cells()
     reference.layers["counts"], reference.X = reference.X.copy(), -reference.X
     reference.var["symbol"] = reference.var_names
@@ -115,7 +295,7 @@ def test_setup_is_kept(query, tmp_path):
     assert_equal_frames(loaded.predict(query, soft=True), model.predict(query, soft=True))
 
 
-def test_a_fresh_process_gives_the_same_to_the_bit(folder, query, tmp_path):
+def test_load_in_another_process(folder, query, tmp_path):
     np.savez(tmp_path / "query.npz", X=query.X.toarray(), genes=query.var_names.to_numpy(str))
     code = """
 import sys, anndata, numpy as np, pandas as pd
@@ -130,7 +310,7 @@ np.save(sys.argv[3], Celler.load(sys.argv[2]).predict(adata, soft=True).to_numpy
     np.testing.assert_array_equal(np.load(tmp_path / "predicted.npy"), soft(query))
 
 
-def test_a_stored_model_of_another_python_opens():
+def test_load_of_a_file_of_another_python():
     """tests/data/make_saved_model.py wrote it, on Python 3.11 with pandas 2 and anndata 0.12."""
     counts = pd.read_csv(STORED / "query.csv", index_col=0)
     query = ad.AnnData(sparse.csr_matrix(counts.to_numpy(np.float32)))
@@ -150,10 +330,7 @@ def test_a_stored_model_of_another_python_opens():
     assert len(model.hard_cells_) > 0
 
 
-# ---- the file ----
-
-
-def test_the_file_holds_tensors_and_plain_values(folder):
+def test_save_writes_tensors_and_plain_values(folder):
     assert [path.name for path in folder.iterdir()] == [FILE_NAME]
     contents = torch.load(folder / FILE_NAME, weights_only=True)
 
@@ -167,7 +344,7 @@ def test_the_file_holds_tensors_and_plain_values(folder):
     check(contents)
 
 
-def test_numpy_values_are_written_as_plain_ones(tmp_path, query):
+def test_save_with_numpy_values(tmp_path, query):
     """As they come out of loops over arrays."""
     reference = cells()
     reference.var_names = pd.Index([np.str_(name) for name in reference.var_names], dtype=object)
@@ -178,7 +355,7 @@ def test_numpy_values_are_written_as_plain_ones(tmp_path, query):
     assert_equal_frames(Celler.load(tmp_path).predict(query, soft=True), expected)
 
 
-def test_an_existing_model_is_replaced_only_when_told(folder, query):
+def test_save_without_overwrite(folder, query):
     (folder / "notes.txt").write_text("mine")
     other = fit(cells(), max_epochs=1)
     before = (folder / FILE_NAME).read_bytes()
@@ -191,15 +368,12 @@ def test_an_existing_model_is_replaced_only_when_told(folder, query):
     assert sorted(path.name for path in folder.iterdir()) == [FILE_NAME, "notes.txt"]
 
 
-def test_an_untrained_model_is_not_saved(tmp_path):
+def test_save_before_training(tmp_path):
     adata = cells()
     Celler.setup_anndata(adata, "cell_type")
     with pytest.raises(RuntimeError, match=r"not trained; call train\(\)"):
         Celler(adata, **SMALL).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-# ---- what is no model ----
 
 
 def truncate(path):
@@ -246,27 +420,41 @@ def write_future(path):
         (write_future, rf"Celler 9\.9 in format {FORMAT_VERSION + 1}.*Upgrade celler"),
     ],
 )
-def test_files_that_are_no_model(folder, change, words):
+def test_load_of_a_file_that_is_no_model(folder, change, words):
     change(folder / FILE_NAME)
     with pytest.raises(ValueError, match=words) as error:
         Celler.load(folder)
     assert str(folder / FILE_NAME) in str(error.value)
 
 
-def test_a_folder_without_a_model(tmp_path):
+def test_load_of_a_folder_without_a_model(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.save\(\)"):
         Celler.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Celler.load(tmp_path / "nowhere")
 
 
-def test_a_moved_folder_still_loads(folder, query, tmp_path):
+def test_load_of_a_moved_folder(folder, query, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
     assert_equal_frames(
         Celler.load(str(tmp_path / "elsewhere")).predict(query, soft=True), soft(query)
     )
 
 
-def test_a_device_that_is_not_there(folder):
+def test_load_on_a_missing_device(folder):
     with pytest.raises(ValueError, match=r"accelerator='tpu' is not available here.*'auto'"):
         Celler.load(folder, accelerator="tpu")
+
+
+PARENTS = {"type 0": "A", "type 1": "A", "type 2": "B", "type 3": "type 3", "another": "C"}
+
+
+def test_save_with_parents(query, tmp_path):
+    model = fit(cells(), {"parents": PARENTS}, max_epochs=1)
+    model.save(tmp_path)
+    loaded = Celler.load(tmp_path)
+    assert loaded.parents_ == model.parents_
+    for options in ({"soft": True, "level": "parent"}, {"backoff": True}):
+        actual, expected = (np.asarray(m.predict(query, **options)) for m in (loaded, model))
+        np.testing.assert_array_equal(actual, expected)
+    loaded.save(tmp_path / "again")

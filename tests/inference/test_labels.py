@@ -1,15 +1,13 @@
-"""Levels: parents from every source, labels of both levels, and back-off worked from the probabilities."""
-
-from pathlib import Path
+"""Labels of outputs: levels, thresholds, candidates and back-off, worked from the probabilities."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
-from toy import assert_equal_frames, assert_unchanged, cells, fit, snapshot, soft, trained
+import torch
+from scipy import sparse, special
+from toy import assert_close, assert_equal_frames, cells, fit, soft, trained, truth
 
-from celler.labels import LabelTree
-from celler.model import Celler
+import celler as cl
 
 PARENTS = {"type 0": "A", "type 1": "A", "type 2": "B", "type 3": "type 3", "another": "C"}
 
@@ -23,93 +21,8 @@ def both_levels(query) -> tuple[pd.DataFrame, pd.DataFrame]:
     return soft(query), soft(query, level="parent")
 
 
-# ---- where parents come from ----
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [dict, pd.Series, lambda m: LabelTree(tuple(m), tuple(m.values()))],
-    ids=["dict", "Series", "LabelTree"],
-)
-def test_a_mapping_does_what_the_column_does(kind, query):
-    adata = cells()
-    adata.obs["given"] = adata.obs["cell_type"].astype(str).map(PARENTS)
-    by_column = fit(adata, {"parent_labels_key": "given"}, max_epochs=1)
-    by_mapping = fit(cells(), {"parents": kind(PARENTS)}, max_epochs=1)
-    assert (
-        by_mapping.parents_
-        == by_column.parents_
-        == {name: PARENTS[name] for name in by_column.classes_}
-    )
-    expected = by_column.predict(query, soft=True, level="parent")
-    assert_equal_frames(by_mapping.predict(query, soft=True, level="parent"), expected)
-
-
-def test_an_ontology_gives_the_parents(query):
-    adata = cells()
-    names = {"type 0": "T cell", "type 1": "NK cell", "type 2": "B cell", "type 3": "monocyte"}
-    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(names)
-    path = Path(__file__).parent / "data" / "cells.obo"
-    tree = LabelTree.from_obo(path, adata.obs["cell_type"], ["lymphocyte", "monocyte"])
-    model = fit(adata, {"parents": tree}, max_epochs=1)
-    classes, parents = (
-        model.predict(query, soft=True, level=level) for level in ("class", "parent")
-    )
-    np.testing.assert_allclose(parents["lymphocyte"], 1 - classes["monocyte"])
-
-
-def test_the_mapping_is_saved(query, tmp_path):
-    model = fit(cells(), {"parents": PARENTS}, max_epochs=1)
-    model.save(tmp_path)
-    loaded = Celler.load(tmp_path)
-    assert loaded.parents_ == model.parents_
-    for options in ({"soft": True, "level": "parent"}, {"backoff": True}):
-        actual, expected = (np.asarray(m.predict(query, **options)) for m in (loaded, model))
-        np.testing.assert_array_equal(actual, expected)
-    loaded.save(tmp_path / "again")
-
-
-def test_a_model_without_parents_has_none():
-    assert fit(cells(), max_epochs=1).parents_ == {}
-
-
-@pytest.mark.parametrize(
-    ("setup", "error", "words"),
-    [
-        ({"parents": {"type 0": "A"}}, ValueError, "no entry for 3 of 4 classes: 'type 1'"),
-        (
-            {"parents": PARENTS | {"type 3": "type 2"}},
-            ValueError,
-            "'type 2' is the parent of 'type 3' and",
-        ),
-        ({"parents": "parent_type"}, TypeError, "named by parent_labels_key"),
-        (
-            {"parents": PARENTS, "parent_labels_key": "parent_type"},
-            ValueError,
-            "both parent_labels_key='parent_type' and parents were given",
-        ),
-    ],
-)
-def test_parents_that_cannot_be_leave_the_reference_alone(setup, error, words):
-    adata = cells()
-    before = snapshot(adata)
-    with pytest.raises(error, match=words):
-        Celler.setup_anndata(adata, labels_key="cell_type", **setup)
-    assert_unchanged(adata, before)
-
-
-def test_a_column_where_levels_contradict_is_refused():
-    adata = cells()
-    adata.obs["p"] = adata.obs["cell_type"].astype(str).map(PARENTS | {"type 3": "type 2"})
-    with pytest.raises(ValueError, match="'type 2' is the parent of 'type 3' and a class too"):
-        Celler.setup_anndata(adata, labels_key="cell_type", parent_labels_key="p")
-
-
-# ---- back-off ----
-
-
 @pytest.mark.parametrize("threshold", [0.4, 0.52, None, 0.95])
-def test_back_off_is_the_class_else_the_parent_else_unknown(query, threshold):
+def test_predict_with_backoff(query, threshold):
     classes, parents = both_levels(query)
     least = 0.7 if threshold is None else threshold
     expected = np.select(
@@ -128,19 +41,19 @@ def test_back_off_is_the_class_else_the_parent_else_unknown(query, threshold):
     assert query.uns["celler"]["threshold"] == least
 
 
-def test_back_off_at_no_threshold_is_the_class(query):
+def test_predict_with_backoff_at_no_threshold(query):
     labels = trained().predict(query, backoff=True, threshold=0.0)
     np.testing.assert_array_equal(labels, trained().predict(query))
     assert set(trained().predict(query, backoff=True, threshold=1.0)) == {"Unknown"}
 
 
-def test_back_off_is_of_the_candidates(query):
+def test_predict_with_backoff_and_candidates(query):
     chosen = ["type 0", "type 1"]
     labels = trained().predict(query, backoff=True, threshold=0.65, candidates=chosen)
     assert set(labels) == {"lineage 0", *chosen}
 
 
-def test_a_parent_with_the_name_of_a_class_is_told_apart(query):
+def test_annotate_with_a_parent_named_like_a_class(query):
     """Of a parent called "type 1" that holds type 0 and type 1 the level says what is meant."""
     parents = PARENTS | {"type 0": "type 1", "type 1": "type 1"}
     model = fit(cells(), {"parents": parents}, max_epochs=8)
@@ -154,7 +67,7 @@ def test_a_parent_with_the_name_of_a_class_is_told_apart(query):
     assert list(query.obs["celler"].cat.categories[:4]) == list(model.classes_)
 
 
-def test_a_cell_without_counts_has_no_parent_either(query):
+def test_annotate_of_a_cell_without_counts(query):
     query.X = sparse.diags_array(np.arange(80) > 0, dtype=np.float32).tocsr() @ query.X
     with pytest.warns(UserWarning, match="1 cells have no counts"):
         trained().annotate(query, backoff=True, threshold=0.0)
@@ -168,7 +81,7 @@ def test_a_cell_without_counts_has_no_parent_either(query):
 
 @pytest.mark.parametrize("threshold", [None, 0.3, 0.45, 0.8])
 @pytest.mark.parametrize("backoff", [False, True])
-def test_annotated_levels_never_contradict(query, threshold, backoff):
+def test_annotate_never_contradicts_the_parent(query, threshold, backoff):
     trained().annotate(query, threshold=threshold, backoff=backoff)
     parent_of, names = trained().parents_, query.obs["celler"].astype(str)
     is_given = names != "Unknown"
@@ -180,7 +93,7 @@ def test_annotated_levels_never_contradict(query, threshold, backoff):
     np.testing.assert_allclose(query.obs["celler_parent_confidence"][is_given], expected)
 
 
-def test_the_toy_has_cells_whose_levels_would_contradict(query):
+def test_predict_has_levels_that_would_contradict(query):
     classes, parents = both_levels(query)
     assert (classes.idxmax(axis=1).map(trained().parents_) != parents.idxmax(axis=1)).any()
 
@@ -193,21 +106,94 @@ def test_the_toy_has_cells_whose_levels_would_contradict(query):
         ({"threshold": 1.5, "backoff": True}, r"threshold=1\.5 was given"),
     ],
 )
-def test_back_off_that_makes_no_sense(query, options, words):
+def test_predict_with_backoff_and_bad_options(query, options, words):
     with pytest.raises(ValueError, match=words):
         trained().predict(query, **options)
 
 
-def test_back_off_needs_parents(query):
+def test_predict_with_backoff_without_parents(query):
     model = fit(cells(), max_epochs=1)
     for label in (model.predict, model.annotate):
         with pytest.raises(ValueError, match="backoff=True needs parents, and the model has none"):
             label(query, backoff=True)
 
 
-def test_a_novel_cell_is_unknown_at_both_levels(query):
+def test_annotate_of_novel_cells_with_backoff(query):
     is_novel = trained().predict(query, false_alarm_rate=0.5) == "Unknown"
     assert 0 < is_novel.sum() < 80
     trained().annotate(query, backoff=True, threshold=0.0, false_alarm_rate=0.5)
     np.testing.assert_array_equal(query.obs["celler_level"] == "unknown", is_novel)
     np.testing.assert_array_equal(query.obs["celler_parent"] == "Unknown", is_novel)
+
+
+def test_predict_returns_the_most_probable_class(query):
+    probabilities, labels = soft(query), trained().predict(query)
+    assert labels.dtype.kind == "U"
+    np.testing.assert_array_equal(labels, probabilities.idxmax(axis=1))
+    assert list(probabilities.columns) == sorted(probabilities.columns) == list(trained().classes_)
+    pd.testing.assert_index_equal(probabilities.index, query.obs_names)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+    assert (labels == truth(query)).mean() > 0.7
+
+
+def test_predict_with_level_parent(query):
+    parents, children = soft(query, level="parent"), soft(query)
+    assert list(parents.columns) == ["lineage 0", "lineage 1"]
+    np.testing.assert_allclose(parents["lineage 0"], children["type 0"] + children["type 1"])
+    np.testing.assert_allclose(parents["lineage 1"], children["type 2"] + children["type 3"])
+    labels = trained().predict(query, level="parent")
+    np.testing.assert_array_equal(labels, parents.idxmax(axis=1))
+    assert_equal_frames(soft(query, level="class"), children)
+
+
+def test_predict_with_candidates(query):
+    chosen = soft(query, candidates=["type 3", "type 1"])
+    expected = soft(query)[["type 1", "type 3"]]
+    assert (chosen[["type 0", "type 2"]] == 0).all(axis=None)
+    np.testing.assert_allclose(
+        chosen[["type 1", "type 3"]], expected.div(expected.sum(axis=1), axis=0), rtol=1e-9
+    )
+    assert set(trained().predict(query, candidates=["type 2"])) == {"type 2"}
+    parents = soft(query, candidates=["type 3", "type 1"], level="parent")
+    np.testing.assert_allclose(parents["lineage 1"], chosen["type 3"])
+
+
+def test_predict_with_threshold(query):
+    confidence = soft(query).max(axis=1)
+    threshold = float(confidence.median())
+    labels = trained().predict(query, threshold=threshold, unknown_label="?")
+    np.testing.assert_array_equal(labels == "?", confidence < threshold)
+    assert set(trained().predict(query, threshold=1.0)) == {"Unknown"}
+    np.testing.assert_array_equal(trained().predict(query, threshold=0.0), trained().predict(query))
+
+
+@pytest.fixture(scope="module")
+def model() -> cl.model.Celler:
+    return fit(cells(), {"batch_key": "donor"})
+
+
+def soft_of(model, query):
+    return model.predict(query, soft=True)
+
+
+def test_predict_soft_in_the_order_of_the_cells(model, query):
+    probabilities = soft_of(model, query)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    assert list(probabilities.index) == list(query.obs_names)
+    part = probabilities.iloc[[9, 3]]
+    assert_close(model.predict(query, indices=[9, 3], soft=True), part)
+
+
+def test_predict_applies_one_softmax_to_logits(model, query):
+    seen = []
+    hook = model.module.register_forward_hook(lambda *given: seen.append(given[-1].logits))
+    rows = [soft_of(model, query[[i]]).to_numpy()[0] for i in range(20)]
+    hook.remove()
+    logits = torch.cat(seen).double().numpy()
+    assert logits.shape == (20, 4)
+    assert not np.allclose(logits.sum(axis=1), 1)
+    # One softmax over one temperature: the log-odds are a multiple of the differences of logits.
+    log_odds = np.log(rows) - np.log(rows).mean(axis=1, keepdims=True)
+    logits -= logits.mean(axis=1, keepdims=True)
+    inverse = (log_odds * logits).sum() / (logits**2).sum()
+    np.testing.assert_allclose(special.softmax(inverse * logits, axis=1), rows, atol=1e-4)
