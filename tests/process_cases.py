@@ -1,4 +1,4 @@
-"""What each of two processes does: it trains, labels and leaves what it saw. Run as a script by training/test_processes.py."""
+"""What each of two processes does: it trains, labels and leaves what it saw. A script of test_processes.py."""
 
 import pickle
 import sys

@@ -197,3 +197,20 @@ def test_predict_applies_one_softmax_to_logits(model, query):
     logits -= logits.mean(axis=1, keepdims=True)
     inverse = (log_odds * logits).sum() / (logits**2).sum()
     np.testing.assert_allclose(special.softmax(inverse * logits, axis=1), rows, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threshold": 0.5}, "which threshold cannot change; leave it out"),
+        ({"threshold": 0.0}, "which threshold cannot change; leave it out"),
+        ({"false_alarm_rate": 0.1}, "which false_alarm_rate cannot change; leave it out"),
+        ({"unknown_label": "?"}, "which unknown_label cannot change; leave it out"),
+        ({"threshold": 0.5, "unknown_label": "?"}, "threshold and unknown_label .*leave them out"),
+    ],
+)
+def test_predict_soft_with_options_of_labels(query, options, words):
+    with pytest.raises(
+        ValueError, match=f"soft=True gives the probabilities of one level.*{words}"
+    ):
+        trained().predict(query, soft=True, **options)

@@ -1,6 +1,7 @@
 """The class Celler: its options, attributes, curves and text."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from bad_input_cases import assert_says
 from sklearn.metrics import f1_score
@@ -117,3 +118,37 @@ def test_celler_has_plain_attributes(model):
     for name, value in kept.items():
         plain = (str, bool, int, float, list, np.ndarray, dict, type(None))
         assert isinstance(value, plain), f"{name} is a {type(value).__name__}"
+
+
+UNSUPPORTED = [
+    "convert_legacy_save", "differential_abundance", "get_normalized_expression",
+    "get_normalized_function_name", "get_var_names", "load_registry", "setup_annbatch", "transfer_fields",
+]  # fmt: skip
+
+
+def test_dir_hides_unsupported_members():
+    listed = set(dir(trained()))
+    assert not listed & set(UNSUPPORTED)
+    assert {"predict", "train", "is_trained", "classes_", "adata"} <= listed
+    assert set(dir(Celler)) - listed == set(UNSUPPORTED)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_celler_with_an_unsupported_member(name):
+    for owner in (trained(), Celler):
+        assert not hasattr(owner, name)
+        with pytest.raises(AttributeError, match=f"does not support scvi-tools' {name}"):
+            getattr(owner, name)
+
+
+@pytest.mark.parametrize("key", [None, "symbol"])
+def test_genes_are_named_after_the_gene_key(key):
+    """Shares of the counts, cell by cell in float64, averaged over the training cells."""
+    adata = cells()
+    adata.var["symbol"] = [f"symbol {i}" for i in range(80)]
+    model = fit(adata, {"gene_key": key}, max_epochs=1)
+    counts = adata.X.toarray().astype(np.float64)[model.train_indices_]
+    shares = (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+    names = adata.var_names if key is None else adata.var[key]
+    expected = pd.Series(shares, pd.Index(names, name=key), name="share")
+    pd.testing.assert_series_equal(model.genes_, expected, check_dtype=False, rtol=1e-4)

@@ -323,3 +323,27 @@ def test_fit_network_with_refit():
     assert model.class_counts_.sum() == 300
     assert 0 < len(model.validation_indices) < 60
     assert not model.predict(soft=True).equals(fit(cells(), refit=False).predict(soft=True))
+
+
+def calibration_error(probabilities: pd.DataFrame, labels: np.ndarray) -> float:
+    """Expected calibration error over ten bins of equal width."""
+    confidence = probabilities.max(axis=1).to_numpy()
+    is_right = probabilities.idxmax(axis=1).to_numpy() == labels
+    table = pd.DataFrame({"gap": is_right - confidence, "bin": (confidence * 10).astype(int)})
+    bins = table.groupby("bin")["gap"]
+    return float((bins.mean().abs() * bins.size()).sum() / len(table))
+
+
+@pytest.mark.slow
+def test_fit_network_calibrates_the_refitted_network():
+    """The temperature is that of the first network; the second has seen a tenth more cells."""
+    errors = {False: [], True: []}
+    for seed in range(3):
+        query = cells(1000, seed=100 + seed)
+        for refit, found in errors.items():
+            reference = cells(400, seed=seed)
+            model = fit(reference, max_epochs=12, batch_size=32, refit=refit, seed=seed)
+            probabilities = model.predict(query, soft=True, correct_shift=False)
+            found.append(calibration_error(probabilities, truth(query)))
+    assert np.mean(errors[True]) < np.mean(errors[False]) + 0.01
+    assert max(errors[True]) < 0.1

@@ -257,3 +257,28 @@ def test_predict_with_another_layer(model, query):
     query.layers["counts"] = query.X.copy()
     assert_equal_frames(soft_of(model, query), expected)
     assert set(cl.pp.check_input(query).elsewhere) == {"layer='counts'"}
+
+
+FORMS = {
+    "copy": lambda adata: adata.copy(),
+    "view": lambda adata: adata[:],
+    "reordered": lambda adata: adata[np.random.default_rng(0).permutation(adata.n_obs)],
+    "unlabelled": lambda adata: adata[adata.obs["few"].isna().to_numpy()].copy(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_predict_with_propagate_of_the_reference_in_any_form(form, is_shifted, monkeypatch):
+    """Labelled cells are held whether the query is the reference, a copy, a view or a part of it."""
+    reference = cells(150)
+    labels = reference.obs["cell_type"].astype(object)
+    reference.obs["few"] = labels.where(labels.groupby(labels).cumcount() < 8, None)
+    model = fit(reference, {"labels_key": "few"})
+    factors = np.linspace(0.5, 2, 80) if is_shifted else np.ones(80)
+    monkeypatch.setattr("celler.model._forward.shift_factors", lambda *_: factors)
+    expected = model.predict(soft=True, propagate=True)
+    assert np.abs(expected - model.predict(soft=True)).max(axis=None) > 0.05
+    query = FORMS[form](reference)
+    actual = model.predict(query, soft=True, propagate=True)
+    pd.testing.assert_frame_equal(actual, expected.loc[query.obs_names], rtol=0, atol=1e-5)
