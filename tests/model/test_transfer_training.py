@@ -1,4 +1,4 @@
-"""Encoders of other models: load_encoder, and training after from_pretrained."""
+"""Fine-tuning of an scGPT checkpoint: it learns, is kept, and a frozen encoder stays as it was."""
 
 import anndata as ad
 import numpy as np
@@ -8,67 +8,12 @@ from scgpt_cases import SPECIAL, tensors, write_folder
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
-from toy import SMALL, assert_close, assert_equal_frames, cells, fit, pretrained, truth
+from toy import assert_close, assert_equal_frames, cells, truth
 
 from celler.model import Celler
 
-
-@pytest.mark.parametrize("encoder", ["additive", "latent", "transformer"])
-def test_load_encoder_with_genes_in_another_order(encoder, tmp_path):
-    network = {"encoder": encoder}
-    model, reference = pretrained(network=network, max_epochs=1), cells(seed=5)[:, ::-1].copy()
-    model.save(tmp_path)
-    query = cells(30, seed=2)
-    expected = model.get_latent_representation(query)
-    Celler.setup_anndata(reference, "cell_type")
-    for source in (model, tmp_path):
-        other = Celler(reference, **(SMALL | network))
-        other.load_encoder(source)
-        embedding = other.get_latent_representation(query)
-        np.testing.assert_allclose(embedding, expected, atol=1e-5)
-    other.train(max_epochs=1, learning_rate=1e-12, refit=False, show_progress=False)
-    embedding = other.get_latent_representation(query, correct_shift=False)
-    np.testing.assert_allclose(embedding, expected, atol=1e-5)
-
-
-def test_load_encoder_with_new_genes():
-    model, reference = pretrained(max_epochs=1), cells(seed=5)
-    reference.var_names = [
-        f"new {name}" if i < 8 else name for i, name in enumerate(reference.var_names)
-    ]
-    Celler.setup_anndata(reference, "cell_type")
-    other = Celler(reference, **SMALL)
-    with pytest.warns(UserWarning, match="72 of the model's 80 genes.*other 8 start fresh.*'new "):
-        other.load_encoder(model)
-    old, new = (m.module.encoder.gene.detach().numpy() for m in (model, other))
-    np.testing.assert_array_equal(new[8:], old[8:])
-    assert not np.isclose(new[:8], old[:8]).all(axis=1).any()
-    expected = model.predict_expression(cells(20, seed=2), list(reference.var_names[8:]))
-    assert expected.shape == (20, 72)
-
-
-def test_load_encoder_that_does_not_fit():
-    adata = cells()
-    Celler.setup_anndata(adata, "cell_type")
-    with pytest.raises(ValueError, match="a Celler that was pretrained"):
-        Celler(adata, **SMALL).load_encoder(Celler(adata, **SMALL))
-    with pytest.raises(ValueError, match=r"d_model=16, this one 32.*Celler\(adata, d_model=16\)"):
-        Celler(adata, d_model=32).load_encoder(pretrained(max_epochs=1))
-    strangers = cells()
-    strangers.var_names = [f"x{i}" for i in range(80)]
-    Celler.setup_anndata(strangers, "cell_type")
-    with pytest.raises(ValueError, match="20 %|20%"):
-        Celler(strangers, **SMALL).load_encoder(pretrained(max_epochs=1))
-    with pytest.raises(RuntimeError, match="pretrain first"):
-        fit(cells(), max_epochs=1).load_encoder(pretrained(max_epochs=1))
-
-
 GENES = list(cells(10).var_names)
-
-
 QUICK = {"max_epochs": 3, "batch_size": 64, "refit": False, "show_progress": False}
-
-
 #: Weights that were drawn at random have more to learn than those of a real checkpoint.
 FAR = QUICK | {"max_epochs": 12, "batch_size": 32, "learning_rate": 2e-2}
 
@@ -105,11 +50,7 @@ def macro_f1(adata, labels) -> float:
 
 
 @pytest.mark.parametrize("options", [{"evidence": False}, {"evidence": False, "head": "vgg"}, {}])
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_fine_tunes_scgpt(folder, reference, query, options):
-========
-def test_from_pretrained_then_train_learns(folder, reference, query, options):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, **options)
     before = encoder_of(model)
     model.train(**FAR)
@@ -117,11 +58,7 @@ def test_from_pretrained_then_train_learns(folder, reference, query, options):
     assert all((before[name] != after).any() for name, after in encoder_of(model).items())
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_starts_from_the_checkpoint(folder, reference):
-========
-def test_from_pretrained_then_train_starts_from_the_checkpoint(folder, reference):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, evidence=False)
     before = encoder_of(model)
     model.train(**QUICK | {"max_epochs": 1, "learning_rate": 1e-6})
@@ -129,11 +66,7 @@ def test_from_pretrained_then_train_starts_from_the_checkpoint(folder, reference
         torch.testing.assert_close(after, before[name], atol=1e-4, rtol=0)
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_with_a_frozen_encoder(folder, reference, query):
-========
-def test_from_pretrained_with_a_frozen_encoder(folder, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, freeze_encoder=True, evidence=False)
     before, plain = encoder_of(model), model.get_latent_representation(query)
     model.train(**QUICK | {"max_epochs": 20, "batch_size": 32})
@@ -146,11 +79,7 @@ def test_from_pretrained_with_a_frozen_encoder(folder, reference, query):
     assert macro_f1(query, model.predict(query)) > expected_f1 - 0.05
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_embeds_each_cell_once(folder, reference, monkeypatch):
-========
-def test_train_embeds_each_cell_once_if_frozen(folder, reference, monkeypatch):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, freeze_encoder=True)
     seen = []
     encode = type(model.module.encoder).forward
@@ -174,11 +103,7 @@ def test_train_standardizes_the_embedding(folder, reference, query):
     np.testing.assert_array_equal(model.predict(query), model.classes_[expected])
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_scgpt_twice(folder, reference, query):
-========
-def test_train_again_after_from_pretrained(folder, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, evidence=False)
     model.train(**QUICK)
     before, scale = model.predict(query, soft=True), model.module.standardize.scale.clone()
@@ -188,11 +113,7 @@ def test_train_again_after_from_pretrained(folder, reference, query):
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_save_after_fine_tuning(folder, reference, query, tmp_path, is_frozen):
-========
-def test_save_after_from_pretrained(folder, reference, query, tmp_path, is_frozen):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference, freeze_encoder=is_frozen)
     model.train(**QUICK)
     model.save(tmp_path / "own")
@@ -207,22 +128,14 @@ def test_save_after_from_pretrained(folder, reference, query, tmp_path, is_froze
         loaded.train()
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_scgpt_with_the_same_seed(folder, reference, query):
-========
-def test_train_after_from_pretrained_with_the_same_seed(folder, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     models = [load(folder, reference) for _ in range(2)]
     for model in models:
         model.train(**QUICK | {"max_epochs": 2})
     assert_equal_frames(*(model.predict(query, soft=True) for model in models))
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_with_genes_outside_the_vocabulary(tmp_path, reference, query):
-========
-def test_from_pretrained_with_genes_outside_the_vocabulary(tmp_path, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     state = tensors(70 + len(SPECIAL))
     write_folder(tmp_path, GENES[10:], state=state)
     share = reference.X[:, 10:].sum() / reference.X.sum()
@@ -240,11 +153,7 @@ def test_from_pretrained_with_genes_outside_the_vocabulary(tmp_path, reference, 
     assert_close(model.predict(query, soft=True), shown)
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_train_with_symbols_in_a_column(folder, reference, query):
-========
-def test_from_pretrained_with_symbols_in_a_column(folder, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     expected = load(folder, reference).get_latent_representation(query)
     for adata in (reference, query):
         adata.var["symbol"] = GENES
@@ -260,20 +169,12 @@ def load_quietly(folder, adata) -> Celler:
         return load(folder, adata)
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_from_pretrained_before_setup(folder, query):
-========
-def test_from_pretrained_without_setup_anndata(folder, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     with pytest.raises(ValueError, match="setup_anndata"):
         load(folder, query)
 
 
-<<<<<<<< HEAD:tests/model/test_transfer_training.py
 def test_scgpt_model_cannot_be_extended(folder, reference, query):
-========
-def test_pretrain_and_extend_after_from_pretrained(folder, reference, query):
->>>>>>>> d22d997 (Tests of the model and of what feeds it mirror the package):tests/model/test_transfer_train.py
     model = load(folder, reference)
     with pytest.raises(RuntimeError, match="has been pretrained"):
         model.pretrain()
