@@ -65,9 +65,7 @@ def test_rows_during_a_stream(dm, cells):
 def test_labels_match_the_training_cells(dm, cells):
     names = np.array([*dm.classes, "none"])[dm.labels]
     is_labelled = (cells.obs["split"] == "train") & cells.obs["cell_type"].notna()
-    np.testing.assert_array_equal(
-        names, np.where(is_labelled, cells.obs["cell_type"].astype(str), "none")
-    )
+    np.testing.assert_array_equal(names, np.where(is_labelled, cells.obs["cell_type"].astype(str), "none"))
     assert dm.classes == sorted(set(cells.obs["cell_type"].dropna()))
     found = pd.Series(dm.column("cell_type"), cells.obs_names).astype(object)
     pd.testing.assert_series_equal(found, cells.obs["cell_type"], check_names=False)
@@ -84,22 +82,16 @@ def test_datamodule_of_a_built_store(cells, tmp_path):
     dm = DataModule(tmp_path / "out", labels_key="cell_type")
     names = pd.Index(dm.store.names(np.arange(len(dm)))).str.split(":").str[1]
     rows = cells.obs_names.get_indexer(names)
-    np.testing.assert_array_equal(
-        dm.store.rows(np.arange(len(dm))).toarray(), cells.X[rows].toarray()
-    )
+    np.testing.assert_array_equal(dm.store.rows(np.arange(len(dm))).toarray(), cells.X[rows].toarray())
 
 
 @pytest.mark.parametrize("block_rows", [8192, 400])
 def test_predict_with_a_dataloader(dm, cells, streamed, block_rows, monkeypatch):
     monkeypatch.setattr(_store, "BLOCK_ROWS", block_rows)
     loader = dm.inference_dataloader()
-    toy.assert_close(
-        streamed.predict(dataloader=loader, soft=True), streamed.predict(cells, soft=True)
-    )
+    toy.assert_close(streamed.predict(dataloader=loader, soft=True), streamed.predict(cells, soft=True))
     how = {"backoff": True, "false_alarm_rate": 0.05}
-    np.testing.assert_array_equal(
-        streamed.predict(dataloader=loader, **how), streamed.predict(cells, **how)
-    )
+    np.testing.assert_array_equal(streamed.predict(dataloader=loader, **how), streamed.predict(cells, **how))
 
 
 def test_predict_with_a_dataloader_of_the_test_cells(dm, cells, streamed):

@@ -225,8 +225,7 @@ def test_drawn_rows_follows_the_seed(rng):
     labels = np.repeat(np.arange(4), COUNTS)
     wanted = n_drawn(COUNTS, 1.0)
     one, same, other = (
-        drawn_rows(np.arange(len(labels)), labels, wanted, np.random.default_rng(seed))
-        for seed in (0, 0, 1)
+        drawn_rows(np.arange(len(labels)), labels, wanted, np.random.default_rng(seed)) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)

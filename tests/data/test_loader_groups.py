@@ -23,15 +23,11 @@ def test_grouped_shares_a_matrix_and_starts_small():
 
 def test_token_loader_pins_a_group_at_once(rng, monkeypatch):
     pinned = []
-    monkeypatch.setattr(
-        torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part.clone()
-    )
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part.clone())
     X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
     source, rows = InMemoryCells(X, np.arange(12)), np.arange(12)
     on_cpu, on_gpu = (
-        TokenLoader(
-            source, Tokenizer(), ShuffledSampler(rows, 4, 0), False, device=torch.device(device)
-        )
+        TokenLoader(source, Tokenizer(), ShuffledSampler(rows, 4, 0), False, device=torch.device(device))
         for device in ("cpu", "cuda")
     )
     plain, moved = (list(loader) for loader in (on_cpu, on_gpu))

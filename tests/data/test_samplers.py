@@ -44,9 +44,7 @@ def test_split_validates_classes_of_three_cells(labels, train_size, seed):
 @QUICK
 @given(LABELS, st.floats(0.05, 0.6), st.floats(0.0, 0.4), SEEDS)
 def test_split_with_both_sizes(labels, train_size, validation_size, seed):
-    train, validation = split(
-        labels, train_size=train_size, validation_size=validation_size, seed=seed
-    )
+    train, validation = split(labels, train_size=train_size, validation_size=validation_size, seed=seed)
     assert not set(train) & set(validation)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
         n_train, n_validation = ((labels[part] == label).sum() for part in (train, validation))
@@ -66,14 +64,10 @@ def test_split_without_validation():
 
 def test_split_follows_the_seed():
     labels = np.repeat([0, 1, 2], [80, 15, 5])
-    one, same, other = (
-        split(labels, train_size=0.8, validation_size=None, seed=seed) for seed in (1, 1, 2)
-    )
+    one, same, other = (split(labels, train_size=0.8, validation_size=None, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one[1], same[1])
     assert set(one[1]) != set(other[1])
-    drawn = np.concatenate(
-        [split(labels, train_size=0.8, validation_size=None, seed=s)[1] for s in range(60)]
-    )
+    drawn = np.concatenate([split(labels, train_size=0.8, validation_size=None, seed=s)[1] for s in range(60)])
     assert set(drawn) == set(range(100)), "any cell may be drawn"
 
 
@@ -203,8 +197,6 @@ def dm(folder):
 
 def test_split_with_max_validation(dm, monkeypatch):
     labels = np.repeat([0, 1, 2], [9000, 900, 60])
-    train, validation = split(
-        labels, train_size=0.8, validation_size=None, seed=0, max_validation=400
-    )
+    train, validation = split(labels, train_size=0.8, validation_size=None, seed=0, max_validation=400)
     np.testing.assert_array_equal(np.bincount(labels[validation]), [361, 50, 12])
     np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(9960))

@@ -150,9 +150,7 @@ def test_predict_with_candidates(query):
     chosen = soft(query, candidates=["type 3", "type 1"])
     expected = soft(query)[["type 1", "type 3"]]
     assert (chosen[["type 0", "type 2"]] == 0).all(axis=None)
-    np.testing.assert_allclose(
-        chosen[["type 1", "type 3"]], expected.div(expected.sum(axis=1), axis=0), rtol=1e-9
-    )
+    np.testing.assert_allclose(chosen[["type 1", "type 3"]], expected.div(expected.sum(axis=1), axis=0), rtol=1e-9)
     assert set(trained().predict(query, candidates=["type 2"])) == {"type 2"}
     parents = soft(query, candidates=["type 3", "type 1"], level="parent")
     np.testing.assert_allclose(parents["lineage 1"], chosen["type 3"])
@@ -210,7 +208,5 @@ def test_predict_applies_one_softmax_to_logits(model, query):
     ],
 )
 def test_predict_soft_with_options_of_labels(query, options, words):
-    with pytest.raises(
-        ValueError, match=f"soft=True gives the probabilities of one level.*{words}"
-    ):
+    with pytest.raises(ValueError, match=f"soft=True gives the probabilities of one level.*{words}"):
         trained().predict(query, soft=True, **options)

@@ -96,9 +96,7 @@ def test_annotate_writes_the_record(query):
         "extra": 0,
     }
     shares = X.multiply(1 / X.sum(axis=1)).mean(axis=0)
-    assert record["genes"]["expression_share"] == pytest.approx(
-        np.ravel(shares)[:70].sum(), abs=0.02
-    )
+    assert record["genes"]["expression_share"] == pytest.approx(np.ravel(shares)[:70].sum(), abs=0.02)
 
 
 @pytest.mark.parametrize("backoff", [False, True])

@@ -216,9 +216,7 @@ def query() -> ad.AnnData:
 def test_load_predicts_equal_to_the_bit(folder, query):
     model = Celler.load(folder)
     assert_equal_frames(model.predict(query, soft=True), soft(query))
-    assert_equal_frames(
-        model.predict(query, soft=True, level="parent"), soft(query, level="parent")
-    )
+    assert_equal_frames(model.predict(query, soft=True, level="parent"), soft(query, level="parent"))
     np.testing.assert_array_equal(model.predict(query), trained().predict(query))
     embedding = trained().get_latent_representation(query)
     np.testing.assert_array_equal(model.get_latent_representation(query), embedding)
@@ -436,9 +434,7 @@ def test_load_of_a_folder_without_a_model(tmp_path):
 
 def test_load_of_a_moved_folder(folder, query, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
-    assert_equal_frames(
-        Celler.load(str(tmp_path / "elsewhere")).predict(query, soft=True), soft(query)
-    )
+    assert_equal_frames(Celler.load(str(tmp_path / "elsewhere")).predict(query, soft=True), soft(query))
 
 
 def test_load_on_a_missing_device(folder):

@@ -88,9 +88,7 @@ def test_get_gene_importance_sums_to_the_difference_of_mean_logits(query):
     for k, name in enumerate(trained().classes_):
         means = pd.Series(logits[:, k]).groupby(labels).mean()
         expected = means[name] - means.drop(name).mean()
-        assert table[table["group"] == name]["importance"].sum() == pytest.approx(
-            expected, abs=1e-4
-        )
+        assert table[table["group"] == name]["importance"].sum() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["additive", "latent"])

@@ -36,9 +36,7 @@ def test_impute_with_missing_and_unknown_genes():
     with pytest.warns(UserWarning, match="1 extra"):
         model.impute(renamed, layer_added="imputed")
     assert np.isnan(renamed.layers["imputed"][:, 0]).all()
-    np.testing.assert_array_equal(
-        renamed.layers["imputed"][:, 1:], model.predict_expression(renamed).to_numpy()[:, 1:]
-    )
+    np.testing.assert_array_equal(renamed.layers["imputed"][:, 1:], model.predict_expression(renamed).to_numpy()[:, 1:])
 
 
 def test_predict_expression_with_bad_genes_or_encoder():

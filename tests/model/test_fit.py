@@ -32,9 +32,7 @@ def with_planted_errors() -> tuple[ad.AnnData, np.ndarray]:
     rows = np.sort(np.random.default_rng(0).choice(400, N_PLANTED, replace=False))
     adata.obs["given"] = adata.obs["cell_type"]
     codes = adata.obs["given"].cat.codes.to_numpy()
-    adata.obs.iloc[rows, adata.obs.columns.get_loc("given")] = [
-        f"type {(codes[row] + 2) % 4}" for row in rows
-    ]
+    adata.obs.iloc[rows, adata.obs.columns.get_loc("given")] = [f"type {(codes[row] + 2) % 4}" for row in rows]
     return adata, rows
 
 
@@ -188,9 +186,7 @@ def test_fit_network_lists_hard_cells_of_the_refit(watched):
     assert shown <= set(adata.obs_names[refit.listed["index"]])
     assert not shown <= set(adata.obs_names[first.listed["index"]])
     n_replayed = [len(replayed) for _, replayed in first.epochs]
-    np.testing.assert_allclose(
-        model.history["replayed_share"] * first.class_counts.sum(), n_replayed
-    )
+    np.testing.assert_allclose(model.history["replayed_share"] * first.class_counts.sum(), n_replayed)
 
 
 def test_hard_cells_with_unlabelled_cells():
@@ -238,8 +234,7 @@ def test_history_names_replayed_classes_only():
     adata = cells(200, depth=1.0)
     adata.obs["given"] = np.where(truth(adata) == "type 3", "odd {x}/3", "rest")
     columns = [
-        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns
-        for n in (1, 4)
+        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns for n in (1, 4)
     ]
     assert list(columns[0]) == ["replayed_share"]
     assert sorted(columns[1]) == ["replayed odd {x}/3", "replayed rest", "replayed_share"]
@@ -295,9 +290,7 @@ def test_fit_network_splits_every_class():
     model = fit(adata, train_size=0.8)
     train, validation = model.train_indices, model.validation_indices
     np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(300))
-    sizes, held_out = (
-        pd.Series(truth(adata)[rows]).value_counts() for rows in (slice(None), validation)
-    )
+    sizes, held_out = (pd.Series(truth(adata)[rows]).value_counts() for rows in (slice(None), validation))
     for name, size in sizes.items():
         assert abs(held_out[name] - 0.2 * size) <= 0.5
 

@@ -94,9 +94,7 @@ STORAGES = {
     "explicit zeros": lambda X: sparse.csr_matrix(
         (np.r_[X.data, 0.0], np.r_[X.indices, 79], np.r_[X.indptr[:-1], X.nnz + 1]), X.shape
     ),
-    "unsorted": lambda X: sparse.csr_matrix(
-        (X.data[::-1], X.indices[::-1], X.nnz - X.indptr[::-1]), X.shape
-    )[::-1],
+    "unsorted": lambda X: sparse.csr_matrix((X.data[::-1], X.indices[::-1], X.nnz - X.indptr[::-1]), X.shape)[::-1],
 }
 
 
@@ -229,9 +227,7 @@ def test_predict_with_binned_values(query):
     X = query.X.toarray()
     ranks = np.array([np.searchsorted(np.unique(row[row > 0]), row) + 1 for row in X]) * (X > 0)
     query.X = (ranks * 50 // ranks.max(axis=1, keepdims=True)).astype(np.float32)
-    with pytest.warns(
-        UserWarning, match=r"adata\.X looks binned already .* is 50 in every"
-    ) as said:
+    with pytest.warns(UserWarning, match=r"adata\.X looks binned already .* is 50 in every") as said:
         fit(cells()).predict(query)
     assert celler_warning(said).filename == __file__
     with pytest.warns(UserWarning, match="looks binned already") as said:

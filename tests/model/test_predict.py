@@ -23,9 +23,7 @@ import celler as cl
 from celler.model import Celler
 
 
-@pytest.mark.parametrize(
-    "method", ["predict", "annotate", "get_latent_representation"], ids=lambda name: name
-)
+@pytest.mark.parametrize("method", ["predict", "annotate", "get_latent_representation"], ids=lambda name: name)
 def test_predict_before_training(method):
     adata = cells(200)
     Celler.setup_anndata(adata, "cell_type")
@@ -72,13 +70,9 @@ def test_predict_with_bad_input(case):
 
 
 def test_predict_checks_arguments_before_it_reads_cells(monkeypatch):
-    monkeypatch.setattr(
-        "celler.model._forward.network_outputs", lambda *_, **__: pytest.fail("too late")
-    )
+    monkeypatch.setattr("celler.model._forward.network_outputs", lambda *_, **__: pytest.fail("too late"))
     for arguments in ({"level": "x"}, {"threshold": 2}, {"candidates": ["x"]}):
-        with pytest.raises(
-            ValueError, match=re.escape(str(next(iter(arguments.values()))).strip("[]"))
-        ):
+        with pytest.raises(ValueError, match=re.escape(str(next(iter(arguments.values()))).strip("[]"))):
             trained().predict(cells(60, seed=1), **arguments)
 
 
@@ -87,9 +81,7 @@ def test_predict_with_a_bad_value_in_one_cell(monkeypatch):
     query = cells(60, seed=1)
     query.X = query.X.toarray()
     query.X[17, 4] = -1
-    with pytest.raises(
-        ValueError, match=rf"the value -1 \(cell '{query.obs_names[17]}'\); .*scaled"
-    ):
+    with pytest.raises(ValueError, match=rf"the value -1 \(cell '{query.obs_names[17]}'\); .*scaled"):
         trained().predict(query)
     before = snapshot(query)
     with pytest.raises(ValueError, match="the value -1"):

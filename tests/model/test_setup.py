@@ -149,11 +149,7 @@ def test_setup_anndata_with_parents_as_a_mapping(kind, query):
     adata.obs["given"] = adata.obs["cell_type"].astype(str).map(PARENTS)
     by_column = fit(adata, {"parent_labels_key": "given"}, max_epochs=1)
     by_mapping = fit(cells(), {"parents": kind(PARENTS)}, max_epochs=1)
-    assert (
-        by_mapping.parents_
-        == by_column.parents_
-        == {name: PARENTS[name] for name in by_column.classes_}
-    )
+    assert by_mapping.parents_ == by_column.parents_ == {name: PARENTS[name] for name in by_column.classes_}
     expected = by_column.predict(query, soft=True, level="parent")
     assert_equal_frames(by_mapping.predict(query, soft=True, level="parent"), expected)
 
@@ -165,9 +161,7 @@ def test_setup_anndata_with_parents_of_an_ontology(query):
     path = Path(__file__).parents[1] / "data" / "cells.obo"
     tree = LabelTree.from_obo(path, adata.obs["cell_type"], ["lymphocyte", "monocyte"])
     model = fit(adata, {"parents": tree}, max_epochs=1)
-    classes, parents = (
-        model.predict(query, soft=True, level=level) for level in ("class", "parent")
-    )
+    classes, parents = (model.predict(query, soft=True, level=level) for level in ("class", "parent"))
     np.testing.assert_allclose(parents["lymphocyte"], 1 - classes["monocyte"])
 
 
@@ -233,9 +227,7 @@ def test_setup_anndata_with_boolean_labels():
 def test_setup_anndata_with_unused_categories():
     adata = cells()
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.add_categories(["a ghost", "type 9"])
-    assert list(fit(adata, max_epochs=1).predict(soft=True).columns) == [
-        f"type {j}" for j in range(4)
-    ]
+    assert list(fit(adata, max_epochs=1).predict(soft=True).columns) == [f"type {j}" for j in range(4)]
 
 
 def test_setup_anndata_with_an_integer_for_unlabelled():
@@ -285,9 +277,7 @@ def test_setup_anndata_with_categories_without_cells(query):
 
 def test_setup_anndata_sorts_the_classes(query):
     reference = cells()
-    reversed_ = reference.obs["cell_type"].cat.reorder_categories(
-        [f"type {j}" for j in (3, 1, 0, 2)]
-    )
+    reversed_ = reference.obs["cell_type"].cat.reorder_categories([f"type {j}" for j in (3, 1, 0, 2)])
     reference.obs["cell_type"] = reversed_
     assert_equal_frames(soft_of(fit(reference), query), soft_of(fit(cells()), query))
 

@@ -301,9 +301,7 @@ def test_train_with_the_same_seed(plain):
     again = fit(cells())
     query = cells(seed=1)
     assert_equal_frames(again.predict(query, soft=True), plain)
-    np.testing.assert_array_equal(
-        again.predict(query), plain.columns[plain.to_numpy().argmax(axis=1)]
-    )
+    np.testing.assert_array_equal(again.predict(query), plain.columns[plain.to_numpy().argmax(axis=1)])
 
 
 def test_train_leaves_the_global_random_state(plain):
@@ -322,9 +320,7 @@ def test_train_again_continues():
     model = fit(cells(), train_size=1.0)
     before = weights_of(model)
     model.train(**QUICK | {"max_epochs": 1, "learning_rate": 1e-6, "train_size": 1.0})
-    assert all(
-        torch.allclose(now, before[name], atol=1e-4) for name, now in weights_of(model).items()
-    )
+    assert all(torch.allclose(now, before[name], atol=1e-4) for name, now in weights_of(model).items())
     assert any(not torch.equal(now, before[name]) for name, now in weights_of(model).items())
 
 

@@ -27,9 +27,7 @@ def test_load_encoder_with_genes_in_another_order(encoder, tmp_path):
 
 def test_load_encoder_with_new_genes():
     model, reference = pretrained(max_epochs=1), cells(seed=5)
-    reference.var_names = [
-        f"new {name}" if i < 8 else name for i, name in enumerate(reference.var_names)
-    ]
+    reference.var_names = [f"new {name}" if i < 8 else name for i, name in enumerate(reference.var_names)]
     Celler.setup_anndata(reference, "cell_type")
     other = Celler(reference, **SMALL)
     with pytest.warns(UserWarning, match="72 of the model's 80 genes.*other 8 start fresh.*'new "):

@@ -63,9 +63,7 @@ def test_train_in_two_processes_shares_the_cells(ranks):
     assert [rank["rank"] for rank in ranks] == [(0, 2), (1, 2)]
     of_rank = [[part for _, part in rank["visited"]] for rank in ranks]
     assert len(of_rank[0]) == len(of_rank[1])
-    first = np.concatenate(
-        [part for rank in ranks for epoch, part in rank["visited"] if epoch == 1]
-    )
+    first = np.concatenate([part for rank in ranks for epoch, part in rank["visited"] if epoch == 1])
     train = np.setdiff1d(np.arange(N_CELLS), ranks[0]["validation"])
     np.testing.assert_array_equal(np.sort(first), train)
 
