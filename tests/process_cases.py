@@ -1,4 +1,4 @@
-"""What each of two processes does: it trains, labels and leaves what it saw. Run as a script by test_processes."""
+"""What each of two processes does: it trains, labels and leaves what it saw. A script of test_processes.py."""
 
 import pickle
 import sys
@@ -16,9 +16,7 @@ def stopped_early(seen: dict[str, object]) -> None:
 
     first = _callbacks.BestWeights.__init__
     _callbacks.BestWeights.__init__ = lambda self, module, _: first(self, module, 1)
-    seen["stopped"] = toy.fit(
-        toy.cells(400), accelerator="cpu", max_epochs=60, learning_rate=3.0
-    ).history
+    seen["stopped"] = toy.fit(toy.cells(400), accelerator="cpu", max_epochs=60, learning_rate=3.0).history
     _callbacks.BestWeights.__init__ = first
 
 

@@ -136,16 +136,15 @@ def require_untrained(state: ModelState) -> None:
 
 def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -> UnlabelledCells:
     """The model's own cells and ``more``, without empty ones."""
-    key = state.setup.batch_key
     blocks, of_cells = [], []
-    if own is not None:
-        reader = ExpressionReader(own.adata, state.setup.layer)
-        blocks.append(proportional(reader))
-        of_cells.append(batch_names(own.adata, key))
-    if more is not None:
-        query = more.align(state)
-        blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
-        of_cells.append(batch_names(more.adata, known_key(state, more.adata)))
+    for cells in filter(None, (own, more)):
+        if cells is own and own.reference.is_registered:
+            key, reader = state.setup.batch_key, ExpressionReader(own.adata, state.setup.layer)
+            blocks.append(proportional(reader))
+        else:
+            key, query = known_key(state, cells.adata), cells.align(state)
+            blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))
+        of_cells.append(batch_names(cells.adata, key))
     if not blocks:
         raise ValueError("this model has no AnnData; pass the cells as adata, or a store of them as datamodule.")
     X, names = sparse.vstack(blocks).tocsr(), np.concatenate(of_cells)

@@ -57,9 +57,7 @@ def test_views_by_epoch_and_seed(rng):
         sampler = ShuffledSampler(np.arange(40), 10, seed)
         sampler.set_epoch(epoch)
         blocks = source.blocks(sampler)
-        return np.concatenate(
-            [block.X[block.rows].sum(axis=1).A1[np.argsort(block.index)] for block in blocks]
-        )
+        return np.concatenate([block.X[block.rows].sum(axis=1).A1[np.argsort(block.index)] for block in blocks])
 
     np.testing.assert_array_equal(seen(1, 3), seen(1, 3))
     assert (seen(1, 3) != seen(1, 4)).any()
@@ -72,9 +70,7 @@ def test_neighbourhoods_with_predicted_classes(rng):
     X, share = sparse.csr_matrix(counts), 1e4 * counts / counts.sum(axis=1, keepdims=True)
     views = neighbourhoods(lambda rows: X[rows], labels, counts, 0.5, is_log=False, found=found)
     for cell, members in ((0, [0, 3, 4, 6]), (1, [1, 2, 5])):
-        np.testing.assert_allclose(
-            views.X[[cell]].toarray()[0], share[members].mean(axis=0), rtol=1e-5
-        )
+        np.testing.assert_allclose(views.X[[cell]].toarray()[0], share[members].mean(axis=0), rtol=1e-5)
 
 
 def test_with_class_means_of_predicted_cells(rng):

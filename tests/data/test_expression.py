@@ -197,9 +197,7 @@ def test_state_with_a_file_reads_a_probe_of_it(rng, kind, tmp_path, monkeypatch)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     sizes = []
-    monkeypatch.setattr(
-        "celler.data._expression.detect", lambda X: sizes.append(X.shape[0]) or detect(X)
-    )
+    monkeypatch.setattr("celler.data._expression.detect", lambda X: sizes.append(X.shape[0]) or detect(X))
     try:
         reader = ExpressionReader(backed)
         assert reader.state.kind == "counts"
@@ -236,9 +234,7 @@ def test_query_reader_without_the_layer_warns(values):
 
 
 def test_rows_with_repeated_entries_sums_a_copy():
-    X = sparse.csr_matrix(
-        (np.array([1, 2, 4], np.float32), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3)
-    )
+    X = sparse.csr_matrix((np.array([1, 2, 4], np.float32), np.array([1, 1, 0]), np.array([0, 2, 3])), shape=(2, 3))
     reader = ExpressionReader(ad.AnnData(X))
     expected = [[0, 3, 0], [4, 0, 0]]
     assert reader.rows(np.array([0, 1])).toarray().tolist() == expected

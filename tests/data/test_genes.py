@@ -34,9 +34,7 @@ def test_describe_adds_up():
     message = alignment.describe(0.876)
     assert "1,500 of the model's 2,000 genes" in message
     assert "88% of the reference's expression" in message
-    assert (
-        "500 are missing with the other 12% (masked, not taken for zero) and 1,000 extra" in message
-    )
+    assert "500 are missing with the other 12% (masked, not taken for zero) and 1,000 extra" in message
     unknown = str(alignment)
     assert "500 are missing (masked" in unknown
     assert "%" not in unknown
@@ -132,9 +130,7 @@ def test_align_genes_with_ignore_case(case):
 
 def test_align_genes_of_another_species_is_refused_and_counts_what_case_hides():
     mouse, human = names(range(9)).str.title(), names(range(9)).str.upper()
-    message = (
-        r"only 0 of the model's 9 genes .* 9 more would match if case were ignored, .*orthologs"
-    )
+    message = r"only 0 of the model's 9 genes .* 9 more would match if case were ignored, .*orthologs"
     with pytest.raises(ValueError, match=message):
         align_genes(mouse, human)
     part = align_genes(mouse.append(human[:4]), human)

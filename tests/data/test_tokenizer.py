@@ -20,9 +20,7 @@ MATRICES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)
 COUNTS = hnp.arrays(np.int64, MATRICES, elements=st.sampled_from([0, 0, 0, 1, 1, 2, 3, 7, 4000]))
 
 
-FLOATS = hnp.arrays(
-    np.float32, MATRICES, elements=st.one_of(st.just(0.0), st.floats(0, 20, width=32))
-)
+FLOATS = hnp.arrays(np.float32, MATRICES, elements=st.one_of(st.just(0.0), st.floats(0, 20, width=32)))
 
 
 def identity(X) -> np.ndarray:
@@ -95,9 +93,7 @@ def test_tokenizer_worked_by_hand():
     """Five bins: the edges of 1, 2, 3, 4 are 1, 2, 3, 4 and of 1, 1, 1, 5 they are 1, 1, 1, 5."""
     X = sparse.csr_matrix([[1, 2, 3, 4], [1, 1, 5, 1], [7, 0, 0, 0], [2, 2, 2, 0], [0, 0, 0, 0]])
     batch = Tokenizer(5)(X, identity(X), target_sum=10.0)
-    np.testing.assert_array_equal(
-        batch.values, [[1, 2, 3, 4], [3, 3, 4, 3], [4, 0, 0, 0], [4, 4, 4, 0], [0, 0, 0, 0]]
-    )
+    np.testing.assert_array_equal(batch.values, [[1, 2, 3, 4], [3, 3, 4, 3], [4, 0, 0, 0], [4, 4, 4, 0], [0, 0, 0, 0]])
     np.testing.assert_allclose(batch.expression[0], np.log1p([1.0, 2.0, 3.0, 4.0]), rtol=1e-6)
     np.testing.assert_allclose(batch.expression[2, 0], np.log1p(10.0), rtol=1e-6)
 
@@ -106,10 +102,7 @@ def test_tokenizer_of_counts_or_logarithms(rng):
     counts = sparse.csr_matrix(random_counts(rng))
     size = np.asarray(counts.sum(1))
     log = sparse.csr_matrix(np.log1p(counts.toarray() / size * 1e4), dtype=np.float32)
-    raw, normalised = (
-        Tokenizer()(X, identity(counts), is_log=is_log)
-        for X, is_log in ((counts, False), (log, True))
-    )
+    raw, normalised = (Tokenizer()(X, identity(counts), is_log=is_log) for X, is_log in ((counts, False), (log, True)))
     assert torch.equal(raw.gene_ids, normalised.gene_ids)
     assert torch.equal(raw.values, normalised.values)
     np.testing.assert_allclose(raw.expression, normalised.expression, rtol=1e-5, atol=1e-6)
@@ -122,9 +115,7 @@ def test_tokenizer_of_degenerate_matrices():
         set(), {1}, set(),
     ]  # fmt: skip
     for shape in ((0, 5), (4, 5), (2, 0)):
-        batch = Tokenizer(max_genes=3)(
-            sparse.csr_matrix(shape), np.arange(shape[1], dtype=np.int32)
-        )
+        batch = Tokenizer(max_genes=3)(sparse.csr_matrix(shape), np.arange(shape[1], dtype=np.int32))
         assert batch.gene_ids.shape == (shape[0], 1)
         assert batch.padding_mask.all()
 
@@ -183,9 +174,7 @@ def test_tokenizer_with_max_genes(counts, max_genes):
     gene_map = identity(counts)[::-1].copy()
     batch = Tokenizer(max_genes=max_genes)(sparse.csr_matrix(counts), gene_map)
     assert batch.gene_ids.shape[1] <= max_genes
-    assert_same_tokens(
-        batch, [reference.tokens(row, gene_map, 51, max_genes=max_genes) for row in counts]
-    )
+    assert_same_tokens(batch, [reference.tokens(row, gene_map, 51, max_genes=max_genes) for row in counts])
 
 
 def test_tokenizer_with_seeds(rng):
@@ -237,9 +226,7 @@ def test_tokenizer_with_token_dropout(n, share, n_left):
 def test_tokenizer_of_bad_values(value, column):
     X = np.ones((4, 3), np.float32)
     X[2, column] = value
-    with pytest.raises(
-        BadValueError, match=r"row 2 holds the value .*finite values >= 0"
-    ) as caught:
+    with pytest.raises(BadValueError, match=r"row 2 holds the value .*finite values >= 0") as caught:
         Tokenizer()(sparse.csr_matrix(X), np.array([0, 1, -1], np.int32))
     assert caught.value.row == 2
     np.testing.assert_equal(caught.value.value, value)
@@ -260,9 +247,7 @@ def test_tokenizer_out_of_range(options, message):
 
 def test_tokenizer_with_dropout_without_seeds():
     with pytest.raises(ValueError, match="token_dropout was given without seeds"):
-        Tokenizer()(
-            sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1
-        )
+        Tokenizer()(sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1)
 
 
 def test_minibatches_match_single_calls(rng):

@@ -34,9 +34,7 @@ def test_propagate_solves_the_linear_system(rng):
     left = np.eye(60) - w * W
     left[is_held] = np.eye(60)[is_held]
     right = np.where(is_held[:, None], prior, (1 - w) * prior)
-    np.testing.assert_allclose(
-        propagate(graph, prior, is_held, w), np.linalg.solve(left, right), atol=1e-6
-    )
+    np.testing.assert_allclose(propagate(graph, prior, is_held, w), np.linalg.solve(left, right), atol=1e-6)
 
 
 def test_propagate_matches_label_spreading():
@@ -133,12 +131,8 @@ def test_principal_components_of_any_shape(rng, n_cells, n_genes):
 
 def test_principal_components_of_equal_cells(rng):
     for n_distinct in (1, 3):
-        X = sparse.csr_matrix(
-            np.tile(rng.poisson(1.0, (n_distinct, 100)), (90, 1)), dtype=np.float32
-        )
+        X = sparse.csr_matrix(np.tile(rng.poisson(1.0, (n_distinct, 100)), (90, 1)), dtype=np.float32)
         points = principal_components(lambda block, X=X: X[block], X.shape[0])
         for copy in range(n_distinct):
-            np.testing.assert_allclose(
-                points[copy::n_distinct], points[[copy]].repeat(90, 0), atol=1e-4
-            )
+            np.testing.assert_allclose(points[copy::n_distinct], points[[copy]].repeat(90, 0), atol=1e-4)
         assert len(np.unique(points.round(2), axis=0)) == n_distinct

@@ -61,9 +61,7 @@ def test_shift_factors_of_a_gene_of_one_class(rng):
     other = means.copy()
     other[0, 0] *= 20
     dispersion, n_cells = np.full(50, 2.0), np.full(4, 100.0)
-    factors = shift_factors(
-        Profile(means, n_cells, dispersion), Profile(other, n_cells, dispersion)
-    )
+    factors = shift_factors(Profile(means, n_cells, dispersion), Profile(other, n_cells, dispersion))
     assert np.abs(np.log2(factors)).max() < 0.2
 
 

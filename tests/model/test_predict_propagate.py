@@ -109,9 +109,7 @@ def test_predict_propagate_after_loading(model, both, tmp_path):
     expected = model.predict(indices=ALL[100:], soft=True, propagate=True)
     reference = both.copy()
     loaded = Celler.load(tmp_path, adata=reference)
-    np.testing.assert_allclose(
-        loaded.predict(indices=ALL[100:], soft=True, propagate=True), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(loaded.predict(indices=ALL[100:], soft=True, propagate=True), expected, atol=1e-5)
     query = both[100:].copy()
     alone = Celler.load(tmp_path)
     with pytest.warns(UserWarning, match=r"no labelled cells.*load\(dir, adata=reference\)"):
@@ -155,9 +153,7 @@ def test_predict_propagate_of_few_cells(model, both, n_cells):
     spread = model.predict(both[100 : 100 + n_cells].copy(), soft=True, propagate=True)
     plain = model.predict(both[100 : 100 + n_cells].copy(), soft=True)
     assert spread.shape == (n_cells, 4)
-    np.testing.assert_allclose(
-        spread, plain, atol=0.05
-    )  # a cell in 50 labelled ones: little weight
+    np.testing.assert_allclose(spread, plain, atol=0.05)  # a cell in 50 labelled ones: little weight
 
 
 def test_predict_propagate_without_counts(model, both):

@@ -33,8 +33,7 @@ def shifted(adata, rng):
 def test_predict_a_shifted_query(model, rng):
     queries = [shifted(wide(1), rng) for _ in range(5)]
     plain, corrected = (
-        np.mean([(model.predict(q, correct_shift=on) == truth(q)).mean() for q in queries])
-        for on in (False, True)
+        np.mean([(model.predict(q, correct_shift=on) == truth(q)).mean() for q in queries]) for on in (False, True)
     )
     assert corrected > plain
 

@@ -97,9 +97,7 @@ def test_pretrain_with_batches():
     query = cells(30, seed=2)
     other = query.copy()
     other.obs["donor"] = "a"
-    np.testing.assert_array_equal(
-        model.get_latent_representation(query), model.get_latent_representation(other)
-    )
+    np.testing.assert_array_equal(model.get_latent_representation(query), model.get_latent_representation(other))
     assert not model.predict_expression(query).equals(model.predict_expression(other))
 
 
@@ -108,9 +106,7 @@ def test_save_after_pretrain(tmp_path):
     model = pretrained(adata, {"labels_key": "cell_type"})
     model.save(tmp_path / "a")
     loaded = Celler.load(tmp_path / "a", adata)
-    np.testing.assert_array_equal(
-        loaded.get_latent_representation(query), model.get_latent_representation(query)
-    )
+    np.testing.assert_array_equal(loaded.get_latent_representation(query), model.get_latent_representation(query))
     pd.testing.assert_frame_equal(loaded.pretraining_history, model.pretraining_history)
     with pytest.raises(RuntimeError, match="not trained"):
         loaded.predict(query)
@@ -118,9 +114,7 @@ def test_save_after_pretrain(tmp_path):
     model.save(tmp_path / "b")
     loaded = Celler.load(tmp_path / "b")
     assert_close(loaded.predict(query, soft=True), model.predict(query, soft=True))
-    pd.testing.assert_frame_equal(
-        loaded.predict_expression(query), model.predict_expression(query), rtol=1e-5
-    )
+    pd.testing.assert_frame_equal(loaded.predict_expression(query), model.predict_expression(query), rtol=1e-5)
 
 
 def test_pretrain_after_training():

@@ -23,10 +23,7 @@ def test_train_masked_uses_the_unlabelled_cells():
     others.X = type(others.X)(X)
     options = {"setup": {"labels_key": "few"}, "refit": True}
     for weight, is_equal in ((0.0, True), (1.0, False)):
-        soft = [
-            fit(a, masked_weight=weight, **options).predict(query, soft=True)
-            for a in (adata, others)
-        ]
+        soft = [fit(a, masked_weight=weight, **options).predict(query, soft=True) for a in (adata, others)]
         assert soft[0].equals(soft[1]) is is_equal
 
 
@@ -60,9 +57,7 @@ def test_train_masked_then_save(tmp_path):
     model.save(tmp_path)
     loaded = Celler.load(tmp_path)
     assert_close(loaded.predict(query, soft=True), model.predict(query, soft=True))
-    np.testing.assert_allclose(
-        loaded.predict_expression(query), model.predict_expression(query), rtol=1e-4
-    )
+    np.testing.assert_allclose(loaded.predict_expression(query), model.predict_expression(query), rtol=1e-4)
 
 
 def test_train_masked_after_pretrain():

@@ -345,9 +345,7 @@ def test_from_pretrained_of_an_empty_folder(tmp_path, folder):
 def test_read_scgpt_with_unknown_tensors(tmp_path, query):
     state = tensors(len(VOCABULARY) + 3)
     write_folder(tmp_path, VOCABULARY, state=state | {"bn.weight": torch.ones(16)})
-    with pytest.warns(
-        UserWarning, match=r"1 tensors outside scGPT's layout; not read: \['bn.weight'\]"
-    ):
+    with pytest.warns(UserWarning, match=r"1 tensors outside scGPT's layout; not read: \['bn.weight'\]"):
         model = load(tmp_path)
     actual = model.get_latent_representation(query)
     np.testing.assert_allclose(actual, expected(state, query), atol=1e-5)

@@ -146,9 +146,7 @@ def test_train_with_genes_outside_the_vocabulary(tmp_path, reference, query):
     with pytest.warns(UserWarning, match="other 10 are not read"):
         vocabulary_model = part.get_latent_representation(reference)
     untrained = load_quietly(tmp_path, reference)
-    np.testing.assert_allclose(
-        untrained.get_latent_representation(reference), vocabulary_model, atol=1e-5
-    )
+    np.testing.assert_allclose(untrained.get_latent_representation(reference), vocabulary_model, atol=1e-5)
     shown = model.predict(query[:, 10:], soft=True)
     assert_close(model.predict(query, soft=True), shown)
 

@@ -1,30 +1,28 @@
-"""Splits and minibatches: their laws over any labels, sizes and seeds."""
+"""Splits and samplers: their laws over any labels, sizes and seeds."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
+from store_cases import reference, write_store
 
+from celler.atlas import DataModule
 from celler.data import _samplers, _sources
-from celler.data._loader import TokenLoader, grouped
 from celler.data._samplers import OrderedSampler, ShuffledSampler, split
-from celler.data._sources import InMemoryCells
-from celler.data._tokenizer import Tokenizer
 from celler.mining import HardCells, Replay
 
 QUICK = settings(max_examples=100, deadline=None)
+
+
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
+
+
 SEEDS = st.integers(0, 1000)
-
-
-# ---- split ----
 
 
 @QUICK
 @given(LABELS, st.floats(0.05, 1.0), SEEDS)
-def test_a_split_covers_every_cell_once(labels, train_size, seed):
+def test_split_covers_every_cell_once(labels, train_size, seed):
     train, validation = split(labels, train_size=train_size, validation_size=None, seed=seed)
     np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(len(labels)))
     assert (np.diff(train) > 0).all()
@@ -33,7 +31,7 @@ def test_a_split_covers_every_cell_once(labels, train_size, seed):
 
 @QUICK
 @given(LABELS, st.floats(0.05, 0.99), SEEDS)
-def test_a_class_of_three_is_validated_and_every_class_is_trained(labels, train_size, seed):
+def test_split_validates_classes_of_three_cells(labels, train_size, seed):
     train, validation = split(labels, train_size=train_size, validation_size=None, seed=seed)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
         n_validation = (labels[validation] == label).sum()
@@ -45,10 +43,8 @@ def test_a_class_of_three_is_validated_and_every_class_is_trained(labels, train_
 
 @QUICK
 @given(LABELS, st.floats(0.05, 0.6), st.floats(0.0, 0.4), SEEDS)
-def test_both_sizes_are_shares_of_each_class(labels, train_size, validation_size, seed):
-    train, validation = split(
-        labels, train_size=train_size, validation_size=validation_size, seed=seed
-    )
+def test_split_with_both_sizes(labels, train_size, validation_size, seed):
+    train, validation = split(labels, train_size=train_size, validation_size=validation_size, seed=seed)
     assert not set(train) & set(validation)
     for label, n in zip(*np.unique(labels, return_counts=True), strict=True):
         n_train, n_validation = ((labels[part] == label).sum() for part in (train, validation))
@@ -60,22 +56,18 @@ def test_both_sizes_are_shares_of_each_class(labels, train_size, validation_size
         assert abs(n_train - train_size * n) <= 1
 
 
-def test_all_cells_in_training():
+def test_split_without_validation():
     train, validation = split(np.zeros(9), train_size=1.0, validation_size=None, seed=0)
     assert (len(train), len(validation)) == (9, 0)
     assert validation.dtype == train.dtype == np.int64
 
 
-def test_the_seed_makes_the_split():
+def test_split_follows_the_seed():
     labels = np.repeat([0, 1, 2], [80, 15, 5])
-    one, same, other = (
-        split(labels, train_size=0.8, validation_size=None, seed=seed) for seed in (1, 1, 2)
-    )
+    one, same, other = (split(labels, train_size=0.8, validation_size=None, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one[1], same[1])
     assert set(one[1]) != set(other[1])
-    drawn = np.concatenate(
-        [split(labels, train_size=0.8, validation_size=None, seed=s)[1] for s in range(60)]
-    )
+    drawn = np.concatenate([split(labels, train_size=0.8, validation_size=None, seed=s)[1] for s in range(60)])
     assert set(drawn) == set(range(100)), "any cell may be drawn"
 
 
@@ -83,31 +75,16 @@ def test_the_seed_makes_the_split():
     ("train_size", "validation_size"),
     [(0, None), (1.1, None), (-0.5, None), (0.9, 0.2), (0.9, -0.1), (0.5, 1.0)],
 )
-def test_impossible_sizes(train_size, validation_size):
+def test_split_with_impossible_sizes(train_size, validation_size):
     message = f"train_size={train_size} and validation_size={validation_size} were given"
     with pytest.raises(ValueError, match=message):
         split(np.zeros(9), train_size=train_size, validation_size=validation_size, seed=0)
 
 
-# ---- source and minibatches ----
-
-
-def test_a_block_holds_the_rows_asked_for(rng):
-    X, labels = rng.poisson(1.0, (9, 4)), rng.integers(-1, 3, size=9)
-    source, index = InMemoryCells(sparse.csr_matrix(X), labels), np.array([4, 0, 4])
-    block = source[index]
-    assert len(source) == 9
-    assert source.n_labelled == np.isin(labels, [0, 1, 2]).sum() < 9
-    assert sparse.isspmatrix_csr(block.X)
-    np.testing.assert_array_equal(block.X[block.rows].toarray(), X[index])
-    np.testing.assert_array_equal(block.labels, labels[index])
-    np.testing.assert_array_equal(block.index, index)
-
-
 @QUICK
 @given(st.lists(st.integers(0, 9999), min_size=1, max_size=90, unique=True),
        st.integers(1, 100), SEEDS)  # fmt: skip
-def test_an_epoch_visits_each_cell_once(cells, batch_size, seed):
+def test_samplers_visit_each_cell_once(cells, batch_size, seed):
     index = np.array(cells)
     for sampler in (
         ShuffledSampler(index, batch_size, seed),
@@ -124,12 +101,12 @@ def test_an_epoch_visits_each_cell_once(cells, batch_size, seed):
 
 @QUICK
 @given(st.integers(1, 300), st.integers(1, 100))
-def test_shuffled_minibatches_are_equal_to_one_cell(n, batch_size):
+def test_shuffled_sampler_has_minibatches_of_equal_size(n, batch_size):
     sizes = [len(part) for part in ShuffledSampler(np.arange(n), batch_size, 0)]
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_each_epoch_is_another_order_and_the_seed_makes_them_all():
+def test_shuffled_sampler_follows_the_seed():
     def epochs(seed):
         sampler = ShuffledSampler(np.arange(50), 8, seed)
         return [np.concatenate(list(sampler)).tolist() for _ in range(3)]
@@ -141,9 +118,6 @@ def test_each_epoch_is_another_order_and_the_seed_makes_them_all():
     assert sorted(first) == list(range(50)) != first
 
 
-# ---- replayed cells and ranks ----
-
-
 def replaying(cells) -> HardCells:
     """Hard cells that an epoch left behind."""
     hard = HardCells(Replay(), np.array([90]))
@@ -153,7 +127,7 @@ def replaying(cells) -> HardCells:
 
 @QUICK
 @given(st.integers(1, 90), st.integers(1, 100), st.data())
-def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
+def test_shuffled_sampler_with_replayed_cells(n, batch_size, data):
     replayed = data.draw(st.sets(st.integers(0, n - 1)).map(sorted))
     index, hard = 7 * np.arange(n), replaying([])
     sampler = ShuffledSampler(index, batch_size, 0, hard)
@@ -170,7 +144,7 @@ def test_replayed_cells_come_twice_in_as_many_minibatches(n, batch_size, data):
     np.testing.assert_array_equal(counts, 1 + np.isin(np.arange(n), replayed))
 
 
-def test_the_passes_of_a_replayed_cell_are_shuffled_apart():
+def test_shuffled_sampler_separates_replayed_cells():
     sampler = ShuffledSampler(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
     grouped = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
     assert 0 < grouped < 20, "about one of 90 in each of five epochs"
@@ -178,7 +152,7 @@ def test_the_passes_of_a_replayed_cell_are_shuffled_apart():
 
 @QUICK
 @given(st.integers(1, 5), st.integers(2, 20), st.data(), SEEDS)
-def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, data, seed):
+def test_shuffled_sampler_over_ranks(n_ranks, batch_size, data, seed):
     n = data.draw(st.integers(2 * n_ranks, 90))
     replayed = data.draw(st.sets(st.integers(0, n - 1)).map(sorted))
     parts = []
@@ -202,31 +176,27 @@ def test_ranks_share_an_epoch_in_equally_many_minibatches(n_ranks, batch_size, d
     assert dealt == [minibatch.tolist() for minibatch in alone]
 
 
-def test_grouped_blocks_share_a_matrix_and_the_first_groups_are_small():
-    source = InMemoryCells(sparse.csr_matrix(np.eye(70)), np.zeros(70, np.int64))
-    blocks = [source[np.arange(k, k + 2)] for k in range(0, 70, 2)]
-    groups = list(grouped(blocks, n_cells=16))
-    assert [len(group) for group in groups] == [1, 2, 4, 8, 8, 8, 4]
-    assert [id(block) for group in groups for block in group] == [id(block) for block in blocks]
-    other = InMemoryCells(source.X.copy(), source.labels)
-    mixed = [source[np.arange(2)], other[np.arange(2)], other[np.arange(2)]]
-    assert [len(group) for group in grouped(mixed)] == [1, 2]
+SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
 
 
-def test_minibatches_for_a_gpu_are_pinned_as_one(rng, monkeypatch):
-    pinned = []
-    monkeypatch.setattr(
-        torch.Tensor, "pin_memory", lambda part: pinned.append(part) or part.clone()
-    )
-    X = sparse.csr_matrix(rng.poisson(1.0, size=(12, 5)), dtype=np.float32)
-    source, rows = InMemoryCells(X, np.arange(12)), np.arange(12)
-    on_cpu, on_gpu = (
-        TokenLoader(
-            source, Tokenizer(), ShuffledSampler(rows, 4, 0), False, device=torch.device(device)
-        )
-        for device in ("cpu", "cuda")
-    )
-    plain, moved = (list(loader) for loader in (on_cpu, on_gpu))
-    assert len(pinned) == 2 * 6  # a group of one minibatch and one of two
-    for one, other in zip(plain, moved, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+@pytest.fixture(scope="module")
+def cells():
+    return reference(1500, ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def folder(cells, tmp_path_factory):
+    pytest.importorskip("annbatch")
+    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=3)
+
+
+@pytest.fixture(scope="module")
+def dm(folder):
+    return DataModule(folder, **SETUP)
+
+
+def test_split_with_max_validation(dm, monkeypatch):
+    labels = np.repeat([0, 1, 2], [9000, 900, 60])
+    train, validation = split(labels, train_size=0.8, validation_size=None, seed=0, max_validation=400)
+    np.testing.assert_array_equal(np.bincount(labels[validation]), [361, 50, 12])
+    np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(9960))

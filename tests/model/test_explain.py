@@ -1,4 +1,4 @@
-"""Gene importance: its parts sum to the logits, and it reads cells as predict does."""
+"""get_gene_importance: its parts sum to the logits, and it reads cells as predict does."""
 
 import anndata as ad
 import numpy as np
@@ -48,7 +48,7 @@ def expert_logits(model, query) -> np.ndarray:
     return model.module(*tokens_of(model, query)).expert_logits.double().numpy()
 
 
-def test_evidence_and_bias_sum_to_the_linear_experts_logit(query):
+def test_get_gene_importance_and_bias_sum_to_the_linear_logit(query):
     model = trained()
     evidence, x = model.module.evidence, log_expression(query)
     weight, bias = (part.detach().numpy().astype(np.float64) for part in evidence.parameters())
@@ -64,7 +64,7 @@ def test_evidence_and_bias_sum_to_the_linear_experts_logit(query):
 
 
 @pytest.mark.parametrize("groupby", [None, "cell_type"])
-def test_evidence_of_a_group_is_the_table_times_the_mean_expression(query, groupby):
+def test_get_gene_importance_matches_the_table_times_mean_expression(query, groupby):
     model, x = trained(), log_expression(query)
     groups = model.predict(query, correct_shift=False) if groupby is None else truth(query)
     table = importance(query, groupby=groupby, n_genes=None)
@@ -81,20 +81,18 @@ def test_evidence_of_a_group_is_the_table_times_the_mean_expression(query, group
         assert set(part["label"]) == {name}
 
 
-def test_importances_of_a_group_sum_to_the_difference_of_its_mean_logit(query):
+def test_get_gene_importance_sums_to_the_difference_of_mean_logits(query):
     logits = expert_logits(trained(), query)[1]
     logits -= logits.mean(axis=1, keepdims=True)
     labels, table = truth(query), importance(query, groupby="cell_type", n_genes=None)
     for k, name in enumerate(trained().classes_):
         means = pd.Series(logits[:, k]).groupby(labels).mean()
         expected = means[name] - means.drop(name).mean()
-        assert table[table["group"] == name]["importance"].sum() == pytest.approx(
-            expected, abs=1e-4
-        )
+        assert table[table["group"] == name]["importance"].sum() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("encoder", ["additive", "latent"])
-def test_gradient_is_that_of_the_logit_by_finite_differences(query, encoder):
+def test_contributions_match_finite_differences(query, encoder):
     """Of the latents only the sum reads expression, so there the attention is switched off."""
     model = trained() if encoder == "additive" else fit(cells(), network={"encoder": encoder})
     if encoder == "latent":
@@ -121,7 +119,7 @@ def test_gradient_is_that_of_the_logit_by_finite_differences(query, encoder):
     torch.testing.assert_close(actual[:, :5], expected[:, :5], rtol=2e-2, atol=2e-2)
 
 
-def test_the_additive_encoders_gradients_sum_to_nothing(query):
+def test_get_gene_importance_by_gradient_sums_to_the_evidence_share(query):
     """Its norm undoes a common factor, so what is left of the sum is the evidence's share."""
     options = {"per_cell": True, "n_genes": None}
     full, linear = (
@@ -140,7 +138,7 @@ def test_the_additive_encoders_gradients_sum_to_nothing(query):
         {"evidence": False},
     ],
 )
-def test_every_network_has_gradients(query, network):
+def test_get_gene_importance_by_gradient_of_every_network(query, network):
     model = fit(cells(), network=network, max_epochs=1)
     table = model.get_gene_importance(query, method="gradient", n_genes=None)
     assert np.isfinite(table["importance"]).all()
@@ -151,7 +149,7 @@ def test_every_network_has_gradients(query, network):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_missing_genes_order_minibatches_and_logarithms(query, method, rng):
+def test_get_gene_importance_with_other_genes_order_and_values(query, method, rng):
     options = {"method": method, "groupby": "cell_type", "n_genes": None}
     full = importance(query, **options).set_index(["group", "gene"])["importance"]
     shuffled = query[:, rng.permutation(query.n_vars)].copy()
@@ -167,7 +165,7 @@ def test_missing_genes_order_minibatches_and_logarithms(query, method, rng):
         assert (part["importance"].xs(name, level="gene") == 0).all()
 
 
-def test_a_shift_is_undone_as_predict_does(query, monkeypatch):
+def test_get_gene_importance_undoes_the_shift(query, monkeypatch):
     factors = np.linspace(0.5, 2, query.n_vars)
     monkeypatch.setattr("celler.model._forward.shift_factors", lambda *_: factors)
     table = trained().get_gene_importance(query, groupby="cell_type", n_genes=None)
@@ -184,7 +182,7 @@ def test_a_shift_is_undone_as_predict_does(query, monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_listed_genes_speak_for_the_group_and_are_expressed_there(query, method):
+def test_get_gene_importance_lists_expressed_genes(query, method):
     table = importance(query, groupby="cell_type", n_genes=6, method=method)
     assert (table["importance"] > 0).all()
     assert (table["contribution"] > 0).all()
@@ -202,7 +200,7 @@ def test_listed_genes_speak_for_the_group_and_are_expressed_there(query, method)
     assert all(len(genes) >= 2 for genes in shared.values()), shared
 
 
-def test_markers_of_a_plot_in_one_line(query):
+def test_get_gene_importance_gives_markers_of_a_plot(query):
     before = snapshot(query)
     figure = cl.pl.marker_bubble(
         query, importance(query, groupby="cell_type", n_genes=2), groupby="cell_type",
@@ -212,7 +210,7 @@ def test_markers_of_a_plot_in_one_line(query):
     assert_unchanged(query, before)
 
 
-def test_groups_that_are_no_classes_are_explained_as_most_of_their_cells(query):
+def test_get_gene_importance_of_groups_that_are_no_classes(query):
     query.obs["cluster"] = pd.Series(truth(query), index=query.obs_names).map(
         {name: f"cluster {k}" for k, name in enumerate(trained().classes_)}
     )
@@ -222,7 +220,7 @@ def test_groups_that_are_no_classes_are_explained_as_most_of_their_cells(query):
     assert named.to_dict() == {f"cluster {k}": name for k, name in enumerate(trained().classes_)}
 
 
-def test_cells_without_counts_are_left_out(query):
+def test_get_gene_importance_of_cells_without_counts(query):
     query.X = sparse.vstack([sparse.csr_matrix((1, query.n_vars)), query.X[1:]], format="csr")
     with pytest.warns(UserWarning, match="no counts"):
         table = importance(query, per_cell=True, indices=[0, 1])
@@ -244,12 +242,12 @@ def test_cells_without_counts_are_left_out(query):
         ({"batch_size": 0}, ValueError, "batch_size=0"),
     ],
 )
-def test_questions_that_cannot_be_answered(query, options, error, words):
+def test_get_gene_importance_with_bad_options(query, options, error, words):
     with pytest.raises(error, match=words):
         importance(query, **options)
 
 
-def test_an_untrained_model(query):
+def test_get_gene_importance_before_training(query):
     cl.model.Celler.setup_anndata(query, labels_key="cell_type")
     with pytest.raises(RuntimeError, match="not trained"):
         cl.model.Celler(query).get_gene_importance()

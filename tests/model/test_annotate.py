@@ -1,11 +1,11 @@
-"""Annotate: stable categories and colours, votes of clusters, the record, and objects of every kind."""
+"""annotate: categories, votes of clusters, the record, and objects of every kind."""
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import ImplicitModificationWarning
-from toy import assert_equal_frames, cells, fit, trained
+from toy import assert_equal_frames, cells, fit, soft, trained
 
 from celler._utils._version import __version__
 from celler.tl import majority_vote
@@ -26,10 +26,7 @@ def categories(adata, name: str = "celler") -> list[str]:
     return list(adata.obs[name].cat.categories)
 
 
-# ---- categories and colours ----
-
-
-def test_categories_are_all_classes_whatever_the_cells(query):
+def test_annotate_writes_all_classes_as_categories(query):
     few = query[:3].copy()
     trained().annotate(few)
     assert categories(few) == CLASSES
@@ -40,17 +37,14 @@ def test_categories_are_all_classes_whatever_the_cells(query):
     assert categories(query) == [*CLASSES, "lineage 0", "lineage 1"]
 
 
-def test_colours_are_left_to_the_plots(query):
+def test_annotate_leaves_colors(query):
     query.uns["celler_colors"] = ["red", "green", "blue", "#123456"]
     trained().annotate(query, cluster_key="leiden")
     assert query.uns["celler_colors"] == ["red", "green", "blue", "#123456"]
     assert {"celler_majority_colors", "celler_parent_colors"}.isdisjoint(query.uns)
 
 
-# ---- clusters ----
-
-
-def test_the_vote_is_that_of_tl(query):
+def test_annotate_with_clusters_matches_majority_vote(query):
     trained().annotate(query, cluster_key="leiden", threshold=0.5)
     expected = query.copy()
     majority_vote(expected, "celler", "leiden", key_added="vote")
@@ -74,7 +68,7 @@ def test_the_vote_is_that_of_tl(query):
         ("score", ValueError, "holds numbers such as 0.5"),
     ],
 )
-def test_clusters_that_are_none(query, key, error, words):
+def test_annotate_with_a_bad_cluster_key(query, key, error, words):
     query.obs["none"], query.obs["score"] = None, 0.5
     before = list(query.obs)
     with pytest.raises(error, match=words):
@@ -83,10 +77,7 @@ def test_clusters_that_are_none(query, key, error, words):
     assert not query.uns
 
 
-# ---- the record ----
-
-
-def test_the_record_says_what_was_done(query):
+def test_annotate_writes_the_record(query):
     part = query[:, :70].copy()
     model = fit(cells(), {"parent_labels_key": "parent_type"}, max_epochs=1)
     with pytest.warns(UserWarning, match="70 of the model's 80 genes"):
@@ -105,13 +96,11 @@ def test_the_record_says_what_was_done(query):
         "extra": 0,
     }
     shares = X.multiply(1 / X.sum(axis=1)).mean(axis=0)
-    assert record["genes"]["expression_share"] == pytest.approx(
-        np.ravel(shares)[:70].sum(), abs=0.02
-    )
+    assert record["genes"]["expression_share"] == pytest.approx(np.ravel(shares)[:70].sum(), abs=0.02)
 
 
 @pytest.mark.parametrize("backoff", [False, True])
-def test_everything_survives_a_file(query, tmp_path, backoff):
+def test_annotate_survives_h5ad(query, tmp_path, backoff):
     trained().annotate(query, cluster_key="leiden", backoff=backoff)
     query.write_h5ad(tmp_path / "query.h5ad")
     read = ad.read_h5ad(tmp_path / "query.h5ad")
@@ -126,10 +115,7 @@ def test_everything_survives_a_file(query, tmp_path, backoff):
     assert "leiden" in read.obs
 
 
-# ---- again, and on objects of every kind ----
-
-
-def test_twice_is_once(query):
+def test_annotate_twice_equals_once(query):
     once = query.copy()
     trained().annotate(once, cluster_key="leiden")
     for options in ({"backoff": True, "threshold": 1.0}, {}, {"cluster_key": "leiden"}):
@@ -138,7 +124,7 @@ def test_twice_is_once(query):
     assert query.uns == once.uns
 
 
-def test_only_columns_of_its_own_go(query):
+def test_annotate_keeps_columns_of_others(query):
     query.obs["celler_level"] = "mine"
     query.uns["celler"] = "mine as well"
     trained().annotate(query)
@@ -146,7 +132,7 @@ def test_only_columns_of_its_own_go(query):
     assert set(query.obs["celler_level"]) == {"mine"}
 
 
-def test_a_view_becomes_a_copy_and_what_it_shows_stays(query):
+def test_annotate_of_a_view(query):
     view, whole = query[10:30], query.copy()
     with pytest.warns(ImplicitModificationWarning):
         trained().annotate(view, cluster_key="leiden")
@@ -156,7 +142,7 @@ def test_a_view_becomes_a_copy_and_what_it_shows_stays(query):
     assert not query.uns
 
 
-def test_a_backed_file_is_annotated_in_memory(query, tmp_path):
+def test_annotate_in_backed_mode(query, tmp_path):
     query.write_h5ad(tmp_path / "query.h5ad")
     backed = ad.read_h5ad(tmp_path / "query.h5ad", backed="r")
     trained().annotate(backed, cluster_key="leiden")
@@ -167,3 +153,40 @@ def test_a_backed_file_is_annotated_in_memory(query, tmp_path):
         trained().annotate(backed[:10])
     backed.file.close()
     assert "celler" not in ad.read_h5ad(tmp_path / "query.h5ad").obs
+
+
+def test_annotate_writes_what_predict_returns(query):
+    expected, parents = soft(query), soft(query, level="parent")
+    before = list(query.obs.columns)
+    trained().annotate(query, "c", threshold=0.5)
+    ends = ["", "_confidence", "_margin", "_second", "_novelty", "_parent", "_parent_confidence"]
+    assert list(query.obs.columns) == [*before, *(f"c{end}" for end in ends)]
+    labels = trained().predict(query, threshold=0.5)
+    np.testing.assert_array_equal(query.obs["c"].astype(str), labels)
+    np.testing.assert_array_equal(query.obs["c_confidence"], expected.max(axis=1))
+    ranked = np.sort(expected.to_numpy(), axis=1)
+    np.testing.assert_allclose(query.obs["c_margin"], ranked[:, -1] - ranked[:, -2])
+    expected_parents = np.where(parents.max(axis=1) < 0.5, "Unknown", parents.idxmax(axis=1))
+    np.testing.assert_array_equal(query.obs["c_parent"].astype(str), expected_parents)
+    assert query.uns["c"]["threshold"] == 0.5
+    assert query.uns["c"]["classes"] == list(trained().classes_)
+
+
+def test_annotate_twice_with_other_options(query):
+    trained().annotate(query, threshold=1.0)
+    trained().annotate(query)
+    np.testing.assert_array_equal(query.obs["celler"].astype(str), trained().predict(query))
+    assert query.uns["celler"]["threshold"] == "none"
+
+
+def test_annotate_survives_h5ad_without_clusters(query, tmp_path):
+    trained().annotate(query)
+    query.write_h5ad(tmp_path / "query.h5ad")
+    read = ad.read_h5ad(tmp_path / "query.h5ad")
+    np.testing.assert_array_equal(read.obs["celler"].astype(str), query.obs["celler"].astype(str))
+    assert list(read.uns["celler"]["classes"]) == list(trained().classes_)
+
+
+def test_annotate_without_parents(query):
+    fit(cells(), max_epochs=1).annotate(query)
+    assert "celler_parent" not in query.obs

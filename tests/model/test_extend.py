@@ -1,4 +1,4 @@
-"""Extending a model: nothing moves before training, and nothing is forgotten in it."""
+"""load_query_data: nothing moves before training, and nothing is forgotten in it."""
 
 import anndata as ad
 import numpy as np
@@ -9,8 +9,6 @@ from scipy import sparse
 from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, assert_unchanged, cells, fit, snapshot, truth
 
-from celler.data._augmentation import draw_cells, n_rehearsed
-from celler.data._profile import Profile, profile
 from celler.model import Celler
 
 
@@ -63,7 +61,7 @@ def quickly(model: Celler, **options) -> Celler:
         {"evidence": False},
     ],
 )
-def test_before_training_old_logits_are_the_references(network, new_cells, rng):
+def test_load_query_data_keeps_old_logits(network, new_cells, rng):
     """Whatever the order of genes and classes, and with genes that the reference lacks."""
     reference = fit(without(renamed(cells(200)), "a_new"), network=network, max_epochs=1)
     query = without(renamed(cells(30, seed=8)), "a_new")
@@ -85,7 +83,7 @@ def test_before_training_old_logits_are_the_references(network, new_cells, rng):
     assert np.isfinite(probabilities.to_numpy()).all()
 
 
-def test_a_new_class_is_learned_and_the_old_ones_are_not_forgotten(reference, new_cells, tmp_path):
+def test_load_query_data_learns_a_new_class_and_keeps_the_old(reference, new_cells, tmp_path):
     test = renamed(cells(500, seed=9))
     old = list(reference.classes_)
     options = {"labels": old, "average": "macro"}
@@ -101,7 +99,7 @@ def test_a_new_class_is_learned_and_the_old_ones_are_not_forgotten(reference, ne
         torch.testing.assert_close(part, weights[name], rtol=0, atol=0)
 
 
-def test_what_training_leaves(reference, new_cells, tmp_path):
+def test_load_query_data_keeps_counts_and_profiles(reference, new_cells, tmp_path):
     model = quickly(extended(new_cells, reference))
     counts = dict(zip(model.classes_, model.class_counts_, strict=True))
     for name, n in zip(reference.classes_, reference.class_counts_, strict=True):
@@ -122,13 +120,13 @@ def test_what_training_leaves(reference, new_cells, tmp_path):
     assert list(twice.classes_) == ["a_new", "b_newer", *reference.classes_]
 
 
-def test_same_seed_same_labels(reference, new_cells):
+def test_load_query_data_with_the_same_seed(reference, new_cells):
     query = cells(80, seed=11)
     first, second = (quickly(extended(new_cells.copy(), reference)).predict(query) for _ in "ab")
     np.testing.assert_array_equal(first, second)
 
 
-def test_more_cells_of_old_classes_with_other_genes_and_logarithms(reference, rng):
+def test_load_query_data_with_other_genes_and_logarithms(reference, rng):
     more = with_more_genes(without(renamed(cells(200, seed=6)), "a_new"), 6, rng)[:, 10:].copy()
     log = more.copy()
     depth = np.asarray(more.X.sum(axis=1))
@@ -151,7 +149,7 @@ def test_more_cells_of_old_classes_with_other_genes_and_logarithms(reference, rn
     assert (labels[0] == truth(query)).mean() > 0.8
 
 
-def test_unknown_labels_are_named(reference, new_cells):
+def test_load_query_data_with_unknown_labels(reference, new_cells):
     before = snapshot(new_cells)
     with pytest.raises(ValueError, match=r"not know: \['a_new'\]. Pass extend_labels=True"):
         Celler.load_query_data(new_cells, reference)
@@ -162,7 +160,7 @@ def test_unknown_labels_are_named(reference, new_cells):
     assert_unchanged(new_cells, before)
 
 
-def test_the_setup_of_the_reference_is_taken_and_can_be_overridden(new_cells):
+def test_load_query_data_takes_the_setup_of_the_reference(new_cells):
     full = without(renamed(cells(200)), "a_new")
     full.layers["counts"], full.X = full.X, None
     reference = fit(full, {"layer": "counts", "batch_key": "donor"}, max_epochs=1)
@@ -175,7 +173,7 @@ def test_the_setup_of_the_reference_is_taken_and_can_be_overridden(new_cells):
     assert quickly(model, max_epochs=1).is_trained
 
 
-def test_parents_go_by_class(new_cells):
+def test_load_query_data_with_parents(new_cells):
     setup = {"parent_labels_key": "parent_type"}
     reference = fit(without(renamed(cells(200)), "a_new"), setup, max_epochs=1)
     model = quickly(extended(new_cells.copy(), reference), max_epochs=1)
@@ -190,7 +188,7 @@ def test_parents_go_by_class(new_cells):
         extended(other, reference)
 
 
-def test_references_that_cannot_be_extended(reference, new_cells):
+def test_load_query_data_with_a_bad_reference(reference, new_cells):
     with pytest.raises(TypeError, match="a trained Celler or its folder"):
         extended(new_cells, 3)
     Celler.setup_anndata(new_cells, labels_key="cell_type")
@@ -200,7 +198,7 @@ def test_references_that_cannot_be_extended(reference, new_cells):
         extended(new_cells, "nowhere")
 
 
-def test_a_query_under_the_models_genes(reference, rng):
+def test_prepare_query_anndata_has_the_genes_of_the_model(reference, rng):
     query = cells(40, seed=7)
     query.layers["counts"] = query.X.copy()
     query.X = sparse.csr_matrix(np.log1p(query.X.toarray()))
@@ -225,28 +223,3 @@ def test_a_query_under_the_models_genes(reference, rng):
 def with_layers(adata: ad.AnnData, rng: np.random.Generator) -> ad.AnnData:
     """75 of its genes in another order."""
     return adata[:, rng.permutation(80)[:75]].copy()
-
-
-def test_drawn_cells_have_the_profile_they_come_from(rng):
-    mean = rng.gamma(1.0, 1.0, (2, 60))
-    mean *= 1e4 / mean.sum(axis=1, keepdims=True)
-    given = Profile(mean, np.array([10.0, 20.0]), np.full(60, 5.0))
-    X, codes = draw_cells(given, np.array([4000, 3000]), rng)
-    np.testing.assert_array_equal(np.bincount(codes), [4000, 3000])
-    back = profile(lambda b: X[b], lambda b: np.eye(2)[codes[b]], len(codes), is_log=False)
-    np.testing.assert_allclose(back.mean, mean, rtol=0.1, atol=1)
-    # a lognormal depth of spread 0.4 has a mean of 1 / depth that is exp(0.08) larger
-    assert np.median(back.dispersion) == pytest.approx(5 * np.exp(0.08), rel=0.1)
-    assert ((X.data % 1 == 0) & (X.data > 0)).all()
-    assert (X.sum(axis=1) > 0).all()
-
-
-def test_a_gene_that_was_not_measured_is_not_drawn(rng):
-    given = Profile(np.array([[1.0, np.nan, 2.0]]), np.array([5.0]), np.ones(3))
-    X, _ = draw_cells(given, np.array([50]), rng)
-    assert X[:, [1]].nnz == 0
-
-
-def test_few_cells_are_drawn_of_a_large_reference():
-    np.testing.assert_array_equal(n_rehearsed(np.array([300, 10])), [300, 10])
-    np.testing.assert_array_equal(n_rehearsed(np.array([99_000, 1_000, 7])), [4950, 50, 7])

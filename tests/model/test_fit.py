@@ -1,4 +1,4 @@
-"""Replay and hard_cells_ in a training: planted label errors surface, nothing is trained more often than said."""
+"""fit_network: split, curves, refit, and hard cells, where planted label errors surface."""
 
 from dataclasses import replace
 
@@ -7,15 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from toy import cells, fit, trained, truth
 
+from celler.losses import HDM
 from celler.mining import HardCells, Replay
 from celler.model import Celler
 from celler.model._fit import hard_cell_table
 from celler.model._state import HARD_CELL_COLUMNS
 
 N_PLANTED = 20
+
+
 TRAIN = {"max_epochs": 12, "batch_size": 32, "train_size": 1.0}
+
+
 #: 400 cells are few: a fiftieth of them would be 8.
 REPLAY = Replay(max_share=0.1)
 
@@ -26,9 +32,7 @@ def with_planted_errors() -> tuple[ad.AnnData, np.ndarray]:
     rows = np.sort(np.random.default_rng(0).choice(400, N_PLANTED, replace=False))
     adata.obs["given"] = adata.obs["cell_type"]
     codes = adata.obs["given"].cat.codes.to_numpy()
-    adata.obs.iloc[rows, adata.obs.columns.get_loc("given")] = [
-        f"type {(codes[row] + 2) % 4}" for row in rows
-    ]
+    adata.obs.iloc[rows, adata.obs.columns.get_loc("given")] = [f"type {(codes[row] + 2) % 4}" for row in rows]
     return adata, rows
 
 
@@ -69,10 +73,7 @@ def watched(monkeypatch) -> list[Watched]:
     return made
 
 
-# ---- planted errors ----
-
-
-def test_planted_errors_are_most_of_the_list_and_its_top(planted):
+def test_hard_cells_list_planted_errors(planted):
     model, names = planted
     is_planted = model.hard_cells_["cell"].isin(names)
     assert is_planted.sum() > 0.7 * N_PLANTED
@@ -81,7 +82,7 @@ def test_planted_errors_are_most_of_the_list_and_its_top(planted):
     assert len(is_planted) < 4 * N_PLANTED
 
 
-def test_a_row_holds_the_label_given_and_the_type_it_should_be(planted):
+def test_hard_cells_hold_label_and_prediction(planted):
     model, names = planted
     adata = model.adata
     table = model.hard_cells_
@@ -98,7 +99,7 @@ def test_a_row_holds_the_label_given_and_the_type_it_should_be(planted):
     assert table.groupby("prediction").size().max() <= REPLAY.n_per_class
 
 
-def test_planted_errors_leave_the_replay_and_few_others_do(planted):
+def test_hard_cells_leave_the_replay_if_planted(planted):
     model, names = planted
     table = model.hard_cells_
     has_left = table["n_failed"] >= REPLAY.patience
@@ -108,7 +109,7 @@ def test_planted_errors_leave_the_replay_and_few_others_do(planted):
     assert table["n_failed"].max() <= TRAIN["max_epochs"] - 1, "none can be replayed in the first"
 
 
-def test_history_says_what_was_replayed(planted):
+def test_history_of_replayed_shares(planted):
     history = planted[0].history
     by_class = history[[f"replayed type {j}" for j in range(4)]]
     np.testing.assert_allclose(by_class.sum(axis=1) / 400, history["replayed_share"])
@@ -119,14 +120,14 @@ def test_history_says_what_was_replayed(planted):
     assert history["replayed_share"].iloc[-4:].mean() < 0.07
 
 
-def test_the_table_is_the_callers_own(planted):
+def test_hard_cells_are_a_copy(planted):
     model, _ = planted
     before = model.hard_cells_
     before["cell"] = "mine"
     assert "mine" not in set(model.hard_cells_["cell"])
 
 
-def test_a_table_worked_by_hand():
+def test_hard_cell_table_worked_by_hand():
     """Most epochs first. Cell 7 was taken for either of the other types: it has one row, the surer."""
     hard, names = (
         HardCells(REPLAY, np.array([30, 30, 30])),
@@ -151,10 +152,7 @@ def test_a_table_worked_by_hand():
     ]
 
 
-# ---- what is trained on, and what is listed ----
-
-
-def test_replayed_cells_come_twice_in_epochs_of_as_many_minibatches(watched):
+def test_run_shows_replayed_cells_twice(watched):
     model = fit(cells(), max_epochs=4)
     (hard,) = watched
     n_minibatches = {len(minibatches) for minibatches, _ in hard.epochs}
@@ -170,7 +168,7 @@ def test_replayed_cells_come_twice_in_epochs_of_as_many_minibatches(watched):
     )
 
 
-def test_a_training_without_replay_leaves_no_trace_of_it(watched):
+def test_run_without_replay(watched):
     model = fit(cells(), max_epochs=2, replay=None)
     assert watched == []
     assert not any("replayed" in name for name in model.history.columns)
@@ -178,7 +176,7 @@ def test_a_training_without_replay_leaves_no_trace_of_it(watched):
     assert tuple(model.hard_cells_.columns) == HARD_CELL_COLUMNS
 
 
-def test_the_list_is_that_of_the_refit_and_the_history_of_the_training(watched):
+def test_fit_network_lists_hard_cells_of_the_refit(watched):
     adata = cells()
     model = fit(adata, refit=True, max_epochs=4)
     first, refit = watched
@@ -188,12 +186,10 @@ def test_the_list_is_that_of_the_refit_and_the_history_of_the_training(watched):
     assert shown <= set(adata.obs_names[refit.listed["index"]])
     assert not shown <= set(adata.obs_names[first.listed["index"]])
     n_replayed = [len(replayed) for _, replayed in first.epochs]
-    np.testing.assert_allclose(
-        model.history["replayed_share"] * first.class_counts.sum(), n_replayed
-    )
+    np.testing.assert_allclose(model.history["replayed_share"] * first.class_counts.sum(), n_replayed)
 
 
-def test_unlabelled_cells_are_never_listed():
+def test_hard_cells_with_unlabelled_cells():
     """The index of a cell is its row, although the labelled ones alone are trained on."""
     adata = cells()
     adata.obs["given"] = adata.obs["cell_type"].astype(object)
@@ -203,13 +199,13 @@ def test_unlabelled_cells_are_never_listed():
     np.testing.assert_array_equal(table["label"], adata.obs["given"][table["cell"]])
 
 
-def test_the_seed_makes_the_list():
+def test_hard_cells_follow_the_seed():
     one, same, other = (fit(cells(), max_epochs=3, seed=seed).hard_cells_ for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(one, same, check_exact=True)
     assert not one.equals(other)
 
 
-def test_before_training_there_is_no_list():
+def test_hard_cells_before_training():
     adata = cells(60)
     Celler.setup_anndata(adata, "cell_type")
     with pytest.raises(RuntimeError, match=r"not trained; call train\(\) first"):
@@ -217,10 +213,7 @@ def test_before_training_there_is_no_list():
     assert len(trained().hard_cells_) > 0
 
 
-# ---- options of the replay ----
-
-
-def test_every_option_of_replay_does_what_it_says():
+def test_run_with_every_option_of_replay():
     adata, _ = with_planted_errors()
 
     def model(**options) -> Celler:
@@ -236,13 +229,114 @@ def test_every_option_of_replay_does_what_it_says():
     assert impatient < 0.8 * patient
 
 
-def test_only_classes_that_were_replayed_have_a_column():
+def test_history_names_replayed_classes_only():
     """The first epoch replays no cell of any class; the names are those of the labels."""
     adata = cells(200, depth=1.0)
     adata.obs["given"] = np.where(truth(adata) == "type 3", "odd {x}/3", "rest")
     columns = [
-        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns
-        for n in (1, 4)
+        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns for n in (1, 4)
     ]
     assert list(columns[0]) == ["replayed_share"]
     assert sorted(columns[1]) == ["replayed odd {x}/3", "replayed rest", "replayed_share"]
+
+
+def macro_f1(adata, labels) -> float:
+    return f1_score(truth(adata), labels, average="macro")
+
+
+def test_fit_network_without_validation():
+    model = fit(cells(), train_size=1.0, replay=None)
+    assert list(model.history.columns) == ["train_loss"]
+    assert len(model.validation_indices) == 0
+    assert len(model.train_indices) == 300
+
+
+ASTRAY = {
+    "network": {"encoder": "latent"}, "max_epochs": 40, "learning_rate": 100.0, "batch_size": 1000,
+    "loss": HDM(), "replay": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("early_stopping", "n_epochs"), [(True, 21), (False, 40)])
+def test_fit_network_with_early_stopping(monkeypatch, early_stopping, n_epochs):
+    scores = iter([0.9] + [0.1] * 40)
+    monkeypatch.setattr(
+        "celler.training._plan.macro_f1_with_error",
+        lambda *_: (torch.tensor(next(scores)), torch.tensor(0.01)),
+    )
+    history = fit(cells(60), max_epochs=40, early_stopping=early_stopping).history
+    assert len(history) == n_epochs
+
+
+def test_fit_network_keeps_the_last_good_weights():
+    adata = cells()
+    model = fit(adata, **ASTRAY)
+    score = model.history["validation_macro_f1"]
+    is_good = score >= score.cummax() - model.history["validation_macro_f1_error"]
+    held_out = adata[model.validation_indices]
+    expected = score[np.flatnonzero(is_good)[-1]]
+    assert macro_f1(held_out, model.predict(held_out)) == pytest.approx(expected)
+    assert expected > score.iloc[-1]
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 10, 20])
+def test_fit_network_with_any_number_of_steps(n_steps):
+    model = fit(cells(60), max_epochs=n_steps, batch_size=1000, train_size=1.0)
+    assert len(model.history) == n_steps
+
+
+def test_fit_network_splits_every_class():
+    adata = cells()
+    model = fit(adata, train_size=0.8)
+    train, validation = model.train_indices, model.validation_indices
+    np.testing.assert_array_equal(np.sort(np.r_[train, validation]), np.arange(300))
+    sizes, held_out = (pd.Series(truth(adata)[rows]).value_counts() for rows in (slice(None), validation))
+    for name, size in sizes.items():
+        assert abs(held_out[name] - 0.2 * size) <= 0.5
+
+
+def test_fit_network_with_both_sizes():
+    model = fit(cells(), train_size=0.5, validation_size=0.2)
+    assert abs(len(model.train_indices) - 150) <= 2
+    assert abs(len(model.validation_indices) - 60) <= 2
+
+
+def test_fit_network_counts_training_cells():
+    adata = cells()
+    model = fit(adata)
+    expected = pd.Series(truth(adata)[model.train_indices]).value_counts().sort_index()
+    np.testing.assert_array_equal(model.class_counts_, expected)
+    np.testing.assert_array_equal(model.classes_, expected.index)
+
+
+def test_fit_network_with_refit():
+    adata = cells()
+    model = fit(adata, refit=True)
+    np.testing.assert_array_equal(model.train_indices, np.arange(300))
+    assert model.class_counts_.sum() == 300
+    assert 0 < len(model.validation_indices) < 60
+    assert not model.predict(soft=True).equals(fit(cells(), refit=False).predict(soft=True))
+
+
+def calibration_error(probabilities: pd.DataFrame, labels: np.ndarray) -> float:
+    """Expected calibration error over ten bins of equal width."""
+    confidence = probabilities.max(axis=1).to_numpy()
+    is_right = probabilities.idxmax(axis=1).to_numpy() == labels
+    table = pd.DataFrame({"gap": is_right - confidence, "bin": (confidence * 10).astype(int)})
+    bins = table.groupby("bin")["gap"]
+    return float((bins.mean().abs() * bins.size()).sum() / len(table))
+
+
+@pytest.mark.slow
+def test_fit_network_calibrates_the_refitted_network():
+    """The temperature is that of the first network; the second has seen a tenth more cells."""
+    errors = {False: [], True: []}
+    for seed in range(3):
+        query = cells(1000, seed=100 + seed)
+        for refit, found in errors.items():
+            reference = cells(400, seed=seed)
+            model = fit(reference, max_epochs=12, batch_size=32, refit=refit, seed=seed)
+            probabilities = model.predict(query, soft=True, correct_shift=False)
+            found.append(calibration_error(probabilities, truth(query)))
+    assert np.mean(errors[True]) < np.mean(errors[False]) + 0.01
+    assert max(errors[True]) < 0.1

@@ -6,18 +6,19 @@ import pytest
 import torch
 import toy
 from scipy import sparse
+from store_cases import reference, write_store
 
+from celler.atlas import DataModule
 from celler.model import Celler
 from celler.model._pretrain import masked_loaders, streamed_unlabelled, unlabelled_cells
 from celler.training._plan import PretrainingConfig
 
 pytest.importorskip("annbatch")
 
-from store_cases import reference, write_store
-
-from celler.atlas import DataModule
 
 SETUP = {"labels_key": "cell_type", "batch_key": "donor"}
+
+
 QUICK = {"max_epochs": 3, "show_progress": False, "accelerator": "cpu"}
 
 
@@ -59,7 +60,7 @@ def registered(model):
     return unlabelled_cells(model._state, model._registered, None)
 
 
-def test_the_cells_are_those_in_memory(dm, in_memory):
+def test_streamed_unlabelled_matches_memory(dm, in_memory):
     of_store = streamed_unlabelled(Celler(registry=dm.registry, **toy.SMALL)._state, dm, None)
     of_memory = registered(in_memory)
     assert of_store.batches == of_memory.batches == ("a", "b", "c")
@@ -69,7 +70,7 @@ def test_the_cells_are_those_in_memory(dm, in_memory):
     np.testing.assert_array_equal(codes, of_memory.source.labels)
 
 
-def test_validation_minibatches_are_those_in_memory(dm, in_memory):
+def test_masked_loaders_validate_as_in_memory(dm, in_memory):
     config = PretrainingConfig(1, 64)
     (_, of_store), (_, of_memory) = (
         masked_loaders(in_memory._state, cells, 0.2, config)
@@ -82,7 +83,7 @@ def test_validation_minibatches_are_those_in_memory(dm, in_memory):
         assert one.bins.shape == other.bins.shape
 
 
-def test_an_epoch_shows_every_cell_once(dm, in_memory):
+def test_masked_loaders_show_every_cell_once(dm, in_memory):
     train, none = masked_loaders(
         in_memory._state,
         streamed_unlabelled(in_memory._state, dm, None),
@@ -97,7 +98,7 @@ def test_an_epoch_shows_every_cell_once(dm, in_memory):
     np.testing.assert_array_equal(np.bincount(seen), np.bincount(wanted.source.labels))
 
 
-def test_the_store_teaches_as_much_as_memory(dm, streamed, cells):
+def test_pretrain_from_a_store_learns_as_well_as_memory(dm, streamed, cells):
     losses = []
     for seed in (0, 1):
         train = cells[cells.obs["split"] == "train"].copy()
@@ -109,7 +110,7 @@ def test_the_store_teaches_as_much_as_memory(dm, streamed, cells):
     assert min(losses) - 0.05 <= loss <= max(losses) + 0.05
 
 
-def test_the_same_seed_learns_the_same(dm, streamed):
+def test_pretrain_from_a_store_with_the_same_seed(dm, streamed):
     again = Celler(registry=dm.registry, **toy.SMALL)
     again.pretrain(datamodule=dm, **QUICK)
     pd.testing.assert_frame_equal(again.pretraining_history, streamed.pretraining_history)
@@ -117,7 +118,7 @@ def test_the_same_seed_learns_the_same(dm, streamed):
     assert len(again.pretraining_history) == 6, "a second call continues"
 
 
-def test_a_pretrained_model_trains_and_is_saved(dm, cells, tmp_path):
+def test_pretrain_from_a_store_then_train_and_save(dm, cells, tmp_path):
     model = Celler(registry=dm.registry, **toy.SMALL)
     model.pretrain(datamodule=dm, **QUICK)
     model.train(datamodule=dm, **toy.QUICK)
@@ -127,7 +128,7 @@ def test_a_pretrained_model_trains_and_is_saved(dm, cells, tmp_path):
     assert model.predict_expression(query).shape == query.shape
 
 
-def test_labels_are_not_needed(folder, in_memory):
+def test_pretrain_from_a_store_without_labels(folder, in_memory):
     dm = DataModule(folder)
     model = Celler(registry=dm.registry, **toy.SMALL)
     model.pretrain(datamodule=dm, **QUICK)
@@ -139,7 +140,7 @@ def test_labels_are_not_needed(folder, in_memory):
     assert other.is_pretrained
 
 
-def test_what_does_not_fit_is_refused(dm, in_memory, tmp_path, cells):
+def test_pretrain_from_a_store_that_does_not_fit(dm, in_memory, tmp_path, cells):
     with pytest.raises(ValueError, match=r"pass one of them.*cl\.atlas\.build"):
         in_memory.pretrain(datamodule=dm, adata=cells, **QUICK)
     write_store(tmp_path, cells[:, ::-1].copy())

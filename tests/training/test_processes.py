@@ -14,7 +14,9 @@ import pytest
 import torch
 import toy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+
+
 N_CELLS = 400
 
 
@@ -57,18 +59,16 @@ def ranks(tmp_path_factory, store):
     return start(tmp_path_factory.mktemp("ranks"), store, nodes=1)
 
 
-def test_the_ranks_cover_the_cells_once_in_equally_many_minibatches(ranks):
+def test_train_in_two_processes_shares_the_cells(ranks):
     assert [rank["rank"] for rank in ranks] == [(0, 2), (1, 2)]
     of_rank = [[part for _, part in rank["visited"]] for rank in ranks]
     assert len(of_rank[0]) == len(of_rank[1])
-    first = np.concatenate(
-        [part for rank in ranks for epoch, part in rank["visited"] if epoch == 1]
-    )
+    first = np.concatenate([part for rank in ranks for epoch, part in rank["visited"] if epoch == 1])
     train = np.setdiff1d(np.arange(N_CELLS), ranks[0]["validation"])
     np.testing.assert_array_equal(np.sort(first), train)
 
 
-def test_both_ranks_hold_the_same_model(ranks):
+def test_train_in_two_processes_makes_one_model(ranks):
     one, other = ranks
     for name in ("validation", "class_counts", "labels"):
         np.testing.assert_array_equal(one[name], other[name])
@@ -79,17 +79,17 @@ def test_both_ranks_hold_the_same_model(ranks):
     pd.testing.assert_frame_equal(one["hard"], other["hard"])
 
 
-def test_split_and_counts_are_those_of_one_process(ranks):
+def test_train_in_two_processes_splits_as_in_one(ranks):
     alone = toy.fit(toy.cells(N_CELLS), max_epochs=1)
     np.testing.assert_array_equal(ranks[0]["validation"], alone.validation_indices_)
     np.testing.assert_array_equal(ranks[0]["class_counts"], alone.class_counts_)
 
 
-def test_the_ranks_draw_other_noise(ranks):
+def test_train_in_two_processes_draws_other_noise(ranks):
     assert (ranks[0]["noise"] != ranks[1]["noise"]).any()
 
 
-def test_macro_f1_is_that_of_all_validation_cells(ranks):
+def test_train_in_two_processes_scores_all_validation_cells(ranks):
     """Scored again in one process, with the weights that were kept."""
     from sklearn.metrics import f1_score
 
@@ -102,7 +102,7 @@ def test_macro_f1_is_that_of_all_validation_cells(ranks):
     assert np.isclose(ranks[0]["history"]["validation_macro_f1"], score, atol=1e-6).any()
 
 
-def test_two_processes_learn_as_one(ranks):
+def test_train_in_two_processes_learns_as_in_one(ranks):
     query = toy.cells(200, seed=1)
     alone = toy.fit(toy.cells(N_CELLS), max_epochs=6).predict(query)
     right = [(labels == toy.truth(query)).mean() for labels in (ranks[0]["labels"], alone)]
@@ -110,7 +110,7 @@ def test_two_processes_learn_as_one(ranks):
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
-def test_a_store_is_shared_and_its_labels_are_gathered(ranks, store):
+def test_predict_of_a_store_in_two_processes(ranks, store):
     from celler.atlas import DataModule
 
     pd.testing.assert_frame_equal(ranks[0]["streamed_history"], ranks[1]["streamed_history"])
@@ -120,27 +120,27 @@ def test_a_store_is_shared_and_its_labels_are_gathered(ranks, store):
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
-def test_a_stopped_training_goes_on_to_the_same_model(ranks):
+def test_train_in_two_processes_resumes(ranks):
     for rank in ranks:
         pd.testing.assert_frame_equal(rank["resumed_history"], rank["streamed_history"])
         pd.testing.assert_frame_equal(rank["resumed"], rank["streamed"])
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
-def test_pretraining_from_a_store_is_the_same_on_both_ranks(ranks):
+def test_pretrain_from_a_store_in_two_processes(ranks):
     pd.testing.assert_frame_equal(ranks[0]["pretrained"], ranks[1]["pretrained"])
     np.testing.assert_array_equal(*(rank["pretrained_weights"] for rank in ranks))
     assert len(ranks[0]["pretrained"]) == 2
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="the longer half runs with the stores")
-def test_training_stops_at_the_same_epoch_on_both_ranks(ranks):
+def test_train_in_two_processes_stops_at_one_epoch(ranks):
     pd.testing.assert_frame_equal(ranks[0]["stopped"], ranks[1]["stopped"])
     assert 1 < len(ranks[0]["stopped"]) < 60
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="the longer half runs with the stores")
-def test_a_frozen_encoder_embeds_each_cell_once_for_all_ranks(ranks):
+def test_embed_in_two_processes(ranks):
     from process_cases import embedded
 
     model = toy.fit(toy.cells(N_CELLS), max_epochs=1)
@@ -154,7 +154,7 @@ def test_a_frozen_encoder_embeds_each_cell_once_for_all_ranks(ranks):
     assert (alone["embedding"][1:] != 0).any(1).all()
 
 
-def test_two_machines_are_two_processes(ranks, tmp_path):
+def test_train_on_two_machines(ranks, tmp_path):
     """The same training in one process on each of two machines, both of them this one."""
     apart = start(tmp_path, "none", nodes=2)
     for name, weights in ranks[0]["weights"].items():

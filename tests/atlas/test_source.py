@@ -1,0 +1,298 @@
+"""StoreCells: training from a store agrees with memory, with and without class balance."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import toy
+from sklearn.metrics import f1_score
+from store_cases import reference, write_store
+
+from celler.atlas import DataModule, _source
+from celler.atlas._source import MAX_COPIES, StoreCells, check_balance, drawn_rows, n_drawn
+from celler.data._loader import Minibatch, TokenLoader
+from celler.data._samplers import ShuffledSampler
+from celler.data._sources import InMemoryCells
+from celler.model import Celler
+from celler.training._plan import TrainingConfig, TrainingPlan
+
+SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return reference(1500, ["a", "b"])
+
+
+@pytest.fixture(scope="module")
+def folder(cells, tmp_path_factory):
+    pytest.importorskip("annbatch")
+    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=3)
+
+
+@pytest.fixture(scope="module")
+def dm(folder):
+    return DataModule(folder, **SETUP)
+
+
+@pytest.fixture(scope="module")
+def streamed(dm):
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    model.train(datamodule=dm, **toy.QUICK)
+    return model
+
+
+@pytest.fixture(scope="module")
+def in_memory(cells):
+    return toy.fit(cells[cells.obs["split"] == "train"].copy(), SETUP)
+
+
+def test_blocks_show_every_cell_once(dm, cells):
+    rows = np.flatnonzero(dm.labels >= 0)
+    source = StoreCells(dm.store, dm.labels)
+    blocks = list(source.blocks(ShuffledSampler(rows, 64, 0)))
+    assert len({id(block.X) for block in blocks}) == 2, "one block of two parts"
+    np.testing.assert_array_equal(np.sort(np.concatenate([b.index for b in blocks])), rows)
+    for block in blocks:
+        counts = cells.X[block.index]
+        np.testing.assert_array_equal(block.X[block.rows].toarray(), counts.toarray())
+
+
+def test_train_from_a_store_matches_memory(streamed, in_memory, dm, cells):
+    np.testing.assert_array_equal(streamed.classes_, in_memory.classes_)
+    assert streamed.parents_ == in_memory.parents_
+    np.testing.assert_array_equal(streamed.class_counts_, in_memory.class_counts_)
+    rows = np.flatnonzero(dm.is_train)
+    for name in ("train_indices_", "validation_indices_"):
+        wanted = cells.obs_names[rows[getattr(in_memory, name)]]
+        np.testing.assert_array_equal(cells.obs_names[getattr(streamed, name)], wanted)
+    one, other = streamed._state.fitted, in_memory._state.fitted
+    np.testing.assert_allclose(one.profile.mean, other.profile.mean, rtol=1e-5)
+    np.testing.assert_array_equal(one.profile.n_cells, other.profile.n_cells)
+    np.testing.assert_allclose(one.novelty.known, other.novelty.known, rtol=1e-3, atol=1e-3)
+
+
+def test_train_from_a_store_learns_as_well_as_memory(dm, streamed, cells, in_memory):
+    """Within what seeds differ by: the minibatches are drawn in another order."""
+    query = toy.cells(600, seed=1)
+
+    def score(model):
+        return f1_score(toy.truth(query), model.predict(query), average="macro")
+
+    train = cells[cells.obs["split"] == "train"].copy()
+    seeds = [score(toy.fit(train, SETUP, seed=seed)) for seed in (1, 2)] + [score(in_memory)]
+    assert min(seeds) - 0.03 <= score(streamed) <= max(seeds) + 0.03
+    assert set(streamed.history) == set(in_memory.history)
+
+
+def test_training_step_from_a_store_equals_memory(dm, cells, streamed):
+    config = TrainingConfig(max_epochs=1, batch_size=64)
+    store = StoreCells(dm.store, dm.labels)
+    memory = InMemoryCells(cells.X, dm.labels.astype(np.int64))
+    rows = np.flatnonzero(dm.labels >= 0)
+    of_store, of_memory = (
+        TokenLoader(
+            source,
+            streamed._state.tokenizer,
+            ShuffledSampler(rows, config.batch_size, config.seed),
+            False,
+            seed=config.seed,
+            token_dropout=config.token_dropout,
+        )
+        for source in (store, memory)
+    )
+    of_store = next(iter(of_store))
+    block = memory[of_store.source_index.numpy()]
+    tokens, labels, index = of_memory._tokenized([block], 0)
+    of_memory = Minibatch(next(iter(tokens)), labels, index)
+    losses, gradients = [], []
+    for minibatch in (of_store, of_memory):
+        torch.manual_seed(0)
+        streamed.module.train().zero_grad()
+        plan = TrainingPlan(streamed.module, streamed.class_counts_, config)
+        loss = plan.training_step(minibatch, 0)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([w.grad.clone() for w in streamed.module.parameters()])
+    streamed.module.eval().zero_grad()
+    assert losses[0] == losses[1]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_hard_cells_of_a_store(dm, streamed):
+    hard = streamed.hard_cells_
+    rows = pd.Index(dm.store.names(np.arange(len(dm)))).get_indexer(hard["cell"])
+    assert len(hard)
+    np.testing.assert_array_equal(np.array(dm.classes)[dm.labels[rows]], hard["label"])
+    assert streamed.history["replayed_share"].max() > 0
+
+
+def test_train_from_a_store_with_the_same_seed(dm, streamed):
+    again = Celler(registry=dm.registry, **toy.SMALL)
+    again.train(datamodule=dm, **toy.QUICK)
+    pd.testing.assert_frame_equal(again.history, streamed.history)
+
+
+def test_train_from_a_store_resumes(dm, streamed, tmp_path, monkeypatch):
+    how = toy.QUICK | {"datamodule": dm, "ckpt_path": tmp_path / "last.ckpt"}
+    end = TrainingPlan.on_validation_epoch_end
+
+    def stopped(self):
+        if self.trainer.current_epoch == 2:
+            raise RuntimeError("stopped")
+        end(self)
+
+    monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", stopped)
+    with pytest.raises(RuntimeError, match="stopped"):
+        Celler(registry=dm.registry, **toy.SMALL).train(**how)
+    monkeypatch.undo()
+    resumed = Celler(registry=dm.registry, **toy.SMALL)
+    resumed.train(**how)
+    pd.testing.assert_frame_equal(resumed.history, streamed.history)
+
+
+def test_blocks_of_few_rows_show_every_cell_once(dm, monkeypatch):
+    monkeypatch.setattr(_source, "BLOCK_ROWS", 128)
+    monkeypatch.setattr(_source, "CHUNK_ROWS", 16)
+    source = StoreCells(dm.store, dm.labels)
+    rows = np.flatnonzero(dm.labels >= 0)
+    seen = [block.index for block in source.blocks(ShuffledSampler(rows, 32, 0))]
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), rows)
+
+
+def test_save_of_a_model_of_a_store(streamed, tmp_path):
+    streamed.save(tmp_path)
+    query = toy.cells(100, seed=2)
+    loaded = Celler.load(tmp_path)
+    toy.assert_equal_frames(loaded.predict(query, soft=True), streamed.predict(query, soft=True))
+
+
+def test_train_from_a_store_of_other_classes(folder, dm):
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    with pytest.raises(ValueError, match="differ in classes, parents; make the model of the same"):
+        model.train(datamodule=DataModule(folder))
+
+
+COUNTS = np.array([9000, 900, 90, 10])
+
+
+@pytest.mark.parametrize("balance", [0.25, 0.5, 1.0])
+def test_n_drawn_follows_the_power_law(balance):
+    counts = np.array([4000, 1000, 500, 400])
+    wanted = n_drawn(counts, balance)
+    assert wanted.sum() == counts.sum()
+    share = counts ** (1 - balance)
+    np.testing.assert_allclose(wanted, counts.sum() * share / share.sum(), atol=1)
+
+
+def test_n_drawn_without_balance():
+    np.testing.assert_array_equal(n_drawn(COUNTS, 0.0), COUNTS)
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_n_drawn_is_bounded(balance):
+    wanted = n_drawn(COUNTS, balance)
+    assert wanted.sum() == COUNTS.sum()
+    assert (wanted <= MAX_COPIES * COUNTS).all()
+    assert (np.diff(wanted) <= 0).all()
+    assert wanted[-1] == 160
+    many = np.array([10**6] + [1] * 50)  # several rounds until all are within the bound
+    np.testing.assert_array_equal(n_drawn(many, 1.0)[1:], MAX_COPIES)
+
+
+def test_n_drawn_of_a_class_without_cells():
+    np.testing.assert_array_equal(n_drawn(np.array([30, 0, 10]), 1.0), [20, 0, 20])
+
+
+def test_drawn_rows_repeats_cells_equally_often(rng):
+    labels = rng.permutation(np.repeat(np.arange(4), COUNTS))
+    index = 3 * np.arange(len(labels))
+    wanted = n_drawn(COUNTS, 0.5)
+    rows = drawn_rows(index, labels, wanted, rng)
+    assert (np.diff(rows) >= 0).all()
+    place = np.searchsorted(index, rows)
+    np.testing.assert_array_equal(index[place], rows)
+    np.testing.assert_array_equal(np.bincount(labels[place]), wanted)
+    copies = np.bincount(place, minlength=len(index))
+    for code, n in enumerate(COUNTS):
+        assert np.ptp(copies[labels == code]) <= 1
+        assert copies[labels == code].sum() == wanted[code]
+        assert n == (labels == code).sum()
+
+
+def test_drawn_rows_follows_the_seed(rng):
+    labels = np.repeat(np.arange(4), COUNTS)
+    wanted = n_drawn(COUNTS, 1.0)
+    one, same, other = (
+        drawn_rows(np.arange(len(labels)), labels, wanted, np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.5, float("nan")])
+def test_check_balance_with_a_bad_share(balance):
+    with pytest.raises(ValueError, match=r"class_balance=.*0 \(each cell once an epoch\) to 1"):
+        check_balance(balance)
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory):
+    pytest.importorskip("annbatch")
+    from store_cases import shuffled, write_store
+
+    return write_store(tmp_path_factory.mktemp("store"), shuffled(toy.cells(1500)))
+
+
+def epoch(balanced, balance):
+    from celler.atlas import DataModule
+    from celler.atlas._source import StoreCells
+    from celler.data._samplers import ShuffledSampler
+
+    dm = DataModule(balanced, labels_key="cell_type", class_balance=balance)
+    source = StoreCells(dm.store, dm.labels, dm.class_balance)
+    return dm, list(source.blocks(ShuffledSampler(np.arange(len(dm)), 64, 0)))
+
+
+def test_blocks_with_class_balance(balanced):
+    dm, plain = epoch(balanced, 0.0)
+    _, blocks = epoch(balanced, 1.0)
+    assert len(blocks) == len(plain)
+    of_class = np.array([np.bincount(block.labels, minlength=4) for block in blocks])
+    np.testing.assert_array_equal(of_class.sum(0), [375, 375, 375, 375])
+    assert (of_class > 0).all(), "each minibatch has every class"
+    for block in blocks[:2]:
+        counts = dm.store.rows(block.index)
+        np.testing.assert_array_equal(block.X[block.rows].toarray(), counts.toarray())
+
+
+def test_train_with_class_balance_counts_distinct_cells(balanced, monkeypatch):
+    from celler.atlas import DataModule
+    from celler.model import Celler
+    from celler.training import _plan as training
+
+    told = []
+    first = training.TrainingPlan.__init__
+
+    def noted(self, network, class_counts, *args, **kwargs):
+        told.append(np.asarray(class_counts))
+        first(self, network, class_counts, *args, **kwargs)
+
+    monkeypatch.setattr(training.TrainingPlan, "__init__", noted)
+    dm = DataModule(balanced, labels_key="cell_type", class_balance=1.0)
+    model = Celler(registry=dm.registry, **toy.SMALL)
+    model.train(datamodule=dm, **toy.QUICK)
+    counts = np.bincount(dm.labels[model.train_indices_])
+    assert len(told) == 1
+    np.testing.assert_array_equal(told[0], counts)
+    np.testing.assert_array_equal(model.class_counts_, counts)
+    query = toy.cells(300, seed=1)
+    assert (model.predict(query) == toy.truth(query)).mean() > 0.7
+
+
+def test_datamodule_with_a_bad_class_balance(balanced):
+    from celler.atlas import DataModule
+
+    with pytest.raises(ValueError, match="class_balance=2"):
+        DataModule(balanced, labels_key="cell_type", class_balance=2)

@@ -1,0 +1,218 @@
+"""Queries: genes matched by name, rows selected by index, and cells read in chunks."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from toy import assert_close, celler_warning, cells, fit, soft
+
+import celler as cl
+
+
+@pytest.fixture
+def query() -> ad.AnnData:
+    return cells(60, seed=1)
+
+
+def test_predict_with_genes_in_another_order(query, rng):
+    shuffled = query[:, rng.permutation(query.n_vars)].copy()
+    assert_close(soft(shuffled), soft(query))
+
+
+def test_predict_with_missing_genes_masks_them(query):
+    """A gene that is not there says nothing; a gene that is there and zero says something."""
+    kept = query.var_names[:40]  # the markers of all types
+    present, absent = query.copy(), query[:, kept].copy()
+    is_kept = present.var_names.isin(kept)
+    present.X = sparse.csr_matrix(query.X.toarray() * is_kept)
+    with pytest.warns(UserWarning, match="40 of the model's 80 genes"):
+        masked = fresh().predict(absent, soft=True)
+    zero = fresh().predict(present, soft=True)
+    assert np.abs(masked - zero).max(axis=None) > 0.01
+    # as zero, the genes that are left would be scaled up to the whole library
+    complete = soft(query)
+    assert np.abs(masked - complete).mean(axis=None) < np.abs(zero - complete).mean(axis=None)
+
+
+def fresh():
+    """A model that has reported nothing yet."""
+    return fit(cells())
+
+
+def test_predict_reports_missing_genes_once(query):
+    model, fewer = fresh(), query[:, :70]
+    with pytest.warns(UserWarning, match="70 of the model's 80 genes") as caught:
+        model.predict(fewer)
+    assert "10 are missing" in str(celler_warning(caught).message)
+    assert "0 extra" in str(celler_warning(caught).message)
+    assert celler_warning(caught).filename == __file__
+    model.predict(fewer)  # a second warning would be an error
+    with pytest.warns(UserWarning, match="75 of the model's 80 genes"):
+        model.predict(query[:, :75])
+
+
+def test_predict_with_extra_genes(query, rng):
+    extra = ad.AnnData(
+        sparse.csr_matrix(rng.poisson(5.0, (60, 30)).astype(np.float32)),
+        obs=query.obs,
+        var=pd.DataFrame(index=[f"other {i}" for i in range(30)]),
+    )
+    both = ad.concat([extra, query], axis=1, merge="same")
+    assert_close(soft(both), soft(query))
+
+
+def test_predict_with_too_few_genes(query):
+    names = [f"ENSG{i:05d}" for i in range(80)]
+    names[3:18] = query.var_names[3:18]
+    query.var_names = names
+    with pytest.raises(ValueError, match=r"only 15 of the model's 80 genes") as error:
+        soft(query)
+    assert "'gene 0'" in str(error.value)
+    assert "'ENSG00000'" in str(error.value)
+    assert "gene_key" in str(error.value)
+
+
+def test_predict_with_gene_names_in_a_column(query, tmp_path):
+    reference = cells()
+    for adata in (reference, query):
+        adata.var["symbol"] = adata.var_names
+        adata.var_names = [f"ENSG{i:05d}" for i in range(80)]
+    model = fit(reference, {"gene_key": "symbol"})
+    expected = fit(cells()).predict(cells(60, seed=1), soft=True)
+    query = query[:, ::-1].copy()
+    query.var["symbol"] = query.var["symbol"].astype("category")  # as files give it back
+    assert_close(model.predict(query, soft=True), expected)
+    query.var_names = query.var["symbol"].astype(str)
+    del query.var["symbol"]
+    assert_close(model.predict(query, soft=True), expected)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        [3, 1, 2],
+        [5, 5, 2, 5],
+        [-1, 0],
+        np.arange(60) % 7 == 0,
+        np.array([4], np.uint8),
+        [],
+        range(9),
+    ],
+    ids=["list", "repeated", "negative", "mask", "uint8", "none", "range"],
+)
+def test_predict_with_indices(query, indices):
+    rows = np.array(indices, dtype=None if len(indices) else int)
+    assert_close(soft(query, indices=indices), soft(query).iloc[rows])
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "words"),
+    [
+        ([0, 60], IndexError, "60; there are 60 cells"),
+        ([-61], IndexError, "-61"),
+        (np.ones(59, bool), IndexError, "mask of 59 values .* 60 cells"),
+        ([0.5], TypeError, r"\[0.5\] was given; .*whole numbers"),
+        (["cell 3"], TypeError, "get_indexer"),
+        (3, TypeError, "indices=3"),
+        (slice(3), TypeError, "slice"),
+        (np.ones((60, 1), bool), TypeError, "boolean mask"),
+    ],
+)
+def test_predict_with_bad_indices(query, indices, error, words):
+    with pytest.raises(error, match=words):
+        soft(query, indices=indices)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 60, 1000])
+def test_predict_with_any_batch_size(query, batch_size):
+    assert_close(soft(query, batch_size=batch_size), soft(query))
+
+
+def test_predict_of_more_cells_than_a_chunk(query, monkeypatch):
+    expected, order = soft(query), np.random.default_rng(0).permutation(60)
+    monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
+    assert_close(soft(query), expected)
+    assert_close(soft(query, indices=order), expected.iloc[order])
+    monkeypatch.setattr("celler.data._query.TOKENS_PER_PASS", 50)
+    assert_close(soft(query), expected)
+
+
+def test_predict_reads_a_chunk_at_once(query, monkeypatch):
+    sizes = []
+    read = ad.AnnData.__getitem__
+    monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.data._expression.N_PROBED", 4)
+    monkeypatch.setattr(
+        ad.AnnData,
+        "__getitem__",
+        lambda self, index: sizes.append(len(v := read(self, index))) or v,
+    )
+    soft(query)
+    assert sizes
+    assert max(sizes) <= 7
+
+
+@pytest.fixture(scope="module")
+def model() -> cl.model.Celler:
+    return fit(cells(), {"batch_key": "donor"})
+
+
+def soft_of(model, query):
+    return model.predict(query, soft=True)
+
+
+def test_predict_with_missing_genes_differs_from_zeros(query):
+    """They are masked, so a query without them is told from one in which they are zero."""
+    fewer = query[:, :40].copy()
+    zero = query.copy()
+    zero.X = sparse.csr_matrix(query.X.toarray() * (np.arange(80) < 40))
+    model = fit(cells())
+    with pytest.warns(UserWarning, match="40 of the model's 80 genes .* 40 are missing"):
+        masked = soft_of(model, fewer)
+    assert np.abs(masked - soft_of(model, zero)).max(axis=None) > 0.01
+    assert_close(soft_of(model, fewer), masked)  # said once: again would be an error
+
+
+def test_predict_matches_genes_by_name(model, query, rng):
+    expected = soft_of(model, query)
+    shuffled = query[:, rng.permutation(80)].copy()
+    assert_close(soft_of(model, shuffled), expected)
+    renamed = query.copy()  # the same columns under permuted names are other genes
+    renamed.var_names = query.var_names[rng.permutation(80)]
+    assert np.abs(soft_of(model, renamed) - expected).max(axis=None) > 0.1
+
+
+def test_predict_with_extra_genes_in_a_dense_matrix(model, query, rng):
+    expected = soft_of(model, query)
+    extra = ad.AnnData(
+        rng.poisson(9.0, (60, 20)).astype(np.float32),
+        obs=query.obs,
+        var=pd.DataFrame(index=[f"other {i}" for i in range(20)]),
+    )
+    assert_close(soft_of(model, ad.concat([extra, query], axis=1, merge="same")), expected)
+
+
+def test_predict_reports_missing_genes_after_an_error(query):
+    """It is said once: where the values are refused, the next call still has to say it."""
+    model, fewer = fit(cells()), query[:, :40].copy()
+    scaled = fewer.copy()
+    scaled.X = scaled.X.toarray() - 1
+    with pytest.raises(ValueError, match="scaled or centred"):
+        model.predict(scaled)
+    with pytest.warns(UserWarning, match="40 of the model's 80 genes"):
+        model.predict(fewer)
+
+
+def test_predict_with_ensembl_ids(model, query):
+    expected = soft_of(model, query)
+    query.var["feature_name"] = pd.Categorical(query.var_names)
+    query.var_names = [f"ENSG{i:011d}.4" for i in range(80)]
+    with pytest.warns(UserWarning, match=r"names are those of adata\.var\['feature_name'\]"):
+        assert_close(soft_of(model, query), expected)
+    del query.var["feature_name"]
+    message = r"only 0 of .*model has symbols .*query human Ensembl ids .*gene_key=.*mapping="
+    with pytest.raises(ValueError, match=message):
+        soft_of(model, query)
