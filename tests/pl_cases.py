@@ -25,9 +25,7 @@ def annotated(n_classes=6, n_cells=600):
         {
             "cell_type": pd.Categorical(np.take(names, codes), categories=names),
             "celler": pd.Categorical(labels),
-            "celler_confidence": np.where(
-                is_right, rng.beta(6, 2, n_cells), rng.beta(3, 3, n_cells)
-            ),
+            "celler_confidence": np.where(is_right, rng.beta(6, 2, n_cells), rng.beta(3, 3, n_cells)),
             "donor": pd.Categorical([f"donor {i}" for i in rng.integers(3, size=n_cells)]),
         },
         index=[f"cell {i}" for i in range(n_cells)],
@@ -50,9 +48,7 @@ def scores(adata):
     counts = adata.obs["cell_type"].value_counts()
     rng = np.random.default_rng(1)
     tables = {
-        method: pd.DataFrame(
-            {"reference_cells": counts, "f1": low + (1 - low) * rng.random(len(counts))}
-        )
+        method: pd.DataFrame({"reference_cells": counts, "f1": low + (1 - low) * rng.random(len(counts))})
         for method, low in (("Celler", 0.5), ("another one", 0.2))
     }
     return {method: table.rename_axis("class") for method, table in tables.items()}
@@ -76,9 +72,7 @@ def curves(n_epochs=12):
 #: Each takes an AnnData of ``annotated`` and the options that all charts have.
 CHARTS = {
     "alluvial": lambda adata, **tail: pl.alluvial(adata, "cell_type", "celler", **tail),
-    "cells_by": lambda adata, **tail: pl.cells_by(
-        getattr(adata, "obs", adata), ["cell_type", "donor"], **tail
-    ),
+    "cells_by": lambda adata, **tail: pl.cells_by(getattr(adata, "obs", adata), ["cell_type", "donor"], **tail),
     "class_counts": lambda adata, **tail: pl.class_counts(adata, "cell_type", **tail),
     "composition": lambda adata, **tail: pl.composition(adata, "cell_type", "donor", **tail),
     "confidence": lambda adata, **tail: pl.confidence(adata, **tail),
@@ -87,9 +81,7 @@ CHARTS = {
     ),
     "f1_by_frequency": lambda adata, **tail: pl.f1_by_frequency(scores(adata), **tail),
     "history": lambda adata, **tail: pl.history(curves(), **tail),
-    "prediction_bubble": lambda adata, **tail: pl.prediction_bubble(
-        adata, "cell_type", "celler", **tail
-    ),
+    "prediction_bubble": lambda adata, **tail: pl.prediction_bubble(adata, "cell_type", "celler", **tail),
     "reliability": lambda adata, **tail: pl.reliability(adata, "cell_type", "celler", **tail),
 }
 
@@ -133,8 +125,6 @@ def texts_drawn(figure):
             outside = [label for place, label in ticks if not low <= place <= high]
             unseen.update(outside if ax.axison else axis.get_majorticklabels())
             # the second label of a tick is for the other side of the panel
-            unseen.update(
-                tick.label2 for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-            )
+            unseen.update(tick.label2 for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()])
     texts = figure.findobj(Text)
     return [t for t in texts if t.get_text() and t.get_visible() and t not in unseen]

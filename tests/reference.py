@@ -40,9 +40,7 @@ def tokens(
     return {int(gene): found[int(gene)] for _, gene in by_value[:max_genes]}
 
 
-def cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0
-) -> np.ndarray:
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, label_smoothing: float = 0.0) -> np.ndarray:
     """``−Σ_j q_j log softmax(z)_j`` with q the smoothed target, ``(B, C)``, ``(B,)`` -> ``(B,)``."""
     n_classes = logits.shape[1]
     target = (1 - label_smoothing) * np.eye(n_classes)[labels] + label_smoothing / n_classes
@@ -122,9 +120,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - logsumexp(logits, axis=-1, keepdims=True)
 
 
-def finite_differences(
-    loss: Callable[[np.ndarray], np.ndarray], logits: np.ndarray, step: float = 1e-5
-) -> np.ndarray:
+def finite_differences(loss: Callable[[np.ndarray], np.ndarray], logits: np.ndarray, step: float = 1e-5) -> np.ndarray:
     """Gradient, ``(B, C)`` or ``(E, B, C)``, of the summed ``loss`` by central differences."""
     gradient = np.empty_like(logits)
     for place in np.ndindex(*logits.shape):

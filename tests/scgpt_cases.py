@@ -93,9 +93,7 @@ class PlainScGPT(nn.Module):
             d,
             *self.part("encoder.enc_norm"),
         )
-        hidden = F.relu(
-            F.linear(values.clamp(max=512)[..., None], *self.part("value_encoder.linear1"))
-        )
+        hidden = F.relu(F.linear(values.clamp(max=512)[..., None], *self.part("value_encoder.linear1")))
         value = F.linear(hidden, *self.part("value_encoder.linear2"))
         value = F.layer_norm(value, d, *self.part("value_encoder.norm"))
         return self.layers(gene + value, src_key_padding_mask=is_padding)

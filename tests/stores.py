@@ -17,17 +17,13 @@ import celler.atlas._summary
 import celler.atlas._write
 
 
-def make_cells(
-    seed: int, n_obs: int = 120, n_vars: int = 40, donors: str = "D", offset: int = 0
-) -> anndata.AnnData:
+def make_cells(seed: int, n_obs: int = 120, n_vars: int = 40, donors: str = "D", offset: int = 0) -> anndata.AnnData:
     """Counts of four types and six donors; genes are numbered from ``offset`` on."""
     rng = np.random.default_rng(seed)
     X = sparse.csr_matrix(rng.poisson(0.7, (n_obs, n_vars)).astype(np.float32))
     obs = pd.DataFrame(
         {
-            "label": pd.Categorical(
-                rng.choice(["B", "NK", "T", "rare"], n_obs, p=[0.4, 0.3, 0.25, 0.05])
-            ),
+            "label": pd.Categorical(rng.choice(["B", "NK", "T", "rare"], n_obs, p=[0.4, 0.3, 0.25, 0.05])),
             "donor": [f"{donors}{i}" for i in rng.integers(6, size=n_obs)],
             "tissue": rng.choice(["lung", "liver"], n_obs),
         },
@@ -102,9 +98,7 @@ def change(**what):
 
 def write_zarr(path: Path, adata: anndata.AnnData) -> None:
     """Write format 3, which newer anndata does by itself."""
-    older = (
-        {} if sys.version_info >= (3, 12) else {"zarr_write_format": 3, "auto_shard_zarr_v3": False}
-    )
+    older = {} if sys.version_info >= (3, 12) else {"zarr_write_format": 3, "auto_shard_zarr_v3": False}
     with anndata.settings.override(**older), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         adata.write_zarr(path)
@@ -137,9 +131,7 @@ def read_store(out: Path) -> anndata.AnnData:
     whole = anndata.concat(parts)
     for part in parts:
         for column in part.obs:
-            assert list(part.obs[column].cat.categories) == list(
-                parts[0].obs[column].cat.categories
-            )
+            assert list(part.obs[column].cat.categories) == list(parts[0].obs[column].cat.categories)
         assert list(part.var_names) == list(parts[0].var_names)
     return whole
 
@@ -152,7 +144,5 @@ def assert_equal_stores(one: Path, other: Path) -> None:
         a, b = (anndata.read_zarr(out / "cells.zarr" / name) for out in (one, other))
         pd.testing.assert_frame_equal(a.obs, b.obs)
         pd.testing.assert_frame_equal(a.var, b.var)
-        for x, y in zip(
-            (a.X.data, a.X.indices, a.X.indptr), (b.X.data, b.X.indices, b.X.indptr), strict=True
-        ):
+        for x, y in zip((a.X.data, a.X.indices, a.X.indptr), (b.X.data, b.X.indices, b.X.indptr), strict=True):
             np.testing.assert_array_equal(x, y)

@@ -90,9 +90,7 @@ def test_does_not_import_the_face(path):
     for module, name, bound in imports_of(parse(path)):
         # `import celler.losses` binds the name `celler`, which is the face
         is_face = module == "celler" or (not name and bound == "celler")
-        assert not is_face, (
-            f"{name_of(path)} imports the face: write `from celler.<room> import ...`"
-        )
+        assert not is_face, f"{name_of(path)} imports the face: write `from celler.<room> import ...`"
 
 
 def code_lines(path: Path) -> int:
@@ -250,9 +248,7 @@ def test_starting_does_not_import_what_is_heavy(statement):
     """`celler --help` answers at once because nothing here imports torch, scvi-tools or scanpy."""
     heavy = ["torch", "lightning", "scvi", "scanpy", "anndata", "numba", "pandas", "sklearn"]
     code = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {heavy} if m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
 
 

@@ -175,13 +175,9 @@ def test_roll_up_sums_children():
 
 
 def test_roll_up_with_an_unknown_level():
-    with pytest.raises(
-        ValueError, match=r"level='parent' was given; .*\['class'\].*parent_labels_"
-    ):
+    with pytest.raises(ValueError, match=r"level='parent' was given; .*\['class'\].*parent_labels_"):
         LabelTree(("a",)).roll_up(np.ones((1, 1)), "parent")
-    with pytest.raises(
-        ValueError, match=r"level='order' was given; there is \['class', 'parent'\]"
-    ):
+    with pytest.raises(ValueError, match=r"level='order' was given; there is \['class', 'parent'\]"):
         LabelTree(("a",), ("A",)).roll_up(np.ones((1, 1)), "order")
 
 
@@ -229,15 +225,11 @@ def test_read_obo_holds_the_terms_of_the_file():
 
 
 def test_read_obo_with_other_line_ends_and_a_byte_order_mark(tmp_path):
-    path = write(
-        tmp_path, "id: X:1\nname: a", "id: X:2\r\nname: b\r\nis_a: X:1 ! a\r", encoding="utf-8-sig"
-    )
+    path = write(tmp_path, "id: X:1\nname: a", "id: X:2\r\nname: b\r\nis_a: X:1 ! a\r", encoding="utf-8-sig")
     assert read_obo(path).terms["X:2"].is_a == ["X:1"]
 
 
-@pytest.mark.parametrize(
-    "name", ["T cell", "CL:0000084", "cl:0000804", "t  CELL", "T-lymphocyte", " T lymphocyte"]
-)
+@pytest.mark.parametrize("name", ["T cell", "CL:0000084", "cl:0000804", "t  CELL", "T-lymphocyte", " T lymphocyte"])
 def test_find_by_id_name_or_exact_synonym(name):
     assert read_obo(FILE).find(name).id == "CL:0000084"
 

@@ -28,9 +28,7 @@ def problem(rng):
 @QUICK
 @given(problem=problems())
 def test_losses_match_their_equations(loss, problem):
-    np.testing.assert_allclose(
-        compute(loss, problem), expected(loss, problem), rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(compute(loss, problem), expected(loss, problem), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
@@ -38,9 +36,7 @@ def test_losses_have_the_gradients_of_finite_differences(loss, problem):
     small = Problem(problem.logits[:2, :3], problem.labels[:3], problem.counts)
     logits, labels, counts = map(torch.as_tensor, small.suit(loss))
     loss(logits.requires_grad_(), labels, counts, generator()).sum().backward()
-    numeric = reference.finite_differences(
-        lambda shifted: expected(loss, small._replace(logits=shifted)), small.logits
-    )
+    numeric = reference.finite_differences(lambda shifted: expected(loss, small._replace(logits=shifted)), small.logits)
     numeric = numeric if loss.joins_experts else numeric[0]
     np.testing.assert_allclose(logits.grad, numeric, rtol=1e-6, atol=1e-8)
 
@@ -48,9 +44,7 @@ def test_losses_have_the_gradients_of_finite_differences(loss, problem):
 @pytest.mark.parametrize("loss", EVERY, ids=str)
 def test_losses_pass_gradcheck(loss, problem):
     logits, labels, counts = map(torch.as_tensor, problem.suit(loss))
-    assert torch.autograd.gradcheck(
-        lambda z: loss(z, labels, counts, generator()), logits.requires_grad_()
-    )
+    assert torch.autograd.gradcheck(lambda z: loss(z, labels, counts, generator()), logits.requires_grad_())
 
 
 # ---- cells worked by hand ----
@@ -173,9 +167,7 @@ def test_losses_with_options_out_of_range(kind, options, message):
 
 @pytest.mark.parametrize("base", [HDM(), int, "ginf", None], ids=str)
 def test_hdm_with_a_wrong_base(base):
-    with pytest.raises(
-        TypeError, match=r"base=.* was given; pass one of celler\.losses other than"
-    ):
+    with pytest.raises(TypeError, match=r"base=.* was given; pass one of celler\.losses other than"):
         HDM(base=base)
 
 

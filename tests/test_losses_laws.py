@@ -100,9 +100,7 @@ def test_ride_rewards_scipys_relative_entropies(problem, temperature, balance):
     p = torch.as_tensor(problem.logits / temperature).softmax(-1).numpy()
     pairs = sum(entropy(p[e], p[f], axis=1) for e in range(len(p)) for f in range(len(p)) if e != f)
     wanted = cross_entropies(problem) - 0.3 / (len(p) - 1) * pairs
-    np.testing.assert_allclose(
-        compute(RIDE(0.3, temperature, balance=0), problem), wanted, rtol=1e-7, atol=1e-7
-    )
+    np.testing.assert_allclose(compute(RIDE(0.3, temperature, balance=0), problem), wanted, rtol=1e-7, atol=1e-7)
     alike = compute(RIDE(0.3, temperature, balance), with_counts(problem, 7))
     np.testing.assert_allclose(alike, wanted, rtol=1e-7, atol=1e-7)
 
@@ -130,9 +128,7 @@ def test_losses_with_classes_and_experts_reordered(loss, problem, seed):
     n_experts, _, n_classes = problem.logits.shape
     classes, experts = rng.permutation(n_classes), rng.permutation(n_experts)
     logits = problem.logits[experts] if loss.joins_experts else problem.logits
-    shuffled = Problem(
-        logits[:, :, classes], classes.argsort()[problem.labels], problem.counts[classes]
-    )
+    shuffled = Problem(logits[:, :, classes], classes.argsort()[problem.labels], problem.counts[classes])
     assert_close(compute(loss, shuffled), compute(loss, problem))
 
 
@@ -219,9 +215,7 @@ def test_hard_classes_with_a_low_target(lowest):
     assert chosen.tolist() == [[1, 3, 2]]
 
 
-@pytest.mark.parametrize(
-    ("n_classes", "n_hard"), [(2, 1), (3, 1), (5, 2), (10, 3), (60, 18), (67, 20), (500, 20)]
-)
+@pytest.mark.parametrize(("n_classes", "n_hard"), [(2, 1), (3, 1), (5, 2), (10, 3), (60, 18), (67, 20), (500, 20)])
 def test_hard_classes_by_default(n_classes, n_hard):
     """min(20, max(1, round(0.3 C))), and the target."""
     logits = torch.zeros(1, n_classes)
@@ -237,9 +231,7 @@ def test_hdm_chooses_its_set_without_noise(problem):
 def test_hdm_chooses_its_set_without_the_prior():
     """Class 1 is the hardest by its logit, class 2 with the prior."""
     problem = Problem(np.array([[[0.0, 1.0, 0.0]]]), np.array([0]), np.array([1.0, 1.0, 1e6]))
-    second = compute(HDM(n_hard=1, base=BalancedSoftmax()), problem) - compute(
-        BalancedSoftmax(), problem
-    )
+    second = compute(HDM(n_hard=1, base=BalancedSoftmax()), problem) - compute(BalancedSoftmax(), problem)
     np.testing.assert_allclose(second, [np.log(1 + np.e)])
 
 

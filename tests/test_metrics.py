@@ -42,16 +42,12 @@ def test_summary_equals_sklearn(labels):
     truth, prediction = labels
     figures = summary(truth, prediction, COUNTS)
     assert figures["accuracy"] == pytest.approx(accuracy_score(truth, prediction))
-    assert figures["macro_f1"] == pytest.approx(
-        f1_score(truth, prediction, average="macro", zero_division=0)
-    )
+    assert figures["macro_f1"] == pytest.approx(f1_score(truth, prediction, average="macro", zero_division=0))
     for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
         for average in ("macro", "weighted"):
             expected = score(truth, prediction, average=average, zero_division=0)
             assert figures[f"{average}_{name}"] == pytest.approx(expected)
-            some = score(
-                truth, prediction, labels=["head", "rare"], average=average, zero_division=0
-            )
+            some = score(truth, prediction, labels=["head", "rare"], average=average, zero_division=0)
             chosen = summary(truth, prediction, COUNTS, classes=["head", "rare"])
             assert chosen[f"{average}_{name}"] == pytest.approx(some)
     table = per_class(truth, prediction, COUNTS)
@@ -111,9 +107,7 @@ def test_calibration_bins_equal_sklearns_curve(rng):
     accuracy, mean_confidence = calibration_curve(is_correct, confidence, n_bins=10)
     np.testing.assert_allclose(bins["accuracy"], accuracy)
     np.testing.assert_allclose(bins["confidence"], mean_confidence)
-    np.testing.assert_array_equal(
-        bins["n_cells"], np.histogram(confidence, np.linspace(0, 1, 11))[0]
-    )
+    np.testing.assert_array_equal(bins["n_cells"], np.histogram(confidence, np.linspace(0, 1, 11))[0])
     few = calibration_bins(np.array([0.05, 0.95]), np.array([True, False]), n_bins=10)
     assert few.index.tolist() == [0, 9], "bins without cells are left out"
     with pytest.raises(ValueError, match="n_bins=0 was given; pass 1 or more"):

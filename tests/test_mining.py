@@ -57,9 +57,7 @@ def test_choose_by_hand():
     )
     # To class 1 went cells 0, 1 and 2: of the tied ones the lower index.
     assert cells_found(hard) == [(16, 2, 0), (10, 1, 0), (0, 0, 1), (1, 0, 1), (11, 1, 2)]
-    np.testing.assert_allclose(
-        np.exp(hard.found["log_probability"]), [0.95, 0.7, 0.9, 0.8, 0.6], rtol=1e-6
-    )
+    np.testing.assert_allclose(np.exp(hard.found["log_probability"]), [0.95, 0.7, 0.9, 0.8, 0.6], rtol=1e-6)
     # Each class's surest: 16, 0 and 11. One place is left, for the surer of 10 and 1.
     assert sorted(hard.replayed) == [0, 1, 11, 16]
     assert hard.replayed.dtype == np.int64
@@ -125,9 +123,7 @@ def test_choose_with_a_common_error_leaves_room_for_rare_classes():
     assert len(hard.found) == 17
 
 
-@pytest.mark.parametrize(
-    ("n_cells", "max_share", "n_most"), [(20, 0.1, 2), (20, 0.99, 19), (9, 0.1, 0)]
-)
+@pytest.mark.parametrize(("n_cells", "max_share", "n_most"), [(20, 0.1, 2), (20, 0.99, 19), (9, 0.1, 0)])
 def test_choose_rounds_the_cap_down(n_cells, max_share, n_most):
     hard = hard_cells((n_cells - 1, 1), max_share=max_share)
     watch(hard, [(i, 0, 1, 0.9) for i in range(n_cells)])
@@ -263,9 +259,7 @@ def test_found_holds_softmax_probabilities(rng):
         hard.watch(torch.arange(30), torch.as_tensor(labels), z)
         hard.choose()
         found = hard.found
-        np.testing.assert_allclose(
-            np.exp(found["log_probability"]), p.max(axis=1)[found["index"]], rtol=tolerance
-        )
+        np.testing.assert_allclose(np.exp(found["log_probability"]), p.max(axis=1)[found["index"]], rtol=tolerance)
         if dtype == torch.float64:
             np.testing.assert_array_equal(found["label"], labels[found["index"]])
             np.testing.assert_array_equal(found["prediction"], logits.argmax(1)[found["index"]])
@@ -315,9 +309,7 @@ def test_choose_with_two_ranks_equals_one_process(tmp_path):
         for rank in range(n_ranks):
             np.testing.assert_array_equal(seen["replayed"][rank], alone.replayed)
             np.testing.assert_array_equal(seen["found"][rank], alone.found)
-            np.testing.assert_array_equal(
-                seen["n_failed"][rank], alone.n_failed(np.arange(n_cells))
-            )
+            np.testing.assert_array_equal(seen["n_failed"][rank], alone.n_failed(np.arange(n_cells)))
         n_replayed.append(len(alone.replayed))
     assert min(n_replayed) > 0
     assert alone.n_failed(np.arange(n_cells)).max() >= 2

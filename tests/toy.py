@@ -34,9 +34,7 @@ def truth(adata: ad.AnnData) -> np.ndarray:
     return adata.obs["cell_type"].to_numpy().astype(str)
 
 
-def fit(
-    adata: ad.AnnData, setup: dict | None = None, network: dict | None = None, **train
-) -> Celler:
+def fit(adata: ad.AnnData, setup: dict | None = None, network: dict | None = None, **train) -> Celler:
     """A small model, trained quickly on ``adata``, which is set up on the way."""
     Celler.setup_anndata(adata, **({"labels_key": "cell_type"} | (setup or {})))
     model = Celler(adata, **(SMALL | (network or {})))

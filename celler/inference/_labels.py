@@ -21,7 +21,7 @@ UNKNOWN_LABEL = "Unknown"
 
 @dataclass(frozen=True)
 class Question:
-    """Which labels a call wants; see :meth:`celler.model.Celler.predict` for each option."""
+    """Options of a call that labels cells; see :meth:`celler.model.Celler.predict` for each option."""
 
     level: str = "class"
     threshold: float | None = None
@@ -48,7 +48,7 @@ class Question:
             )
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} was given; a probability between 0 and 1 is needed.")
-        tree.roll_up(np.zeros((0, len(tree.classes))), self.level)
+        tree.roll_up(np.zeros((0, len(tree.classes))), self.level)  # raises for an unknown level
         if self.candidates is not None:
             indices_of(self.candidates, tree.classes)
         of_labels = {
@@ -153,7 +153,7 @@ def _categorical(names: np.ndarray, tree: LabelTree, levels: list[str], unknown_
 
 
 def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, question: Question) -> dict[str, Any]:
-    """The entry of uns that says how the labels were made."""
+    """Entry of uns that records how the labels were made."""
     spread = outputs.propagation
     return {
         "celler_version": __version__,

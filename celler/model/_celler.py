@@ -40,7 +40,7 @@ from celler.network._scgpt import is_scgpt_folder, read_scgpt
 
 
 class _Unsupported:
-    """A member of scvi-tools' base class that Celler does not have."""
+    """A member of scvi-tools' base class that Celler does not have; ``dir(model)`` leaves it out."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class Celler(BaseModelClass):
     encoder
         ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds the
         attention of a few learned latents; or ``"transformer"``, the paper's full self-attention over
-        all genes and a cell token, which is far slower. ``None`` is additive, or latent where a size of
+        all genes and a cell token, far slower than the others. ``None`` is additive, or latent where a size of
         the attention is given. ``"scgpt"`` is for :meth:`from_pretrained`.
     head
         ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
@@ -78,7 +78,8 @@ class Celler(BaseModelClass):
     n_latents
         Latents that attend to the genes; ``None`` is 8.
     dropout_rate
-        Share of a cell's genes, and of the encoder's hidden units, left out at random in training.
+        Share of a cell's genes left out at random in training, and of the encoder's hidden units in the first
+        training of a network: a refit or a second :meth:`train` keeps them all.
     evidence
         Keep the linear expert. Without it the encoder is alone, as in the paper.
     max_genes
@@ -212,13 +213,13 @@ class Celler(BaseModelClass):
         max_epochs
             ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
         accelerator
-            ``"auto"`` uses a GPU where there is one; ``"cpu"``, ``"gpu"`` or ``"mps"`` insist.
+            ``"auto"`` uses a GPU where there is one; ``"cpu"``, ``"gpu"`` or ``"mps"`` use that one or raise.
         devices
             Number of devices, or ``[i]`` for one of them. ``devices=4`` trains in four processes, which run
             the script from its start; processes started by torchrun or srun are used as they are.
         train_size, validation_size
             Shares of each class. Validation cells choose the weights, by macro-F1, and the temperature of
-            the probabilities; ``train_size=1.0`` does without.
+            the probabilities; ``train_size=1.0`` leaves none.
         batch_size
             Cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
         early_stopping
@@ -237,7 +238,7 @@ class Celler(BaseModelClass):
         refit
             After validation train again on all labelled cells; ``None`` does so below 5,000 of them.
         seed
-            Of the split, the initial weights, the shuffling and every draw.
+            Seed of the split, the initial weights, the shuffling and all random draws.
         show_progress
             Show progress bars with the validation macro-F1. ``scvi.settings.verbosity`` above
             ``logging.INFO`` hides the bars of all models.
@@ -594,7 +595,7 @@ class Celler(BaseModelClass):
         learning_rate
             Peak of the one-cycle schedule.
         validation_size
-            Share of the cells, 5,000 at most, that chooses the weights; 0 does without.
+            Share of the cells, 5,000 at most, that chooses the weights; 0 leaves none.
         early_stopping
             Stop when the validation loss has not fallen for a quarter of the epochs (5 at least).
         accelerator, devices, seed, show_progress
@@ -712,7 +713,7 @@ class Celler(BaseModelClass):
 
         Genes and classes are matched by name. Those of the reference model stay, also where ``adata`` lacks
         them; genes that it lacks are added. The reference's cells are not needed: :meth:`train` adds cells
-        generated from the class profiles that the model stores, and keeps its opinion on its own classes.
+        generated from the class profiles that the model stores, and distils its network for its own classes.
 
         Parameters
         ----------
@@ -1007,7 +1008,7 @@ class Celler(BaseModelClass):
             self._state.trained()
         adata = self.adata if adata is None else adata
         if adata is None:
-            raise ValueError("this model was loaded without an AnnData; pass the one to label.")
+            raise ValueError("this model has no AnnData; pass the cells as adata.")
         return Cells(adata, rows_of(adata, indices), self._reference)
 
     @classmethod

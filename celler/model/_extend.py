@@ -1,7 +1,7 @@
 """Extend: a trained model learns new cells, genes and classes, and keeps the old ones.
 
 The old model's cells are not needed: training takes cells generated from its class profiles, and a distillation
-loss keeps its network's opinion on its own classes.
+loss keeps the predictions of its network for its own classes.
 """
 
 from __future__ import annotations

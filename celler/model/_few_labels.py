@@ -18,7 +18,7 @@ from celler.model._predict import Cells, embedding, predict
 from celler.model._state import ModelState
 from celler.training._plan import TrainingConfig
 
-#: Unlabelled cells compared at most: more change nothing, and comparing all takes quadratic time.
+#: Unlabelled cells used at most: more do not help, and all pairs are compared.
 MAX_UNLABELLED = 20_000
 
 
@@ -47,10 +47,11 @@ def with_neighbourhoods(
         return source.rows(rows[positions])
 
     compared = replace(registered, index=rows)
-    points = embedding(state, compared, Reading(), normalize=False)
+    placed = state.on(config.device, config.precision)
+    points = embedding(placed, compared, Reading(), normalize=False)
     near = partial(neighbourhoods, values, labels, points, share, is_log=cells.is_log)
     found = _first_labels(state, _with_views(cells, source, near(), rows), compared, config)
-    # Most neighbours of a rare type's cells are of other types, which the first training can tell.
+    # Most neighbours of a rare type's cell are of other types; the first training separates them.
     views = with_class_means(near(found=found), values, labels, found, config.seed, is_log=cells.is_log)
     return _with_views(cells, source, views, rows)
 

@@ -127,7 +127,7 @@ def annotate(
     outputs = forward(state, query, index, reading)
     if propagate:
         outputs = with_propagation(state, query, index, outputs, cells.reference)
-    columns, outputs = _columns(state, query, index, outputs, (key, question, limit))
+    columns, outputs = _columns(state, query, index, outputs, key, question, limit)
     if clusters is not None:
         columns |= majority_columns(columns[key], clusters, key)
     record = annotation_record(outputs, state.decision, state.tree, question)
@@ -148,12 +148,12 @@ def annotate_store(
 ) -> Path:
     """Write the table of labels of a store; see :meth:`celler.model.Celler.annotate_store`."""
     question.check(state.tree)
-    how = (key, question, novelty_threshold(state, question.false_alarm_rate))
+    limit = novelty_threshold(state, question.false_alarm_rate)
 
     def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
         blocks = datamodule.inference_dataloader()
         for index, query, outputs in block_outputs(state, blocks, reading, reported):
-            columns, _ = _columns(state, query, np.arange(len(index)), outputs, how)
+            columns, _ = _columns(state, query, np.arange(len(index)), outputs, key, question, limit)
             yield index, pd.DataFrame(columns, index=query.adata.obs_names)
 
     return write_table(datamodule.store.path, key, tables(), overwrite=overwrite)
@@ -164,10 +164,11 @@ def _columns(
     query: Query,
     index: np.ndarray,
     outputs: Outputs,
-    how: tuple[str, Question, float | None],
+    key: str,
+    question: Question,
+    limit: float | None,
 ) -> tuple[dict[str, Any], Outputs]:
     """Columns of an annotation of some cells, and their outputs with novelty."""
-    key, question, limit = how
     if state.trained().novelty is not None:  # a model saved by an earlier version has none
         outputs = with_novelty(state, query, index, outputs, limit)
     labels = label(outputs, state.decision, state.tree, question)

@@ -128,7 +128,7 @@ class OldKnowledge:
 
     fitted: Fitted  # of the old model
     gene_map: np.ndarray  # gene of the extended model in each column of the new cells (n_vars,), −1 for none
-    n_genes: int  # genes of the extended model, of which the first are the old model's
+    n_genes: int  # number of genes of the extended model; the old model's come first
     teacher: Teacher  # the old network, with the codes of its classes among those of the extended model
 
 
@@ -136,7 +136,7 @@ class OldKnowledge:
 class ModelState:
     """A model: its genes and classes, its network, and what training and pretraining left."""
 
-    setup: Setup  # how AnnData are read
+    setup: Setup  # how to read an AnnData
     genes: Genes  # genes of the model, and how much of a cell's counts each carries
     tree: LabelTree  # classes and their parents
     network: GeneTransformer  # the network, whose weights training changes in place
@@ -145,7 +145,7 @@ class ModelState:
     scgpt: ScGPTOrigin | None = None  # the scGPT checkpoint it came from
     fitted: Fitted | None = None  # what training left
     pretrained: Pretrained | None = None  # what pretraining left
-    old: OldKnowledge | None = None  # what the model keeps of the one that it extends
+    old: OldKnowledge | None = None  # what an extended model keeps of the model it came from
 
     @property
     def decision(self) -> Decision:

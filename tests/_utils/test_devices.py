@@ -64,9 +64,7 @@ def test_choose_processes_with_and_without_a_launcher(monkeypatch, launched, pro
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     assert choose_processes(3) == processes
-    assert choose_processes("auto") == (
-        processes if launched.get("SLURM_NTASKS") != "1" and launched else (1, 1)
-    )
+    assert choose_processes("auto") == (processes if launched.get("SLURM_NTASKS") != "1" and launched else (1, 1))
 
 
 def test_choose_device_with_several_processes(monkeypatch):
@@ -74,9 +72,7 @@ def test_choose_device_with_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose_device("gpu", 2) == torch.device("cuda", 1)
-    with pytest.raises(
-        ValueError, match="devices=3 was given; 3 processes need a GPU each, there are 2"
-    ):
+    with pytest.raises(ValueError, match="devices=3 was given; 3 processes need a GPU each, there are 2"):
         choose_device("gpu", 3)
 
 

@@ -29,10 +29,7 @@ def test_gather_objects_in_one_process():
 
 
 def test_gather_objects_in_two_processes(tmp_path):
-    children = [
-        subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(rank)])
-        for rank in range(2)
-    ]
+    children = [subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), str(rank)]) for rank in range(2)]
     assert [child.wait(timeout=120) for child in children] == [0, 0]
     for rank in range(2):
         found = json.loads((tmp_path / str(rank)).read_text("utf-8"))

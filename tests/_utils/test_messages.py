@@ -52,9 +52,7 @@ def test_closest_with_names_near_and_far(name, names, expected):
 
 def test_column_with_many_columns_lists_thirty():
     obs = pd.DataFrame(columns=[f"c{i}" for i in range(1100)])
-    with pytest.raises(
-        KeyError, match=r"Closest: 'c0'\. Columns: \['c0', .*'c29'\] and 1,070 more\."
-    ):
+    with pytest.raises(KeyError, match=r"Closest: 'c0'\. Columns: \['c0', .*'c29'\] and 1,070 more\."):
         column(obs, "C0", "key")
 
 

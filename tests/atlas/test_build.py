@@ -24,9 +24,7 @@ def test_build_holds_every_cell_once_as_in_its_source(files, tmp_path):
     assert store.X.dtype == np.uint16
     for name, source in cells.items():
         found = store[[f"{name}:{cell}" for cell in source.obs_names]][:, source.var_names]
-        np.testing.assert_array_equal(
-            found.X.toarray(), np.asarray(anndata.AnnData(source.X).to_df())
-        )
+        np.testing.assert_array_equal(found.X.toarray(), np.asarray(anndata.AnnData(source.X).to_df()))
         for column, key in (("cell_type", "label"), ("donor", "donor"), ("tissue", "tissue")):
             assert list(found.obs[column].astype(str)) == list(source.obs[key].astype(str))
         assert set(found.obs["dataset"]) == {name}

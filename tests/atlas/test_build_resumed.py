@@ -57,9 +57,7 @@ def whole(sources, tmp_path_factory):
         ("celler.atlas._build.shutil", "rmtree", 1),
     ],
 )
-def test_build_killed_goes_on_to_the_same_store(
-    sources, whole, tmp_path, monkeypatch, place, name, n_call, after
-):
+def test_build_killed_goes_on_to_the_same_store(sources, whole, tmp_path, monkeypatch, place, name, n_call, after):
     with monkeypatch.context() as patch:
         module, _, attribute = place.rpartition(".")
         target = getattr(sys.modules[module], attribute)
@@ -144,9 +142,7 @@ def test_build_killed_by_the_system_at_random_moments(sources, whole, tmp_path, 
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, FileNotFoundError])
-def test_build_with_an_error_after_the_plan_keeps_the_work(
-    sources, whole, tmp_path, monkeypatch, error
-):
+def test_build_with_an_error_after_the_plan_keeps_the_work(sources, whole, tmp_path, monkeypatch, error):
     """Such as a bug, or a source that is for the moment not there: hours of work are kept."""
     writes, n_calls = _write.write_block, [0]
 

@@ -42,9 +42,7 @@ def test_gene_space_of_symbols_ensembl_ids_and_another_case(tmp_path):
     assert reports[1]["names"] == "var['symbol']"
     assert reports[2]["inexact"] == {"in another case": 40}
     del two.var["symbol"]
-    with pytest.raises(
-        ValueError, match=r"source 'two' shares under 20%.*human Ensembl ids.*gene_key="
-    ):
+    with pytest.raises(ValueError, match=r"source 'two' shares under 20%.*human Ensembl ids.*gene_key="):
         build({"one": one, "two": two}, tmp_path / "no")
 
 

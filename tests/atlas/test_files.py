@@ -41,9 +41,7 @@ def test_rows_are_those_that_anndata_reads(tmp_path, form, kind, monkeypatch):
     if form == "raw":
         cells.raw = cells.copy()
     else:
-        cells.X = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.array}[form](
-            expected
-        )
+        cells.X = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.array}[form](expected)
     path = tmp_path / f"s.{kind}"
     cells.write_h5ad(path) if kind == "h5ad" else write_zarr(path, cells)
     with AtlasFile("s", path).open() as contents:

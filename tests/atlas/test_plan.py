@@ -60,9 +60,7 @@ def test_make_plan_with_repeated_names_in_a_source(tmp_path):
 def test_make_plan_with_a_source_that_adds_nothing(tmp_path):
     source = make_cells(1)
     source.obs["dataset"] = "study"
-    with pytest.warns(
-        UserWarning, match=r"All 120 cells of source 'again' are in sources before it"
-    ):
+    with pytest.warns(UserWarning, match=r"All 120 cells of source 'again' are in sources before it"):
         build({"s": source, "again": source}, tmp_path / "out")
 
 

@@ -56,8 +56,7 @@ def test_parts_of_several_threads_are_each_their_own(store, cells):
         wanted = [rng.integers(0, 1500, 30) for _ in range(20)]
         parts = list(store.stream(wanted))
         found[number] = all(
-            np.array_equal(part.index, index)
-            and np.array_equal(part.X.toarray(), cells.X[index].toarray())
+            np.array_equal(part.index, index) and np.array_equal(part.X.toarray(), cells.X[index].toarray())
             for part, index in zip(parts, wanted, strict=True)
         )
 
@@ -93,9 +92,7 @@ def test_read_manifest_of_another_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no store.*cl\.atlas\.build writes one"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "celler-atlas", "version": 2}')
-    with pytest.raises(
-        ValueError, match=r"version 2; this celler .*reads 'celler-atlas', version 1"
-    ):
+    with pytest.raises(ValueError, match=r"version 2; this celler .*reads 'celler-atlas', version 1"):
         read_manifest(tmp_path)
 
 

@@ -12,9 +12,7 @@ from celler.atlas._store import read_manifest
 from celler.atlas._write import _to_genes, read_blocks, write_block
 
 
-@pytest.mark.parametrize(
-    ("n_genes", "dtype"), [(50, "uint16"), (70_000, "uint32")], ids=["narrow", "wide"]
-)
+@pytest.mark.parametrize(("n_genes", "dtype"), [(50, "uint16"), (70_000, "uint32")], ids=["narrow", "wide"])
 def test_read_blocks_gives_the_cells_of_a_bucket(tmp_path, rng, n_genes, dtype):
     settings = {"dtype": dtype}
     plan = SimpleNamespace(n_buckets=4, genes=range(n_genes), settings=settings)

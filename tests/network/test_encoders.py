@@ -62,11 +62,7 @@ def test_block_matches_torchs_encoder_layer(rng):
     }
     ours = block.state_dict()
     layer.load_state_dict(
-        {
-            theirs + kind: ours[own + kind]
-            for theirs, own in pairs.items()
-            for kind in ("weight", "bias")
-        }
+        {theirs + kind: ours[own + kind] for theirs, own in pairs.items() for kind in ("weight", "bias")}
     )
     x = torch.as_tensor(rng.normal(size=(3, 7, 16)), dtype=torch.float32)
     is_token = torch.ones(3, 7, dtype=torch.bool)
@@ -108,9 +104,7 @@ def test_evidence_table_is_linear_in_expression(tokens):
     np.add.at(dense, (np.arange(5)[:, None], gene_ids), expression)
     table = {name: p.detach().double() for name, p in model.evidence.named_parameters()}
     expected = torch.as_tensor(dense) @ table["weight"] + table["bias"]
-    torch.testing.assert_close(
-        model(*tokens).expert_logits[1].double(), expected, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(model(*tokens).expert_logits[1].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_latent_encoder_opens_its_gate(tokens):

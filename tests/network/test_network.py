@@ -76,9 +76,7 @@ def test_forward_with_other_cells_in_the_minibatch(tokens, group_size, monkeypat
     together = model(*tokens)
     for cell in range(5):
         alone = model(*(part[[cell]] for part in tokens))
-        assert_same(
-            (alone.embedding[0], alone.logits[0]), (together.embedding[cell], together.logits[cell])
-        )
+        assert_same((alone.embedding[0], alone.logits[0]), (together.embedding[cell], together.logits[cell]))
 
 
 def test_logits_are_the_mean_log_probability(tokens):

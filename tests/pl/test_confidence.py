@@ -34,9 +34,7 @@ def test_confidence_draws_the_least_confident_cells_last(adata):
     dots = pl.confidence(adata, show=False)["embedding"].collections[0]
     order = np.argsort(-adata.obs["celler_confidence"].to_numpy(), kind="stable")
     np.testing.assert_array_equal(dots.get_offsets(), adata.obsm["X_umap"][order])
-    np.testing.assert_array_equal(
-        dots.get_array(), adata.obs["celler_confidence"].to_numpy()[order]
-    )
+    np.testing.assert_array_equal(dots.get_array(), adata.obs["celler_confidence"].to_numpy()[order])
     assert dots.get_clim() == (0, 1)
 
 
@@ -48,9 +46,7 @@ def test_confidence_with_a_basis_or_none(adata):
         np.testing.assert_allclose(drawn, np.sort(adata.obsm[key][:, 0]))
     assert isinstance(pl.confidence(adata, basis=None, show=False), mpl.axes.Axes)
     assert isinstance(pl.confidence(adata.obs, show=False), mpl.axes.Axes)
-    with pytest.raises(
-        KeyError, match=r"basis='X_umpa' is not in adata.obsm. Closest: 'X_umap'.*None"
-    ):
+    with pytest.raises(KeyError, match=r"basis='X_umpa' is not in adata.obsm. Closest: 'X_umap'.*None"):
         pl.confidence(adata, basis="X_umpa")
     adata.obsm["thin"] = adata.obsm["X_umap"][:, :1]
     with pytest.raises(ValueError, match=r"has the shape \(600, 1\); 2 columns are needed"):
@@ -88,9 +84,7 @@ def test_reliability_equals_sklearns_calibration_curve(adata):
     n_cells = np.histogram(confidence, np.linspace(0, 1, 9))[0]
     n_cells = n_cells[n_cells > 0]
     np.testing.assert_allclose([bar.get_height() for bar in panel.patches], n_cells / 600)
-    for segment, share, n in zip(
-        panel.collections[0].get_segments(), accuracy, n_cells, strict=True
-    ):
+    for segment, share, n in zip(panel.collections[0].get_segments(), accuracy, n_cells, strict=True):
         interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
         np.testing.assert_allclose(segment[:, 1], [interval.low, interval.high], atol=1e-4)
     error = expected_calibration_error(confidence, is_correct, 8)
@@ -111,7 +105,5 @@ def test_reliability_with_a_column_of_correct_cells(adata):
         {"correct_key": "right"},
         {"correct_key": "right", "truth_key": "right", "prediction_key": "right"},
     ):
-        with pytest.raises(
-            ValueError, match="Pass truth_key and prediction_key, or correct_key and"
-        ):
+        with pytest.raises(ValueError, match="Pass truth_key and prediction_key, or correct_key and"):
             pl.reliability(table, **wrong)

@@ -57,9 +57,7 @@ def test_confusion_with_parents():
             ["x", "y"] if order.endswith("b") else ["y", "x"]
         )
     cells = cells_of("aaaabbbbcccc", "aaccbbbbcaac")
-    panel = pl.confusion(
-        cells, "given", "predicted", parents={"a": "x", "b": "x", "c": "y"}, show=False
-    )
+    panel = pl.confusion(cells, "given", "predicted", parents={"a": "x", "b": "x", "c": "y"}, show=False)
     assert "".join(without_number(names_on(panel.yaxis))) in ("abc", "bac", "cab", "cba")
     with pytest.raises(ValueError, match="parents has no parent for c; name one for each"):
         pl.confusion(cells, "given", "predicted", parents={"a": "x", "b": "x"})
@@ -76,14 +74,10 @@ def test_prediction_bubble_equals_share_and_mean_confidence(adata):
     dots = panel.collections[0]
     places = dots.get_offsets().astype(int)
     share = pd.crosstab(adata.obs["cell_type"], adata.obs["celler"], normalize="index")
-    mean = adata.obs.pivot_table(
-        index="cell_type", columns="celler", values="celler_confidence", observed=True
-    )
+    mean = adata.obs.pivot_table(index="cell_type", columns="celler", values="celler_confidence", observed=True)
     assert len(places) == (share > 0).to_numpy().sum()
     expected = [share.loc[rows[y], columns[x]] for x, y in places]
-    np.testing.assert_allclose(
-        dots.get_sizes() / dots.get_sizes().max(), expected / np.max(expected)
-    )
+    np.testing.assert_allclose(dots.get_sizes() / dots.get_sizes().max(), expected / np.max(expected))
     assert dots.get_sizes().max() <= (72 * 0.22) ** 2 * np.pi / 4
     np.testing.assert_allclose(dots.get_array(), [mean.loc[rows[y], columns[x]] for x, y in places])
     assert dots.get_clim() == (0, 1)
@@ -108,19 +102,14 @@ def test_read_labels_with_cells_without_a_label(adata, chart):
     with pytest.warns(UserWarning, match=message) as caught:
         panel = chart(adata, "cell_type", "celler", show=False)
     assert caught[0].filename == __file__
-    assert (
-        f"B cell ({(adata.obs[['cell_type', 'celler']].dropna()['cell_type'] == 'B cell').sum()})"
-        in [
-            *names_on(panel.yaxis),
-            *(text.get_text() for text in panel.texts),
-        ]
-    )
+    assert f"B cell ({(adata.obs[['cell_type', 'celler']].dropna()['cell_type'] == 'B cell').sum()})" in [
+        *names_on(panel.yaxis),
+        *(text.get_text() for text in panel.texts),
+    ]
     adata.obs["celler"] = pd.Series(np.nan, index=adata.obs_names, dtype=object)
     with pytest.raises(ValueError, match=r"No cell has a label in adata\.obs\['celler'\]"):
         chart(adata, "cell_type", "celler")
     with pytest.raises(ValueError, match="'celler_confidence' holds numbers such as"):
         chart(adata, "cell_type", "celler_confidence")
-    with pytest.raises(
-        TypeError, match="a list was given; an AnnData or a pandas.DataFrame is needed"
-    ):
+    with pytest.raises(TypeError, match="a list was given; an AnnData or a pandas.DataFrame is needed"):
         chart([1, 2], "cell_type", "celler")

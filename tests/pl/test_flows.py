@@ -19,9 +19,7 @@ mpl.use("Agg")
 def test_alluvial_flows_equal_the_crosstab(adata):
     panel = pl.alluvial(adata, "cell_type", "celler", show=False)
     counts = pd.crosstab(adata.obs["cell_type"], adata.obs["celler"])
-    heights = sorted(
-        patch.get_path().vertices[7, 1] - patch.get_path().vertices[0, 1] for patch in flows(panel)
-    )
+    heights = sorted(patch.get_path().vertices[7, 1] - patch.get_path().vertices[0, 1] for patch in flows(panel))
     np.testing.assert_allclose(heights, sorted(counts.to_numpy()[counts.to_numpy() > 0]), atol=1e-9)
     n_cells = {text.get_text() for text in panel.texts}
     for labels in ("cell_type", "celler"):
@@ -47,9 +45,7 @@ def ends_of(patch, end):
 def test_alluvial_with_stored_colours_or_the_palette(adata):
     adata.uns["cell_type_colors"] = [f"#{i}0{i}0{i}0" for i in range(6)]
     panel = pl.alluvial(adata, "cell_type", "celler", show=False)
-    assert {to_hex(patch.get_facecolor()) for patch in flows(panel)} == set(
-        adata.uns["cell_type_colors"]
-    )
+    assert {to_hex(patch.get_facecolor()) for patch in flows(panel)} == set(adata.uns["cell_type_colors"])
     table = cells_of("aab", "abb")
     panel = pl.alluvial(table, "given", "predicted", show=False)
     alphas = {to_hex(patch.get_facecolor(), keep_alpha=True) for patch in flows(panel)}
@@ -88,14 +84,10 @@ def test_composition_with_cells_without_a_group(adata):
 
 
 def test_composition_of_counted_cells_equals_that_of_cells(adata):
-    counts = (
-        adata.obs.groupby(["cell_type", "donor"], observed=True).size().rename("n").reset_index()
-    )
+    counts = adata.obs.groupby(["cell_type", "donor"], observed=True).size().rename("n").reset_index()
     cells, counted = (
         pl.composition(data, "cell_type", "donor", n_key=key, show=False)
         for data, key in ((adata, None), (counts, "n"))
     )
     assert names_on(cells.yaxis) == names_on(counted.yaxis)
-    np.testing.assert_allclose(
-        [bar.get_width() for bar in cells.patches], [bar.get_width() for bar in counted.patches]
-    )
+    np.testing.assert_allclose([bar.get_width() for bar in cells.patches], [bar.get_width() for bar in counted.patches])

@@ -17,9 +17,7 @@ mpl.use("Agg")
 def test_history_draws_each_curve():
     table = curves()
     panels = pl.history(table, show=False)
-    drawn = {
-        (name, line.get_label()): line for name, panel in panels.items() for line in panel.lines
-    }
+    drawn = {(name, line.get_label()): line for name, panel in panels.items() for line in panel.lines}
     for key, column in {
         ("loss", "training"): "train_loss",
         ("loss", "validation"): "validation_loss",

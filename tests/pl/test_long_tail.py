@@ -31,12 +31,8 @@ def test_class_counts_equal_pandas_and_the_bands_of_the_metrics(adata):
     assert len(set(colors)) == bands.nunique()
     adata.uns["cell_type_colors"] = [f"#{i}0{i}0{i}0" for i in range(6)]
     panel = pl.class_counts(adata, "cell_type", show=False)
-    own = dict(
-        zip(adata.obs["cell_type"].cat.categories, adata.uns["cell_type_colors"], strict=True)
-    )
-    assert [to_hex(bar.get_facecolor()) for bar in panel.containers[0]] == [
-        own[n] for n in counts.index
-    ]
+    own = dict(zip(adata.obs["cell_type"].cat.categories, adata.uns["cell_type_colors"], strict=True))
+    assert [to_hex(bar.get_facecolor()) for bar in panel.containers[0]] == [own[n] for n in counts.index]
 
 
 def test_class_counts_of_counted_cells(adata):
@@ -116,9 +112,7 @@ def test_f1_by_frequency_of_a_table_a_tidy_one_and_an_evaluation(adata):
 
 
 def test_f1_by_frequency_with_classes_missing_in_reference_or_method():
-    table = pd.DataFrame(
-        {"class": ["a", "b", "c"], "reference_cells": [0, 0, 50], "f1": [0, 0.1, 0.9]}
-    )
+    table = pd.DataFrame({"class": ["a", "b", "c"], "reference_cells": [0, 0, 50], "f1": [0, 0.1, 0.9]})
     part = table.iloc[1:].assign(f1=0.5)
     panel = pl.f1_by_frequency({"all": table, "part": part}, show=False)
     assert "0" in names_on(panel.xaxis)

@@ -112,9 +112,7 @@ def test_marker_bubble_of_scaled_cells_uses_raw(pbmc):
 @pytest.mark.parametrize("swap_axes", [False, True])
 @pytest.mark.parametrize(("standard_scale", "axis"), [("var", 0), ("group", 1)])
 def test_marker_bubble_with_standard_scale(adata, standard_scale, axis, swap_axes):
-    panels = marker_bubble(
-        adata, GENES, "type", standard_scale=standard_scale, swap_axes=swap_axes, show=False
-    )
+    panels = marker_bubble(adata, GENES, "type", standard_scale=standard_scale, swap_axes=swap_axes, show=False)
     mean = dots(adata.X, adata.obs["type"], GENES)[1].loc[["alpha", "beta", "gamma", "delta"]]
     mean = mean.to_numpy()
     low, high = mean.min(axis=axis, keepdims=True), mean.max(axis=axis, keepdims=True)
@@ -165,9 +163,7 @@ def test_marker_bubble_with_cmap_title_and_figsize(adata):
 
 def test_marker_bubble_with_small_figsize(adata):
     sizes = [
-        marker_bubble(adata, GENES, "type", figsize=figsize, show=False)["mainplot_ax"]
-        .collections[0]
-        .get_sizes()
+        marker_bubble(adata, GENES, "type", figsize=figsize, show=False)["mainplot_ax"].collections[0].get_sizes()
         for figsize in (None, (3.2, 1.6))
     ]
     assert (sizes[1] < sizes[0])[sizes[0] > 0].all()
@@ -247,9 +243,7 @@ def test_dendrogram_of_components_or_stored(adata):
     stored = groups_drawn(marker_bubble(adata, GENES, "type", dendrogram=True, show=False))
     assert stored == plain[::-1]
     fewer = adata[adata.obs["type"] != "delta"]
-    assert "delta" not in groups_drawn(
-        marker_bubble(fewer, GENES, "type", dendrogram=True, show=False)
-    )
+    assert "delta" not in groups_drawn(marker_bubble(fewer, GENES, "type", dendrogram=True, show=False))
 
 
 def test_dendrogram_with_brackets(adata):

@@ -57,10 +57,7 @@ def assert_drawn(adata, genes, groupby, values, genes_drawn=None, **options):
 def drawn(adata, markers, groupby="type", **options):
     """Genes and groups as the axes show them."""
     main = marker_bubble(adata, markers, groupby, show=False, **options)["mainplot_ax"]
-    return tuple(
-        [label.get_text() for label in labels]
-        for labels in (main.get_xticklabels(), main.get_yticklabels())
-    )
+    return tuple([label.get_text() for label in labels] for labels in (main.get_xticklabels(), main.get_yticklabels()))
 
 
 def test_known_markers_with_unknown_ones(adata):
@@ -196,9 +193,7 @@ def test_marker_bubble_of_one_group_and_no_expression(adata, standard_scale):
     one = adata[adata.obs["type"] == "beta"].copy()
     assert drawn(one, GENES, standard_scale=standard_scale)[1] == ["beta"]
     one.X[:] = 0
-    main = marker_bubble(one, GENES, "type", standard_scale=standard_scale, show=False)[
-        "mainplot_ax"
-    ]
+    main = marker_bubble(one, GENES, "type", standard_scale=standard_scale, show=False)["mainplot_ax"]
     main.figure.canvas.draw()
     assert not main.collections[0].get_sizes().any()
 
@@ -227,9 +222,7 @@ def test_marker_bubble_of_scaled_and_broken_values(pbmc, adata):
     ):
         marker_bubble(pbmc, "CD3D", "bulk_labels", layer="X")
     adata.layers["z"] = adata.X - 1
-    with pytest.raises(
-        ValueError, match=r"layers\['z'\] holds the value -1.*layer=: counts, z, X\."
-    ):
+    with pytest.raises(ValueError, match=r"layers\['z'\] holds the value -1.*layer=: counts, z, X\."):
         marker_bubble(adata, GENES, "type", layer="z")
     adata.X[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"adata\.X holds the value nan; NaN and infinite"):
@@ -246,9 +239,7 @@ def test_marker_bubble_from_a_missing_layer(adata):
         marker_bubble(adata, GENES, "type")
 
 
-@pytest.mark.parametrize(
-    "kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]
-)
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
 @pytest.mark.parametrize("is_view", [False, True])
 @pytest.mark.parametrize("layer", ["X", "raw"])
 @pytest.mark.parametrize("is_backed", [False, True])

@@ -120,9 +120,7 @@ class WithGenes:
 
 
 def test_align_genes_with_the_public_genes_of_a_model():
-    cells = ad.AnnData(
-        np.eye(2, dtype=np.float32), var=pd.DataFrame({"symbol": ["c", "a"]}, ["x", "y"])
-    )
+    cells = ad.AnnData(np.eye(2, dtype=np.float32), var=pd.DataFrame({"symbol": ["c", "a"]}, ["x", "y"]))
     aligned, report = cl.pp.align_genes(cells, WithGenes())
     assert list(aligned.var_names) == list(aligned.var["symbol"]) == ["a", "c"]
     assert list(aligned.var["original_name"]) == ["y", "x"]

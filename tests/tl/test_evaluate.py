@@ -44,13 +44,9 @@ def test_evaluate_equals_sklearn(adata):
     for name, row in result.per_class.iterrows():
         expected = report[name]
         assert row["f1"] == pytest.approx(expected["f1-score"])
-        assert row[["precision", "recall"]].tolist() == pytest.approx(
-            [expected["precision"], expected["recall"]]
-        )
+        assert row[["precision", "recall"]].tolist() == pytest.approx([expected["precision"], expected["recall"]])
         assert row["query_cells"] == expected["support"] == row["reference_cells"]
-    pd.testing.assert_frame_equal(
-        evaluate(adata.obs, "cell_type", "celler").per_class, result.per_class
-    )
+    pd.testing.assert_frame_equal(evaluate(adata.obs, "cell_type", "celler").per_class, result.per_class)
 
 
 @pytest.mark.parametrize("kind", [dict, pd.Series])
@@ -64,9 +60,7 @@ def test_evaluate_with_reference_counts(adata, kind):
     tail = result.per_class.loc[groups == "tail"]
     assert result.summary["f1_tail"] == pytest.approx(tail["f1"].mean())
     assert result.summary["recall_tail"] == pytest.approx(tail["recall"].mean())
-    assert result.summary["f1_head"] == pytest.approx(
-        result.per_class.loc[groups == "head", "f1"].mean()
-    )
+    assert result.summary["f1_head"] == pytest.approx(result.per_class.loc[groups == "head", "f1"].mean())
 
 
 def test_evaluate_with_a_confidence(adata):
@@ -90,18 +84,14 @@ def test_evaluate_with_a_confidence(adata):
 def test_evaluate_with_parents_of_a_mapping_or_a_column(adata):
     names = list(adata.obs["cell_type"].cat.categories)
     parent_of = parents(names)
-    truth, prediction = (
-        np.vectorize(parent_of.get)(part) for part in columns(adata, "cell_type", "celler")
-    )
+    truth, prediction = (np.vectorize(parent_of.get)(part) for part in columns(adata, "cell_type", "celler"))
     adata.obs["lineage"] = truth
     for given in (parent_of, pd.Series(parent_of), "lineage"):
         result = evaluate(adata, "cell_type", "celler", parents=given)
         assert result.summary["parent_accuracy"] == accuracy_score(truth, prediction)
         expected = f1_score(truth, prediction, average="macro")
         assert result.summary["parent_macro_f1"] == pytest.approx(expected)
-        assert (
-            result.per_parent["query_cells"].to_dict() == pd.Series(truth).value_counts().to_dict()
-        )
+        assert result.per_parent["query_cells"].to_dict() == pd.Series(truth).value_counts().to_dict()
         assert result.per_parent["reference_cells"].sum() == 600
         recall = recall_score(truth, prediction, labels=["myeloid"], average=None)[0]
         assert result.per_parent.loc["myeloid", "recall"] == pytest.approx(recall)
@@ -134,9 +124,7 @@ def test_evaluate_with_parents_that_are_missing_or_two(adata):
     names = list(adata.obs["cell_type"].cat.categories)
     with pytest.raises(ValueError, match="parents has no parent for platelet; name one"):
         evaluate(adata, "cell_type", "celler", parents=parents(names[:-1]))
-    with pytest.raises(
-        ValueError, match="gives class 'B cell' donor 0, donor 1, donor 2 as parents"
-    ):
+    with pytest.raises(ValueError, match="gives class 'B cell' donor 0, donor 1, donor 2 as parents"):
         evaluate(adata, "cell_type", "celler", parents="donor")
     with pytest.raises(KeyError, match="parents='linage' is not a column"):
         evaluate(adata, "cell_type", "celler", parents="linage")
@@ -165,9 +153,7 @@ def test_evaluate_with_classes_that_the_truth_lacks():
 
 
 def test_evaluate_with_rejected_cells():
-    cells = pd.DataFrame(
-        {"given": [*"aabb"], "found": ["a", "Unknown", "b", "a"], "sure": [1, 0.1, 1, 0]}
-    )
+    cells = pd.DataFrame({"given": [*"aabb"], "found": ["a", "Unknown", "b", "a"], "sure": [1, 0.1, 1, 0]})
     result = evaluate(cells, "given", "found", parents={"a": "x", "b": "y"}, confidence="sure")
     assert result.summary["accuracy"] == 0.5
     labels = {"labels": ["a", "b"], "average": "macro"}
@@ -189,9 +175,7 @@ def test_evaluate_with_rejected_cells():
 def test_evaluate_with_missing_labels(adata):
     truth, prediction = columns(adata, "cell_type", "celler")
     adata.obs["cell_type"] = adata.obs["cell_type"].where(adata.obs["donor"] != "donor 0")
-    adata.obs["celler"] = (
-        adata.obs["celler"].astype(object).where(adata.obs["donor"] != "donor 1", None)
-    )
+    adata.obs["celler"] = adata.obs["celler"].astype(object).where(adata.obs["donor"] != "donor 1", None)
     with pytest.warns(UserWarning, match="no label in 'cell_type' or 'celler'") as caught:
         result = evaluate(adata, "cell_type", "celler")
     assert caught[0].filename == __file__
@@ -211,11 +195,7 @@ def test_evaluate_with_one_class_and_with_numbers():
 
 
 def test_evaluate_with_unknown_columns(adata):
-    with pytest.raises(
-        KeyError, match="truth='celltype' is not a column of adata.obs. Closest: 'cell_type'"
-    ):
+    with pytest.raises(KeyError, match="truth='celltype' is not a column of adata.obs. Closest: 'cell_type'"):
         evaluate(adata, "celltype", "celler")
-    with pytest.raises(
-        KeyError, match="prediction='CELLER' is not a column of the table. Closest: 'celler'"
-    ):
+    with pytest.raises(KeyError, match="prediction='CELLER' is not a column of the table. Closest: 'celler'"):
         evaluate(adata.obs, "cell_type", "CELLER")

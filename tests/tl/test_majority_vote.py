@@ -19,10 +19,7 @@ def test_majority_vote_equals_pandas():
     counts = by_cluster.value_counts(normalize=True).unstack()
     # equal counts: the first category, which is what idxmax gives
     expected = counts[before.obs["cell_type"].cat.categories].idxmax(axis=1)
-    assert (
-        adata.obs["cell_type_majority"].astype(str)
-        == adata.obs["cluster"].map(expected).astype(str)
-    ).all()
+    assert (adata.obs["cell_type_majority"].astype(str) == adata.obs["cluster"].map(expected).astype(str)).all()
     np.testing.assert_allclose(
         adata.obs["cell_type_majority_share"],
         adata.obs["cluster"].map(counts.max(axis=1)).astype(float),
@@ -44,9 +41,7 @@ def vote(labels, clusters, **options):
 def test_majority_vote_by_hand():
     labels, clusters = ["b", "a", "b", "c", "a", "b"], [1, 1, 1, 2, 2, 2]
     winners, share = vote(labels, clusters)
-    assert winners == ["b", "b", "b", "a", "a", "a"], (
-        "of three labels with a cell each the first wins"
-    )
+    assert winners == ["b", "b", "b", "a", "a", "a"], "of three labels with a cell each the first wins"
     assert share == pytest.approx([2 / 3] * 3 + [1 / 3] * 3)
     assert vote(labels, clusters, min_share=0.5)[0] == ["b"] * 3 + ["Unknown"] * 3
     assert vote(labels, clusters, min_share=0.5, unknown_label="mixed")[0][-1] == "mixed"

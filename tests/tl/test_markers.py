@@ -61,12 +61,8 @@ def test_rank_markers_scores_by_the_equation(counts):
     for row in found.itertuples():
         gene = counts.var_names.get_loc(row.gene)
         cells, rivals = logs[groups == row.group, gene], logs[groups == row.next_group, gene]
-        np.testing.assert_allclose(
-            [row.mean, row.next_mean], [cells.mean(), rivals.mean()], rtol=1e-5
-        )
-        np.testing.assert_allclose(
-            [row.share, row.next_share], [(cells > 0).mean(), (rivals > 0).mean()]
-        )
+        np.testing.assert_allclose([row.mean, row.next_mean], [cells.mean(), rivals.mean()], rtol=1e-5)
+        np.testing.assert_allclose([row.share, row.next_share], [(cells > 0).mean(), (rivals > 0).mean()])
 
 
 def test_rank_markers_finds_the_markers_of_the_toy(counts):
@@ -129,9 +125,7 @@ def test_rank_markers_with_scaled_values_reads_raw(counts):
         rank_markers(scaled, "cell_type", layer="count")
 
 
-@pytest.mark.parametrize(
-    "kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]
-)
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
 @pytest.mark.parametrize("is_backed", [False, True])
 def test_rank_markers_with_every_storage(counts, tmp_path, monkeypatch, kind, is_backed):
     found = rank_markers(counts, "cell_type")
@@ -150,9 +144,7 @@ def test_rank_markers_with_every_storage(counts, tmp_path, monkeypatch, kind, is
 def test_rank_markers_with_repeated_entries(counts):
     found = rank_markers(counts, "cell_type")
     X = counts.X
-    twice = sparse.csr_matrix(
-        (np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), 2 * X.indptr), shape=X.shape
-    )
+    twice = sparse.csr_matrix((np.repeat(X.data / 2, 2), np.repeat(X.indices, 2), 2 * X.indptr), shape=X.shape)
     counts.X = twice
     pd.testing.assert_frame_equal(found, rank_markers(counts, "cell_type"), rtol=1e-4)
     assert counts.X.nnz == 2 * X.nnz

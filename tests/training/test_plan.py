@@ -57,9 +57,7 @@ def test_macro_f1_with_error_matches_scikit_learn(rng):
     logits = rng.normal(size=(60, 7))
     logits[np.arange(60), labels] += 1.5
     prediction, present = logits.argmax(1), np.unique(labels)
-    macro_f1, error = macro_f1_with_error(
-        confusion_of(torch.as_tensor(logits), torch.as_tensor(labels))
-    )
+    macro_f1, error = macro_f1_with_error(confusion_of(torch.as_tensor(logits), torch.as_tensor(labels)))
     options = {"labels": present, "average": None, "zero_division": 0}
     assert macro_f1.item() == pytest.approx(f1_score(labels, prediction, **options).mean())
     support = np.array([(labels == j).sum() for j in present])
@@ -116,10 +114,7 @@ def test_training_step_with_a_callable_loss(cells, monkeypatch):
         return CrossEntropy()(logits, labels, class_counts)
 
     minibatch = next(iter(cells[0]))
-    values = [
-        plan_of(each, cells, monkeypatch).training_step(minibatch, 0)
-        for each in (loss, CrossEntropy())
-    ]
+    values = [plan_of(each, cells, monkeypatch).training_step(minibatch, 0) for each in (loss, CrossEntropy())]
     assert torch.equal(*values)
     assert shapes == [(160, 4, 160, 4)]
 
