@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from importlib.util import find_spec
 
 import pytest
 import scripts
@@ -13,9 +14,8 @@ FILES = sorted(scripts.FOLDER.glob("*.py"))
 def test_scripts_import_existing_names(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("celler"):
-            if "_celltypist" in node.module:
-                if not find_spec("celltypist"):  # importing it makes a folder in the home
-                    pytest.skip("extra: benchmark")
+            if "_celltypist" in node.module and not find_spec("celltypist"):
+                pytest.skip("extra: benchmark")
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"line {node.lineno}: {alias.name}"
