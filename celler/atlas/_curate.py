@@ -27,18 +27,17 @@ N_NAMES, N_LISTED = 200_000, 8
 
 @dataclass(frozen=True)
 class SourceGenes:
-    """Names of a source's genes; with ``var``, a column of it may hold the matching names."""
+    """Names of a source's genes; a column of its ``var`` may hold the matching names, unless it is None."""
 
     source: str
     names: pd.Index
     var: pd.DataFrame | None
 
 
-def read_genes(source: AtlasFile, record: dict[str, Any], settings: Settings) -> SourceGenes:
-    """Names from ``var_names``, or from the column ``gene_key`` alone."""
+def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> SourceGenes:
+    """Names of the genes of the matrix at ``place``: ``var_names``, or the column ``gene_key`` alone."""
     with source.open() as contents:
-        var = contents.var(record["counts"])
-    gene_key = of_source(settings.gene_key, source.name)
+        var = contents.var(place)
     try:
         names = gene_names(var, gene_key).astype(str)
     except KeyError as error:
@@ -86,7 +85,15 @@ def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, 
     try:
         match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary, ignore_case=True)
     except ValueError as error:
-        raise _too_few_shared(source, space) from error
+        kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
+        columns = [] if source.var is None else list(map(str, source.var.columns))
+        raise ValueError(
+            f"source {source.source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has "
+            f"{len(source.names):,} {kinds[0]} such as {list(source.names[:3])}, the store {len(space):,} {kinds[1]} "
+            f"such as {list(space[:3])}; columns of its var: {columns}. Name the column that holds the store's kind "
+            f"with gene_key={{{source.source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, "
+            "mapping=...), or leave it out."
+        ) from error
     names = source.names
     if match.column is not None and source.var is not None:
         names = gene_names(source.var, match.column).astype(str)
@@ -111,43 +118,33 @@ def _shared(space: pd.Index, maps: list[np.ndarray]) -> tuple[pd.Index, list[np.
     return space[is_shared], [place[found] for found in maps]
 
 
-def _too_few_shared(source: SourceGenes, space: pd.Index) -> ValueError:
-    kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
-    columns = [] if source.var is None else list(map(str, source.var.columns))
-    return ValueError(
-        f"source {source.source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has "
-        f"{len(source.names):,} {kinds[0]} such as {list(source.names[:3])}, the store {len(space):,} {kinds[1]} "
-        f"such as {list(space[:3])}; columns of its var: {columns}. Name the column that holds the store's kind "
-        f"with gene_key={{{source.source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, "
-        "mapping=...), or leave it out."
-    )
-
-
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a source: ``codes (n,)`` and categories of each column, and ``reason (n,)``.
+    """The cells of a source: columns of obs, and the reason why each is left out."""
 
-    ``hashes (n,)`` uint64 of dataset and barcode find duplicates. With ``is_numbered`` the obs_names are
-    plain numbers, which do not identify a cell.
-    """
-
-    codes: dict[str, np.ndarray]
-    categories: dict[str, list[str]]
-    reason: np.ndarray
-    hashes: np.ndarray
-    is_numbered: bool
+    columns: dict[str, pd.Categorical]
+    reason: np.ndarray  # (n,) codes of REASONS
+    hashes: np.ndarray  # (n,) uint64 of dataset and barcode, which find duplicates
+    is_numbered: bool  # obs_names are plain numbers, which do not identify a cell
 
     @property
     def is_kept(self) -> np.ndarray:
         """Whether each cell is in the store, unless it has no counts."""
         return self.reason == KEPT
 
+    def codes(self, column: str, names: Sequence[str]) -> np.ndarray:
+        """Place of each cell's category in ``names``, −1 for none."""
+        if column not in self.columns:
+            return np.full(len(self.reason), -1, np.int8)
+        return np.asarray(self.columns[column].set_categories(names).codes)
+
     def save(self, path: Path) -> None:
         """Write to an .npz, whole or not at all."""
-        head = json.dumps({"categories": self.categories, "is_numbered": self.is_numbered})
-        arrays: dict[str, Any] = {f"codes_{name}": codes for name, codes in self.codes.items()}
+        categories = {name: list(column.categories) for name, column in self.columns.items()}
+        head = json.dumps({"categories": categories, "is_numbered": self.is_numbered})
+        codes: dict[str, Any] = {f"codes_{name}": column.codes for name, column in self.columns.items()}
         part = path.with_suffix(".part.npz")
-        np.savez(part, head=np.array(head), reason=self.reason, hashes=self.hashes, **arrays)
+        np.savez(part, head=np.array(head), reason=self.reason, hashes=self.hashes, **codes)
         part.replace(path)
 
     @classmethod
@@ -155,17 +152,19 @@ class Cells:
         """Read what :meth:`save` wrote."""
         with np.load(path) as arrays:
             head = json.loads(str(arrays["head"]))
-            codes = {name: arrays[f"codes_{name}"] for name in head["categories"]}
-            return cls(codes, reason=arrays["reason"], hashes=arrays["hashes"], **head)
+            columns = {
+                name: pd.Categorical.from_codes(arrays[f"codes_{name}"], categories)
+                for name, categories in head["categories"].items()
+            }
+            return cls(columns, arrays["reason"], arrays["hashes"], head["is_numbered"])
 
     def names(self, contents: Contents, start: int, stop: int) -> list[str]:
         """``dataset:barcode`` of these rows, or ``source:number`` where cells are numbered."""
         names = contents.names(start, stop)
         if self.is_numbered:
             return [f"{contents.source.name}:{name}" for name in names]
-        datasets = np.array(self.categories["dataset"], object)
-        of_cell = datasets[self.codes["dataset"][start:stop]]
-        return [f"{dataset}:{name}" for dataset, name in zip(of_cell, names, strict=True)]
+        datasets = self.columns["dataset"][start:stop]
+        return [f"{dataset}:{name}" for dataset, name in zip(datasets, names, strict=True)]
 
 
 def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
@@ -174,21 +173,20 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
         place = find_counts(contents, of_source(settings.layer, source.name))
         n_values = Matrix(contents, place).nnz
         columns = _columns(contents, settings)
-        labels, seen = columns.get("cell_type"), set()
-        if labels is not None:
-            seen = set(labels.categories)
+        seen: set[str] = set()
+        if "cell_type" in columns:
+            labels = columns["cell_type"]
             columns["cell_type"] = _mapped(labels, settings.mapping, source)
+            seen = {*labels.categories, *columns["cell_type"].categories}
         cells = Cells(
-            codes={name: np.asarray(column.codes) for name, column in columns.items()},
-            categories={name: list(column.categories) for name, column in columns.items()},
-            reason=_reasons(contents, columns.get("cell_type"), settings),
+            columns,
+            _reasons(contents, columns.get("cell_type"), settings),
             hashes=np.empty(contents.n_obs, np.uint64),
             is_numbered=all(name.isdecimal() for name in contents.names(0, 100)),
         )
         for start in range(0, contents.n_obs, N_NAMES):
-            stop = min(start + N_NAMES, contents.n_obs)
-            names = np.array(cells.names(contents, start, stop), object)
-            cells.hashes[start:stop] = pd.util.hash_array(names)
+            names = cells.names(contents, start, start + N_NAMES)
+            cells.hashes[start : start + N_NAMES] = pd.util.hash_array(np.array(names, object))
     record = {
         "name": source.name,
         "path": str(source.path),
@@ -196,7 +194,7 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
         "n_cells": contents.n_obs,
         "n_values": n_values,
         "counts": place,
-        "labels": sorted(seen | set(cells.categories.get("cell_type", []))),
+        "labels": sorted(seen),
     }
     return cells, record
 
@@ -215,26 +213,24 @@ def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical
             found[name] = _as_text(contents.column(key, argument), key, source)
     dataset = found.get("dataset")
     if dataset is None:
-        zeros = np.zeros(contents.n_obs, np.int32)
-        found["dataset"] = pd.Categorical.from_codes(zeros, [source.name])
+        found["dataset"] = pd.Categorical.from_codes(np.zeros(contents.n_obs, int), [source.name])
     elif (dataset.codes < 0).any():
-        if source.name not in dataset.categories:
-            dataset = dataset.add_categories([source.name])
-        found["dataset"] = dataset.fillna(source.name)
+        names = dataset.categories.union([source.name], sort=False)
+        found["dataset"] = dataset.set_categories(names).fillna(source.name)
     return found
 
 
 def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
     """Categories as text; empty text and "unknown" are missing values, fractions are refused."""
     column = pd.Categorical(values)
-    fractions = [c for c in column.categories if isinstance(c, float) and c != int(c)]
-    if fractions:
-        raise ValueError(
-            f"obs[{key!r}] of {source} holds numbers such as {fractions[0]:g}; text or categories are needed."
-        )
-    whole = [int(c) if isinstance(c, float) else c for c in column.categories]
-    names = [str(c).strip() for c in whole]
-    return _renamed(column, [n if n.casefold() not in ("", "unknown") else None for n in names])
+    names: list[str | None] = []
+    for value in column.categories:
+        if isinstance(value, float) and value != int(value):
+            message = f"obs[{key!r}] of {source} holds numbers such as {value:g}; text or categories are needed."
+            raise ValueError(message)
+        name = str(int(value) if isinstance(value, float) else value).strip()
+        names.append(None if name.casefold() in ("", "unknown") else name)
+    return renamed(column, names)
 
 
 def _mapped(
@@ -244,8 +240,8 @@ def _mapped(
     if mapping is None:
         return labels
     if isinstance(mapping, Path):
-        return _renamed(labels, _terms(labels.categories, read_obo(mapping), source))
-    return _renamed(labels, [mapping.get(name, name) for name in labels.categories])
+        return renamed(labels, _terms(labels.categories, read_obo(mapping), source))
+    return renamed(labels, [mapping.get(name, name) for name in labels.categories])
 
 
 def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
@@ -264,7 +260,7 @@ def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
     return found
 
 
-def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
+def renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
     """Return the column with sorted new names by code, ``None`` for a missing value."""
     categories = sorted({name for name in names if name is not None})
     table = np.array([*pd.Index(categories, dtype=object).get_indexer(list(names)), -1], np.int32)
@@ -274,9 +270,8 @@ def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categori
 def _reasons(contents: Contents, labels: pd.Categorical | None, settings: Settings) -> np.ndarray:
     """Why each cell is left out; duplicates are found later."""
     reason = np.full(contents.n_obs, KEPT, np.uint8)
-    key = PRIMARY if PRIMARY in contents.columns else None
-    if PRIMARY in settings.columns:
-        key = of_source(settings.columns[PRIMARY], contents.source.name)
+    default = PRIMARY if PRIMARY in contents.columns else None
+    key = of_source(settings.columns.get(PRIMARY, default), contents.source.name)
     if key is not None:
         values = contents.column(key, f"columns[{PRIMARY!r}]")
         is_primary = values.astype(str).str.casefold()

@@ -13,6 +13,7 @@ import scvi
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
+from celler.labels import parent_mapping
 
 #: The obs column that keeps cells apart for tests, and its value for the others.
 SPLIT, TRAIN = "split", "train"
@@ -96,7 +97,7 @@ class DataModule:
     def __repr__(self) -> str:
         n_labelled = int((self.labels >= 0).sum())
         return (
-            f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {int(self.is_train.sum()):,} for "
+            f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {self.is_train.sum():,} for "
             f"training, {n_labelled:,} of them labelled with {len(self.classes)} classes"
         )
 
@@ -117,11 +118,7 @@ class DataModule:
                 "gene_key": None,
             },
             "field_registries": {},
-            "celler": {
-                "gene_names": self.store.genes,
-                "classes": self.classes,
-                "parents": self.parents,
-            },
+            "celler": {"gene_names": self.store.genes, "classes": self.classes, "parents": self.parents},
         }
 
     def column(self, key: str) -> pd.Categorical:
@@ -137,8 +134,7 @@ class DataModule:
         The values ``(n_cells,)`` in the order of the store.
 
         """
-        codes, names = self.store.codes(key)
-        return pd.Categorical.from_codes(codes, names)
+        return pd.Categorical.from_codes(*self.store.codes(key))
 
     @cached_property
     def batches(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -191,15 +187,11 @@ class DataModule:
             is_labelled &= codes != names.index(self.unlabeled_category)
         if not is_labelled.any():
             raise ValueError(
-                f"none of the {int(self.is_train.sum()):,} training cells has a label in {key!r}; name the column "
+                f"none of the {self.is_train.sum():,} training cells has a label in {key!r}; name the column "
                 f"of cell types with labels_key. Columns: {self.store.columns}."
             )
-        counts = np.bincount(codes[is_labelled], minlength=len(names))
-        used = sorted(np.flatnonzero(counts).tolist(), key=lambda code: names[code])
-        code_of = np.full(len(names), -1, np.int32)
-        code_of[used] = np.arange(len(used))
-        self.classes = [names[code] for code in used]
-        self.labels[is_labelled] = code_of[codes[is_labelled]]
+        self.classes = sorted(names[code] for code in np.unique(codes[is_labelled]))
+        self.labels[is_labelled] = pd.Index(self.classes).get_indexer(names)[codes[is_labelled]]
         empty = np.flatnonzero(is_labelled & self.store.is_empty())
         if len(empty):
             first = self.store.names(empty[:1])[0]
@@ -211,13 +203,5 @@ class DataModule:
         codes, names = self.store.codes(key, "parent_labels_key")
         is_known = (self.labels >= 0) & (codes >= 0)
         pairs = np.unique(np.stack([self.labels[is_known], codes[is_known]]), axis=1)
-        parents = []
-        for code, name in enumerate(self.classes):
-            found = [names[parent] for parent in pairs[1, pairs[0] == code]]
-            if len(found) != 1:
-                what = f"the parents {found}" if found else "no parent"
-                raise ValueError(
-                    f"parent_labels_key={key!r} gives class {name!r} {what}; each class needs exactly one."
-                )
-            parents.append(found[0])
-        return parents
+        found = {name: [names[i] for i in pairs[1, pairs[0] == code]] for code, name in enumerate(self.classes)}
+        return list(parent_mapping(found, f"parent_labels_key={key!r}").values())

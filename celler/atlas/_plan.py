@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +15,9 @@ import pandas as pd
 
 from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
-from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes
+from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes, renamed
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import COLUMNS, Settings, generator
+from celler.atlas._options import COLUMNS, Settings, generator, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
@@ -92,7 +92,10 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
     if not any(cells.is_kept.any() for cells in curated):
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
-    genes = [read_genes(*pair, settings) for pair in zip(sources, records, strict=True)]
+    genes = [
+        read_genes(source, record["counts"], of_source(settings.gene_key, source.name))
+        for source, record in zip(sources, records, strict=True)
+    ]
     space, maps, reports = gene_space(genes, settings.genes)
     for number, (gene_map, report) in enumerate(zip(maps, reports, strict=True)):
         np.save(folder / f"genes_{number}.npy", gene_map)
@@ -176,12 +179,10 @@ def _parents(curated: Sequence[Cells], settings: Settings) -> dict[str, str]:
         return tree.with_parents(settings.parents).parent_of
     pairs: dict[str, set[str]] = {}
     for cells in curated:
-        if {"cell_type", "parent_type"} <= set(cells.codes):
-            own, above = cells.categories["cell_type"], cells.categories["parent_type"]
-            codes = np.stack([cells.codes["cell_type"], cells.codes["parent_type"]])
-            for child, parent in np.unique(codes[:, cells.is_kept], axis=1).T:
-                if child >= 0 and parent >= 0:
-                    pairs.setdefault(own[child], set()).add(above[parent])
+        if {"cell_type", "parent_type"} <= set(cells.columns):
+            table = pd.DataFrame({name: cells.columns[name] for name in ("cell_type", "parent_type")})
+            for child, parent in table[cells.is_kept].dropna().drop_duplicates().to_numpy():
+                pairs.setdefault(child, set()).add(parent)
     if not pairs:
         return {}
     if missing := [name for name in classes if name not in pairs]:
@@ -194,9 +195,8 @@ def _used(curated: Sequence[Cells], column: str) -> list[str]:
     """Sorted categories that a kept cell has."""
     used: set[str] = set()
     for cells in curated:
-        if column in cells.codes:
-            codes = np.unique(cells.codes[column][cells.is_kept])
-            used |= {cells.categories[column][code] for code in codes if code >= 0}
+        if column in cells.columns:
+            used.update(cells.columns[column][cells.is_kept].unique().dropna())
     return sorted(used)
 
 
@@ -209,28 +209,21 @@ def _categories(curated: Sequence[Cells], parents: dict[str, str]) -> dict[str, 
 
 def _in_codes(cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray) -> Cells:
     """Return the cells in the codes of the store."""
-    codes = {name: _codes(cells, name, names) for name, names in categories.items()}
-    codes["split"] = np.where(is_test, 0, 1).astype(np.int32)
-    if "parent_type" in categories:
-        above = [parents.get(name, "") for name in cells.categories.get("cell_type", [])]
-        codes["parent_type"] = _codes(cells, "cell_type", categories["parent_type"], above)
-    return Cells(codes, categories, cells.reason, cells.hashes, cells.is_numbered)
-
-
-def _codes(cells: Cells, column: str, names: list[str], own: list[str] | None = None) -> np.ndarray:
-    """Place of each cell's category in ``names``, −1 for none; ``own`` renames the categories."""
-    if column not in cells.codes:
-        return np.full(len(cells.reason), -1, np.int32)
-    own = cells.categories[column] if own is None else own
-    table = np.append(pd.Index(names, dtype=object).get_indexer(pd.Index(own, dtype=object)), -1)
-    return table.astype(np.int32)[cells.codes[column]]
+    labels = cells.columns.get("cell_type", pd.Categorical([None] * len(is_test)))
+    derived = {
+        "parent_type": renamed(labels, [parents.get(name) for name in labels.categories]),
+        "split": pd.Categorical.from_codes(np.where(is_test, 0, 1), SPLITS),
+    }
+    cells = replace(cells, columns=cells.columns | derived)
+    columns = {name: pd.Categorical.from_codes(cells.codes(name, own), own) for name, own in categories.items()}
+    return replace(cells, columns=columns)
 
 
 def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
     """Whether each cell of each source is for testing: by donor, or by dataset where none is known."""
     classes = _used(curated, "cell_type")
     groups = pd.api.types.union_categoricals([_groups(cells) for cells in curated], sort_categories=True)
-    labels = np.concatenate([_codes(cells, "cell_type", classes) for cells in curated])
+    labels = np.concatenate([cells.codes("cell_type", classes) for cells in curated])
     is_kept = np.concatenate([cells.is_kept for cells in curated])
     counts = np.zeros((len(groups.categories), len(classes) + 1), np.int64)
     np.add.at(counts, (groups.codes[is_kept], labels[is_kept]), 1)  # −1 is the last column
@@ -252,13 +245,12 @@ def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
 
 def _groups(cells: Cells) -> pd.Categorical:
     """Return the donor of each cell, or its dataset where no donor is known."""
-    names = [f"dataset {name}" for name in cells.categories["dataset"]]
-    codes = cells.codes["dataset"].astype(np.int64)  # stored as narrow as the categories allow
-    if "donor" in cells.codes:
-        donors = [f"donor {name}" for name in cells.categories["donor"]]
-        codes = np.where(cells.codes["donor"] >= 0, cells.codes["donor"], len(donors) + codes)
-        names = donors + names
-    return pd.Categorical.from_codes(codes, names)
+    dataset = cells.columns["dataset"].rename_categories("dataset {}".format)
+    if "donor" not in cells.columns:
+        return dataset
+    donor = cells.columns["donor"].rename_categories("donor {}".format)
+    names = [*donor.categories, *dataset.categories]
+    return donor.set_categories(names).fillna(dataset.set_categories(names))
 
 
 def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,13 +16,10 @@ from scipy import sparse
 
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.atlas._store import BLOCK_ROWS, as_float
+from celler.atlas._store import BLOCK_ROWS, Store, as_float
 from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
-
-if TYPE_CHECKING:
-    from celler.atlas._store import Store
 
 #: Times that a cell comes in an epoch at most.
 MAX_COPIES = 16
@@ -85,10 +81,7 @@ class Block:
     @property
     def minibatches(self) -> Iterator[slice]:
         """The place of each minibatch among the rows."""
-        start = 0
-        for end in self.ends.tolist():
-            yield slice(start, end)
-            start = end
+        return map(slice, [0, *self.ends[:-1]], self.ends)
 
     @property
     def parts(self) -> Iterator[Block]:
@@ -137,38 +130,24 @@ PROFILE_CELLS = 2000
 
 
 class StoreCells:
-    """The training cells of a store, as :class:`celler.data._sources.CellSource`, in bounded memory.
-
-    Parameters
-    ----------
-    store
-        The store.
-    labels
-        Label codes ``(n_cells,)``, −1 for cells that are not trained on.
-    class_balance
-        How much more often rare classes come than they are, 0 to 1.
-
-    """
+    """The :class:`CellSource` of a store; ``labels (n_cells,)`` are −1 for cells that are not trained on."""
 
     max_validation = MAX_VALIDATION
 
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
         # Validation cells are read once and kept, by the sampler of their rows.
-        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]]
-        self._kept = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def n_labelled(self) -> int:
-        """Number of training cells with a label."""
         return int((self.labels >= 0).sum())
 
     @property
     def n_genes(self) -> int:
-        """Number of genes of the store."""
         return len(self.store.genes)
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
@@ -186,37 +165,31 @@ class StoreCells:
         return self._training(sampler)
 
     def _training(self, sampler: ShuffledSampler) -> Iterator[CellBlock]:
-        again, rng = sampler.replayed, sampler.next_epoch()
-        plan = epoch(self._drawn(sampler.index, rng), sampler.batch_size, rng, again)
+        index, again, rng = sampler.index, sampler.replayed, sampler.next_epoch()
+        if self.class_balance > 0:
+            labels = self.labels[index]
+            index = drawn_rows(index, labels, n_drawn(np.bincount(labels), self.class_balance), rng)
+        plan = epoch(index, sampler.batch_size, rng, again)
         # While the parts of a block are used, the next block is read.
-        for part, places, X in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
-            for minibatch in part.minibatches:
-                yield self._block(X, part.index[minibatch], places[minibatch])
+        for read in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
+            yield from self._minibatches(*read)
 
     def _validation(self, sampler: OrderedSampler) -> Iterator[CellBlock]:
         parts = list(sampler)
-        index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+        index = np.concatenate(parts)
         found = self._kept.get(sampler)
         if found is None or not np.array_equal(found[0], index):  # other ranks have other cells
             found = index, InMemoryCells(self.store.counts(index), self.labels[index])
             self._kept[sampler] = found
-        kept = found[1]
-        start = 0
-        for part in parts:
-            yield self._block(kept.X, part, np.arange(start, start + len(part)))
-            start += len(part)
+        block = Block(index, np.cumsum([len(part) for part in parts]))
+        return self._minibatches(block, np.arange(len(index)), found[1].X)
 
-    def _block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
-        labels = self.labels[index].astype(np.int64)
-        return CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows)
-
-    def _drawn(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Rows of an epoch, ascending."""
-        if self.class_balance == 0:
-            return index
-        labels = self.labels[index]
-        wanted = n_drawn(np.bincount(labels), self.class_balance)
-        return drawn_rows(index, labels, wanted, rng)
+    def _minibatches(self, block: Block, rows: np.ndarray, X: sparse.csr_matrix) -> Iterator[CellBlock]:
+        """The minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""
+        for minibatch in block.minibatches:
+            index = block.index[minibatch]
+            labels = self.labels[index].astype(np.int64)
+            yield CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows[minibatch])
 
     def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
         """The parts of each block: rows, the place of each among the counts, and these in their order on disk."""

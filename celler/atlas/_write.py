@@ -41,7 +41,7 @@ def write_blocks(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
     # Drawn for all rows at once: the dataset of a cell must not depend on the blocks.
     rng = generator(plan.settings["seed"], BUCKETS, number)
     bucket = rng.integers(plan.n_buckets, size=len(cells.reason), dtype=np.int32)
-    codes = np.stack([cells.codes[name] for name in plan.categories], axis=1)
+    codes = np.stack([cells.columns[name].codes for name in plan.categories], axis=1)
     place = plan.sources[number]["counts"]
     with source.open() as contents:
         matrix = Matrix(contents, place)
