@@ -13,11 +13,9 @@ import pandas as pd
 
 from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
-from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
-from celler.labels import Ontology, read_obo
+from celler.data._genes import MIN_OVERLAP, align_genes, check_unique, gene_names, kinds_of, without_version
+from celler.labels import read_obo
 
-#: Least share of genes in common, of the source's or the store's, whichever are fewer.
-MIN_OVERLAP = 0.2
 #: Why a cell is left out, by code; 0 is kept.
 REASONS = ("kept", "not primary", "dropped class", "duplicate")
 KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
@@ -25,44 +23,35 @@ KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
 N_NAMES, N_LISTED = 200_000, 8
 
 
-@dataclass(frozen=True)
-class SourceGenes:
-    """Names of a source's genes; a column of its ``var`` may hold the matching names, unless it is None."""
-
-    source: str
-    names: pd.Index
-    var: pd.DataFrame | None
-
-
-def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> SourceGenes:
-    """Names of the genes of the matrix at ``place``: ``var_names``, or the column ``gene_key`` alone."""
+def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> pd.DataFrame:
+    """Return ``var`` of the matrix at ``place``, or the names in its column ``gene_key`` without other columns."""
     with source.open() as contents:
         var = contents.var(place)
     try:
         names = gene_names(var, gene_key).astype(str)
     except KeyError as error:
         raise KeyError(f"source {source.name!r}: {error.args[0]}") from error
-    return SourceGenes(source.name, names, var if gene_key is None else None)
+    return (var if gene_key is None else var[[]]).set_axis(names)
 
 
 def gene_space(
-    sources: Sequence[SourceGenes], genes: str | Sequence[str]
+    sources: Mapping[str, pd.DataFrame], genes: str | Sequence[str]
 ) -> tuple[pd.Index, list[np.ndarray], list[dict[str, Any]]]:
     """Align all sources to the union or the intersection of their genes, or to a list of names.
 
-    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. Names match
-    as in :func:`celler.pp.align_genes`; a union has the kind of names of the first source.
+    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. A union has the kind
+    of names of the first source.
     """
     is_open = isinstance(genes, str)
     if is_open:
-        first = without_version(sources[0].names)
-        space = first[(first != "")].unique()
+        first = without_version(next(iter(sources.values())).index)
+        space = first[first != ""].unique()
     else:
         space = pd.Index(genes, dtype=object).astype(str)
         check_unique(space, "the names in genes")
     maps, reports = [], []
-    for source in sources:
-        found, names, report = _align(source, space)
+    for source, var in sources.items():
+        found, names, report = _align(source, var, space)
         if is_open:
             extra = (found < 0) & np.asarray(names != "")
             fresh = without_version(names[extra])
@@ -79,27 +68,25 @@ def gene_space(
     return space, maps, reports
 
 
-def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
+def _align(source: str, var: pd.DataFrame, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
     """Gene of each column, −1 for none; the names that matched, and a report."""
-    is_vocabulary = len(source.names) < len(space)
+    names = var.index
     try:
-        match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary, ignore_case=True)
+        match = align_genes(names, space, var, is_vocabulary=len(names) < len(space), ignore_case=True)
     except ValueError as error:
-        kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
-        columns = [] if source.var is None else list(map(str, source.var.columns))
+        own, wanted = (str(kinds_of(index).index[0]) for index in (names, space))
         raise ValueError(
-            f"source {source.source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has "
-            f"{len(source.names):,} {kinds[0]} such as {list(source.names[:3])}, the store {len(space):,} {kinds[1]} "
-            f"such as {list(space[:3])}; columns of its var: {columns}. Name the column that holds the store's kind "
-            f"with gene_key={{{source.source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, "
-            "mapping=...), or leave it out."
+            f"source {source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has {len(names):,} "
+            f"{own} such as {list(names[:3])}, the store {len(space):,} {wanted} such as {list(space[:3])}; columns of its "
+            f"var: {list(map(str, var.columns))}. Name the column that holds the store's kind with "
+            f"gene_key={{{source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, mapping=...), "
+            "or leave it out."
         ) from error
-    names = source.names
-    if match.column is not None and source.var is not None:
-        names = gene_names(source.var, match.column).astype(str)
+    if match.column is not None:
+        names = gene_names(var, match.column).astype(str)
     report = {
         "n_genes": len(names),
-        "names": f"var[{match.column!r}]" if match.column is not None else "var_names",
+        "names": "var_names" if match.column is None else f"var[{match.column!r}]",
         "n_matched": match.n_matched,
         "inexact": match.n_inexact,
     }
@@ -175,9 +162,9 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
         columns = _columns(contents, settings)
         seen: set[str] = set()
         if "cell_type" in columns:
-            labels = columns["cell_type"]
-            columns["cell_type"] = _mapped(labels, settings.mapping, source)
-            seen = {*labels.categories, *columns["cell_type"].categories}
+            given = columns["cell_type"].categories
+            columns["cell_type"] = renamed(columns["cell_type"], _new_names(given, settings.mapping, source))
+            seen = {*given, *columns["cell_type"].categories}
         cells = Cells(
             columns,
             _reasons(contents, columns.get("cell_type"), settings),
@@ -226,25 +213,20 @@ def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
     names: list[str | None] = []
     for value in column.categories:
         if isinstance(value, float) and value != int(value):
-            message = f"obs[{key!r}] of {source} holds numbers such as {value:g}; text or categories are needed."
-            raise ValueError(message)
+            problem = f"holds numbers such as {value:g}; text or categories are needed."
+            raise ValueError(f"obs[{key!r}] of {source} {problem}")
         name = str(int(value) if isinstance(value, float) else value).strip()
         names.append(None if name.casefold() in ("", "unknown") else name)
     return renamed(column, names)
 
 
-def _mapped(
-    labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
-) -> pd.Categorical:
+def _new_names(
+    names: pd.Index, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
+) -> Sequence[str | None]:
     """Labels renamed by the mapping, which keeps those it lacks, or by the ontology, which may lack none."""
-    if mapping is None:
-        return labels
-    if isinstance(mapping, Path):
-        return renamed(labels, _terms(labels.categories, read_obo(mapping), source))
-    return renamed(labels, [mapping.get(name, name) for name in labels.categories])
-
-
-def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
+    if not isinstance(mapping, Path):
+        return [(mapping or {}).get(name, name) for name in names]
+    ontology = read_obo(mapping)
     found, problems = [], []
     for name in names:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,16 @@ class Settings:
     """All options of a build."""
 
     labels_key: PerSource
-    genes: str | tuple[str, ...] = "union"
-    gene_key: PerSource = None
-    layer: PerSource = None
-    columns: Mapping[str, PerSource] = field(default_factory=dict)
-    mapping: Mapping[str, str | None] | Path | None = None
-    parents: Mapping[str, str] | None = None
-    drop: tuple[str, ...] = ()
-    test_size: float = 0.1
-    seed: int = 0
-    storage: Storage = field(default_factory=Storage)
+    genes: str | tuple[str, ...]
+    gene_key: PerSource
+    layer: PerSource
+    columns: Mapping[str, PerSource]
+    mapping: Mapping[str, str | None] | Path | None
+    parents: Mapping[str, str] | None
+    drop: tuple[str, ...]
+    test_size: float
+    seed: int
+    storage: Storage
 
     def __post_init__(self) -> None:
         if isinstance(self.genes, str) and self.genes not in ("union", "intersection"):
@@ -155,8 +155,10 @@ def read_mapping(mapping: Any) -> Mapping[str, str | None] | Path | None:
 
 def read_parents(parents: Any) -> dict[str, str] | None:
     """Parents as a plain dict."""
-    if parents is None or isinstance(parents, Mapping | pd.Series | LabelTree):
-        return None if parents is None else parent_mapping(parents)
+    if parents is None:
+        return None
+    if isinstance(parents, Mapping | pd.Series | LabelTree):
+        return parent_mapping(parents)
     raise TypeError(
         f"parents is a {type(parents).__name__}; a dict from class to parent or a celler.labels.LabelTree, "
         "such as LabelTree.from_obo gives, is needed. A column is named by columns={'parent_type': ...}."

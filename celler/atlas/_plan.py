@@ -61,8 +61,7 @@ class Plan:
 
     def save(self) -> None:
         """Write ``plan.json``, whole or not at all."""
-        record = {name: value for name, value in vars(self).items() if name != "folder"}
-        write_json(self.folder / "plan.json", record)
+        write_json(self.folder / "plan.json", {name: value for name, value in vars(self).items() if name != "folder"})
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
@@ -87,33 +86,36 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         bar.update(record["n_cells"])
         curated.append(cells)
         records.append(record)
-    _check_drop(settings, records)
+    seen = sorted({label for record in records for label in record["labels"]})
+    for name in settings.drop:
+        if name not in seen:
+            raise ValueError(
+                f"drop names {name!r}, which is no label of the sources.{closest(name, seen)} Labels: {seen}."
+            )
     _mark_duplicates(curated, records)
     if not any(cells.is_kept.any() for cells in curated):
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
-    genes = [
-        read_genes(source, record["counts"], of_source(settings.gene_key, source.name))
+    genes = {
+        source.name: read_genes(source, record["counts"], of_source(settings.gene_key, source.name))
         for source, record in zip(sources, records, strict=True)
-    ]
+    }
     space, maps, reports = gene_space(genes, settings.genes)
-    for number, (gene_map, report) in enumerate(zip(maps, reports, strict=True)):
-        np.save(folder / f"genes_{number}.npy", gene_map)
+    for number, report in enumerate(reports):
+        np.save(folder / f"genes_{number}.npy", maps[number])
         records[number]["genes"] = report
         _check_species(records[number]["name"], report)
     parents = _parents(curated, settings)
     categories = _categories(curated, parents)
-    is_test = _split(curated, settings)
     n_kept = n_values = 0
-    for number, cells in enumerate(curated):
-        _in_codes(cells, categories, parents, is_test[number]).save(folder / f"cells_{number}.npz")
+    for number, (cells, is_test) in enumerate(zip(curated, _split(curated, settings), strict=True)):
+        _in_codes(cells, categories, parents, is_test).save(folder / f"cells_{number}.npz")
         kept = int(cells.is_kept.sum())
         n_kept += kept
         n_values += kept * records[number]["n_values"] // max(1, len(cells.reason))
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
-    names, record = list(map(str, space)), settings.as_record()
-    plan = Plan(folder, record, names, categories, parents, n_buckets, n_kept, records)
+    plan = Plan(folder, settings.as_record(), list(map(str, space)), categories, parents, n_buckets, n_kept, records)
     plan.save()
     return plan
 
@@ -122,24 +124,13 @@ def _curated(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, 
     """Curate a source, or load it where an interrupted build has done so."""
     arrays, record_file = stem.with_suffix(".npz"), stem.with_suffix(".json")
     stamp = source.stamp() if source.path.exists() else None
-    if record_file.exists():
-        record = json.loads(record_file.read_text())
-        if record["stamp"] == stamp:
-            return Cells.load(arrays), record
+    if record_file.exists() and (record := json.loads(record_file.read_text()))["stamp"] == stamp:
+        return Cells.load(arrays), record
     cells, record = curate(source, settings)
     record["stamp"] = stamp
     cells.save(arrays)
     write_json(record_file, record)
     return cells, record
-
-
-def _check_drop(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
-    seen = sorted({label for record in records for label in record["labels"]})
-    for name in settings.drop:
-        if name not in seen:
-            raise ValueError(
-                f"drop names {name!r}, which is no label of the sources.{closest(name, seen)} Labels: {seen}."
-            )
 
 
 def _check_species(name: str, report: dict[str, Any]) -> None:
@@ -153,18 +144,17 @@ def _check_species(name: str, report: dict[str, Any]) -> None:
 
 def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]) -> None:
     """Keep the first of the cells with the same dataset and barcode."""
-    kept = [np.flatnonzero(cells.is_kept) for cells in curated]
-    hashes = [cells.hashes[rows] for cells, rows in zip(curated, kept, strict=True)]
-    ends = np.cumsum([len(rows) for rows in kept])[:-1]
+    hashes = [cells.hashes[cells.is_kept] for cells in curated]
+    ends = np.cumsum(list(map(len, hashes)))[:-1]
     is_repeated = np.split(pd.Series(np.concatenate(hashes)).duplicated().to_numpy(), ends)
-    for cells, rows, repeated, record in zip(curated, kept, is_repeated, records, strict=True):
-        cells.reason[rows[repeated]] = DUPLICATE
-        if len(rows) and repeated.all():
-            warn(f"All {len(rows):,} cells of source {record['name']!r} are in sources before it.")
-        within = int(pd.Series(cells.hashes[rows]).duplicated().sum())
-        if within > MANY_DUPLICATES * len(rows):
+    for cells, own, repeated, record in zip(curated, hashes, is_repeated, records, strict=True):
+        cells.reason[np.flatnonzero(cells.is_kept)[repeated]] = DUPLICATE
+        if len(own) and repeated.all():
+            warn(f"All {len(own):,} cells of source {record['name']!r} are in sources before it.")
+        within = int(pd.Series(own).duplicated().sum())
+        if within > MANY_DUPLICATES * len(own):
             warn(
-                f"{within:,} of {len(rows):,} cells of source {record['name']!r} repeat the obs_name of another in "
+                f"{within:,} of {len(own):,} cells of source {record['name']!r} repeat the obs_name of another in "
                 "the same dataset and are left out as duplicates. If they are different cells, make "
                 "adata.obs_names unique, or name the column that tells them apart with "
                 "columns={'dataset': ...}, and build anew."
@@ -239,8 +229,7 @@ def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
             "No donor can be kept for testing without taking all cells of a class from training: the test "
             "part is empty."
         )
-    ends = np.cumsum([len(cells.reason) for cells in curated])[:-1]
-    return np.split(is_test[groups.codes], ends)
+    return np.split(is_test[groups.codes], np.cumsum([len(cells.reason) for cells in curated])[:-1])
 
 
 def _groups(cells: Cells) -> pd.Categorical:
@@ -292,7 +281,12 @@ def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator)
 
 def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> dict[str, Any]:
     """Return the record of a build from ``counts (2, C + 1)`` by split and class, unlabelled last."""
-    sources = [_source_record(plan, number) for number in range(len(plan.sources))]
+    sources = []
+    for number, source in enumerate(plan.sources):
+        n_by_reason = np.bincount(plan.cells(number).reason, minlength=len(REASONS)).tolist()
+        left_out = {reason: n for reason, n in zip(REASONS, n_by_reason, strict=True) if n and reason != "kept"}
+        record = {name: value for name, value in source.items() if name not in ("stamp", "labels")}
+        sources.append(record | {"dropped": left_out})
     dropped = {reason: sum(source["dropped"].get(reason, 0) for source in sources) for reason in REASONS[1:]}
     n_kept = sum(datasets.values())
     dropped["empty"] = sum(s["n_cells"] for s in sources) - sum(dropped.values()) - n_kept
@@ -316,10 +310,3 @@ def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> d
         "versions": {"celler": __version__} | {name: version(name) for name in libraries},
         "genes": plan.genes,
     }
-
-
-def _source_record(plan: Plan, number: int) -> dict[str, Any]:
-    n_by_reason = np.bincount(plan.cells(number).reason, minlength=len(REASONS))
-    left_out = zip(REASONS[1:], n_by_reason[1:].tolist(), strict=True)
-    record = {k: v for k, v in plan.sources[number].items() if k not in ("stamp", "labels")}
-    return record | {"dropped": {reason: n for reason, n in left_out if n}}

@@ -27,8 +27,8 @@ class Summary:
     Parameters
     ----------
     counts
-        A row for each combination of type, parent, tissue, disease, dataset and split that has cells, with
-        the columns that the store has, and ``cells``, their number.
+        A row for each combination of type, parent, tissue, disease, dataset and split that has cells, and their
+        number in ``cells``.
     manifest
         The manifest of the store: genes, classes, sources, cells left out, versions.
 
@@ -47,8 +47,7 @@ class Summary:
 
         Returns
         -------
-        A row for each value, most cells first, with ``cells``, ``train``, ``test`` and, where the store has
-        cell types, the number of ``types``.
+        A row for each value, most cells first: ``cells``, ``train``, ``test`` and the number of cell ``types``, if any.
 
         Raises
         ------
@@ -60,9 +59,8 @@ class Summary:
         if column not in columns:
             raise KeyError(f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}.")
         cells = self.counts.assign(split=self.counts["split"].astype(str))
-        groups = cells.groupby([column, "split"], observed=True)["cells"]
-        table = groups.sum().unstack(fill_value=0).rename_axis(columns=None)
-        table = table.reindex(columns=["train", "test"], fill_value=0)
+        table = cells.groupby([column, "split"], observed=True)["cells"].sum().unstack(fill_value=0)
+        table = table.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None)
         table.insert(0, "cells", table.sum(axis=1))
         if column != "cell_type" and "cell_type" in columns:
             table["types"] = cells.groupby(column, observed=True)["cell_type"].nunique()
