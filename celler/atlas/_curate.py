@@ -77,8 +77,8 @@ def _align(source: str, var: pd.DataFrame, space: pd.Index) -> tuple[np.ndarray,
         own, wanted = (str(kinds_of(index).index[0]) for index in (names, space))
         raise ValueError(
             f"source {source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has {len(names):,} "
-            f"{own} such as {list(names[:3])}, the store {len(space):,} {wanted} such as {list(space[:3])}; columns of its "
-            f"var: {list(map(str, var.columns))}. Name the column that holds the store's kind with "
+            f"{own} such as {list(names[:3])}, the store {len(space):,} {wanted} such as {list(space[:3])}; columns of "
+            f"its var: {list(map(str, var.columns))}. Name the column that holds the store's kind with "
             f"gene_key={{{source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, mapping=...), "
             "or leave it out."
         ) from error

@@ -83,8 +83,7 @@ class DataModule:
         self.parent_labels_key, self.unlabeled_category = parent_labels_key, unlabeled_category
         self.is_train = np.ones(len(self.store), bool)
         if SPLIT in self.store.columns:
-            parts, names = self.store.codes(SPLIT)
-            self.is_train = parts == (names.index(TRAIN) if TRAIN in names else -2)
+            self.is_train = np.asarray(self.column(SPLIT) == TRAIN)
         self.classes: list[str] = []
         self.labels = np.full(len(self.store), -1, np.int32)
         if labels_key is not None:
@@ -157,13 +156,12 @@ class DataModule:
         The cells, in the order of the store.
 
         """
-        index = np.arange(len(self))
-        if split is not None:
-            codes, names = self.store.codes(SPLIT, "split")
-            if split not in names:
-                raise ValueError(f"split={split!r} was given; the store has {names}.")
-            index = np.flatnonzero(codes == names.index(split))
-        return CellBlocks(self.store, index)
+        if split is None:
+            return CellBlocks(self.store, np.arange(len(self)))
+        codes, names = self.store.codes(SPLIT, "split")
+        if split not in names:
+            raise ValueError(f"split={split!r} was given; the store has {names}.")
+        return CellBlocks(self.store, np.flatnonzero(codes == names.index(split)))
 
     def annotation(self, key: str) -> pd.DataFrame:
         """Read the table that :meth:`celler.model.Celler.annotate_store` wrote.
@@ -194,9 +192,9 @@ class DataModule:
         self.labels[is_labelled] = pd.Index(self.classes).get_indexer(names)[codes[is_labelled]]
         empty = np.flatnonzero(is_labelled & self.store.is_empty())
         if len(empty):
-            first = self.store.names(empty[:1])[0]
+            first = str(self.store.names(empty[:1])[0])
             raise ValueError(
-                f"{len(empty):,} labelled cells have no counts (first: {str(first)!r}); build the store without them."
+                f"{len(empty):,} labelled cells have no counts (first: {first!r}); build the store without them."
             )
 
     def _read_parents(self, key: str) -> list[str]:

@@ -38,8 +38,8 @@ def require_engine() -> None:
     found, way = ".".join(map(str, sys.version_info[:2])), 'pip install "celler[atlas]"'
     if sys.version_info < (3, 12):
         raise ImportError(
-            f"Python {found} was found; cl.atlas needs Python 3.12 or newer, as annbatch does. In an environment of it: "
-            f"{way}. Everything else works here."
+            f"Python {found} was found; cl.atlas needs Python 3.12 or newer, as annbatch does. In an environment of "
+            f"it: {way}. Everything else works here."
         )
     if find_spec("annbatch") is None:
         raise ImportError(f"Python {found} was found, which will do, but not annbatch: {way}.")
@@ -184,7 +184,7 @@ def _strings(stored: Any) -> Any:
 
 
 class CellBlocks:
-    """Cells of a store by blocks, of which each rank reads its part: the ascending rows ``index (n,)`` and an AnnData."""
+    """Cells of a store by blocks, of which each rank reads its part: ascending rows ``index (n,)`` and an AnnData."""
 
     def __init__(self, store: Store, index: np.ndarray) -> None:
         self.store, self.index = store, index
