@@ -19,16 +19,7 @@ from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import (
-    COLUMNS,
-    PRIMARY,
-    PerSource,
-    Settings,
-    Storage,
-    of_source,
-    read_mapping,
-    read_parents,
-)
+from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
 from celler.atlas._store import FILE_NAME, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
@@ -116,7 +107,6 @@ def build(
     --------
     >>> import celler as cl
     >>> cl.atlas.build(["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type")  # doctest: +SKIP
-
     """
     require_engine()
     if isinstance(drop, str):

@@ -38,10 +38,9 @@ class DataModule:
     unlabeled_category
         Value of ``labels_key`` for unlabelled cells; missing values are unlabelled too.
     class_balance
-        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion
-        to :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more
-        than 16 times, and an epoch stays as long. The loss uses the class counts of the store, so rare types
-        gain recall.
+        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion to
+        :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more than 16 times,
+        and an epoch stays as long. The loss uses the class counts of the store, so rare types gain recall.
 
     Attributes
     ----------
@@ -63,7 +62,6 @@ class DataModule:
     >>> dm = cl.atlas.DataModule("my_atlas", labels_key="cell_type")  # doctest: +SKIP
     >>> model = cl.model.Celler(registry=dm.registry)  # doctest: +SKIP
     >>> model.train(datamodule=dm)  # doctest: +SKIP
-
     """
 
     def __init__(
@@ -131,7 +129,6 @@ class DataModule:
         Returns
         -------
         The values ``(n_cells,)`` in the order of the store.
-
         """
         return pd.Categorical.from_codes(*self.store.codes(key))
 
@@ -154,7 +151,6 @@ class DataModule:
         Returns
         -------
         The cells, in the order of the store.
-
         """
         if split is None:
             return CellBlocks(self.store, np.arange(len(self)))
@@ -174,7 +170,6 @@ class DataModule:
         Returns
         -------
         A row for each cell, in the order of the store.
-
         """
         return read_annotation(self.store.path, key)
 

@@ -44,7 +44,6 @@ class Storage:
     memory_gb
         Most memory of the process in GB, at least 1. More memory makes fewer, larger datasets and
         another order of the cells, which is as well mixed.
-
     """
 
     dtype: str = "uint16"

@@ -31,7 +31,6 @@ class Summary:
         number in ``cells``.
     manifest
         The manifest of the store: genes, classes, sources, cells left out, versions.
-
     """
 
     counts: pd.DataFrame
@@ -53,7 +52,6 @@ class Summary:
         ------
         KeyError
             If the store lacks the column.
-
         """
         columns = [name for name in self.counts if name != "cells"]
         if column not in columns:
@@ -107,7 +105,6 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     --------
     >>> import celler as cl
     >>> cl.atlas.summary("my_atlas").by("tissue")  # doctest: +SKIP
-
     """
     require_engine()
     manifest = read_manifest(out)
