@@ -60,7 +60,14 @@ def gene_space(
         maps.append(found)
         reports.append(report)
     if genes == "intersection":
-        space, maps = _shared(space, maps)
+        is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
+        if not is_shared.any():
+            raise ValueError(
+                f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out the "
+                "source that shares least."
+            )
+        place = np.append(space[is_shared].get_indexer(space), -1)
+        space, maps = space[is_shared], [place[found] for found in maps]
     for found, report in zip(maps, reports, strict=True):
         columns = found[found >= 0]
         report["n_in_store"] = len(np.unique(columns))
@@ -91,18 +98,6 @@ def _align(source: str, var: pd.DataFrame, space: pd.Index) -> tuple[np.ndarray,
         "inexact": match.n_inexact,
     }
     return np.maximum(match.gene_map, match.repeated).astype(np.int64), names, report
-
-
-def _shared(space: pd.Index, maps: list[np.ndarray]) -> tuple[pd.Index, list[np.ndarray]]:
-    """Return the genes that all sources have."""
-    is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
-    if not is_shared.any():
-        raise ValueError(
-            f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out "
-            "the source that shares least."
-        )
-    place = np.append(np.where(is_shared, is_shared.cumsum() - 1, -1), -1)
-    return space[is_shared], [place[found] for found in maps]
 
 
 @dataclass(frozen=True)

@@ -174,17 +174,15 @@ class DataModule:
         return read_annotation(self.store.path, key)
 
     def _read_labels(self, key: str) -> None:
-        codes, names = self.store.codes(key, "labels_key")
-        is_labelled = self.is_train & (codes >= 0)
-        if self.unlabeled_category in names:
-            is_labelled &= codes != names.index(self.unlabeled_category)
+        labels = pd.Categorical.from_codes(*self.store.codes(key, "labels_key"))
+        is_labelled = self.is_train & labels.notna() & np.asarray(labels != self.unlabeled_category)
         if not is_labelled.any():
             raise ValueError(
                 f"none of the {self.is_train.sum():,} training cells has a label in {key!r}; name the column "
                 f"of cell types with labels_key. Columns: {self.store.columns}."
             )
-        self.classes = sorted(names[code] for code in np.unique(codes[is_labelled]))
-        self.labels[is_labelled] = pd.Index(self.classes).get_indexer(names)[codes[is_labelled]]
+        self.classes = sorted(labels[is_labelled].unique())
+        self.labels[is_labelled] = labels.set_categories(self.classes).codes[is_labelled]
         empty = np.flatnonzero(is_labelled & self.store.is_empty())
         if len(empty):
             first = str(self.store.names(empty[:1])[0])

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest
@@ -178,8 +177,3 @@ def _digest(values: Any) -> str:
         return hashlib.sha256(values.read_bytes()).hexdigest()
     text = json.dumps(sorted(values.items()) if isinstance(values, Mapping) else list(values))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Random numbers of a step of a build, the same whatever ran before."""
-    return np.random.default_rng([seed, *stream])

@@ -17,7 +17,7 @@ from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
 from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes, renamed
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import COLUMNS, Settings, generator, of_source
+from celler.atlas._options import COLUMNS, Settings, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
@@ -36,32 +36,20 @@ SPLIT, SPLIT_CELLS, BUCKETS, ORDER = range(4)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will write; the arrays of each source lie in ``folder``.
-
-    ``categories`` of each column are sorted, ``parents`` are by class, ``n_buckets`` is the number of
-    datasets of the collection, and ``sources`` has a record of each source.
-    """
+    """What a build will write; the cells and genes of each source lie in ``folder``."""
 
     folder: Path
     settings: dict[str, Any]
     genes: list[str]
-    categories: dict[str, list[str]]
-    parents: dict[str, str]
-    n_buckets: int
+    categories: dict[str, list[str]]  # by column, sorted
+    parents: dict[str, str]  # by class
+    n_buckets: int  # datasets of the collection
     n_kept: int
-    sources: list[dict[str, Any]]
+    sources: list[dict[str, Any]]  # a record of each
 
     def cells(self, number: int) -> Cells:
         """Return the cells of a source, in the codes of the store."""
         return Cells.load(self.folder / f"cells_{number}.npz")
-
-    def gene_map(self, number: int) -> np.ndarray:
-        """Return the gene of the store for each column of a source, −1 for none."""
-        return np.load(self.folder / f"genes_{number}.npy")
-
-    def save(self) -> None:
-        """Write ``plan.json``, whole or not at all."""
-        write_json(self.folder / "plan.json", {name: value for name, value in vars(self).items() if name != "folder"})
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
@@ -116,7 +104,7 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
     plan = Plan(folder, settings.as_record(), list(map(str, space)), categories, parents, n_buckets, n_kept, records)
-    plan.save()
+    write_json(folder / "plan.json", {name: value for name, value in vars(plan).items() if name != "folder"})
     return plan
 
 
@@ -220,10 +208,10 @@ def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
     if settings.test_size and (counts.sum(axis=1) > 0).sum() < 2:
         warn("The cells are of one donor, or of one dataset without donors: they are split at random.")
         return [
-            generator(settings.seed, SPLIT_CELLS, i).random(len(cells.reason)) < settings.test_size
+            np.random.default_rng([settings.seed, SPLIT_CELLS, i]).random(len(cells.reason)) < settings.test_size
             for i, cells in enumerate(curated)
         ]
-    is_test = split_groups(counts, settings.test_size, generator(settings.seed, SPLIT))
+    is_test = split_groups(counts, settings.test_size, np.random.default_rng([settings.seed, SPLIT]))
     if settings.test_size and not is_test.any():
         warn(
             "No donor can be kept for testing without taking all cells of a class from training: the test "

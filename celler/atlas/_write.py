@@ -24,7 +24,6 @@ import zarr
 from scipy import sparse
 
 from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
-from celler.atlas._options import generator
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
 from celler.atlas._store import STORE_NAME
 
@@ -36,9 +35,9 @@ N_OBS_PER_CHUNK, SHARD_SIZE = 64, "256MB"
 
 def write_blocks(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
     """Write the cells of a file in blocks and yield the rows of each; a block that exists is skipped."""
-    cells, gene_map = plan.cells(number), plan.gene_map(number)
+    cells, gene_map = plan.cells(number), np.load(plan.folder / f"genes_{number}.npy")
     # Drawn for all rows at once: the dataset of a cell must not depend on the blocks.
-    rng = generator(plan.settings["seed"], BUCKETS, number)
+    rng = np.random.default_rng([plan.settings["seed"], BUCKETS, number])
     bucket = rng.integers(plan.n_buckets, size=len(cells.reason), dtype=np.int32)
     codes = np.stack([cells.columns[name].codes for name in plan.categories], axis=1)
     place = plan.sources[number]["counts"]
@@ -138,7 +137,7 @@ def write_dataset(plan: Plan, bucket: int) -> int:
     if final.exists() or not n_obs:
         return n_obs
     X, codes, names = read_blocks(blocks, bucket, len(plan.genes))
-    order = np.argsort(generator(plan.settings["seed"], ORDER, bucket).permutation(n_obs))
+    order = np.argsort(np.random.default_rng([plan.settings["seed"], ORDER, bucket]).permutation(n_obs))
     obs = pd.DataFrame(index=pd.Index([name.decode() for name in names[order]], dtype=object))
     for i, (name, categories) in enumerate(plan.categories.items()):
         obs[name] = pd.Categorical.from_codes(codes[order, i], categories)
