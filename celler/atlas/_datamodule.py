@@ -15,9 +15,6 @@ from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
 from celler.labels import parent_mapping
 
-#: The obs column that keeps cells apart for tests, and its value for the others.
-SPLIT, TRAIN = "split", "train"
-
 
 class DataModule:
     """Give a store on disk to :meth:`celler.model.Celler.train` and the other methods of a model.
@@ -80,8 +77,8 @@ class DataModule:
         self.labels_key, self.batch_key = labels_key, batch_key
         self.parent_labels_key, self.unlabeled_category = parent_labels_key, unlabeled_category
         self.is_train = np.ones(len(self.store), bool)
-        if SPLIT in self.store.columns:
-            self.is_train = np.asarray(self.column(SPLIT) == TRAIN)
+        if "split" in self.store.columns:
+            self.is_train = np.asarray(self.column("split") == "train")
         self.classes: list[str] = []
         self.labels = np.full(len(self.store), -1, np.int32)
         if labels_key is not None:
@@ -92,10 +89,9 @@ class DataModule:
         return len(self.store)
 
     def __repr__(self) -> str:
-        n_labelled = int((self.labels >= 0).sum())
         return (
             f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {self.is_train.sum():,} for "
-            f"training, {n_labelled:,} of them labelled with {len(self.classes)} classes"
+            f"training, {(self.labels >= 0).sum():,} of them labelled with {len(self.classes)} classes"
         )
 
     @property
@@ -154,7 +150,7 @@ class DataModule:
         """
         if split is None:
             return CellBlocks(self.store, np.arange(len(self)))
-        codes, names = self.store.codes(SPLIT, "split")
+        codes, names = self.store.codes("split", "split")
         if split not in names:
             raise ValueError(f"split={split!r} was given; the store has {names}.")
         return CellBlocks(self.store, np.flatnonzero(codes == names.index(split)))

@@ -61,10 +61,8 @@ class AtlasFile:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what h5py, zarr and anndata raise for a damaged file into :class:`UnreadableFile`.
-
-        Only calls of these libraries stand inside: an error of our own must not read as a corrupt file.
-        """
+        """Turn what h5py, zarr and anndata raise for a damaged file into :class:`UnreadableFile`."""
+        # Only their calls stand inside: an error of our own must not read as a corrupt file.
         try:
             yield
         except (OSError, KeyError, ValueError, RuntimeError) as error:

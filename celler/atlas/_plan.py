@@ -142,10 +142,9 @@ def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]
         within = int(pd.Series(own).duplicated().sum())
         if within > MANY_DUPLICATES * len(own):
             warn(
-                f"{within:,} of {len(own):,} cells of source {record['name']!r} repeat the obs_name of another in "
-                "the same dataset and are left out as duplicates. If they are different cells, make "
-                "adata.obs_names unique, or name the column that tells them apart with "
-                "columns={'dataset': ...}, and build anew."
+                f"{within:,} of {len(own):,} cells of source {record['name']!r} repeat the obs_name of another in the "
+                "same dataset and are left out as duplicates. If they are different cells, make adata.obs_names "
+                "unique, or name the column that tells them apart with columns={'dataset': ...}, and build anew."
             )
 
 
@@ -213,10 +212,7 @@ def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
         ]
     is_test = split_groups(counts, settings.test_size, np.random.default_rng([settings.seed, SPLIT]))
     if settings.test_size and not is_test.any():
-        warn(
-            "No donor can be kept for testing without taking all cells of a class from training: the test "
-            "part is empty."
-        )
+        warn("No donor can be for testing without taking all cells of a class from training: the test part is empty.")
     return np.split(is_test[groups.codes], np.cumsum([len(cells.reason) for cells in curated])[:-1])
 
 
@@ -231,12 +227,10 @@ def _groups(cells: Cells) -> pd.Categorical:
 
 
 def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator) -> np.ndarray:
-    """Whether each group of cells, such as a donor, is for testing ``(G,)``.
+    """Whether each group, such as a donor, is for testing ``(G,)``, from its cells ``counts (G, C + 1)`` by class.
 
-    Moves one group at a time between the parts while that helps: the test part should hold ``test_size``
-    of all cells and of each class, and each class of several groups should be in both parts. Where a class
-    would be lost from training, the test part is empty. ``counts (G, C + 1)`` are the cells of each group
-    and class, with unlabelled cells in the last column.
+    Moves one group at a time while that helps: the test part should hold ``test_size`` of all cells and of each class,
+    and each class of several groups should be in both parts. No class is lost from training for it.
     """
     is_test = np.zeros(len(counts), bool)
     if test_size == 0 or len(counts) < 2:

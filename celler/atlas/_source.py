@@ -37,8 +37,7 @@ def check_balance(class_balance: float) -> None:
 def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
     r"""Cells of each class in an epoch ``(C,)``, in all as many as ``class_counts (C,)``.
 
-    A class of :math:`n_c` cells gets a share proportional to :math:`n_c^{1 - b}`, b being ``class_balance``, and at
-    most 16 times its cells.
+    A class of n cells gets a share proportional to :math:`n^{1 - b}`, b being ``class_balance``, and at most 16 n.
     """
     share, most = class_counts ** (1.0 - class_balance), MAX_COPIES * class_counts.astype(float)
     share[class_counts == 0] = 0
@@ -52,10 +51,7 @@ def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
 
 
 def drawn_rows(index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of an epoch, ascending: ``wanted (C,)`` of each class, all rows of a class equally often or once more.
-
-    ``index (n,)`` are all rows, ascending, and ``labels (n,)`` their class codes.
-    """
+    """``wanted (C,)`` rows of each class, all equally often or once more, of the ascending rows ``index (n,)``."""
     of_class = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=len(wanted)))
     parts = []
@@ -100,10 +96,9 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
 def epoch(index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray) -> Iterator[Block]:
     """Blocks of this rank in an epoch over the sorted rows ``index (n,)``, which may repeat.
 
-    Runs of neighbouring rows are shuffled, and a block mixes the rows of eight runs: in a store that was
-    shuffled when it was built, this is as good as a shuffle of all rows. All ranks draw the same epoch from
-    ``rng``; each takes an equal number of minibatches, whose sizes differ by at most one. The rows ``again``
-    come once more, spread evenly over the minibatches, which become larger and not more.
+    Runs of neighbouring rows are shuffled, and a block mixes eight: as good as a shuffle of all rows, as the store was
+    shuffled when it was built. All ranks draw the same epoch, and each takes equally many minibatches, of equal size or
+    one less. The rows ``again`` come once more; they make the minibatches larger, not more.
     """
     rank, n_ranks = rank_and_size()
     n_steps = n_minibatches(len(index), batch_size)
@@ -136,7 +131,7 @@ class StoreCells:
 
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
-        # Validation cells are read once and kept, by the sampler of their rows.
+        # Validation cells, by the sampler of their rows.
         self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
