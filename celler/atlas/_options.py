@@ -26,8 +26,6 @@ COLUMNS = {
 }
 #: Column of true and false: false for a cell that another dataset holds too and counts.
 PRIMARY = "is_primary_data"
-DTYPES = ("uint16", "uint32")
-LEAST_GB = 1.0
 PerSource = str | None | Mapping[str, str | None]
 
 
@@ -49,12 +47,11 @@ class Storage:
     memory_gb: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in ("uint16", "uint32"):
             raise ValueError(f"dtype={self.dtype!r} was given; 'uint16' or 'uint32' is needed.")
-        if not self.memory_gb >= LEAST_GB:
+        if not self.memory_gb >= 1:
             raise ValueError(
-                f"memory_gb={self.memory_gb} was given; at least {LEAST_GB:g} is needed, of which the "
-                "libraries take 0.7."
+                f"memory_gb={self.memory_gb} was given; at least 1 is needed, of which the libraries take 0.7."
             )
 
 
