@@ -20,10 +20,7 @@ FOLDER = "annotations"
 def write_annotation(
     store: Path, key: str, tables: Iterator[tuple[np.ndarray, pd.DataFrame]], *, overwrite: bool
 ) -> Path:
-    """Write the ``tables`` and the rows of the store they describe; each rank writes its own.
-
-    An interrupted call leaves the table that was there before, if any.
-    """
+    """Write each rank's rows and their ``tables``; an interrupted call leaves the table that was there before."""
     if not key or Path(key).name != key:
         raise ValueError(f"key_added={key!r} was given; a name that a folder can have is needed.")
     path, replaced = _places(store, key)
@@ -73,6 +70,5 @@ def _places(store: Path, key: str) -> tuple[Path, Path]:
 
 
 def _wait_for_all() -> None:
-    """Wait until all ranks are here."""
     if rank_and_size()[1] > 1:
         distributed.barrier()

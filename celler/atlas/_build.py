@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,12 @@ from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import (
-    COLUMNS,
-    PRIMARY,
-    PerSource,
-    Settings,
-    Storage,
-    of_source,
-    read_mapping,
-    read_parents,
-)
+from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
 from celler.atlas._store import FILE_NAME, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
 from celler.atlas._write import close_collection, types_of, write_blocks, write_dataset
 from celler.labels import LabelTree
-
-SUFFIXES = (".h5ad", ".zarr")
 
 
 class UnfinishedBuild(ValueError):
@@ -66,22 +56,20 @@ def build(
     Parameters
     ----------
     sources
-        Paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path.
-        AnnData objects, also from an iterator, are first copied to disk one by one; a repeated call must
-        give them in the same order.
+        Paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path. AnnData, also
+        from an iterator, are first copied to disk one by one; a repeated call must give them in the same order.
     out
         Folder to write. It is a store once it holds ``manifest.json``, which is written last.
     labels_key
-        Column of ``obs`` with the cell types; missing values and "unknown" are unlabelled. Here and in
-        ``gene_key``, ``layer`` and ``columns``, a dict gives the name for each source.
+        Column of ``obs`` with the cell types; missing values and "unknown" are unlabelled. Here and in ``gene_key``,
+        ``layer`` and ``columns``, a dict gives the name for each source.
     genes
         ``"union"`` or ``"intersection"`` of the sources' genes, or a list of names. Names match as in
         :func:`celler.pp.align_genes`; a gene that a source lacks counts 0 there.
     gene_key
         Column of ``var`` with the gene names. By default ``var_names``, or the column that matches.
     layer
-        Matrix of the raw counts: ``"X"``, ``"raw"`` or a layer. By default ``X`` if it holds counts, else
-        ``raw``.
+        Matrix of the raw counts: ``"X"``, ``"raw"`` or a layer. By default ``X`` if it holds counts, else ``raw``.
     columns
         Columns of ``obs`` for ``parent_type``, ``tissue``, ``disease``, ``donor``, ``assay``, ``dataset`` and
         ``is_primary_data``, ``None`` to leave one out. By default those of the same names, ``donor_id``
@@ -111,8 +99,7 @@ def build(
     KeyError
         For a column or layer that a source lacks.
     ValueError
-        For a file that cannot be read, a value that is no count, sources of other genes, or an option that
-        does not fit. Work that was done before is kept.
+        For an unreadable file, a value that is no count, other genes or an unfit option. Earlier work is kept.
     FileExistsError
         If ``out`` is a finished store or holds other files.
 
@@ -120,9 +107,10 @@ def build(
     --------
     >>> import celler as cl
     >>> cl.atlas.build(["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type")  # doctest: +SKIP
-
     """
     require_engine()
+    if isinstance(drop, str):
+        raise TypeError(f"drop={drop!r} is one string; pass a list of names.")
     settings = Settings(
         labels_key,
         genes if isinstance(genes, str) else tuple(map(str, genes)),
@@ -131,7 +119,7 @@ def build(
         dict(columns or {}),
         read_mapping(mapping),
         read_parents(parents),
-        _names(drop, "drop"),
+        tuple(map(str, drop)),
         test_size,
         seed,
         storage or Storage(),
@@ -185,12 +173,6 @@ def _bar(total: int | None, title: str) -> Any:
     return tqdm(total=total, desc=title, unit="cell", unit_scale=True, disable=not has_progress())
 
 
-def _names(values: Iterable[str], argument: str) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise TypeError(f"{argument}={values!r} is one string; pass a list of names.")
-    return tuple(map(str, values))
-
-
 def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFile]:
     """Name the files; AnnData objects are copied to ``folder`` and named by their number."""
     if isinstance(sources, str | Path | AnnData):
@@ -200,18 +182,16 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFi
     for number, item in enumerate(sources.items() if is_named else sources):
         name, source = (str(item[0]), item[1]) if is_named else (None, item)
         if isinstance(source, AnnData):
-            name = name or f"source_{number}"
-            files.append(_copied(name, number, source, folder, settings))
+            files.append(_copied(name or f"source_{number}", number, source, folder, settings))
         elif isinstance(source, str | Path):
             path = Path(source)
-            stem = path.stem if path.suffix in SUFFIXES else path.name
+            stem = path.stem if path.suffix in (".h5ad", ".zarr") else path.name
             files.append(AtlasFile(name or stem, path.absolute()))
         else:
             raise TypeError(
                 f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
             )
-    repeated = [name for name, n in Counter(file.name for file in files).items() if n > 1]
-    if repeated:
+    if repeated := [name for name, n in Counter(file.name for file in files).items() if n > 1]:
         raise ValueError(f"several sources are named {repeated}; pass a dict with a name for each path.")
     if not files:
         raise ValueError("sources is empty; name at least one file.")
@@ -221,38 +201,30 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFi
 def _copied(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> AtlasFile:
     """Copy what a build needs of an AnnData to a file; one of the same cells is kept."""
     path = folder / f"source_{number:05d}.h5ad"
-    ends = [str(adata.obs_names[i]) for i in (0, -1)] if adata.n_obs else []
+    record, part = path.with_suffix(".json"), path.with_suffix(".part.h5ad")
+    ends = adata.obs_names[[0, -1]].astype(str).to_list() if adata.n_obs else []
     cells = {"name": name, "n_obs": adata.n_obs, "n_vars": adata.n_vars, "ends": ends}
-    record = path.with_suffix(".json")
-    if record.exists():
-        before = json.loads(record.read_text())
-        if before != cells:
-            raise UnfinishedBuild(
-                f"source {number} was {before} when the build was begun and is {cells} now; an unfinished "
-                "build needs the same AnnData in the same order. Delete the folder to begin anew."
-            )
-        return AtlasFile(name, path)
-    part = path.with_suffix(".part.h5ad")
-    _needed(adata, name, settings).write_h5ad(part)
-    part.replace(path)
-    write_json(record, cells)
+    if not record.exists():
+        _needed(adata, name, settings).write_h5ad(part)
+        part.replace(path)
+        write_json(record, cells)
+    elif (before := json.loads(record.read_text())) != cells:
+        raise UnfinishedBuild(
+            f"source {number} was {before} when the build was begun and is {cells} now; an unfinished build needs the "
+            "same AnnData in the same order. Delete the folder to begin anew."
+        )
     return AtlasFile(name, path)
 
 
 def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     """Return the columns and matrices of an AnnData that a build may read."""
     keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
-    keys |= {key for defaults in COLUMNS.values() for key in defaults} | {PRIMARY}
+    keys |= {PRIMARY, *chain(*COLUMNS.values())}
     obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
     layer = of_source(settings.layer, name)
     whole = adata.to_memory() if adata.isbacked else adata
-    is_layer = layer not in (None, "X", "raw") and layer in whole.layers
-    needed = AnnData(
-        X=None if is_layer or layer == "raw" else whole.X,
-        obs=obs,
-        var=whole.var.copy(),
-        layers={layer: whole.layers[layer]} if is_layer else {},
-    )
+    layers = {layer: whole.layers[layer]} if layer not in (None, "X", "raw") and layer in whole.layers else {}
+    needed = AnnData(None if layers or layer == "raw" else whole.X, obs, whole.var.copy(), layers=layers)
     if layer in (None, "raw") and whole.raw is not None:
         needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
     return needed
@@ -266,8 +238,8 @@ def _check_same(folder: Path, settings: Settings) -> None:
     if other and Plan.load(folder) is not None:
         changes = ", ".join(f"{name} {before.get(name)!r} -> {record[name]!r}" for name in other)
         raise UnfinishedBuild(
-            f"{folder.parent} holds an unfinished build with other options: {changes}. Call with those "
-            "of before to finish it, or delete the folder to begin anew."
+            f"{folder.parent} holds an unfinished build with other options: {changes}. Call with those of before to "
+            "finish it, or delete the folder to begin anew."
         )
     if other:
         shutil.rmtree(folder)
@@ -295,10 +267,8 @@ def _check_unchanged(plan: Plan, files: list[AtlasFile]) -> None:
 
 def _check_room(plan: Plan) -> None:
     """Raise before hours of work where the blocks will not fit on the disk."""
-    width = sum(dtype.itemsize for dtype in types_of(plan))
-    n_values = sum(record["n_values"] for record in plan.sources)
-    share = plan.n_kept / max(1, sum(record["n_cells"] for record in plan.sources))
-    needed = int(share * n_values * width)
+    n_values, n_cells = (sum(record[name] for record in plan.sources) for name in ("n_values", "n_cells"))
+    needed = plan.n_kept / max(1, n_cells) * n_values * sum(dtype.itemsize for dtype in types_of(plan))
     written = sum(path.stat().st_size for path in plan.folder.glob("block_*"))
     free = shutil.disk_usage(plan.folder).free
     if needed > free + written:
@@ -318,11 +288,9 @@ def _explained(out: Path, folder: Path) -> Iterator[None]:
     except UnfinishedBuild:
         raise
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        if (folder / "plan.json").exists():
-            error.add_note(
-                f"The work so far is kept in {folder}. Call again with the same arguments to go on, or "
-                f"delete {out} to begin anew."
-            )
+        if Plan.load(folder) is not None:
+            how = f"Call again with the same arguments to go on, or delete {out} to begin anew."
+            error.add_note(f"The work so far is kept in {folder}. {how}")
         else:
             shutil.rmtree(folder)
             with suppress(OSError):  # it holds something else

@@ -13,11 +13,9 @@ import pandas as pd
 
 from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
-from celler.data._genes import align_genes, check_unique, gene_names, kinds_of, without_version
-from celler.labels import Ontology, read_obo
+from celler.data._genes import MIN_OVERLAP, align_genes, check_unique, gene_names, kinds_of, without_version
+from celler.labels import read_obo
 
-#: Least share of genes in common, of the source's or the store's, whichever are fewer.
-MIN_OVERLAP = 0.2
 #: Why a cell is left out, by code; 0 is kept.
 REASONS = ("kept", "not primary", "dropped class", "duplicate")
 KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
@@ -25,45 +23,35 @@ KEPT, NOT_PRIMARY, DROPPED, DUPLICATE = range(4)
 N_NAMES, N_LISTED = 200_000, 8
 
 
-@dataclass(frozen=True)
-class SourceGenes:
-    """Names of a source's genes; with ``var``, a column of it may hold the matching names."""
-
-    source: str
-    names: pd.Index
-    var: pd.DataFrame | None
-
-
-def read_genes(source: AtlasFile, record: dict[str, Any], settings: Settings) -> SourceGenes:
-    """Names from ``var_names``, or from the column ``gene_key`` alone."""
+def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> pd.DataFrame:
+    """Return ``var`` of the matrix at ``place``, or the names in its column ``gene_key`` without other columns."""
     with source.open() as contents:
-        var = contents.var(record["counts"])
-    gene_key = of_source(settings.gene_key, source.name)
+        var = contents.var(place)
     try:
         names = gene_names(var, gene_key).astype(str)
     except KeyError as error:
         raise KeyError(f"source {source.name!r}: {error.args[0]}") from error
-    return SourceGenes(source.name, names, var if gene_key is None else None)
+    return (var if gene_key is None else var[[]]).set_axis(names)
 
 
 def gene_space(
-    sources: Sequence[SourceGenes], genes: str | Sequence[str]
+    sources: Mapping[str, pd.DataFrame], genes: str | Sequence[str]
 ) -> tuple[pd.Index, list[np.ndarray], list[dict[str, Any]]]:
     """Align all sources to the union or the intersection of their genes, or to a list of names.
 
-    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. Names match
-    as in :func:`celler.pp.align_genes`; a union has the kind of names of the first source.
+    Returns the genes and, for each source, the gene of each column, −1 for none, and a report. A union has the kind
+    of names of the first source.
     """
     is_open = isinstance(genes, str)
     if is_open:
-        first = without_version(sources[0].names)
-        space = first[(first != "")].unique()
+        first = without_version(next(iter(sources.values())).index)
+        space = first[first != ""].unique()
     else:
         space = pd.Index(genes, dtype=object).astype(str)
         check_unique(space, "the names in genes")
     maps, reports = [], []
-    for source in sources:
-        found, names, report = _align(source, space)
+    for source, var in sources.items():
+        found, names, report = _align(source, var, space)
         if is_open:
             extra = (found < 0) & np.asarray(names != "")
             fresh = without_version(names[extra])
@@ -72,7 +60,14 @@ def gene_space(
         maps.append(found)
         reports.append(report)
     if genes == "intersection":
-        space, maps = _shared(space, maps)
+        is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
+        if not is_shared.any():
+            raise ValueError(
+                f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out the "
+                "source that shares least."
+            )
+        place = np.append(space[is_shared].get_indexer(space), -1)
+        space, maps = space[is_shared], [place[found] for found in maps]
     for found, report in zip(maps, reports, strict=True):
         columns = found[found >= 0]
         report["n_in_store"] = len(np.unique(columns))
@@ -80,74 +75,58 @@ def gene_space(
     return space, maps, reports
 
 
-def _align(source: SourceGenes, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
+def _align(source: str, var: pd.DataFrame, space: pd.Index) -> tuple[np.ndarray, pd.Index, dict[str, Any]]:
     """Gene of each column, −1 for none; the names that matched, and a report."""
-    is_vocabulary = len(source.names) < len(space)
+    names = var.index
     try:
-        match = align_genes(source.names, space, source.var, is_vocabulary=is_vocabulary, ignore_case=True)
+        match = align_genes(names, space, var, is_vocabulary=len(names) < len(space), ignore_case=True)
     except ValueError as error:
-        raise _too_few_shared(source, space) from error
-    names = source.names
-    if match.column is not None and source.var is not None:
-        names = gene_names(source.var, match.column).astype(str)
+        own, wanted = (str(kinds_of(index).index[0]) for index in (names, space))
+        raise ValueError(
+            f"source {source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has {len(names):,} "
+            f"{own} such as {list(names[:3])}, the store {len(space):,} {wanted} such as {list(space[:3])}; columns of "
+            f"its var: {list(map(str, var.columns))}. Name the column that holds the store's kind with "
+            f"gene_key={{{source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, mapping=...), "
+            "or leave it out."
+        ) from error
+    if match.column is not None:
+        names = gene_names(var, match.column).astype(str)
     report = {
         "n_genes": len(names),
-        "names": f"var[{match.column!r}]" if match.column is not None else "var_names",
+        "names": "var_names" if match.column is None else f"var[{match.column!r}]",
         "n_matched": match.n_matched,
         "inexact": match.n_inexact,
     }
     return np.maximum(match.gene_map, match.repeated).astype(np.int64), names, report
 
 
-def _shared(space: pd.Index, maps: list[np.ndarray]) -> tuple[pd.Index, list[np.ndarray]]:
-    """Return the genes that all sources have."""
-    is_shared = np.all([np.isin(np.arange(len(space)), found) for found in maps], axis=0)
-    if not is_shared.any():
-        raise ValueError(
-            f"no gene is in all {len(maps)} sources; pass genes='union' or a list of names, or leave out "
-            "the source that shares least."
-        )
-    place = np.append(np.where(is_shared, is_shared.cumsum() - 1, -1), -1)
-    return space[is_shared], [place[found] for found in maps]
-
-
-def _too_few_shared(source: SourceGenes, space: pd.Index) -> ValueError:
-    kinds = [str(kinds_of(names).index[0]) for names in (source.names, space)]
-    columns = [] if source.var is None else list(map(str, source.var.columns))
-    return ValueError(
-        f"source {source.source!r} shares under {MIN_OVERLAP:.0%} of its genes with the store: it has "
-        f"{len(source.names):,} {kinds[0]} such as {list(source.names[:3])}, the store {len(space):,} {kinds[1]} "
-        f"such as {list(space[:3])}; columns of its var: {columns}. Name the column that holds the store's kind "
-        f"with gene_key={{{source.source!r}: ...}}, rename its genes first with cl.pp.align_genes(adata, names, "
-        "mapping=...), or leave it out."
-    )
-
-
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a source: ``codes (n,)`` and categories of each column, and ``reason (n,)``.
+    """The cells of a source: columns of obs, and the reason why each is left out."""
 
-    ``hashes (n,)`` uint64 of dataset and barcode find duplicates. With ``is_numbered`` the obs_names are
-    plain numbers, which do not identify a cell.
-    """
-
-    codes: dict[str, np.ndarray]
-    categories: dict[str, list[str]]
-    reason: np.ndarray
-    hashes: np.ndarray
-    is_numbered: bool
+    columns: dict[str, pd.Categorical]
+    reason: np.ndarray  # (n,) codes of REASONS
+    hashes: np.ndarray  # (n,) uint64 of dataset and barcode, which find duplicates
+    is_numbered: bool  # obs_names are plain numbers, which do not identify a cell
 
     @property
     def is_kept(self) -> np.ndarray:
         """Whether each cell is in the store, unless it has no counts."""
         return self.reason == KEPT
 
+    def codes(self, column: str, names: Sequence[str]) -> np.ndarray:
+        """Place of each cell's category in ``names``, −1 for none."""
+        if column not in self.columns:
+            return np.full(len(self.reason), -1, np.int8)
+        return np.asarray(self.columns[column].set_categories(names).codes)
+
     def save(self, path: Path) -> None:
         """Write to an .npz, whole or not at all."""
-        head = json.dumps({"categories": self.categories, "is_numbered": self.is_numbered})
-        arrays: dict[str, Any] = {f"codes_{name}": codes for name, codes in self.codes.items()}
+        categories = {name: list(column.categories) for name, column in self.columns.items()}
+        head = json.dumps({"categories": categories, "is_numbered": self.is_numbered})
+        codes: dict[str, Any] = {f"codes_{name}": column.codes for name, column in self.columns.items()}
         part = path.with_suffix(".part.npz")
-        np.savez(part, head=np.array(head), reason=self.reason, hashes=self.hashes, **arrays)
+        np.savez(part, head=np.array(head), reason=self.reason, hashes=self.hashes, **codes)
         part.replace(path)
 
     @classmethod
@@ -155,17 +134,19 @@ class Cells:
         """Read what :meth:`save` wrote."""
         with np.load(path) as arrays:
             head = json.loads(str(arrays["head"]))
-            codes = {name: arrays[f"codes_{name}"] for name in head["categories"]}
-            return cls(codes, reason=arrays["reason"], hashes=arrays["hashes"], **head)
+            columns = {
+                name: pd.Categorical.from_codes(arrays[f"codes_{name}"], categories)
+                for name, categories in head["categories"].items()
+            }
+            return cls(columns, arrays["reason"], arrays["hashes"], head["is_numbered"])
 
     def names(self, contents: Contents, start: int, stop: int) -> list[str]:
         """``dataset:barcode`` of these rows, or ``source:number`` where cells are numbered."""
         names = contents.names(start, stop)
         if self.is_numbered:
             return [f"{contents.source.name}:{name}" for name in names]
-        datasets = np.array(self.categories["dataset"], object)
-        of_cell = datasets[self.codes["dataset"][start:stop]]
-        return [f"{dataset}:{name}" for dataset, name in zip(of_cell, names, strict=True)]
+        datasets = self.columns["dataset"][start:stop]
+        return [f"{dataset}:{name}" for dataset, name in zip(datasets, names, strict=True)]
 
 
 def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]]:
@@ -174,21 +155,20 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
         place = find_counts(contents, of_source(settings.layer, source.name))
         n_values = Matrix(contents, place).nnz
         columns = _columns(contents, settings)
-        labels, seen = columns.get("cell_type"), set()
-        if labels is not None:
-            seen = set(labels.categories)
-            columns["cell_type"] = _mapped(labels, settings.mapping, source)
+        seen: set[str] = set()
+        if "cell_type" in columns:
+            given = columns["cell_type"].categories
+            columns["cell_type"] = renamed(columns["cell_type"], _new_names(given, settings.mapping, source))
+            seen = {*given, *columns["cell_type"].categories}
         cells = Cells(
-            codes={name: np.asarray(column.codes) for name, column in columns.items()},
-            categories={name: list(column.categories) for name, column in columns.items()},
-            reason=_reasons(contents, columns.get("cell_type"), settings),
+            columns,
+            _reasons(contents, columns.get("cell_type"), settings),
             hashes=np.empty(contents.n_obs, np.uint64),
             is_numbered=all(name.isdecimal() for name in contents.names(0, 100)),
         )
         for start in range(0, contents.n_obs, N_NAMES):
-            stop = min(start + N_NAMES, contents.n_obs)
-            names = np.array(cells.names(contents, start, stop), object)
-            cells.hashes[start:stop] = pd.util.hash_array(names)
+            names = cells.names(contents, start, start + N_NAMES)
+            cells.hashes[start : start + N_NAMES] = pd.util.hash_array(np.array(names, object))
     record = {
         "name": source.name,
         "path": str(source.path),
@@ -196,7 +176,7 @@ def curate(source: AtlasFile, settings: Settings) -> tuple[Cells, dict[str, Any]
         "n_cells": contents.n_obs,
         "n_values": n_values,
         "counts": place,
-        "labels": sorted(seen | set(cells.categories.get("cell_type", []))),
+        "labels": sorted(seen),
     }
     return cells, record
 
@@ -215,40 +195,33 @@ def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical
             found[name] = _as_text(contents.column(key, argument), key, source)
     dataset = found.get("dataset")
     if dataset is None:
-        zeros = np.zeros(contents.n_obs, np.int32)
-        found["dataset"] = pd.Categorical.from_codes(zeros, [source.name])
+        found["dataset"] = pd.Categorical.from_codes(np.zeros(contents.n_obs, int), [source.name])
     elif (dataset.codes < 0).any():
-        if source.name not in dataset.categories:
-            dataset = dataset.add_categories([source.name])
-        found["dataset"] = dataset.fillna(source.name)
+        names = dataset.categories.union([source.name], sort=False)
+        found["dataset"] = dataset.set_categories(names).fillna(source.name)
     return found
 
 
 def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
     """Categories as text; empty text and "unknown" are missing values, fractions are refused."""
     column = pd.Categorical(values)
-    fractions = [c for c in column.categories if isinstance(c, float) and c != int(c)]
-    if fractions:
-        raise ValueError(
-            f"obs[{key!r}] of {source} holds numbers such as {fractions[0]:g}; text or categories are needed."
-        )
-    whole = [int(c) if isinstance(c, float) else c for c in column.categories]
-    names = [str(c).strip() for c in whole]
-    return _renamed(column, [n if n.casefold() not in ("", "unknown") else None for n in names])
+    names: list[str | None] = []
+    for value in column.categories:
+        if isinstance(value, float) and value != int(value):
+            problem = f"holds numbers such as {value:g}; text or categories are needed."
+            raise ValueError(f"obs[{key!r}] of {source} {problem}")
+        name = str(int(value) if isinstance(value, float) else value).strip()
+        names.append(None if name.casefold() in ("", "unknown") else name)
+    return renamed(column, names)
 
 
-def _mapped(
-    labels: pd.Categorical, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
-) -> pd.Categorical:
+def _new_names(
+    names: pd.Index, mapping: Mapping[str, str | None] | Path | None, source: AtlasFile
+) -> Sequence[str | None]:
     """Labels renamed by the mapping, which keeps those it lacks, or by the ontology, which may lack none."""
-    if mapping is None:
-        return labels
-    if isinstance(mapping, Path):
-        return _renamed(labels, _terms(labels.categories, read_obo(mapping), source))
-    return _renamed(labels, [mapping.get(name, name) for name in labels.categories])
-
-
-def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
+    if not isinstance(mapping, Path):
+        return [(mapping or {}).get(name, name) for name in names]
+    ontology = read_obo(mapping)
     found, problems = [], []
     for name in names:
         try:
@@ -264,7 +237,7 @@ def _terms(names: pd.Index, ontology: Ontology, source: AtlasFile) -> list[str]:
     return found
 
 
-def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
+def renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:
     """Return the column with sorted new names by code, ``None`` for a missing value."""
     categories = sorted({name for name in names if name is not None})
     table = np.array([*pd.Index(categories, dtype=object).get_indexer(list(names)), -1], np.int32)
@@ -274,9 +247,8 @@ def _renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categori
 def _reasons(contents: Contents, labels: pd.Categorical | None, settings: Settings) -> np.ndarray:
     """Why each cell is left out; duplicates are found later."""
     reason = np.full(contents.n_obs, KEPT, np.uint8)
-    key = PRIMARY if PRIMARY in contents.columns else None
-    if PRIMARY in settings.columns:
-        key = of_source(settings.columns[PRIMARY], contents.source.name)
+    default = PRIMARY if PRIMARY in contents.columns else None
+    key = of_source(settings.columns.get(PRIMARY, default), contents.source.name)
     if key is not None:
         values = contents.column(key, f"columns[{PRIMARY!r}]")
         is_primary = values.astype(str).str.casefold()

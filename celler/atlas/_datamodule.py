@@ -13,9 +13,7 @@ import scvi
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
-
-#: The obs column that keeps cells apart for tests, and its value for the others.
-SPLIT, TRAIN = "split", "train"
+from celler.labels import parent_mapping
 
 
 class DataModule:
@@ -37,10 +35,9 @@ class DataModule:
     unlabeled_category
         Value of ``labels_key`` for unlabelled cells; missing values are unlabelled too.
     class_balance
-        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion
-        to :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more
-        than 16 times, and an epoch stays as long. The loss uses the class counts of the store, so rare types
-        gain recall.
+        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion to
+        :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more than 16 times,
+        and an epoch stays as long. The loss uses the class counts of the store, so rare types gain recall.
 
     Attributes
     ----------
@@ -62,7 +59,6 @@ class DataModule:
     >>> dm = cl.atlas.DataModule("my_atlas", labels_key="cell_type")  # doctest: +SKIP
     >>> model = cl.model.Celler(registry=dm.registry)  # doctest: +SKIP
     >>> model.train(datamodule=dm)  # doctest: +SKIP
-
     """
 
     def __init__(
@@ -81,9 +77,8 @@ class DataModule:
         self.labels_key, self.batch_key = labels_key, batch_key
         self.parent_labels_key, self.unlabeled_category = parent_labels_key, unlabeled_category
         self.is_train = np.ones(len(self.store), bool)
-        if SPLIT in self.store.columns:
-            parts, names = self.store.codes(SPLIT)
-            self.is_train = parts == (names.index(TRAIN) if TRAIN in names else -2)
+        if "split" in self.store.columns:
+            self.is_train = np.asarray(self.column("split") == "train")
         self.classes: list[str] = []
         self.labels = np.full(len(self.store), -1, np.int32)
         if labels_key is not None:
@@ -94,10 +89,9 @@ class DataModule:
         return len(self.store)
 
     def __repr__(self) -> str:
-        n_labelled = int((self.labels >= 0).sum())
         return (
-            f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {int(self.is_train.sum()):,} for "
-            f"training, {n_labelled:,} of them labelled with {len(self.classes)} classes"
+            f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {self.is_train.sum():,} for "
+            f"training, {(self.labels >= 0).sum():,} of them labelled with {len(self.classes)} classes"
         )
 
     @property
@@ -117,11 +111,7 @@ class DataModule:
                 "gene_key": None,
             },
             "field_registries": {},
-            "celler": {
-                "gene_names": self.store.genes,
-                "classes": self.classes,
-                "parents": self.parents,
-            },
+            "celler": {"gene_names": self.store.genes, "classes": self.classes, "parents": self.parents},
         }
 
     def column(self, key: str) -> pd.Categorical:
@@ -135,10 +125,8 @@ class DataModule:
         Returns
         -------
         The values ``(n_cells,)`` in the order of the store.
-
         """
-        codes, names = self.store.codes(key)
-        return pd.Categorical.from_codes(codes, names)
+        return pd.Categorical.from_codes(*self.store.codes(key))
 
     @cached_property
     def batches(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -159,15 +147,13 @@ class DataModule:
         Returns
         -------
         The cells, in the order of the store.
-
         """
-        index = np.arange(len(self))
-        if split is not None:
-            codes, names = self.store.codes(SPLIT, "split")
-            if split not in names:
-                raise ValueError(f"split={split!r} was given; the store has {names}.")
-            index = np.flatnonzero(codes == names.index(split))
-        return CellBlocks(self.store, index)
+        if split is None:
+            return CellBlocks(self.store, np.arange(len(self)))
+        codes, names = self.store.codes("split", "split")
+        if split not in names:
+            raise ValueError(f"split={split!r} was given; the store has {names}.")
+        return CellBlocks(self.store, np.flatnonzero(codes == names.index(split)))
 
     def annotation(self, key: str) -> pd.DataFrame:
         """Read the table that :meth:`celler.model.Celler.annotate_store` wrote.
@@ -180,44 +166,29 @@ class DataModule:
         Returns
         -------
         A row for each cell, in the order of the store.
-
         """
         return read_annotation(self.store.path, key)
 
     def _read_labels(self, key: str) -> None:
-        codes, names = self.store.codes(key, "labels_key")
-        is_labelled = self.is_train & (codes >= 0)
-        if self.unlabeled_category in names:
-            is_labelled &= codes != names.index(self.unlabeled_category)
+        labels = pd.Categorical.from_codes(*self.store.codes(key, "labels_key"))
+        is_labelled = self.is_train & labels.notna() & np.asarray(labels != self.unlabeled_category)
         if not is_labelled.any():
             raise ValueError(
-                f"none of the {int(self.is_train.sum()):,} training cells has a label in {key!r}; name the column "
+                f"none of the {self.is_train.sum():,} training cells has a label in {key!r}; name the column "
                 f"of cell types with labels_key. Columns: {self.store.columns}."
             )
-        counts = np.bincount(codes[is_labelled], minlength=len(names))
-        used = sorted(np.flatnonzero(counts).tolist(), key=lambda code: names[code])
-        code_of = np.full(len(names), -1, np.int32)
-        code_of[used] = np.arange(len(used))
-        self.classes = [names[code] for code in used]
-        self.labels[is_labelled] = code_of[codes[is_labelled]]
+        self.classes = sorted(labels[is_labelled].unique())
+        self.labels[is_labelled] = labels.set_categories(self.classes).codes[is_labelled]
         empty = np.flatnonzero(is_labelled & self.store.is_empty())
         if len(empty):
-            first = self.store.names(empty[:1])[0]
+            first = str(self.store.names(empty[:1])[0])
             raise ValueError(
-                f"{len(empty):,} labelled cells have no counts (first: {str(first)!r}); build the store without them."
+                f"{len(empty):,} labelled cells have no counts (first: {first!r}); build the store without them."
             )
 
     def _read_parents(self, key: str) -> list[str]:
         codes, names = self.store.codes(key, "parent_labels_key")
         is_known = (self.labels >= 0) & (codes >= 0)
         pairs = np.unique(np.stack([self.labels[is_known], codes[is_known]]), axis=1)
-        parents = []
-        for code, name in enumerate(self.classes):
-            found = [names[parent] for parent in pairs[1, pairs[0] == code]]
-            if len(found) != 1:
-                what = f"the parents {found}" if found else "no parent"
-                raise ValueError(
-                    f"parent_labels_key={key!r} gives class {name!r} {what}; each class needs exactly one."
-                )
-            parents.append(found[0])
-        return parents
+        found = {name: [names[i] for i in pairs[1, pairs[0] == code]] for code, name in enumerate(self.classes)}
+        return list(parent_mapping(found, f"parent_labels_key={key!r}").values())

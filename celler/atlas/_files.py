@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,20 +53,16 @@ class AtlasFile:
         """Open the file for reading."""
         if not self.path.exists():
             raise FileNotFoundError(f"{self} does not exist.")
-        with ExitStack() as stack:
-            with self.reading():
-                is_folder = self.path.is_dir()
-                group: Any = zarr.open_group(self.path, mode="r") if is_folder else h5py.File(self.path)
-                if not is_folder:
-                    stack.enter_context(group)
+        with self.reading():
+            is_zarr = self.path.is_dir()
+            opened = nullcontext(zarr.open_group(self.path, mode="r")) if is_zarr else h5py.File(self.path)
+        with opened as group:
             yield Contents(self, group)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Turn what h5py, zarr and anndata raise for a damaged file into :class:`UnreadableFile`.
-
-        Only calls of these libraries stand inside: an error of our own must not read as a corrupt file.
-        """
+        """Turn what h5py, zarr and anndata raise for a damaged file into :class:`UnreadableFile`."""
+        # Only their calls stand inside: an error of our own must not read as a corrupt file.
         try:
             yield
         except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -91,9 +87,7 @@ class AtlasFile:
         return digest.hexdigest()
 
     def _paths(self) -> list[Path]:
-        if not self.path.is_dir():
-            return [self.path]
-        return [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        return [path for path in sorted(self.path.rglob("*")) if path.is_file()] if self.path.is_dir() else [self.path]
 
 
 class Contents:
@@ -129,8 +123,7 @@ class Contents:
         """obs_names of these rows, an object array of str."""
         with self.source.reading():
             part = np.asarray(self._names[start:stop], dtype=object)
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in part]
-        return np.array(names, dtype=object)
+        return np.array([name.decode() if isinstance(name, bytes) else str(name) for name in part], dtype=object)
 
     def var(self, place: str) -> pd.DataFrame:
         """Read the genes of the matrix at ``place``."""
@@ -198,7 +191,7 @@ class Matrix:
             return sparse.csr_matrix(self._read(self._data, start, stop))
         if self.form == "csc":
             return self._rows_of_columns(start, stop)
-        low, high = int(self._indptr[start]), int(self._indptr[stop])
+        low, high = map(int, self._indptr[[start, stop]])
         indices = self._read(self._indices, low, high)
         if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= self.shape[1]):
             raise UnreadableFile(self.source, f"it names column {int(indices.max())} of {self.shape[1]}")
@@ -219,10 +212,9 @@ class Matrix:
     def _rows_of_columns(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows of a CSC matrix, which is read as a whole, some columns at a time."""
         found, n_vars = [], self.shape[1]
-        bounds = np.arange(0, self.nnz, BLOCK)
-        edges = np.unique(np.searchsorted(self._indptr, bounds, side="left").clip(0, n_vars))
+        edges = np.unique(np.searchsorted(self._indptr, np.arange(0, self.nnz, BLOCK)).clip(0, n_vars))
         for first, last in zip(edges, [*edges[1:], n_vars], strict=True):
-            low, high = int(self._indptr[first]), int(self._indptr[last])
+            low, high = map(int, self._indptr[[first, last]])
             rows = self._read(self._indices, low, high)
             is_in = (rows >= start) & (rows < stop)
             columns = np.repeat(np.arange(first, last), np.diff(self._indptr[first : last + 1]))
@@ -250,10 +242,8 @@ class Matrix:
             # zarr reads a missing chunk as zeros; of shards, it counts all chunks as present
             n_present = getattr(array, "nchunks_initialized", None)
             if n_present is not None and n_present < array.nchunks:
-                raise UnreadableFile(
-                    self.source,
-                    f"{n_present} of {array.nchunks} chunks of {self.place}/{name} are there",
-                )
+                missing = f"{n_present} of {array.nchunks} chunks of {self.place}/{name} are there"
+                raise UnreadableFile(self.source, missing)
 
 
 def find_counts(contents: Contents, layer: str | None) -> str:

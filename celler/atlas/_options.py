@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest
@@ -27,8 +26,6 @@ COLUMNS = {
 }
 #: Column of true and false: false for a cell that another dataset holds too and counts.
 PRIMARY = "is_primary_data"
-DTYPES = ("uint16", "uint32")
-LEAST_GB = 1.0
 PerSource = str | None | Mapping[str, str | None]
 
 
@@ -44,19 +41,17 @@ class Storage:
     memory_gb
         Most memory of the process in GB, at least 1. More memory makes fewer, larger datasets and
         another order of the cells, which is as well mixed.
-
     """
 
     dtype: str = "uint16"
     memory_gb: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if self.dtype not in ("uint16", "uint32"):
             raise ValueError(f"dtype={self.dtype!r} was given; 'uint16' or 'uint32' is needed.")
-        if not self.memory_gb >= LEAST_GB:
+        if not self.memory_gb >= 1:
             raise ValueError(
-                f"memory_gb={self.memory_gb} was given; at least {LEAST_GB:g} is needed, of which the "
-                "libraries take 0.7."
+                f"memory_gb={self.memory_gb} was given; at least 1 is needed, of which the libraries take 0.7."
             )
 
 
@@ -65,16 +60,16 @@ class Settings:
     """All options of a build."""
 
     labels_key: PerSource
-    genes: str | tuple[str, ...] = "union"
-    gene_key: PerSource = None
-    layer: PerSource = None
-    columns: Mapping[str, PerSource] = field(default_factory=dict)
-    mapping: Mapping[str, str | None] | Path | None = None
-    parents: Mapping[str, str] | None = None
-    drop: tuple[str, ...] = ()
-    test_size: float = 0.1
-    seed: int = 0
-    storage: Storage = field(default_factory=Storage)
+    genes: str | tuple[str, ...]
+    gene_key: PerSource
+    layer: PerSource
+    columns: Mapping[str, PerSource]
+    mapping: Mapping[str, str | None] | Path | None
+    parents: Mapping[str, str] | None
+    drop: tuple[str, ...]
+    test_size: float
+    seed: int
+    storage: Storage
 
     def __post_init__(self) -> None:
         if isinstance(self.genes, str) and self.genes not in ("union", "intersection"):
@@ -155,8 +150,10 @@ def read_mapping(mapping: Any) -> Mapping[str, str | None] | Path | None:
 
 def read_parents(parents: Any) -> dict[str, str] | None:
     """Parents as a plain dict."""
-    if parents is None or isinstance(parents, Mapping | pd.Series | LabelTree):
-        return None if parents is None else parent_mapping(parents)
+    if parents is None:
+        return None
+    if isinstance(parents, Mapping | pd.Series | LabelTree):
+        return parent_mapping(parents)
     raise TypeError(
         f"parents is a {type(parents).__name__}; a dict from class to parent or a celler.labels.LabelTree, "
         "such as LabelTree.from_obo gives, is needed. A column is named by columns={'parent_type': ...}."
@@ -177,8 +174,3 @@ def _digest(values: Any) -> str:
         return hashlib.sha256(values.read_bytes()).hexdigest()
     text = json.dumps(sorted(values.items()) if isinstance(values, Mapping) else list(values))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def generator(seed: int, *stream: int) -> np.random.Generator:
-    """Random numbers of a step of a build, the same whatever ran before."""
-    return np.random.default_rng([seed, *stream])

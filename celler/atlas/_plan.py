@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +15,9 @@ import pandas as pd
 
 from celler._utils._messages import closest, warn
 from celler._utils._version import __version__
-from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes
+from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes, renamed
 from celler.atlas._files import AtlasFile
-from celler.atlas._options import COLUMNS, Settings, generator
+from celler.atlas._options import COLUMNS, Settings, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
 from celler.labels import LabelTree
@@ -36,33 +36,20 @@ SPLIT, SPLIT_CELLS, BUCKETS, ORDER = range(4)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will write; the arrays of each source lie in ``folder``.
-
-    ``categories`` of each column are sorted, ``parents`` are by class, ``n_buckets`` is the number of
-    datasets of the collection, and ``sources`` has a record of each source.
-    """
+    """What a build will write; the cells and genes of each source lie in ``folder``."""
 
     folder: Path
     settings: dict[str, Any]
     genes: list[str]
-    categories: dict[str, list[str]]
-    parents: dict[str, str]
-    n_buckets: int
+    categories: dict[str, list[str]]  # by column, sorted
+    parents: dict[str, str]  # by class
+    n_buckets: int  # datasets of the collection
     n_kept: int
-    sources: list[dict[str, Any]]
+    sources: list[dict[str, Any]]  # a record of each
 
     def cells(self, number: int) -> Cells:
         """Return the cells of a source, in the codes of the store."""
         return Cells.load(self.folder / f"cells_{number}.npz")
-
-    def gene_map(self, number: int) -> np.ndarray:
-        """Return the gene of the store for each column of a source, −1 for none."""
-        return np.load(self.folder / f"genes_{number}.npy")
-
-    def save(self) -> None:
-        """Write ``plan.json``, whole or not at all."""
-        record = {name: value for name, value in vars(self).items() if name != "folder"}
-        write_json(self.folder / "plan.json", record)
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
@@ -87,31 +74,37 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         bar.update(record["n_cells"])
         curated.append(cells)
         records.append(record)
-    _check_drop(settings, records)
+    seen = sorted({label for record in records for label in record["labels"]})
+    for name in settings.drop:
+        if name not in seen:
+            raise ValueError(
+                f"drop names {name!r}, which is no label of the sources.{closest(name, seen)} Labels: {seen}."
+            )
     _mark_duplicates(curated, records)
     if not any(cells.is_kept.any() for cells in curated):
         n_cells = sum(record["n_cells"] for record in records)
         raise ValueError(f"none of the {n_cells:,} cells is left after dropping.")
-    genes = [read_genes(*pair, settings) for pair in zip(sources, records, strict=True)]
+    genes = {
+        source.name: read_genes(source, record["counts"], of_source(settings.gene_key, source.name))
+        for source, record in zip(sources, records, strict=True)
+    }
     space, maps, reports = gene_space(genes, settings.genes)
-    for number, (gene_map, report) in enumerate(zip(maps, reports, strict=True)):
-        np.save(folder / f"genes_{number}.npy", gene_map)
+    for number, report in enumerate(reports):
+        np.save(folder / f"genes_{number}.npy", maps[number])
         records[number]["genes"] = report
         _check_species(records[number]["name"], report)
     parents = _parents(curated, settings)
     categories = _categories(curated, parents)
-    is_test = _split(curated, settings)
     n_kept = n_values = 0
-    for number, cells in enumerate(curated):
-        _in_codes(cells, categories, parents, is_test[number]).save(folder / f"cells_{number}.npz")
+    for number, (cells, is_test) in enumerate(zip(curated, _split(curated, settings), strict=True)):
+        _in_codes(cells, categories, parents, is_test).save(folder / f"cells_{number}.npz")
         kept = int(cells.is_kept.sum())
         n_kept += kept
         n_values += kept * records[number]["n_values"] // max(1, len(cells.reason))
     per_bucket = (settings.storage.memory_gb * 1e9 - BASE_BYTES) / BYTES_PER_VALUE
     n_buckets = max(1, min(n_kept // 64, int(np.ceil(n_values / per_bucket))))
-    names, record = list(map(str, space)), settings.as_record()
-    plan = Plan(folder, record, names, categories, parents, n_buckets, n_kept, records)
-    plan.save()
+    plan = Plan(folder, settings.as_record(), list(map(str, space)), categories, parents, n_buckets, n_kept, records)
+    write_json(folder / "plan.json", {name: value for name, value in vars(plan).items() if name != "folder"})
     return plan
 
 
@@ -119,24 +112,13 @@ def _curated(stem: Path, source: AtlasFile, settings: Settings) -> tuple[Cells, 
     """Curate a source, or load it where an interrupted build has done so."""
     arrays, record_file = stem.with_suffix(".npz"), stem.with_suffix(".json")
     stamp = source.stamp() if source.path.exists() else None
-    if record_file.exists():
-        record = json.loads(record_file.read_text())
-        if record["stamp"] == stamp:
-            return Cells.load(arrays), record
+    if record_file.exists() and (record := json.loads(record_file.read_text()))["stamp"] == stamp:
+        return Cells.load(arrays), record
     cells, record = curate(source, settings)
     record["stamp"] = stamp
     cells.save(arrays)
     write_json(record_file, record)
     return cells, record
-
-
-def _check_drop(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
-    seen = sorted({label for record in records for label in record["labels"]})
-    for name in settings.drop:
-        if name not in seen:
-            raise ValueError(
-                f"drop names {name!r}, which is no label of the sources.{closest(name, seen)} Labels: {seen}."
-            )
 
 
 def _check_species(name: str, report: dict[str, Any]) -> None:
@@ -150,21 +132,19 @@ def _check_species(name: str, report: dict[str, Any]) -> None:
 
 def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]) -> None:
     """Keep the first of the cells with the same dataset and barcode."""
-    kept = [np.flatnonzero(cells.is_kept) for cells in curated]
-    hashes = [cells.hashes[rows] for cells, rows in zip(curated, kept, strict=True)]
-    ends = np.cumsum([len(rows) for rows in kept])[:-1]
+    hashes = [cells.hashes[cells.is_kept] for cells in curated]
+    ends = np.cumsum(list(map(len, hashes)))[:-1]
     is_repeated = np.split(pd.Series(np.concatenate(hashes)).duplicated().to_numpy(), ends)
-    for cells, rows, repeated, record in zip(curated, kept, is_repeated, records, strict=True):
-        cells.reason[rows[repeated]] = DUPLICATE
-        if len(rows) and repeated.all():
-            warn(f"All {len(rows):,} cells of source {record['name']!r} are in sources before it.")
-        within = int(pd.Series(cells.hashes[rows]).duplicated().sum())
-        if within > MANY_DUPLICATES * len(rows):
+    for cells, own, repeated, record in zip(curated, hashes, is_repeated, records, strict=True):
+        cells.reason[np.flatnonzero(cells.is_kept)[repeated]] = DUPLICATE
+        if len(own) and repeated.all():
+            warn(f"All {len(own):,} cells of source {record['name']!r} are in sources before it.")
+        within = int(pd.Series(own).duplicated().sum())
+        if within > MANY_DUPLICATES * len(own):
             warn(
-                f"{within:,} of {len(rows):,} cells of source {record['name']!r} repeat the obs_name of another in "
-                "the same dataset and are left out as duplicates. If they are different cells, make "
-                "adata.obs_names unique, or name the column that tells them apart with "
-                "columns={'dataset': ...}, and build anew."
+                f"{within:,} of {len(own):,} cells of source {record['name']!r} repeat the obs_name of another in the "
+                "same dataset and are left out as duplicates. If they are different cells, make adata.obs_names "
+                "unique, or name the column that tells them apart with columns={'dataset': ...}, and build anew."
             )
 
 
@@ -176,12 +156,10 @@ def _parents(curated: Sequence[Cells], settings: Settings) -> dict[str, str]:
         return tree.with_parents(settings.parents).parent_of
     pairs: dict[str, set[str]] = {}
     for cells in curated:
-        if {"cell_type", "parent_type"} <= set(cells.codes):
-            own, above = cells.categories["cell_type"], cells.categories["parent_type"]
-            codes = np.stack([cells.codes["cell_type"], cells.codes["parent_type"]])
-            for child, parent in np.unique(codes[:, cells.is_kept], axis=1).T:
-                if child >= 0 and parent >= 0:
-                    pairs.setdefault(own[child], set()).add(above[parent])
+        if {"cell_type", "parent_type"} <= set(cells.columns):
+            table = pd.DataFrame({name: cells.columns[name] for name in ("cell_type", "parent_type")})
+            for child, parent in table[cells.is_kept].dropna().drop_duplicates().to_numpy():
+                pairs.setdefault(child, set()).add(parent)
     if not pairs:
         return {}
     if missing := [name for name in classes if name not in pairs]:
@@ -194,9 +172,8 @@ def _used(curated: Sequence[Cells], column: str) -> list[str]:
     """Sorted categories that a kept cell has."""
     used: set[str] = set()
     for cells in curated:
-        if column in cells.codes:
-            codes = np.unique(cells.codes[column][cells.is_kept])
-            used |= {cells.categories[column][code] for code in codes if code >= 0}
+        if column in cells.columns:
+            used.update(cells.columns[column][cells.is_kept].unique().dropna())
     return sorted(used)
 
 
@@ -209,65 +186,51 @@ def _categories(curated: Sequence[Cells], parents: dict[str, str]) -> dict[str, 
 
 def _in_codes(cells: Cells, categories: dict[str, list[str]], parents: dict[str, str], is_test: np.ndarray) -> Cells:
     """Return the cells in the codes of the store."""
-    codes = {name: _codes(cells, name, names) for name, names in categories.items()}
-    codes["split"] = np.where(is_test, 0, 1).astype(np.int32)
-    if "parent_type" in categories:
-        above = [parents.get(name, "") for name in cells.categories.get("cell_type", [])]
-        codes["parent_type"] = _codes(cells, "cell_type", categories["parent_type"], above)
-    return Cells(codes, categories, cells.reason, cells.hashes, cells.is_numbered)
-
-
-def _codes(cells: Cells, column: str, names: list[str], own: list[str] | None = None) -> np.ndarray:
-    """Place of each cell's category in ``names``, −1 for none; ``own`` renames the categories."""
-    if column not in cells.codes:
-        return np.full(len(cells.reason), -1, np.int32)
-    own = cells.categories[column] if own is None else own
-    table = np.append(pd.Index(names, dtype=object).get_indexer(pd.Index(own, dtype=object)), -1)
-    return table.astype(np.int32)[cells.codes[column]]
+    labels = cells.columns.get("cell_type", pd.Categorical([None] * len(is_test)))
+    derived = {
+        "parent_type": renamed(labels, [parents.get(name) for name in labels.categories]),
+        "split": pd.Categorical.from_codes(np.where(is_test, 0, 1), SPLITS),
+    }
+    cells = replace(cells, columns=cells.columns | derived)
+    columns = {name: pd.Categorical.from_codes(cells.codes(name, own), own) for name, own in categories.items()}
+    return replace(cells, columns=columns)
 
 
 def _split(curated: Sequence[Cells], settings: Settings) -> list[np.ndarray]:
     """Whether each cell of each source is for testing: by donor, or by dataset where none is known."""
     classes = _used(curated, "cell_type")
     groups = pd.api.types.union_categoricals([_groups(cells) for cells in curated], sort_categories=True)
-    labels = np.concatenate([_codes(cells, "cell_type", classes) for cells in curated])
+    labels = np.concatenate([cells.codes("cell_type", classes) for cells in curated])
     is_kept = np.concatenate([cells.is_kept for cells in curated])
     counts = np.zeros((len(groups.categories), len(classes) + 1), np.int64)
     np.add.at(counts, (groups.codes[is_kept], labels[is_kept]), 1)  # −1 is the last column
     if settings.test_size and (counts.sum(axis=1) > 0).sum() < 2:
         warn("The cells are of one donor, or of one dataset without donors: they are split at random.")
         return [
-            generator(settings.seed, SPLIT_CELLS, i).random(len(cells.reason)) < settings.test_size
+            np.random.default_rng([settings.seed, SPLIT_CELLS, i]).random(len(cells.reason)) < settings.test_size
             for i, cells in enumerate(curated)
         ]
-    is_test = split_groups(counts, settings.test_size, generator(settings.seed, SPLIT))
+    is_test = split_groups(counts, settings.test_size, np.random.default_rng([settings.seed, SPLIT]))
     if settings.test_size and not is_test.any():
-        warn(
-            "No donor can be kept for testing without taking all cells of a class from training: the test "
-            "part is empty."
-        )
-    ends = np.cumsum([len(cells.reason) for cells in curated])[:-1]
-    return np.split(is_test[groups.codes], ends)
+        warn("No donor can be for testing without taking all cells of a class from training: the test part is empty.")
+    return np.split(is_test[groups.codes], np.cumsum([len(cells.reason) for cells in curated])[:-1])
 
 
 def _groups(cells: Cells) -> pd.Categorical:
     """Return the donor of each cell, or its dataset where no donor is known."""
-    names = [f"dataset {name}" for name in cells.categories["dataset"]]
-    codes = cells.codes["dataset"].astype(np.int64)  # stored as narrow as the categories allow
-    if "donor" in cells.codes:
-        donors = [f"donor {name}" for name in cells.categories["donor"]]
-        codes = np.where(cells.codes["donor"] >= 0, cells.codes["donor"], len(donors) + codes)
-        names = donors + names
-    return pd.Categorical.from_codes(codes, names)
+    dataset = cells.columns["dataset"].rename_categories("dataset {}".format)
+    if "donor" not in cells.columns:
+        return dataset
+    donor = cells.columns["donor"].rename_categories("donor {}".format)
+    names = [*donor.categories, *dataset.categories]
+    return donor.set_categories(names).fillna(dataset.set_categories(names))
 
 
 def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator) -> np.ndarray:
-    """Whether each group of cells, such as a donor, is for testing ``(G,)``.
+    """Whether each group, such as a donor, is for testing ``(G,)``, from its cells ``counts (G, C + 1)`` by class.
 
-    Moves one group at a time between the parts while that helps: the test part should hold ``test_size``
-    of all cells and of each class, and each class of several groups should be in both parts. Where a class
-    would be lost from training, the test part is empty. ``counts (G, C + 1)`` are the cells of each group
-    and class, with unlabelled cells in the last column.
+    Moves one group at a time while that helps: the test part should hold ``test_size`` of all cells and of each class,
+    and each class of several groups should be in both parts. No class is lost from training for it.
     """
     is_test = np.zeros(len(counts), bool)
     if test_size == 0 or len(counts) < 2:
@@ -300,7 +263,12 @@ def split_groups(counts: np.ndarray, test_size: float, rng: np.random.Generator)
 
 def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> dict[str, Any]:
     """Return the record of a build from ``counts (2, C + 1)`` by split and class, unlabelled last."""
-    sources = [_source_record(plan, number) for number in range(len(plan.sources))]
+    sources = []
+    for number, source in enumerate(plan.sources):
+        n_by_reason = np.bincount(plan.cells(number).reason, minlength=len(REASONS)).tolist()
+        left_out = {reason: n for reason, n in zip(REASONS, n_by_reason, strict=True) if n and reason != "kept"}
+        record = {name: value for name, value in source.items() if name not in ("stamp", "labels")}
+        sources.append(record | {"dropped": left_out})
     dropped = {reason: sum(source["dropped"].get(reason, 0) for source in sources) for reason in REASONS[1:]}
     n_kept = sum(datasets.values())
     dropped["empty"] = sum(s["n_cells"] for s in sources) - sum(dropped.values()) - n_kept
@@ -324,10 +292,3 @@ def make_manifest(plan: Plan, counts: np.ndarray, datasets: dict[str, int]) -> d
         "versions": {"celler": __version__} | {name: version(name) for name in libraries},
         "genes": plan.genes,
     }
-
-
-def _source_record(plan: Plan, number: int) -> dict[str, Any]:
-    n_by_reason = np.bincount(plan.cells(number).reason, minlength=len(REASONS))
-    left_out = zip(REASONS[1:], n_by_reason[1:].tolist(), strict=True)
-    record = {k: v for k, v in plan.sources[number].items() if k not in ("stamp", "labels")}
-    return record | {"dropped": {reason: n for reason, n in left_out if n}}

@@ -31,11 +31,8 @@ class BlockSampler(Sampler):
         pass
 
     def _sample(self, n_obs: int) -> Iterator[Any]:
-        return map(self._request, self.blocks)
-
-    def _request(self, parts: list[np.ndarray]) -> dict[str, Any]:
-        """Return the rows to read, sorted, and the place of each part among them."""
-        rows = np.unique(np.concatenate(parts))
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > self.gap) + 1)
-        rows = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])
-        return {"requests": rows, "splits": [np.searchsorted(rows, part) for part in parts]}
+        for parts in self.blocks:
+            rows = np.unique(np.concatenate(parts))
+            runs = np.split(rows, np.flatnonzero(np.diff(rows) > self.gap) + 1)
+            rows = np.concatenate([np.arange(run[0], run[-1] + 1) for run in runs])
+            yield {"requests": rows, "splits": [np.searchsorted(rows, part) for part in parts]}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,13 +16,10 @@ from scipy import sparse
 
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.atlas._store import BLOCK_ROWS, as_float
+from celler.atlas._store import BLOCK_ROWS, Store, as_float
 from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
-
-if TYPE_CHECKING:
-    from celler.atlas._store import Store
 
 #: Times that a cell comes in an epoch at most.
 MAX_COPIES = 16
@@ -41,8 +37,7 @@ def check_balance(class_balance: float) -> None:
 def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
     r"""Cells of each class in an epoch ``(C,)``, in all as many as ``class_counts (C,)``.
 
-    A class of :math:`n_c` cells gets a share proportional to :math:`n_c^{1 - b}`, b being ``class_balance``, and at
-    most 16 times its cells.
+    A class of n cells gets a share proportional to :math:`n^{1 - b}`, b being ``class_balance``, and at most 16 n.
     """
     share, most = class_counts ** (1.0 - class_balance), MAX_COPIES * class_counts.astype(float)
     share[class_counts == 0] = 0
@@ -56,10 +51,7 @@ def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
 
 
 def drawn_rows(index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of an epoch, ascending: ``wanted (C,)`` of each class, all rows of a class equally often or once more.
-
-    ``index (n,)`` are all rows, ascending, and ``labels (n,)`` their class codes.
-    """
+    """``wanted (C,)`` rows of each class, all equally often or once more, of the ascending rows ``index (n,)``."""
     of_class = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=len(wanted)))
     parts = []
@@ -85,10 +77,7 @@ class Block:
     @property
     def minibatches(self) -> Iterator[slice]:
         """The place of each minibatch among the rows."""
-        start = 0
-        for end in self.ends.tolist():
-            yield slice(start, end)
-            start = end
+        return map(slice, [0, *self.ends[:-1]], self.ends)
 
     @property
     def parts(self) -> Iterator[Block]:
@@ -107,10 +96,9 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
 def epoch(index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray) -> Iterator[Block]:
     """Blocks of this rank in an epoch over the sorted rows ``index (n,)``, which may repeat.
 
-    Runs of neighbouring rows are shuffled, and a block mixes the rows of eight runs: in a store that was
-    shuffled when it was built, this is as good as a shuffle of all rows. All ranks draw the same epoch from
-    ``rng``; each takes an equal number of minibatches, whose sizes differ by at most one. The rows ``again``
-    come once more, spread evenly over the minibatches, which become larger and not more.
+    Runs of neighbouring rows are shuffled, and a block mixes eight: as good as a shuffle of all rows, as the store was
+    shuffled when it was built. All ranks draw the same epoch, and each takes equally many minibatches, of equal size or
+    one less. The rows ``again`` come once more; they make the minibatches larger, not more.
     """
     rank, n_ranks = rank_and_size()
     n_steps = n_minibatches(len(index), batch_size)
@@ -137,38 +125,24 @@ PROFILE_CELLS = 2000
 
 
 class StoreCells:
-    """The training cells of a store, as :class:`celler.data._sources.CellSource`, in bounded memory.
-
-    Parameters
-    ----------
-    store
-        The store.
-    labels
-        Label codes ``(n_cells,)``, −1 for cells that are not trained on.
-    class_balance
-        How much more often rare classes come than they are, 0 to 1.
-
-    """
+    """The :class:`CellSource` of a store; ``labels (n_cells,)`` are −1 for cells that are not trained on."""
 
     max_validation = MAX_VALIDATION
 
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
-        # Validation cells are read once and kept, by the sampler of their rows.
-        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]]
-        self._kept = WeakKeyDictionary()
+        # Validation cells, by the sampler of their rows.
+        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def n_labelled(self) -> int:
-        """Number of training cells with a label."""
         return int((self.labels >= 0).sum())
 
     @property
     def n_genes(self) -> int:
-        """Number of genes of the store."""
         return len(self.store.genes)
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
@@ -186,37 +160,31 @@ class StoreCells:
         return self._training(sampler)
 
     def _training(self, sampler: ShuffledSampler) -> Iterator[CellBlock]:
-        again, rng = sampler.replayed, sampler.next_epoch()
-        plan = epoch(self._drawn(sampler.index, rng), sampler.batch_size, rng, again)
+        index, again, rng = sampler.index, sampler.replayed, sampler.next_epoch()
+        if self.class_balance > 0:
+            labels = self.labels[index]
+            index = drawn_rows(index, labels, n_drawn(np.bincount(labels), self.class_balance), rng)
+        plan = epoch(index, sampler.batch_size, rng, again)
         # While the parts of a block are used, the next block is read.
-        for part, places, X in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
-            for minibatch in part.minibatches:
-                yield self._block(X, part.index[minibatch], places[minibatch])
+        for read in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):
+            yield from self._minibatches(*read)
 
     def _validation(self, sampler: OrderedSampler) -> Iterator[CellBlock]:
         parts = list(sampler)
-        index = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+        index = np.concatenate(parts)
         found = self._kept.get(sampler)
         if found is None or not np.array_equal(found[0], index):  # other ranks have other cells
             found = index, InMemoryCells(self.store.counts(index), self.labels[index])
             self._kept[sampler] = found
-        kept = found[1]
-        start = 0
-        for part in parts:
-            yield self._block(kept.X, part, np.arange(start, start + len(part)))
-            start += len(part)
+        block = Block(index, np.cumsum([len(part) for part in parts]))
+        return self._minibatches(block, np.arange(len(index)), found[1].X)
 
-    def _block(self, X: sparse.csr_matrix, index: np.ndarray, rows: np.ndarray) -> CellBlock:
-        labels = self.labels[index].astype(np.int64)
-        return CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows)
-
-    def _drawn(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Rows of an epoch, ascending."""
-        if self.class_balance == 0:
-            return index
-        labels = self.labels[index]
-        wanted = n_drawn(np.bincount(labels), self.class_balance)
-        return drawn_rows(index, labels, wanted, rng)
+    def _minibatches(self, block: Block, rows: np.ndarray, X: sparse.csr_matrix) -> Iterator[CellBlock]:
+        """The minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""
+        for minibatch in block.minibatches:
+            index = block.index[minibatch]
+            labels = self.labels[index].astype(np.int64)
+            yield CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows[minibatch])
 
     def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
         """The parts of each block: rows, the place of each among the counts, and these in their order on disk."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
 
-#: The Python that annbatch needs.
-PYTHON = (3, 12)
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
 FORMAT, FORMAT_VERSION = "celler-atlas", 1
 #: Most rows that are read from disk at once.
@@ -36,32 +35,24 @@ PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 def require_engine() -> None:
     """Raise ``ImportError`` where annbatch is missing, which writes and reads stores."""
-    found = ".".join(map(str, sys.version_info[:2]))
-    way = 'pip install "celler[atlas]"'
-    if tuple(sys.version_info[:2]) < PYTHON:
+    found, way = ".".join(map(str, sys.version_info[:2])), 'pip install "celler[atlas]"'
+    if sys.version_info < (3, 12):
         raise ImportError(
-            f"Python {found} was found; cl.atlas needs Python 3.12 or newer, as annbatch does. In an "
-            f"environment of it: {way}. Everything else works here."
+            f"Python {found} was found; cl.atlas needs Python 3.12 or newer, as annbatch does. In an environment of "
+            f"it: {way}. Everything else works here."
         )
     if find_spec("annbatch") is None:
         raise ImportError(f"Python {found} was found, which will do, but not annbatch: {way}.")
 
 
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the manifest of the store ``out``; raises ``FileNotFoundError`` where there is none.
-
-    Keys: ``format``, ``version``, ``n_cells``, ``genes``, ``classes``, ``parents`` (by class), ``class_counts``
-    (by split, in the order of the classes), ``columns``, ``dtype``, ``seed``, ``datasets`` (cells by name),
-    ``sources``, ``dropped``, ``settings`` and ``versions``.
-    """
+    """Return the manifest of the store ``out``, which ``make_manifest`` made."""
     path = Path(out) / FILE_NAME
     if not path.is_file():
-        hint = (
-            " A build was begun there: call cl.atlas.build again with the same arguments to finish it."
-            if (Path(out) / WORK_NAME).is_dir()
-            else " cl.atlas.build writes one."
-        )
-        raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}.{hint}")
+        hint = "cl.atlas.build writes one."
+        if (Path(out) / WORK_NAME).is_dir():
+            hint = "A build was begun there: call cl.atlas.build again with the same arguments to finish it."
+        raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}. {hint}")
     manifest = json.loads(path.read_text())
     if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
         raise ValueError(
@@ -80,11 +71,7 @@ class Rows:
 
 
 class Store:
-    """The cells of a folder that :func:`celler.atlas.build` wrote, each known by its row.
-
-    In memory are the places of the compressed rows only, 8 bytes a cell. Raises ``ImportError`` without
-    annbatch, and ``FileNotFoundError`` for a folder that is no finished store.
-    """
+    """The cells of a folder that :func:`celler.atlas.build` wrote, by row; in memory are 8 bytes for each."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_engine()
@@ -132,13 +119,13 @@ class Store:
     def names(self, index: np.ndarray) -> np.ndarray:
         """obs_names of the rows ``index (n,)``."""
         names = np.empty(len(index), object)
-        starts = np.cumsum(self.sizes) - self.sizes
-        for group, start, size in zip(self._groups, starts, self.sizes, strict=True):
-            is_here = (index >= start) & (index < start + size)
-            if is_here.any():
-                rows, position = np.unique(index[is_here] - start, return_inverse=True)
-                found = index_of(group["obs"]).get_orthogonal_selection((rows,))
-                names[is_here] = np.asarray(found, object)[position]
+        ends = np.cumsum(self.sizes)
+        dataset = np.searchsorted(ends, index, side="right")
+        for number in np.unique(dataset):
+            is_here = dataset == number
+            rows, position = np.unique(index[is_here] - ends[number] + self.sizes[number], return_inverse=True)
+            found = index_of(self._groups[number]["obs"]).get_orthogonal_selection((rows,))
+            names[is_here] = np.asarray(found, object)[position]
         return names
 
     def is_empty(self) -> np.ndarray:
@@ -167,10 +154,9 @@ class Store:
         with self._lock:  # another thread may read until the loader has taken the blocks
             self._sampler.blocks = blocks
             loaded = iter(self._loader)
-            part = next(loaded, None)
-        while part is not None:
+            first = list(islice(loaded, 1))
+        for part in chain(first, loaded):
             yield Rows(part["index"], part["X"])
-            part = next(loaded, None)
 
 
 def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -198,10 +184,7 @@ def _strings(stored: Any) -> Any:
 
 
 class CellBlocks:
-    """Cells of a store, block by block: their rows ``index (n,)`` and an AnnData of counts.
-
-    With torch.distributed each rank reads its part of the blocks. ``index (N,)`` is ascending.
-    """
+    """Cells of a store by blocks, of which each rank reads its part: ascending rows ``index (n,)`` and an AnnData."""
 
     def __init__(self, store: Store, index: np.ndarray) -> None:
         self.store, self.index = store, index
@@ -218,7 +201,7 @@ class CellBlocks:
         """At most ``n_cells`` of the cells, drawn at random and the same at each call."""
         rows = np.random.default_rng(0).permutation(len(self.index))[:n_cells]
         index = self.index[np.sort(rows)]
-        return self._anndata(Rows(index, self.store.rows(index)))[1]
+        return self._anndata(Rows(index, self.store.counts(index)))[1]
 
     def _anndata(self, rows: Rows) -> tuple[np.ndarray, AnnData]:
         obs = pd.DataFrame(index=pd.Index(self.store.names(rows.index).astype(str)))

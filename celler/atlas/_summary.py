@@ -27,11 +27,10 @@ class Summary:
     Parameters
     ----------
     counts
-        A row for each combination of type, parent, tissue, disease, dataset and split that has cells, with
-        the columns that the store has, and ``cells``, their number.
+        A row for each combination of type, parent, tissue, disease, dataset and split that has cells, and their
+        number in ``cells``.
     manifest
         The manifest of the store: genes, classes, sources, cells left out, versions.
-
     """
 
     counts: pd.DataFrame
@@ -47,22 +46,19 @@ class Summary:
 
         Returns
         -------
-        A row for each value, most cells first, with ``cells``, ``train``, ``test`` and, where the store has
-        cell types, the number of ``types``.
+        A row for each value, most cells first: ``cells``, ``train``, ``test`` and the number of cell ``types``, if any.
 
         Raises
         ------
         KeyError
             If the store lacks the column.
-
         """
         columns = [name for name in self.counts if name != "cells"]
         if column not in columns:
             raise KeyError(f"column={column!r} is not in the store.{closest(column, columns)} Columns: {columns}.")
         cells = self.counts.assign(split=self.counts["split"].astype(str))
-        groups = cells.groupby([column, "split"], observed=True)["cells"]
-        table = groups.sum().unstack(fill_value=0).rename_axis(columns=None)
-        table = table.reindex(columns=["train", "test"], fill_value=0)
+        table = cells.groupby([column, "split"], observed=True)["cells"].sum().unstack(fill_value=0)
+        table = table.reindex(columns=["train", "test"], fill_value=0).rename_axis(columns=None)
         table.insert(0, "cells", table.sum(axis=1))
         if column != "cell_type" and "cell_type" in columns:
             table["types"] = cells.groupby(column, observed=True)["cell_type"].nunique()
@@ -109,7 +105,6 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     --------
     >>> import celler as cl
     >>> cl.atlas.summary("my_atlas").by("tissue")  # doctest: +SKIP
-
     """
     require_engine()
     manifest = read_manifest(out)

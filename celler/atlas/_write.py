@@ -23,9 +23,7 @@ import pandas as pd
 import zarr
 from scipy import sparse
 
-from celler.atlas._curate import KEPT
 from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
-from celler.atlas._options import generator
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
 from celler.atlas._store import STORE_NAME
 
@@ -37,11 +35,11 @@ N_OBS_PER_CHUNK, SHARD_SIZE = 64, "256MB"
 
 def write_blocks(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
     """Write the cells of a file in blocks and yield the rows of each; a block that exists is skipped."""
-    cells, gene_map = plan.cells(number), plan.gene_map(number)
+    cells, gene_map = plan.cells(number), np.load(plan.folder / f"genes_{number}.npy")
     # Drawn for all rows at once: the dataset of a cell must not depend on the blocks.
-    rng = generator(plan.settings["seed"], BUCKETS, number)
+    rng = np.random.default_rng([plan.settings["seed"], BUCKETS, number])
     bucket = rng.integers(plan.n_buckets, size=len(cells.reason), dtype=np.int32)
-    codes = np.stack([cells.codes[name] for name in plan.categories], axis=1)
+    codes = np.stack([cells.columns[name].codes for name in plan.categories], axis=1)
     place = plan.sources[number]["counts"]
     with source.open() as contents:
         matrix = Matrix(contents, place)
@@ -50,17 +48,16 @@ def write_blocks(plan: Plan, number: int, source: AtlasFile) -> Iterator[int]:
         for start, stop in matrix.blocks(most if matrix.form == "csc" else min(most, N_VALUES)):
             path = plan.folder / f"block_{number:05d}_{start:012d}"
             if not path.exists():
-                rows = start + np.flatnonzero(cells.reason[start:stop] == KEPT)
+                rows = start + np.flatnonzero(cells.is_kept[start:stop])
                 X = matrix.rows(start, stop)
                 X = X if len(rows) == stop - start else X[rows - start]
                 check_whole(X, rows, contents, place)
                 X = _to_genes(X, gene_map, len(plan.genes))
                 check_fits(X, rows, contents, np.dtype(plan.settings["dtype"]))
-                names = np.array(cells.names(contents, start, stop), dtype=object)
                 has_counts = np.diff(X.indptr) > 0
                 rows = rows[has_counts]
-                obs = codes[rows], names[rows - start]
-                write_block(plan, path, X[has_counts], *obs, bucket[rows])
+                names = np.array(cells.names(contents, start, stop), dtype=object)[rows - start]
+                write_block(plan, path, X[has_counts], codes[rows], names, bucket[rows])
             yield stop - start
 
 
@@ -70,12 +67,7 @@ def types_of(plan: Plan) -> tuple[np.dtype[Any], np.dtype[Any]]:
 
 
 def write_block(
-    plan: Plan,
-    path: Path,
-    X: sparse.csr_matrix,
-    codes: np.ndarray,
-    names: np.ndarray,
-    bucket: np.ndarray,
+    plan: Plan, path: Path, X: sparse.csr_matrix, codes: np.ndarray, names: np.ndarray, bucket: np.ndarray
 ) -> None:
     """Write cells, sorted by their ``bucket (n,)``, whole or not at all."""
     order = np.argsort(bucket, kind="stable")
@@ -96,7 +88,7 @@ def read_blocks(blocks: list[Path], bucket: int, n_genes: int) -> tuple[sparse.c
     """Read counts, codes and names of the cells of all blocks that belong to ``bucket``."""
     lengths, codes, names, ranges = [np.zeros(1, int)], [], [], []
     for path in blocks:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path) as file:
             first, last = file["firsts"][bucket : bucket + 2]
             ends, count_type = file["indptr"][first : last + 1], file["data"].dtype
             lengths.append(np.diff(ends))
@@ -117,11 +109,6 @@ def read_blocks(blocks: list[Path], bucket: int, n_genes: int) -> tuple[sparse.c
     return X, np.concatenate(codes), np.concatenate(names)
 
 
-def _n_obs(path: Path, bucket: int) -> int:
-    with h5py.File(path, "r") as file:
-        return int(np.diff(file["firsts"][bucket : bucket + 2])[0])
-
-
 def _to_genes(X: sparse.csr_matrix, gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
     """Return counts in the genes of the store, sorted, without zeros; columns of the same gene are summed."""
     genes = gene_map[X.indices]
@@ -132,9 +119,8 @@ def _to_genes(X: sparse.csr_matrix, gene_map: np.ndarray, n_genes: int) -> spars
     if not is_taken.all():
         ends = np.concatenate([[0], np.cumsum(is_taken)])[ends]
         genes, values = genes[is_taken], values[is_taken]
-    counts = sparse.csr_matrix(
-        (values, genes.astype(X.indices.dtype), ends.astype(X.indices.dtype)), (X.shape[0], n_genes)
-    )
+    index = X.indices.dtype
+    counts = sparse.csr_matrix((values, genes.astype(index), ends.astype(index)), (X.shape[0], n_genes))
     counts.sum_duplicates()  # sorts too
     return counts
 
@@ -144,20 +130,18 @@ def write_dataset(plan: Plan, bucket: int) -> int:
     store = plan.folder / STORE_NAME
     final, part = store / f"dataset_{bucket}", plan.folder / "dataset.part"
     blocks = sorted(plan.folder.glob("block_?????_????????????"))
-    n_obs = sum(_n_obs(path, bucket) for path in blocks)
+    n_obs = 0
+    for path in blocks:
+        with h5py.File(path) as file:
+            n_obs += int(file["firsts"][bucket + 1] - file["firsts"][bucket])
     if final.exists() or not n_obs:
         return n_obs
     X, codes, names = read_blocks(blocks, bucket, len(plan.genes))
-    # ``place`` is the row of each cell in the dataset, ``order`` the cell of each row.
-    place = generator(plan.settings["seed"], ORDER, bucket).permutation(n_obs)
-    order = np.argsort(place)
-    obs = {
-        name: pd.Categorical.from_codes(codes[order, i], plan.categories[name])
-        for i, name in enumerate(plan.categories)
-    }
-    index = pd.Index([name.decode() for name in names[order]], dtype=object)
-    var = pd.DataFrame(index=pd.Index(plan.genes, dtype=object))
-    adata = anndata.AnnData(X[order], pd.DataFrame(obs, index=index), var)
+    order = np.argsort(np.random.default_rng([plan.settings["seed"], ORDER, bucket]).permutation(n_obs))
+    obs = pd.DataFrame(index=pd.Index([name.decode() for name in names[order]], dtype=object))
+    for i, (name, categories) in enumerate(plan.categories.items()):
+        obs[name] = pd.Categorical.from_codes(codes[order, i], categories)
+    adata = anndata.AnnData(X[order], obs, pd.DataFrame(index=pd.Index(plan.genes, dtype=object)))
     del X
     shutil.rmtree(part, ignore_errors=True)
     _write_zarr(part, adata)
@@ -170,7 +154,7 @@ def _write_zarr(path: Path, adata: anndata.AnnData) -> None:
     import annbatch
 
     with warnings.catch_warnings():
-        # zarr warns that consolidated metadata are not in its standard yet
+        # zarr's, of what is not in its standard yet
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         group = zarr.open_group(path, mode="w", zarr_format=3)
         n_chunk = min(N_OBS_PER_CHUNK, adata.n_obs)

@@ -20,8 +20,7 @@ def add_atlas(commands: Any) -> None:
 
 def _add_build(kinds: Any) -> None:
     build = kinds.add_parser(
-        "build",
-        help="make a shuffled store of many files; the same command finishes an interrupted one",
+        "build", help="make a shuffled store of many files; the same command finishes an interrupted one"
     )
     build.add_argument("sources", type=Path, nargs="+", metavar="SOURCE.h5ad|.zarr")
     each = "COLUMN, or SOURCE=COLUMN for each"
