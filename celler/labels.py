@@ -327,11 +327,7 @@ class Ontology:
         # in the order in which a name is looked up; loose synonyms only serve as a hint
         self._named: dict[str, dict[str, list[Term]]] = {"name": {}, "exact": {}, "loose": {}}
         for term in self.terms.values():
-            for kind, names in (
-                ("name", [term.name]),
-                ("exact", term.exact),
-                ("loose", term.loose),
-            ):
+            for kind, names in (("name", [term.name]), ("exact", term.exact), ("loose", term.loose)):
                 for key in {_plain(name) for name in names if name}:
                     self._named[kind].setdefault(key, []).append(term)
 

@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-__all__ = [
-    "DEFAULT",
-    "HDM",
-    "RIDE",
-    "BalancedSoftmax",
-    "ClassLoss",
-    "CrossEntropy",
-    "Focal",
-    "GInf",
-    "Loss",
-]
+__all__ = ["DEFAULT", "HDM", "RIDE", "BalancedSoftmax", "ClassLoss", "CrossEntropy", "Focal", "GInf", "Loss"]
 
 
 class Loss(Protocol):
@@ -29,11 +19,7 @@ class Loss(Protocol):
     """
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell.
 
@@ -83,11 +69,7 @@ class ClassLoss(Loss, Protocol):
         return F.cross_entropy(shifted, labels, reduction="none")
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell, see :class:`Loss`."""
         check_counts(class_counts)
@@ -321,11 +303,7 @@ class HDM:
         return raised.topk(1 + min(n_hard, n_classes - 1), dim=1).indices
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell, see :class:`Loss`."""
         check_counts(class_counts)

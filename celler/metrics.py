@@ -8,13 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-__all__ = [
-    "calibration_bins",
-    "expected_calibration_error",
-    "frequency_groups",
-    "per_class",
-    "summary",
-]
+__all__ = ["calibration_bins", "expected_calibration_error", "frequency_groups", "per_class", "summary"]
 
 
 def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]) -> pd.DataFrame:
@@ -80,10 +74,7 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def summary(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    reference_counts: Mapping[str, int],
-    classes: Sequence[str] | None = None,
+    truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int], classes: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Compute accuracy, means over classes, and means of head, medium and tail classes.
 

@@ -27,13 +27,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from matplotlib.transforms import (
-    Bbox,
-    BboxBase,
-    ScaledTranslation,
-    Transform,
-    blended_transform_factory,
-)
+from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation, Transform, blended_transform_factory
 from scipy.optimize import isotonic_regression
 
 from celler._utils._messages import warn

@@ -167,11 +167,7 @@ def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
 
 
 def _draw_flows(
-    panel: Axes,
-    counts: pd.DataFrame,
-    left: Mapping[str, float],
-    right: Mapping[str, float],
-    colors: Mapping[str, Any],
+    panel: Axes, counts: pd.DataFrame, left: Mapping[str, float], right: Mapping[str, float], colors: Mapping[str, Any]
 ) -> None:
     """Draw a band from each given to each predicted class, below earlier bands at both ends."""
     table = counts.to_numpy()
@@ -195,12 +191,7 @@ def _band(start: float, end: float, height: float) -> Path:
 
 
 def _draw_side(
-    panel: Axes,
-    totals: pd.Series,
-    tops: Mapping[str, float],
-    heading: str,
-    colors: Mapping[str, Any],
-    x: int = 0,
+    panel: Axes, totals: pd.Series, tops: Mapping[str, float], heading: str, colors: Mapping[str, Any], x: int = 0
 ) -> list[Annotation]:
     """Draw the bars of the classes on one side, 0 is left, and return their names."""
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if x else "right"}

@@ -21,16 +21,7 @@ from matplotlib.text import Text
 from scanpy.plotting import DotPlot
 
 from celler._utils._messages import listed, warn
-from celler.pl._chart import (
-    SIZE_LEGEND_HEIGHT,
-    Chart,
-    above,
-    beside,
-    color_bar,
-    open_chart,
-    room_beside,
-    size_legend,
-)
+from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
 from celler.pl._docs import document
 from celler.tl._columns import N_LISTED, label_column, labelled, with_closest
 from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
@@ -44,9 +35,7 @@ MARKERS_PER_GROUP = {12: 3, 30: 2}
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
-def markers_by_label(
-    markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame,
-) -> dict[str, list[str]]:
+def markers_by_label(markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame) -> dict[str, list[str]]:
     """Return markers by label, each once per label; without labels, the label is ""."""
     if isinstance(markers, pd.DataFrame):
         markers = dict(iter(markers.groupby("group", sort=False)["gene"]))
@@ -182,11 +171,7 @@ def marker_bubble(
     --------
     >>> import celler as cl
     >>> cells = cl.datasets.pbmc68k()
-    >>> markers = {
-    ...     "T cells": ["CD3D", "CD3E", "IL32"],
-    ...     "B": ["CD79A", "CD79B"],
-    ...     "NK": ["NKG7", "GNLY"],
-    ... }
+    >>> markers = {"T cells": ["CD3D", "CD3E", "IL32"], "B": ["CD79A", "CD79B"], "NK": ["NKG7", "GNLY"]}
     >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
 
     """

@@ -187,11 +187,7 @@ def _compare(
 
 
 def _calibration(
-    data: AnnData | pd.DataFrame,
-    prediction: str,
-    confidence: str | None,
-    cells: Pair,
-    is_labelled: np.ndarray,
+    data: AnnData | pd.DataFrame, prediction: str, confidence: str | None, cells: Pair, is_labelled: np.ndarray
 ) -> dict[str, float]:
     """Compute the calibration error of the cells with a label and a confidence, if there are any."""
     key = f"{prediction}_confidence" if confidence is None else confidence
