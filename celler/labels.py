@@ -40,7 +40,6 @@ class LabelTree:
     --------
     >>> tree = cl.labels.LabelTree.from_obo("cl-basic.obo", adata.obs["cell_type"], ["T cell", "B cell"])
     >>> Celler.setup_anndata(adata, "cell_type", parents=tree)
-
     """
 
     classes: tuple[str, ...]
@@ -54,7 +53,6 @@ class LabelTree:
         ------
         ValueError
             The cells of a class have two parents or none.
-
         """
         is_labelled = labels != unlabeled_category
         classes = tuple(sorted(set(labels[is_labelled])))
@@ -101,7 +99,6 @@ class LabelTree:
             the other, or ``is_a`` goes round in a circle.
         FileNotFoundError
             The file does not exist.
-
         """
         ontology = read_obo(path)
         term_of = _terms(ontology, labels, unlabeled_category, "labels")
@@ -124,7 +121,6 @@ class LabelTree:
         ValueError
             A class has no parent or two, the parents go round in a cycle, or the parent of a class is a class
             with another parent.
-
         """
         parent_of = parent_mapping(parents)
         missing = [name for name in self.classes if name not in parent_of]

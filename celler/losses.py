@@ -38,7 +38,6 @@ class Loss(Protocol):
         -------
         torch.Tensor
             Loss of each cell ``(B,)`` in nats.
-
         """
         ...
 
@@ -52,7 +51,6 @@ class ClassLoss(Loss, Protocol):
     ----------
     joins_experts
         Whether the loss takes the logits of all experts ``(E, B, C)`` instead of one's ``(B, C)``.
-
     """
 
     joins_experts: ClassVar[bool] = False
@@ -84,7 +82,6 @@ class CrossEntropy(ClassLoss):
     ----------
     label_smoothing
         Share of the target that is spread evenly over the classes, from 0 to below 1.
-
     """
 
     label_smoothing: float = 0.0
@@ -107,7 +104,6 @@ class Focal(ClassLoss):
     ----------
     gamma
         Strength, no unit. 0 is cross-entropy; the larger, the less an easy cell counts.
-
     """
 
     gamma: float = 2.0
@@ -164,7 +160,6 @@ class RIDE(ClassLoss):
 
     The temperature of a class lets the experts differ more on rare classes. It is the ratio in the code of
     RIDE's authors; the difference in their paper turns negative with many classes.
-
     """
 
     diversity: float = 0.05
@@ -226,7 +221,6 @@ class GInf(ClassLoss):
         \ell_i = -\log \frac{N_{y_i} e^{z'_{i y_i}}}{\sum_k N_k e^{z'_{ik}}}
 
     The prior N is used in training only; a prediction is the softmax of the plain logits.
-
     """
 
     amplitude: float = 0.1
@@ -277,7 +271,6 @@ class HDM:
     Examples
     --------
     >>> model.train(loss=cl.losses.HDM(n_hard=15))
-
     """
 
     n_hard: int | None = None

@@ -37,7 +37,6 @@ class Replay:
     Examples
     --------
     >>> model.train(replay=cl.mining.Replay(n_per_class=50))
-
     """
 
     n_per_class: int = 20
@@ -75,7 +74,6 @@ class HardCells:
     listed
         ``found`` of all epochs, with the number of epochs ``n_epochs``. A network that has memorised wrong
         labels no longer shows them, so early epochs count.
-
     """
 
     def __init__(self, replay: Replay, class_counts: np.ndarray) -> None:

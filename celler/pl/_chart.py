@@ -56,18 +56,13 @@ BESIDE |= {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels by name, from left to right, and their natural sizes in inches.
-
-    is_new: the figure was made for this chart.
-    has_size: the user chose the size.
-    frame: pixels that the panels and their text fill; None = a layout engine places them.
-    """
+    """Panels by name, from left to right, and their natural sizes in inches."""
 
     panels: dict[str, Axes]
     sizes: Mapping[str, Sequence[float]]
-    is_new: bool = False
-    has_size: bool = True
-    frame: Bbox | None = None
+    is_new: bool = False  # the figure was made for this chart
+    has_size: bool = True  # chosen by the user
+    frame: Bbox | None = None  # pixels to fill with the panels and their text; None leaves that to a layout engine
 
     @property
     def first(self) -> Axes:

@@ -62,7 +62,6 @@ def confidence(
 
     $example
     >>> cl.pl.confidence(query, "celler")
-
     """
     key_of_values = f"{key}_confidence" if confidence_key is None else confidence_key
     labels = label_column(adata, key, "key")
@@ -130,7 +129,6 @@ def reliability(
 
     $example
     >>> cl.pl.reliability(query, "cell_type", "celler")
-
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
     bins = calibration_bins(values, is_correct, n_bins)

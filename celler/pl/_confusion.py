@@ -137,7 +137,6 @@ def prediction_bubble(
 
     $example
     >>> cl.pl.prediction_bubble(query, "cell_type", "celler")
-
     """
     cells = read_labels(adata, truth_key, prediction_key)
     key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
@@ -201,7 +200,6 @@ def confusion(
 
     $example
     >>> cl.pl.confusion(query, "cell_type", "celler")
-
     """
     table = cross(adata, read_labels(adata, truth_key, prediction_key), parents)
     percent = 100 * table.shares.to_numpy()

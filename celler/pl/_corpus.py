@@ -37,9 +37,8 @@ def cells_by(
     Parameters
     ----------
     counts
-        Table with a row per combination of values and a column ``cells``, such as
-        ``cl.atlas.summary(out).counts``. Without a column ``cells`` each row is one cell, as in
-        ``adata.obs``.
+        Table with a row per combination of values and a column ``cells``, such as ``cl.atlas.summary(out).counts``.
+        Without a column ``cells`` each row is one cell, as in ``adata.obs``.
     columns
         Columns of the table; each gets a panel of its name.
     n_most
@@ -55,7 +54,6 @@ def cells_by(
 
     $example
     >>> cl.pl.cells_by(query.obs, ["cell_type", "celler"])
-
     """
     if isinstance(columns, str):
         raise TypeError(f"columns={columns!r} is one string; pass a list of names.")

@@ -57,7 +57,6 @@ def alluvial(
 
     $example
     >>> cl.pl.alluvial(query, "cell_type", "celler")
-
     """
     cells = read_labels(adata, truth_key, prediction_key)
     counts = cross(adata, cells, parents).counts
@@ -120,7 +119,6 @@ def composition(
 
     $example
     >>> cl.pl.composition(query, "celler", "cell_type")
-
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)

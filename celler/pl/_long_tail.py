@@ -76,7 +76,6 @@ def class_counts(
 
     $example
     >>> cl.pl.class_counts(query, "cell_type")
-
     """
     counts = _count(data, key).sort_values(ascending=False, kind="stable")
     group_of = pd.Series(frequency_groups(dict(counts)))
@@ -137,7 +136,6 @@ def f1_by_frequency(
 
     $example
     >>> cl.pl.f1_by_frequency(cl.tl.evaluate(query, "cell_type", "celler"))
-
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)

@@ -103,9 +103,8 @@ def _nothing_known(genes: Sequence[str], source: Source) -> str:
     if not genes:
         return "markers is empty; pass at least one gene."
     return (
-        f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes "
-        f"are named like {listed(source.gene_names)}. Pass names like these, or put those of the "
-        "markers in a column of var."
+        f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes are named like "
+        f"{listed(source.gene_names)}. Pass names like these, or put those of the markers in a column of var."
     )
 
 
@@ -173,7 +172,6 @@ def marker_bubble(
     >>> cells = cl.datasets.pbmc68k()
     >>> markers = {"T cells": ["CD3D", "CD3E", "IL32"], "B": ["CD79A", "CD79B"], "NK": ["NKG7", "GNLY"]}
     >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
-
     """
     _check_options(standard_scale, ax)
     notes: list[str] = []

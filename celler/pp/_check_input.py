@@ -37,7 +37,6 @@ class InputReport:
         Whether cells can be labelled from the values.
     elsewhere
         Kinds of the AnnData's other usable matrices, by what to pass for them.
-
     """
 
     source: str
@@ -81,7 +80,6 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     --------
     >>> print(cl.pp.check_input(adata))
     adata.X holds counts: whole numbers, largest 28. They can be used.
-
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")

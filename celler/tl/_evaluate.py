@@ -84,7 +84,6 @@ class Evaluation(NamedTuple):
         One row per class of the truth, see :func:`celler.metrics.per_class`.
     per_parent
         The same for the parents, or ``None``.
-
     """
 
     summary: dict[str, float]
@@ -144,7 +143,6 @@ def evaluate(
     --------
     >>> result = cl.tl.evaluate(query, "cell_type", "celler")
     >>> result.summary["macro_f1"]
-
     """
     notes: list[str] = []
     cells = read_pair(adata, truth, prediction, notes, arguments=("truth", "prediction"))

@@ -55,7 +55,6 @@ def majority_vote(
     >>> sc.tl.leiden(adata, resolution=5, key_added="fine")
     >>> cl.tl.majority_vote(adata, "celler", "fine")
     >>> adata.obs["celler_majority"]
-
     """
     key_added = f"{key}_majority" if key_added is None else key_added
     if key_added in (key, cluster_key):

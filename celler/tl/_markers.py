@@ -63,16 +63,14 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     .. math:: s_{gk} = (m_{gk} - \bar m_{g, j \ne k}) (d_{gk} - \bar d_{g, j \ne k})
         \Bigl(1 - \max_{j \ne k} m_{gj} / m_{gk}\Bigr)
 
-    Here m is the mean log expression and d the share of cells above zero of group k, each shrunk towards
-    all cells by 5 cells; the bars are means over the other groups. A marker is stronger and more frequent
-    than elsewhere and leads by a margin, so a gene of two groups marks neither. The score is 0 where a
-    factor is negative.
+    Here m is the mean log expression and d the share of cells above zero of group k, each shrunk towards all cells by 5
+    cells; the bars are means over the other groups. A marker is stronger and more frequent than elsewhere and leads by
+    a margin, so a gene of two groups marks neither. The score is 0 where a factor is negative.
 
     Examples
     --------
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
-
     """
     if n_genes < 1:
         raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed.")
