@@ -56,11 +56,7 @@ def confidence(
         None uses ``<key>_confidence``. Cells without a confidence are left out with a warning.
     cmap
         Colour map of confidences from 0 to 1 on the embedding.
-    $panels
-
-    $raises
-
-    $example
+    $panels_and_example
     >>> cl.pl.confidence(query, "celler")
     """
     key_of_values = f"{key}_confidence" if confidence_key is None else confidence_key
@@ -71,7 +67,6 @@ def confidence(
     _check_left_out(has_both, f"no label in {key!r} or no number in {key_of_values!r}")
     by_label = pd.Series(values[has_both]).groupby(np.asarray(labels[has_both], dtype=str))
     spread = by_label.quantile(list(QUANTILES)).unstack().sort_values(0.5, ascending=False)
-
     sizes = {"labels": (2.5, ROW * len(spread))}
     if points is not None:
         sizes = {"embedding": (EMBEDDING, EMBEDDING)} | sizes
@@ -123,11 +118,7 @@ def reliability(
         None uses ``<prediction_key>_confidence``. Cells without one are left out with a warning.
     n_bins
         Number of bins of equal width from 0 to 1.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.reliability(query, "cell_type", "celler")
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
@@ -135,7 +126,6 @@ def reliability(
     n_correct = (bins["accuracy"] * bins["n_cells"]).round().astype(int)
     tests = [binomtest(*pair) for pair in zip(n_correct, bins["n_cells"], strict=True)]
     low, high = np.transpose([list(test.proportion_ci(method="wilson")) for test in tests])
-
     chart = open_chart({"main": (3.2, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)

@@ -131,11 +131,7 @@ def prediction_bubble(
     $parents
     cmap
         Colour map of mean confidences from 0 to 1.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.prediction_bubble(query, "cell_type", "celler")
     """
     cells = read_labels(adata, truth_key, prediction_key)
@@ -147,7 +143,6 @@ def prediction_bubble(
     rows, columns = np.nonzero(table.counts.to_numpy())
     shares = table.shares.to_numpy()[rows, columns]
     n_rows, n_columns = table.counts.shape
-
     chart = open_chart({"main": (ROW * n_columns, ROW * n_rows)}, figsize, ax)
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)
@@ -194,11 +189,7 @@ def confusion(
         Lines separate the parents.
     cmap
         Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.confusion(query, "cell_type", "celler")
     """
     table = cross(adata, read_labels(adata, truth_key, prediction_key), parents)
@@ -206,7 +197,6 @@ def confusion(
     n_rows, n_columns = percent.shape
     has_numbers = n_columns <= N_WITH_NUMBERS
     step = WIDE if has_numbers else ROW
-
     chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
     panel = chart.panels["main"]
     _frame(panel, table, truth_key, prediction_key)

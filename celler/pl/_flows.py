@@ -51,11 +51,7 @@ def alluvial(
     $cells
     $labels
     $parents
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.alluvial(query, "cell_type", "celler")
     """
     cells = read_labels(adata, truth_key, prediction_key)
@@ -64,7 +60,6 @@ def alluvial(
     stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
     names = label_column(adata, truth_key, "truth_key").categories
     colors = color_classes([*names, *counts.columns.difference(names)], *stored)
-
     n_most = max(counts.shape)
     height = BETWEEN * n_most + max(2.5, 0.1 * n_most)
     chart = open_chart({"main": (3.2, height)}, figsize, ax)
@@ -113,11 +108,7 @@ def composition(
     n_key
         Column with the number of cells of a row, such as "cells" in ``cl.atlas.summary(out).counts``.
         None counts each row as one cell.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.composition(query, "celler", "cell_type")
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
@@ -138,7 +129,6 @@ def composition(
     n_cells = counts.sum(axis=1)
     shares = counts.div(n_cells, axis=0)
     colors = color_classes(list(counts.columns), stored_colors(adata, key))
-
     size = max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts)
     chart = open_chart({"main": size}, figsize, ax)
     panel = chart.panels["main"]

@@ -33,7 +33,7 @@ from celler.pl._chart import (
 )
 from celler.pl._colors import color_classes, stored_colors
 from celler.pl._docs import document
-from celler.tl._columns import label_column, labelled
+from celler.tl._columns import label_column, note_unlabelled
 from celler.tl._evaluate import Evaluation
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
@@ -81,7 +81,6 @@ def class_counts(
     group_of = pd.Series(frequency_groups(dict(counts)))
     stored = stored_colors(data, key)
     colors = [stored.get(name, BANDS[group_of[name]]) for name in counts.index]
-
     chart = open_chart({"main": (3.5, ROW * len(counts))}, figsize, ax)
     panel = chart.panels["main"]
     count_axis(panel, 0.7, 6 * max(counts.max(), 1))
@@ -143,7 +142,6 @@ def f1_by_frequency(
     wide = wide.loc[cells.index]
     sizes = np.maximum(cells.to_numpy(dtype=float), NO_CELLS)
     colors = color_classes(wide.columns)
-
     width = max(4.5, 0.17 * len(wide))
     chart = open_chart({"main": (width, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
@@ -186,7 +184,7 @@ def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: st
         return _by_class(data).set_index("class")["reference_cells"].astype(int)
     notes: list[str] = []
     labels = label_column(data, key, "key")
-    labelled(labels, key, notes)
+    note_unlabelled(labels, key, notes)
     if notes:
         warn(" ".join(notes))
     return pd.Series(np.bincount(labels.codes[labels.codes >= 0]), index=labels.categories)

@@ -23,7 +23,7 @@ from scanpy.plotting import DotPlot
 from celler._utils._messages import listed, warn
 from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
 from celler.pl._docs import document
-from celler.tl._columns import N_LISTED, label_column, labelled, with_closest
+from celler.tl._columns import N_LISTED, label_column, note_unlabelled, with_closest
 from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
 
 # Lengths are inches, as in figsize.
@@ -176,7 +176,7 @@ def marker_bubble(
     _check_options(standard_scale, ax)
     notes: list[str] = []
     groups = label_column(adata, groupby, "groupby")
-    labelled(groups, groupby, notes)
+    note_unlabelled(groups, groupby, notes)
     known, source = _find_markers(adata, markers, groupby, layer, notes)
     genes = [gene for genes in known.values() for gene in genes]
     table = small_copy(adata, source, genes, groups, groupby)
