@@ -170,18 +170,16 @@ class RIDE(ClassLoss):
 
     def __post_init__(self) -> None:
         if not (self.diversity >= 0 and self.temperature > 0):
-            raise ValueError(
-                f"diversity={self.diversity} and temperature={self.temperature} were given; "
-                "diversity >= 0 and temperature > 0 are needed."
-            )
+            given = f"diversity={self.diversity} and temperature={self.temperature}"
+            raise ValueError(f"{given} were given; diversity >= 0 and temperature > 0 are needed.")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"balance={self.balance} was given; 0 <= it <= 1 is needed.")
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         if logits.ndim != 3 or len(logits) < 2:
             raise ValueError(
-                f"logits of shape {tuple(logits.shape)} were given; RIDE compares experts and needs "
-                "(E, B, C) with two of them or more."
+                f"logits of shape {tuple(logits.shape)} were given; RIDE compares experts and needs (E, B, C) with "
+                "two of them or more."
             )
         return at_least_float32(logits)
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from celler._utils._distributed import merged
 
 __all__ = ["HardCells", "Replay"]
-#: Minibatches whose outcomes stay on the device before they are searched for errors.
-N_WAITING = 200
+N_WAITING = 200  # minibatches whose outcomes stay on the device before they are searched for errors
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
 
@@ -177,9 +176,8 @@ def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def rank_in_class(passes: np.ndarray) -> np.ndarray:
-    """Position of each pass within its predicted class ``(N,)``; ``passes`` are sorted by class."""
-    _, first, counts = np.unique(passes["prediction"], return_index=True, return_counts=True)
-    return np.arange(len(passes)) - np.repeat(first, counts)
+    """Position of each pass within its predicted class ``(N,)``."""
+    return pd.DataFrame(passes).groupby("prediction").cumcount().to_numpy()
 
 
 def within(passes: np.ndarray, n_most: int) -> np.ndarray:

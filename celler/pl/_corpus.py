@@ -31,8 +31,7 @@ def cells_by(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each value of several columns, most frequent first.
 
-    The axes of the cells are logarithmic. If the table has a column ``split``, a thin bar shows the
-    cells kept for testing.
+    The axes are logarithmic. If the table has a column ``split``, a thin bar shows the cells kept for testing.
 
     Parameters
     ----------

@@ -38,10 +38,8 @@ from celler.tl._evaluate import Evaluation
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
 MARKERS = "osD^vPX"
-#: Inches between the points of two classes of the same size.
-APART = 0.07
-#: Inches between the panel and the names of the classes over it.
-ROOF = 0.2
+APART = 0.07  # inches between the points of two classes of the same size
+ROOF = 0.2  # inches between the panel and the names of the classes over it
 
 
 @document
@@ -57,15 +55,14 @@ def class_counts(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each class on a logarithmic axis, and where the tail begins.
 
-    Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours
-    of ``adata.uns["<key>_colors"]``, or else of their group.
+    Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours of
+    ``adata.uns["<key>_colors"]``, or else of their group.
 
     Parameters
     ----------
     data
-        Cells, or a table with the column ``key``. Or numbers of cells by class, such as
-        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose column
-        ``reference_cells`` is drawn.
+        Cells, or a table with the column ``key``; or numbers of cells by class, such as ``value_counts()`` of pandas;
+        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells`` is drawn.
     key
         Column of labels. None if ``data`` holds numbers of cells.
     $layout
@@ -118,10 +115,9 @@ def f1_by_frequency(
     Parameters
     ----------
     tables
-        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and
-        ``f1``, such as the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`.
-        For several methods, tables by name of the method, or a table with a column ``method``. If a
-        method has a class several times, for example from several seeds, the mean is drawn.
+        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and ``f1``, such as
+        the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`. For several methods, tables by
+        name of the method, or a table with a column ``method``; several rows of a class, such as seeds, are averaged.
     $layout
 
     Raises
@@ -154,11 +150,9 @@ def f1_by_frequency(
     x = low * (high / low) ** places
     panel.vlines(x, wide.min(axis=1), wide.max(axis=1), color=shade(0.8), lw=0.8, zorder=1)
     for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
-        style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
-        panel.scatter(x, f1, s=22, zorder=3, **style)
-    bands = pd.Series(frequency_groups(dict(cells)))
-    if "frequency" in rows:
-        bands = rows.groupby("class")["frequency"].first()
+        panel.scatter(x, f1, s=22, zorder=3, marker=marker, color=colors[method], edgecolors=shade(1), lw=0.4)
+    has_bands = "frequency" in rows
+    bands = rows.groupby("class")["frequency"].first() if has_bands else pd.Series(frequency_groups(dict(cells)))
     _draw_bands(panel, wide, x, bands, colors)
     names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
@@ -221,8 +215,8 @@ def _tidy(tables: Any) -> pd.DataFrame:
 
 def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> None:
     """Draw a line beside rows and name them."""
-    style: dict[str, Any] = {"lw": 3, "clip_on": False, "solid_capstyle": "butt"}
-    panel.plot((1.01, 1.01), rows, color=color, transform=panel.get_yaxis_transform(), **style)
+    place = panel.get_yaxis_transform()
+    panel.plot((1.01, 1.01), rows, color=color, lw=3, transform=place, clip_on=False, solid_capstyle="butt")
     note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 

@@ -68,8 +68,7 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     Returns
     -------
     InputReport
-        The kind of the values, and in ``elsewhere`` those of the other layers, ``X`` and ``raw``. Values that
-        cannot be used are reported, not raised.
+        The kind of the values, and of those ``elsewhere``. Values that cannot be used are reported, not raised.
 
     Raises
     ------
@@ -86,4 +85,4 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     reader = ExpressionReader(adata, layer)
     state = reader.state
     others = {name: other.kind for name, other in elsewhere(reader).items()}
-    return InputReport(reader.name, state.kind, state.evidence, state.is_usable, dict(others))
+    return InputReport(reader.name, state.kind, state.evidence, state.is_usable, others)

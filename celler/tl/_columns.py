@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from celler._utils._messages import column, similar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 N_LISTED = 8
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from celler.tl._columns import label_column
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def majority_vote(

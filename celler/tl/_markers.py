@@ -6,10 +6,12 @@ much memory and as many lines, and on a whole table of 200,000 cells 2.3 times t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
@@ -18,13 +20,7 @@ from celler._utils._counts import cp10k, detect
 from celler._utils._messages import closest, listed
 from celler.tl._columns import label_column
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from anndata import AnnData
-
-#: Rows in memory at once.
-ROWS_AT_ONCE = 50_000
+ROWS_AT_ONCE = 50_000  # rows in memory at once
 #: Average cells added to every group before genes are scored: a gene that three cells of a rare type
 #: express by chance must not outrank one that three hundred always express.
 PRIOR_CELLS = 5
@@ -42,8 +38,8 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     n_genes
         Genes per group. A group has fewer where fewer genes are highest in it.
     layer
-        A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are
-        converted to log1p of counts per 10,000; logarithms stay.
+        A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are converted
+        to log1p of counts per 10,000; logarithms stay.
 
     Returns
     -------
