@@ -279,11 +279,9 @@ def _parent_term(ontology: Ontology, label: str, term: Term, candidates: Mapping
     listed = ", ".join(above[:N_LISTED]) or "none"
     if nearest:
         both = " and of ".join(map(str, nearest))
-        way = (
-            f"Choose one with parents=[...]; the terms above it: {listed}."
-            if is_open
-            else f"Leave one out of parents, or add {term.name!r} itself to them."
-        )
+        way = f"Leave one out of parents, or add {term.name!r} itself to them."
+        if is_open:
+            way = f"Choose one with parents=[...]; the terms above it: {listed}."
         raise ValueError(f"{which!r} is a kind of {both}; each class needs one parent. {way}")
     raise ValueError(f"{which!r} is under none of the parents; the terms above it: {listed}. Add one.")
 

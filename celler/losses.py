@@ -140,8 +140,7 @@ class RIDE(ClassLoss):
     Parameters
     ----------
     diversity
-        λ, no unit. 0 is the sum of the experts' cross-entropies; much above 0.05, disagreement pays more
-        than a correct label.
+        λ, no unit. 0 is the sum of the cross-entropies; much above 0.05, disagreement pays more than a correct label.
     temperature
         α, above 0.
     balance
@@ -199,8 +198,7 @@ class RIDE(ClassLoss):
 class GInf(ClassLoss):
     r"""Gaussian Inflation, equations 4 to 7 of the Celler paper.
 
-    Balanced softmax whose logits are inflated at random, the more the rarer the class, so that the few
-    cells of a rare class are not memorised.
+    Balanced softmax with logits inflated at random, most in rare classes, so that their few cells are not memorised.
 
     Parameters
     ----------
@@ -251,8 +249,7 @@ class HDM:
     Parameters
     ----------
     n_hard
-        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the set is
-        every class and the loss twice the base.
+        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the loss is twice the base.
     base
         Another loss of this module, :class:`GInf` in the paper. Both terms share its draw of noise.
 

@@ -27,11 +27,9 @@ class Replay:
     n_per_class
         Number of cells, of those wrongly assigned to a class, with the highest probabilities.
     max_share
-        Largest share of the training cells to replay. Above it, every class gives its most confident cell
-        first, then its second, and so on.
+        Largest share of the training cells to replay. Above it, classes give their surest cells in turn.
     patience
-        Number of replays in a row after which a cell that is still wrong is taken for mislabelled. It leaves
-        the replay until an epoch gets it right.
+        Replays in a row after which a cell that is still wrong leaves the replay, until an epoch gets it right.
 
     Examples
     --------

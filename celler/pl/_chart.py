@@ -286,7 +286,8 @@ def shade(grey: float) -> tuple[float, float, float]:
     *background, opacity = to_rgba(plt.rcParams["axes.facecolor"])
     ink = np.array(to_rgb(plt.rcParams["text.color"]))
     behind = np.array(background) if opacity == 1 else 1 - ink
-    return to_rgb(grey * behind + (1 - grey) * ink)
+    red, green, blue = grey * behind + (1 - grey) * ink
+    return float(red), float(green), float(blue)
 
 
 def name_rows(ax: Axes, names: list[str]) -> None:

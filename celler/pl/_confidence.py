@@ -156,7 +156,8 @@ def _embedding(adata: AnnData, basis: str) -> np.ndarray:
 
 def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap) -> None:
     area = float(np.clip(30_000 / max(len(points), 1), 0.5, 20))
-    dots = panel.scatter(*points.T, s=area, c=values, cmap=cmap, norm=Normalize(0, 1), lw=0, rasterized=True)
+    x, y = points.T
+    dots = panel.scatter(x, y, s=area, c=values, cmap=cmap, norm=Normalize(0, 1), lw=0, rasterized=True)
     panel.set(xticks=[], yticks=[])
     strip(panel)
     color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))

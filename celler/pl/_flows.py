@@ -104,8 +104,7 @@ def composition(
     groupby
         Column of groups, such as "tissue", "disease" or "donor".
     n_key
-        Column with the number of cells of a row, such as "cells" in ``cl.atlas.summary(out).counts``.
-        None counts each row as one cell.
+        Column with the cells of each row, as in ``cl.atlas.summary(out).counts``. None counts a row as one cell.
     $layout_and_example
     >>> cl.pl.composition(query, "celler", "cell_type")
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -58,7 +58,7 @@ def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: li
 
 def known_markers(markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]) -> dict[str, list[str]]:
     """Return the markers that ``source`` has, by label; ``notes`` names those left out."""
-    genes = list(dict.fromkeys(gene for genes in markers.values() for gene in genes))
+    genes = list(dict.fromkeys(chain.from_iterable(markers.values())))
     unknown = [gene for gene in genes if gene not in source.gene_names]
     if len(unknown) == len(genes):
         raise ValueError(_nothing_known(genes, source))
@@ -121,8 +121,7 @@ def marker_bubble(
     """Plot marker genes against cell types, one dot each, with :class:`scanpy.pl.DotPlot`.
 
     The area of a dot grows with the share of the group's cells that express the gene. Its colour is the mean over all
-    cells of the group, zeros included. Values are not transformed: pass log-normalised ones. Means of counts
-    are labelled as such in the legend.
+    cells of the group, zeros included. Pass log-normalised values; means of counts are labelled in the legend.
 
     Parameters
     ----------
@@ -168,8 +167,12 @@ def marker_bubble(
     notes: list[str] = []
     groups = label_column(adata, groupby, "groupby")
     note_unlabelled(groups, groupby, notes)
-    known, source = _find_markers(adata, markers, groupby, layer, notes)
-    genes = [gene for genes in known.values() for gene in genes]
+    if markers is None:
+        markers = automatic_markers(adata, groupby, layer, notes)
+    by_label = markers_by_label(markers)
+    source = find_source(adata, layer, list(chain.from_iterable(by_label.values())))
+    known = known_markers(by_label, source, notes)
+    genes = list(chain.from_iterable(known.values()))
     table = small_copy(adata, source, genes, groups, groupby)
     values: np.ndarray = table.to_df().to_numpy()
     is_blank = not values.any()
@@ -184,8 +187,7 @@ def marker_bubble(
         vmin=0,
         vmax=1 if standard_scale or is_blank else None,
     )
-    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them once more when it
-    # draws, along the wrong axis.
+    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them again, along the wrong axis.
     dot_plot.standard_scale = None
     if dendrogram:
         _add_dendrogram(dot_plot, adata, groups, notes)
@@ -206,17 +208,6 @@ def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
         raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
     if ax is not None and ax.get_subplotspec() is None:
         raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
-
-
-def _find_markers(
-    adata: AnnData, markers: Any, groupby: str, layer: str | None, notes: list[str]
-) -> tuple[dict[str, list[str]], Source]:
-    """Return the markers to draw, by label, and where their values are."""
-    if markers is None:
-        markers = automatic_markers(adata, groupby, layer, notes)
-    by_label = markers_by_label(markers)
-    source = find_source(adata, layer, [gene for genes in by_label.values() for gene in genes])
-    return known_markers(by_label, source, notes), source
 
 
 def _color_note(values: np.ndarray, standard_scale: str | None) -> str:

@@ -32,8 +32,7 @@ def majority_vote(
     cluster_key
         Column of ``adata.obs`` with the clusters. A cell without a cluster gets no label.
     key_added
-        Column to write; ``None`` is ``<key>_majority``. ``<key_added>_share`` is the label's share of the
-        cluster's labelled cells.
+        Column to write; ``None`` is ``<key>_majority``. ``<key_added>_share`` is its share of the labelled cells.
     min_share
         Share below which a cluster gets ``unknown_label``.
     unknown_label

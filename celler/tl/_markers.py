@@ -79,20 +79,17 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
         best = np.argsort(-scores[k], kind="stable")[:n_genes]
         best = best[scores[k, best] > 0]
         rival = next_group[k, best]
-        tables.append(
-            pd.DataFrame(
-                {
-                    "group": group,
-                    "gene": source.gene_names[best],
-                    "score": scores[k, best],
-                    "mean": means.mean[k, best],
-                    "share": means.share[k, best],
-                    "next_group": groups.categories.to_numpy()[rival],
-                    "next_mean": means.mean[rival, best],
-                    "next_share": means.share[rival, best],
-                }
-            )
-        )
+        columns = {
+            "group": group,
+            "gene": source.gene_names[best],
+            "score": scores[k, best],
+            "mean": means.mean[k, best],
+            "share": means.share[k, best],
+            "next_group": groups.categories.to_numpy()[rival],
+            "next_mean": means.mean[rival, best],
+            "next_share": means.share[rival, best],
+        }
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -141,7 +138,6 @@ def specificity(means: GroupMeans) -> tuple[np.ndarray, np.ndarray]:
     return np.prod(np.maximum([stronger, more_frequent, lead], 0), axis=0), next_group
 
 
-# ---- where the values are ----
 class Source(NamedTuple):
     """A matrix ``(n_obs, n_vars)``, the names of its genes, and its own name in messages."""
 
