@@ -249,7 +249,7 @@ class HDM:
     Parameters
     ----------
     n_hard
-        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the loss is twice the base.
+        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the loss doubles.
     base
         Another loss of this module, :class:`GInf` in the paper. Both terms share its draw of noise.
 
