@@ -85,4 +85,4 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     reader = ExpressionReader(adata, layer)
     state = reader.state
     others = {name: other.kind for name, other in elsewhere(reader).items()}
-    return InputReport(reader.name, state.kind, state.evidence, state.is_usable, others)
+    return InputReport(reader.name, state.kind, state.evidence, state.is_usable, dict(others))
