@@ -24,7 +24,6 @@ def pbmc68k() -> AnnData:
     Examples
     --------
     >>> adata = cl.datasets.pbmc68k()
-
     """
     reduced = sc.datasets.pbmc68k_reduced()
     obs = pd.DataFrame({"cell_type": reduced.obs["bulk_labels"].astype("category")})
@@ -64,7 +63,6 @@ def toy_long_tail(
     Examples
     --------
     >>> adata = cl.datasets.toy_long_tail(500, n_classes=4)
-
     """
     if n_vars < 10 * n_classes:
         raise ValueError(f"n_vars={n_vars} was given; {n_classes} classes need {10 * n_classes} marker genes.")

@@ -40,7 +40,6 @@ class LabelTree:
     --------
     >>> tree = cl.labels.LabelTree.from_obo("cl-basic.obo", adata.obs["cell_type"], ["T cell", "B cell"])
     >>> Celler.setup_anndata(adata, "cell_type", parents=tree)
-
     """
 
     classes: tuple[str, ...]
@@ -54,7 +53,6 @@ class LabelTree:
         ------
         ValueError
             The cells of a class have two parents or none.
-
         """
         is_labelled = labels != unlabeled_category
         classes = tuple(sorted(set(labels[is_labelled])))
@@ -81,11 +79,9 @@ class LabelTree:
         path
             A local file in OBO format; terms, synonyms and ``is_a`` are read.
         labels
-            Names of the classes, such as ``adata.obs["cell_type"]``, or a mapping from class to term where
-            the names differ from the ontology's.
+            Names of the classes, such as ``adata.obs["cell_type"]``, or a mapping from class to term.
         parents
-            Terms that may be a parent. A class gets the nearest of those above it, or itself. ``None`` is
-            the term directly above each class.
+            Terms that may be a parent; a class gets the nearest above it, or itself. ``None``: the one directly above.
         unlabeled_category
             Label to skip; missing labels are skipped too.
 
@@ -97,11 +93,9 @@ class LabelTree:
         Raises
         ------
         ValueError
-            The ontology lacks a label or a parent, a class has no parent or two of which neither is above
-            the other, or ``is_a`` goes round in a circle.
+            The ontology lacks a label or a parent, a class has no parent or several, or ``is_a`` is circular.
         FileNotFoundError
             The file does not exist.
-
         """
         ontology = read_obo(path)
         term_of = _terms(ontology, labels, unlabeled_category, "labels")
@@ -122,13 +116,10 @@ class LabelTree:
         Raises
         ------
         ValueError
-            A class has no parent or two, the parents go round in a cycle, or the parent of a class is a class
-            with another parent.
-
+            A class has no parent or two, parents form a cycle, or a parent is a class with another parent.
         """
         parent_of = parent_mapping(parents)
-        missing = [name for name in self.classes if name not in parent_of]
-        if missing:
+        if missing := [name for name in self.classes if name not in parent_of]:
             listed = [f"{name!r}.{closest(name, parent_of)}" for name in missing[:N_LISTED]]
             raise ValueError(
                 f"parents has no entry for {len(missing)} of {len(self.classes)} classes: {' '.join(listed)} "
@@ -156,8 +147,7 @@ class LabelTree:
     def roll_up(self, probabilities: np.ndarray, level: str) -> np.ndarray:
         """Sum the probabilities of classes ``(N, C)`` to those of a level ``(N, n)``."""
         if level not in self.levels:
-            hint = " For parents, pass parent_labels_key or parents to setup_anndata."
-            hint = "" if self.parents else hint
+            hint = "" if self.parents else " For parents, pass parent_labels_key or parents to setup_anndata."
             raise ValueError(f"level={level!r} was given; there is {sorted(self.levels)}.{hint}")
         if level == "class":
             return probabilities
@@ -186,9 +176,7 @@ def as_strings(values: pd.Series, key: str, unlabeled_category: str) -> np.ndarr
     """
     is_missing = values.isna().to_numpy()
     present = values[~is_missing]
-    examples = present.unique().tolist()
-    floats = [value for value in examples if isinstance(value, float)]
-    if floats:
+    if floats := [value for value in present.unique().tolist() if isinstance(value, float)]:
         raise ValueError(
             f"adata.obs[{key!r}] holds numbers with a decimal point (for example {floats[0]!r}); labels are "
             f"text, categories or integers. If they are classes, write them as text first: "
@@ -281,8 +269,7 @@ def _terms(
 
 def _parent_term(ontology: Ontology, label: str, term: Term, candidates: Mapping[str, Term] | None) -> str:
     """Name of the one parent of ``term``."""
-    is_open = candidates is None
-    if candidates is None:
+    if is_open := candidates is None:
         candidates = {i: ontology.terms[i] for i in term.is_a if i in ontology.terms}
     nearest = ontology.nearest(term, candidates)
     if len(nearest) == 1:
@@ -292,11 +279,9 @@ def _parent_term(ontology: Ontology, label: str, term: Term, candidates: Mapping
     listed = ", ".join(above[:N_LISTED]) or "none"
     if nearest:
         both = " and of ".join(map(str, nearest))
-        way = (
-            f"Choose one with parents=[...]; the terms above it: {listed}."
-            if is_open
-            else f"Leave one out of parents, or add {term.name!r} itself to them."
-        )
+        way = f"Leave one out of parents, or add {term.name!r} itself to them."
+        if is_open:
+            way = f"Choose one with parents=[...]; the terms above it: {listed}."
         raise ValueError(f"{which!r} is a kind of {both}; each class needs one parent. {way}")
     raise ValueError(f"{which!r} is under none of the parents; the terms above it: {listed}. Add one.")
 
@@ -327,11 +312,7 @@ class Ontology:
         # in the order in which a name is looked up; loose synonyms only serve as a hint
         self._named: dict[str, dict[str, list[Term]]] = {"name": {}, "exact": {}, "loose": {}}
         for term in self.terms.values():
-            for kind, names in (
-                ("name", [term.name]),
-                ("exact", term.exact),
-                ("loose", term.loose),
-            ):
+            for kind, names in (("name", [term.name]), ("exact", term.exact), ("loose", term.loose)):
                 for key in {_plain(name) for name in names if name}:
                     self._named[kind].setdefault(key, []).append(term)
 
@@ -376,8 +357,7 @@ class Ontology:
         return [other for other in own if other.id not in higher]
 
     def _not_found(self, name: str) -> str:
-        loose = self._named["loose"].get(_plain(name), [])
-        if loose:
+        if loose := self._named["loose"].get(_plain(name), []):
             return (
                 f"{name!r} is no name or exact synonym of a term, only a related, broad or narrow one of "
                 f"{' and of '.join(map(str, loose[:N_LISTED]))}. If that is meant, pass its name or id."

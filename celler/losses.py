@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-__all__ = [
-    "DEFAULT",
-    "HDM",
-    "RIDE",
-    "BalancedSoftmax",
-    "ClassLoss",
-    "CrossEntropy",
-    "Focal",
-    "GInf",
-    "Loss",
-]
+__all__ = ["DEFAULT", "HDM", "RIDE", "BalancedSoftmax", "ClassLoss", "CrossEntropy", "Focal", "GInf", "Loss"]
 
 
 class Loss(Protocol):
@@ -29,11 +19,7 @@ class Loss(Protocol):
     """
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell.
 
@@ -52,7 +38,6 @@ class Loss(Protocol):
         -------
         torch.Tensor
             Loss of each cell ``(B,)`` in nats.
-
         """
         ...
 
@@ -66,7 +51,6 @@ class ClassLoss(Loss, Protocol):
     ----------
     joins_experts
         Whether the loss takes the logits of all experts ``(E, B, C)`` instead of one's ``(B, C)``.
-
     """
 
     joins_experts: ClassVar[bool] = False
@@ -83,11 +67,7 @@ class ClassLoss(Loss, Protocol):
         return F.cross_entropy(shifted, labels, reduction="none")
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell, see :class:`Loss`."""
         check_counts(class_counts)
@@ -102,7 +82,6 @@ class CrossEntropy(ClassLoss):
     ----------
     label_smoothing
         Share of the target that is spread evenly over the classes, from 0 to below 1.
-
     """
 
     label_smoothing: float = 0.0
@@ -125,7 +104,6 @@ class Focal(ClassLoss):
     ----------
     gamma
         Strength, no unit. 0 is cross-entropy; the larger, the less an easy cell counts.
-
     """
 
     gamma: float = 2.0
@@ -162,8 +140,7 @@ class RIDE(ClassLoss):
     Parameters
     ----------
     diversity
-        λ, no unit. 0 is the sum of the experts' cross-entropies; much above 0.05, disagreement pays more
-        than a correct label.
+        λ, no unit. 0 is the sum of the cross-entropies; much above 0.05, disagreement pays more than a correct label.
     temperature
         α, above 0.
     balance
@@ -182,7 +159,6 @@ class RIDE(ClassLoss):
 
     The temperature of a class lets the experts differ more on rare classes. It is the ratio in the code of
     RIDE's authors; the difference in their paper turns negative with many classes.
-
     """
 
     diversity: float = 0.05
@@ -193,18 +169,16 @@ class RIDE(ClassLoss):
 
     def __post_init__(self) -> None:
         if not (self.diversity >= 0 and self.temperature > 0):
-            raise ValueError(
-                f"diversity={self.diversity} and temperature={self.temperature} were given; "
-                "diversity >= 0 and temperature > 0 are needed."
-            )
+            given = f"diversity={self.diversity} and temperature={self.temperature}"
+            raise ValueError(f"{given} were given; diversity >= 0 and temperature > 0 are needed.")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"balance={self.balance} was given; 0 <= it <= 1 is needed.")
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         if logits.ndim != 3 or len(logits) < 2:
             raise ValueError(
-                f"logits of shape {tuple(logits.shape)} were given; RIDE compares experts and needs "
-                "(E, B, C) with two of them or more."
+                f"logits of shape {tuple(logits.shape)} were given; RIDE compares experts and needs (E, B, C) with "
+                "two of them or more."
             )
         return at_least_float32(logits)
 
@@ -224,8 +198,7 @@ class RIDE(ClassLoss):
 class GInf(ClassLoss):
     r"""Gaussian Inflation, equations 4 to 7 of the Celler paper.
 
-    Balanced softmax whose logits are inflated at random, the more the rarer the class, so that the few
-    cells of a rare class are not memorised.
+    Balanced softmax with logits inflated at random, most in rare classes, so that their few cells are not memorised.
 
     Parameters
     ----------
@@ -244,7 +217,6 @@ class GInf(ClassLoss):
         \ell_i = -\log \frac{N_{y_i} e^{z'_{i y_i}}}{\sum_k N_k e^{z'_{ik}}}
 
     The prior N is used in training only; a prediction is the softmax of the plain logits.
-
     """
 
     amplitude: float = 0.1
@@ -277,8 +249,7 @@ class HDM:
     Parameters
     ----------
     n_hard
-        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the set is
-        every class and the loss twice the base.
+        n, the number of hard classes. ``None`` is min(20, max(1, round(0.3 C))). From C - 1 on, the loss doubles.
     base
         Another loss of this module, :class:`GInf` in the paper. Both terms share its draw of noise.
 
@@ -295,7 +266,6 @@ class HDM:
     Examples
     --------
     >>> model.train(loss=cl.losses.HDM(n_hard=15))
-
     """
 
     n_hard: int | None = None
@@ -321,11 +291,7 @@ class HDM:
         return raised.topk(1 + min(n_hard, n_classes - 1), dim=1).indices
 
     def __call__(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        class_counts: Tensor,
-        generator: Generator | None = None,
+        self, logits: Tensor, labels: Tensor, class_counts: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """Compute the loss of each cell, see :class:`Loss`."""
         check_counts(class_counts)

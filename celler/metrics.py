@@ -8,13 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-__all__ = [
-    "calibration_bins",
-    "expected_calibration_error",
-    "frequency_groups",
-    "per_class",
-    "summary",
-]
+__all__ = ["calibration_bins", "expected_calibration_error", "frequency_groups", "per_class", "summary"]
 
 
 def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]) -> pd.DataFrame:
@@ -37,7 +31,6 @@ def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mappi
     --------
     >>> counts = reference.obs["cell_type"].value_counts()
     >>> cl.metrics.per_class(query.obs["cell_type"], model.predict(query), counts)
-
     """
     classes = sorted(set(truth), key=lambda name: (-reference_counts.get(name, 0), name))
     precision, recall, f1, support = precision_recall_fscore_support(truth, prediction, labels=classes, zero_division=0)
@@ -67,7 +60,6 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
     -------
     dict
         ``"tail"`` for classes of fewer than max(20, 2 %) cells, ``"head"`` from 10 % on, else ``"medium"``.
-
     """
     total = sum(reference_counts.values())
 
@@ -80,10 +72,7 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def summary(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    reference_counts: Mapping[str, int],
-    classes: Sequence[str] | None = None,
+    truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int], classes: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Compute accuracy, means over classes, and means of head, medium and tail classes.
 
@@ -94,15 +83,13 @@ def summary(
     reference_counts
         Cells of each class in the reference.
     classes
-        Classes of the macro and weighted means. ``None`` is those of truth and prediction, scikit-learn's
-        default.
+        Classes of the macro and weighted means. ``None`` is those of truth and prediction, scikit-learn's default.
 
     Returns
     -------
     dict
         ``accuracy``; ``macro_*`` and ``weighted_*`` of ``f1``, ``precision`` and ``recall``; mean ``f1_*`` and
         ``recall_*`` of the head, medium and tail classes of the truth, NaN for a group without classes.
-
     """
     result = {"accuracy": float(accuracy_score(truth, prediction))}
     for average in ("macro", "weighted"):
@@ -129,7 +116,6 @@ def expected_calibration_error(confidence: np.ndarray, is_correct: np.ndarray, n
         Whether the label is right ``(n,)``.
     n_bins
         Number of bins.
-
     """
     bins = calibration_bins(confidence, is_correct, n_bins)
     gap = (bins["confidence"] - bins["accuracy"]).abs()
@@ -153,7 +139,6 @@ def calibration_bins(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int
     pandas.DataFrame
         Mean ``confidence``, mean ``accuracy`` and ``n_cells`` of each bin with cells. The index is the number
         of the bin, from 0; a confidence of 1 is in the last.
-
     """
     if n_bins < 1:
         raise ValueError(f"n_bins={n_bins} was given; pass 1 or more.")

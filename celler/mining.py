@@ -13,8 +13,7 @@ from torch import Tensor
 from celler._utils._distributed import merged
 
 __all__ = ["HardCells", "Replay"]
-#: Minibatches whose outcomes stay on the device before they are searched for errors.
-N_WAITING = 200
+N_WAITING = 200  # minibatches whose outcomes stay on the device before they are searched for errors
 PASS = np.dtype([("index", "i8"), ("label", "i4"), ("prediction", "i4"), ("log_probability", "f4")])
 LISTED = np.dtype([*PASS.descr, ("n_epochs", "i4")])
 
@@ -28,16 +27,13 @@ class Replay:
     n_per_class
         Number of cells, of those wrongly assigned to a class, with the highest probabilities.
     max_share
-        Largest share of the training cells to replay. Above it, every class gives its most confident cell
-        first, then its second, and so on.
+        Largest share of the training cells to replay. Above it, classes give their surest cells in turn.
     patience
-        Number of replays in a row after which a cell that is still wrong is taken for mislabelled. It leaves
-        the replay until an epoch gets it right.
+        Replays in a row after which a cell that is still wrong leaves the replay, until an epoch gets it right.
 
     Examples
     --------
     >>> model.train(replay=cl.mining.Replay(n_per_class=50))
-
     """
 
     n_per_class: int = 20
@@ -75,7 +71,6 @@ class HardCells:
     listed
         ``found`` of all epochs, with the number of epochs ``n_epochs``. A network that has memorised wrong
         labels no longer shows them, so early epochs count.
-
     """
 
     def __init__(self, replay: Replay, class_counts: np.ndarray) -> None:
@@ -179,9 +174,8 @@ def tallied(listed: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def rank_in_class(passes: np.ndarray) -> np.ndarray:
-    """Position of each pass within its predicted class ``(N,)``; ``passes`` are sorted by class."""
-    _, first, counts = np.unique(passes["prediction"], return_index=True, return_counts=True)
-    return np.arange(len(passes)) - np.repeat(first, counts)
+    """Position of each pass within its predicted class ``(N,)``."""
+    return pd.DataFrame(passes).groupby("prediction").cumcount().to_numpy()
 
 
 def within(passes: np.ndarray, n_most: int) -> np.ndarray:

@@ -27,13 +27,7 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
-from matplotlib.transforms import (
-    Bbox,
-    BboxBase,
-    ScaledTranslation,
-    Transform,
-    blended_transform_factory,
-)
+from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation, Transform, blended_transform_factory
 from scipy.optimize import isotonic_regression
 
 from celler._utils._messages import warn
@@ -46,15 +40,11 @@ LEGEND_WIDTH = 1.3
 HEADING = 0.2
 COLOR_BAR = 0.12
 SIZES = 0.3
-#: Height of a legend of sizes with its heading and its numbers.
-SIZE_LEGEND_HEIGHT = HEADING + SIZES + 0.25
+SIZE_LEGEND_HEIGHT = HEADING + SIZES + 0.25  # height of a legend of sizes with its heading and its numbers
 LINE = 0.19
-#: Rows in one column of a legend of names, at least.
-N_ROWS = 20
-#: Smallest part of a panel's natural width and height that is legible.
-SMALLEST = (0.2, 0.4)
-#: Place of 0 on a logarithmic axis of numbers of cells.
-NO_CELLS = 0.5
+N_ROWS = 20  # rows in one column of a legend of names, at least
+SMALLEST = (0.2, 0.4)  # smallest part of a panel's natural width and height that is legible
+NO_CELLS = 0.5  # place of 0 on a logarithmic axis of numbers of cells
 #: Options of a legend to the right of its axes.
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0.5}
 BESIDE |= {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
@@ -62,18 +52,13 @@ BESIDE |= {"frameon": False, "fontsize": "small", "title_fontsize": "small"}
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels by name, from left to right, and their natural sizes in inches.
-
-    is_new: the figure was made for this chart.
-    has_size: the user chose the size.
-    frame: pixels that the panels and their text fill; None = a layout engine places them.
-    """
+    """Panels by name, from left to right, and their natural sizes in inches."""
 
     panels: dict[str, Axes]
     sizes: Mapping[str, Sequence[float]]
-    is_new: bool = False
-    has_size: bool = True
-    frame: Bbox | None = None
+    is_new: bool = False  # the figure was made for this chart
+    has_size: bool = True  # chosen by the user
+    frame: Bbox | None = None  # pixels to fill with the panels and their text; None leaves that to a layout engine
 
     @property
     def first(self) -> Axes:
@@ -159,8 +144,8 @@ class Chart:
         if is_small and is_last:
             width, height = map(ceil, natural + around)
             warn(
-                f"{room[0]:.1f} x {room[1]:.1f} inches are too small for this chart, and its text may "
-                f"overlap; pass figsize=({width}, {height}), or leave figsize and ax out."
+                f"{room[0]:.1f} x {room[1]:.1f} inches are too small for this chart, and its text may overlap; pass "
+                f"figsize=({width}, {height}), or leave figsize and ax out."
             )
         return is_small
 
@@ -216,8 +201,8 @@ def size_of(ax: Axes) -> np.ndarray:
 
 def margins_of(ax: Axes) -> np.ndarray:
     """Inches of text and legends to the left, below, to the right and above ``ax``."""
-    whole, inner = ax.get_tightbbox(), ax.get_window_extent()
-    whole = Bbox.union([inner, whole or inner])
+    inner = ax.get_window_extent()
+    whole = Bbox.union([inner, ax.get_tightbbox() or inner])
     around = [*np.subtract(inner.min, whole.min), *np.subtract(whole.max, inner.max)]
     return np.divide(around, ax.figure.dpi)
 
@@ -277,20 +262,16 @@ def size_legend(host: Axes, sizes: Mapping[str, float], title: str, *, right: fl
 
 
 def name_legend(host: Axes, colors: Mapping[str, Any], title: str | None = None, markers: str = "s") -> None:
-    """Name colours to the right of the host and what is beside it, in as many columns as needed.
-
-    markers: one for all names, or one for each in turn.
-    """
+    """Name colours to the right of the host and what is beside it; the names take the ``markers`` in turn."""
     width, height = size_of(host)
     n_rows = max(N_ROWS, int(height / LINE) - (title is not None))
     handles = [
         Line2D([], [], color=color, marker=marker, ls="", ms=6, label=name)
         for (name, color), marker in zip(colors.items(), cycle(markers), strict=False)
     ]
-    place = BESIDE | {"bbox_to_anchor": (1 + margins_of(host)[2] / width, 1)}
-    n_columns = -(-len(handles) // n_rows)
-    style: dict[str, Any] = {"handletextpad": 0.3, "columnspacing": 1.0, "alignment": "left"}
-    host.legend(handles=handles, ncols=n_columns, title=title, **style, **place)
+    style = BESIDE | {"handletextpad": 0.3, "columnspacing": 1.0, "alignment": "left"}
+    style["bbox_to_anchor"] = (1 + margins_of(host)[2] / width, 1)
+    host.legend(handles=handles, ncols=ceil(len(handles) / n_rows), title=title, **style)
 
 
 def strip(ax: Axes) -> None:
@@ -318,9 +299,9 @@ def name_rows(ax: Axes, names: list[str]) -> None:
 
 def write_counts(ax: Axes, counts: Sequence[int] | pd.Series) -> None:
     """Write the number of cells behind the bar of each row."""
-    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": "x-small"}
     for row, count in enumerate(counts):
-        ax.annotate(f"{count:,}", (max(count, NO_CELLS), row), (3, 0), **style)
+        place = (max(count, NO_CELLS), row), (3, 0)
+        ax.annotate(f"{count:,}", *place, textcoords="offset points", va="center", size="x-small")
 
 
 def note_beside(ax: Axes, text: str, row: float, x: float = 1.0) -> None:

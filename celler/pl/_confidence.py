@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -41,8 +39,8 @@ def confidence(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the confidence of predicted labels on an embedding and by label, the surest label first.
 
-    By label, the dot is the median, the thick line holds the middle 50 % of the cells and the thin line
-    the middle 90 %. On the embedding, the least confident cells are drawn last.
+    By label, the dot is the median, and the thick and thin lines hold the middle 50 and 90 % of the cells. On the
+    embedding, the least confident cells are drawn last.
 
     Parameters
     ----------
@@ -56,13 +54,8 @@ def confidence(
         None uses ``<key>_confidence``. Cells without a confidence are left out with a warning.
     cmap
         Colour map of confidences from 0 to 1 on the embedding.
-    $panels
-
-    $raises
-
-    $example
+    $panels_and_example
     >>> cl.pl.confidence(query, "celler")
-
     """
     key_of_values = f"{key}_confidence" if confidence_key is None else confidence_key
     labels = label_column(adata, key, "key")
@@ -72,7 +65,6 @@ def confidence(
     _check_left_out(has_both, f"no label in {key!r} or no number in {key_of_values!r}")
     by_label = pd.Series(values[has_both]).groupby(np.asarray(labels[has_both], dtype=str))
     spread = by_label.quantile(list(QUANTILES)).unstack().sort_values(0.5, ascending=False)
-
     sizes = {"labels": (2.5, ROW * len(spread))}
     if points is not None:
         sizes = {"embedding": (EMBEDDING, EMBEDDING)} | sizes
@@ -110,9 +102,9 @@ def reliability(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the reliability diagram: the accuracy of the cells at each confidence.
 
-    Each dot is a bin of cells, at its mean confidence and its accuracy, with the 95 % interval of
-    Wilson. The model is overconfident where dots are below the diagonal. Bars show the share of cells
-    in each bin. ECE is :func:`celler.metrics.expected_calibration_error` over these bins.
+    Each dot is a bin of cells, at its mean confidence and its accuracy, with the 95 % interval of Wilson. The model is
+    overconfident where dots are below the diagonal. Bars show the share of cells in each bin. ECE is
+    :func:`celler.metrics.expected_calibration_error` over these bins.
 
     Parameters
     ----------
@@ -124,26 +116,19 @@ def reliability(
         None uses ``<prediction_key>_confidence``. Cells without one are left out with a warning.
     n_bins
         Number of bins of equal width from 0 to 1.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.reliability(query, "cell_type", "celler")
-
     """
     values, is_correct = _outcomes(adata, truth_key, prediction_key, correct_key, confidence_key)
     bins = calibration_bins(values, is_correct, n_bins)
     n_correct = (bins["accuracy"] * bins["n_cells"]).round().astype(int)
     tests = [binomtest(*pair) for pair in zip(n_correct, bins["n_cells"], strict=True)]
     low, high = np.transpose([list(test.proportion_ci(method="wilson")) for test in tests])
-
     chart = open_chart({"main": (3.2, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
-    style: dict[str, Any] = {"color": shade(0.88), "ec": shade(1), "label": "share of cells"}
-    middles = (bins.index.to_numpy() + 0.5) / n_bins
-    panel.bar(middles, bins["n_cells"] / len(values), 1 / n_bins, **style)
+    middles, shares = (bins.index.to_numpy() + 0.5) / n_bins, bins["n_cells"] / len(values)
+    panel.bar(middles, shares, 1 / n_bins, color=shade(0.88), ec=shade(1), label="share of cells")
     panel.plot((0, 1), (0, 1), color=shade(0.6), lw=0.8, ls="--", label="perfect")
     panel.vlines(bins["confidence"], low, high, color=BLUE, lw=1)
     panel.plot(bins["confidence"], bins["accuracy"], "o-", color=BLUE, ms=4, lw=1, label="accuracy")
@@ -172,8 +157,7 @@ def _embedding(adata: AnnData, basis: str) -> np.ndarray:
 def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: str | Colormap) -> None:
     area = float(np.clip(30_000 / max(len(points), 1), 0.5, 20))
     x, y = points.T
-    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "lw": 0, "rasterized": True}
-    dots = panel.scatter(x, y, s=area, c=values, **style)
+    dots = panel.scatter(x, y, s=area, c=values, cmap=cmap, norm=Normalize(0, 1), lw=0, rasterized=True)
     panel.set(xticks=[], yticks=[])
     strip(panel)
     color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))
@@ -194,7 +178,7 @@ def _outcomes(
     values = share_column(adata, key, "confidence_key")
     outcome = np.full(len(values), np.nan)
     if truth_key is not None and prediction_key is not None:
-        cells = read_pair(adata, truth_key, prediction_key, [])
+        cells = read_pair(adata, truth_key, prediction_key, warns=False)
         outcome[cells.rows] = cells.truth == cells.prediction
     elif correct_key is not None:
         outcome = share_column(adata, correct_key, "correct_key")
@@ -207,6 +191,5 @@ def _check_left_out(is_kept: np.ndarray, why: str) -> None:
     """Warn of cells that are not drawn; raise an error if none is left."""
     if not is_kept.any():
         raise ValueError(f"No cell can be drawn: {why}.")
-    n_missing = int((~is_kept).sum())
-    if n_missing:
+    if n_missing := int((~is_kept).sum()):
         warn(f"Left out {n_missing:,} of {len(is_kept):,} cells, {why}.")

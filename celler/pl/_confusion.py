@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,6 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
-from celler._utils._messages import warn
 from celler.pl._chart import (
     ROW,
     SIZE_LEGEND_HEIGHT,
@@ -33,45 +32,23 @@ from celler.pl._docs import document
 from celler.tl._columns import share_column
 from celler.tl._evaluate import Pair, read_pair, read_parents
 
-#: Largest number of columns of a confusion matrix whose cells hold percentages.
-N_WITH_NUMBERS = 15
+N_WITH_NUMBERS = 15  # largest number of columns of a confusion matrix whose cells hold percentages
 WIDE = 0.3
 #: Area of a dot of all cells of a class, points squared; its width is that of a row.
 LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
+Block = tuple[str, int, int]  # a parent, and the first and the last row of its classes
 
 
-def read_labels(data: AnnData | pd.DataFrame, truth_key: str, prediction_key: str) -> Pair:
-    """Return the labels of the cells that have both, and warn of cells without."""
-    notes: list[str] = []
-    cells = read_pair(data, truth_key, prediction_key, notes)
-    if notes:
-        warn(" ".join(notes))
-    return cells
-
-
-class Crosstab(NamedTuple):
-    """``counts`` of cells by given class, the rows, and predicted class, in the order of the rows.
-
-    blocks: parent, first row and last row of each parent's classes; empty without parents.
-    """
-
-    counts: pd.DataFrame
-    blocks: list[tuple[str, int, int]]
-
-    @property
-    def shares(self) -> pd.DataFrame:
-        """Shares of the cells of each given class."""
-        return self.counts.div(self.counts.sum(axis=1), axis=0)
-
-
-def cross(data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None) -> Crosstab:
-    """Count the cells and order the classes, those of the same parent together."""
+def cross(
+    data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None
+) -> tuple[pd.DataFrame, list[Block]]:
+    """Count the cells of each given class, the rows, and predicted class; those of the same parent are together."""
     counts = pd.crosstab(cells.truth, cells.prediction)
     names = list(counts.index)
     others = [name for name in counts.columns if name not in counts.index]
     counts = counts.reindex(columns=names + others, fill_value=0)
     ordered: list[str] = []
-    blocks: list[tuple[str, int, int]] = []
+    blocks: list[Block] = []
     if parents is None:
         ordered = by_similarity(counts)
     else:
@@ -81,7 +58,7 @@ def cross(data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] 
             children = by_similarity(counts[[parent_of[name] == parent for name in names]])
             blocks.append((parent, len(ordered), len(ordered) + len(children) - 1))
             ordered += children
-    return Crosstab(counts.loc[ordered, ordered + others], blocks)
+    return counts.loc[ordered, ordered + others], blocks
 
 
 def by_similarity(counts: pd.DataFrame) -> list[str]:
@@ -118,9 +95,8 @@ def prediction_bubble(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot given against predicted labels as dots, with the confidence of the predictions.
 
-    The area of a dot is the share of the given class's cells that got this prediction. Its colour is
-    their mean confidence, or grey if none has one. Columns have the order of the rows, followed by
-    predicted classes that are not given.
+    The area of a dot is the share of the given class's cells that got this prediction. Its colour is their mean
+    confidence, or grey if none has one. Columns are ordered as the rows; predicted classes that are not given follow.
 
     Parameters
     ----------
@@ -131,34 +107,27 @@ def prediction_bubble(
     $parents
     cmap
         Colour map of mean confidences from 0 to 1.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.prediction_bubble(query, "cell_type", "celler")
-
     """
-    cells = read_labels(adata, truth_key, prediction_key)
+    cells = read_pair(adata, truth_key, prediction_key)
     key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
     confidence = share_column(adata, key, "confidence_key")[cells.rows]
-    table = cross(adata, cells, parents)
+    counts, blocks = cross(adata, cells, parents)
     by_pair = pd.Series(confidence).groupby([cells.truth, cells.prediction]).mean()
-    means = by_pair.unstack().reindex(index=table.counts.index, columns=table.counts.columns)
-    rows, columns = np.nonzero(table.counts.to_numpy())
-    shares = table.shares.to_numpy()[rows, columns]
-    n_rows, n_columns = table.counts.shape
-
+    means = by_pair.unstack().reindex(index=counts.index, columns=counts.columns)
+    rows, columns = np.nonzero(counts.to_numpy())
+    shares = shares_of(counts)[rows, columns]
+    n_rows, n_columns = counts.shape
     chart = open_chart({"main": (ROW * n_columns, ROW * n_rows)}, figsize, ax)
-    panel = chart.panels["main"]
-    _frame(panel, table, truth_key, prediction_key)
+    panel = chart.first
+    _frame(panel, counts, blocks, truth_key, prediction_key)
     panel.grid(color=shade(0.92), lw=0.6)
     panel.set_axisbelow(True)
     means = np.ma.masked_invalid(means.to_numpy(dtype=float)[rows, columns])
     colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
-    style: dict[str, Any] = {"plotnonfinite": True, "edgecolors": "0.3", "linewidths": 0.4}
-    style |= {"cmap": colors, "norm": Normalize(0, 1)}
-    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=means, **style)
+    style: dict[str, Any] = {"cmap": colors, "norm": Normalize(0, 1), "plotnonfinite": True}
+    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=means, ec="0.3", lw=0.4, **style)
     sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
     right = room_beside(panel)
     legend = size_legend(panel, sizes, "Share of given cells (%)", right=right)
@@ -184,8 +153,8 @@ def confusion(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the confusion matrix: the percentage of each given class that is predicted as each class.
 
-    Rows sum to 100 %; white is 0 cells. The number of cells follows the name of the class. Columns
-    have the order of the rows, followed by predicted classes that are not given.
+    Rows sum to 100 %; white is 0 cells. The number of cells follows the name of the class. Columns are ordered as the
+    rows; predicted classes that are not given follow.
 
     Parameters
     ----------
@@ -195,27 +164,20 @@ def confusion(
         Lines separate the parents.
     cmap
         Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.confusion(query, "cell_type", "celler")
-
     """
-    table = cross(adata, read_labels(adata, truth_key, prediction_key), parents)
-    percent = 100 * table.shares.to_numpy()
+    counts, blocks = cross(adata, read_pair(adata, truth_key, prediction_key), parents)
+    percent = 100 * shares_of(counts)
     n_rows, n_columns = percent.shape
     has_numbers = n_columns <= N_WITH_NUMBERS
     step = WIDE if has_numbers else ROW
-
     chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
-    panel = chart.panels["main"]
-    _frame(panel, table, truth_key, prediction_key)
-    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": cmap}
+    panel = chart.first
+    _frame(panel, counts, blocks, truth_key, prediction_key)
     edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
-    shown = np.ma.masked_equal(percent, 0)
-    mesh = panel.pcolormesh(*edges, shown, vmin=0, vmax=100, **style)
+    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": cmap}
+    mesh = panel.pcolormesh(*edges, np.ma.masked_equal(percent, 0), vmin=0, vmax=100, **style)
     color_bar(panel, mesh, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
     if has_numbers and (size_of(panel) > 0.99 * ROW * np.array([n_columns, n_rows])).all():
@@ -223,19 +185,23 @@ def confusion(
     return chart.finish(show=show, return_fig=return_fig)
 
 
-def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) -> None:
+def shares_of(counts: pd.DataFrame) -> np.ndarray:
+    """Return the shares of the cells of each row."""
+    return counts.div(counts.sum(axis=1), axis=0).to_numpy()
+
+
+def _frame(panel: Axes, counts: pd.DataFrame, blocks: list[Block], truth_key: str, prediction_key: str) -> None:
     """Write rows, columns and parents; draw lines between parents and before additional columns."""
-    n_cells = table.counts.sum(axis=1)
-    n_rows, n_columns = table.counts.shape
-    name_rows(panel, [f"{name} ({n:,})" for name, n in n_cells.items()])
-    panel.set_xticks(range(n_columns), table.counts.columns, rotation=90)
+    n_rows, n_columns = counts.shape
+    name_rows(panel, [f"{name} ({n:,})" for name, n in counts.sum(axis=1).items()])
+    panel.set_xticks(range(n_columns), counts.columns, rotation=90)
     panel.set_xlim(-0.5, n_columns - 0.5)
     panel.tick_params(axis="x", length=0, labelsize="small")
     panel.set(xlabel=f"predicted: {prediction_key}", ylabel=f"given: {truth_key}")
     line: dict[str, Any] = {"color": shade(0.35), "lw": 0.8}
     if n_columns > n_rows:
         panel.axvline(n_rows - 0.5, **line)
-    for parent, first, last in table.blocks:
+    for parent, first, last in blocks:
         if first > 0:
             panel.axhline(first - 0.5, **line)
             panel.axvline(first - 0.5, **line)
@@ -244,8 +210,7 @@ def _frame(panel: Axes, table: Crosstab, truth_key: str, prediction_key: str) ->
 
 def _write_numbers(panel: Axes, percent: np.ndarray, colors: ScalarMappable) -> None:
     """Write percentages of 0.5 and more in black or white, whichever has more contrast."""
-    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for (row, column), value in np.ndenumerate(percent):
         if value >= 0.5:
             color = contrast(colors.to_rgba(value)[:3])
-            panel.text(column, row, f"{value:.0f}", color=color, **style)
+            panel.text(column, row, f"{value:.0f}", color=color, ha="center", va="center", fontsize="x-small")

@@ -31,15 +31,13 @@ def cells_by(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each value of several columns, most frequent first.
 
-    The axes of the cells are logarithmic. If the table has a column ``split``, a thin bar shows the
-    cells kept for testing.
+    The axes are logarithmic. If the table has a column ``split``, a thin bar shows the cells kept for testing.
 
     Parameters
     ----------
     counts
-        Table with a row per combination of values and a column ``cells``, such as
-        ``cl.atlas.summary(out).counts``. Without a column ``cells`` each row is one cell, as in
-        ``adata.obs``.
+        Table with a row per combination of values and a column ``cells``, such as ``cl.atlas.summary(out).counts``.
+        Without a column ``cells`` each row is one cell, as in ``adata.obs``.
     columns
         Columns of the table; each gets a panel of its name.
     n_most
@@ -55,7 +53,6 @@ def cells_by(
 
     $example
     >>> cl.pl.cells_by(query.obs, ["cell_type", "celler"])
-
     """
     if isinstance(columns, str):
         raise TypeError(f"columns={columns!r} is one string; pass a list of names.")

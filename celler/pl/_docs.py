@@ -13,12 +13,10 @@ SHARED = {
     "labels": """truth_key
     Column with the given label of each cell.
 prediction_key
-    Column with the predicted label of each cell. Cells without one of the two labels are left out
-    with a warning.""",
+    Column with the predicted label of each cell. Cells without one of the two labels are left out with a warning.""",
     "parents": """parents
-    Parent of each class, or a column with the parent of each cell's given class. Classes of the same
-    parent stay together. None places classes that are confused with each other side by side, in the
-    order of a hierarchical clustering.""",
+    Parent of each class, or a column with the parent of each cell's given class. Classes of the same parent stay
+    together. None places classes that are confused with each other side by side, as a hierarchical clustering does.""",
     "confidence_key": """confidence_key
     Column with the probability of the predicted label, from 0 to 1.""",
     "frame": """title
@@ -26,8 +24,7 @@ prediction_key
 figsize
     Width and height in inches. None makes the figure as large as the plot needs.
 ax
-    Axes to draw in. The plot and all its text stay inside them; if the figure has a layout engine,
-    the engine makes the room.
+    Axes to draw in. The plot and its text stay inside them, or get room from the figure's layout engine.
 show
     Whether to show the figure. None uses ``scanpy.settings.autoshow``.""",
     "returns": """return_fig
@@ -35,8 +32,7 @@ show
 
 Returns
 -------
-The axes, or the figure if ``return_fig`` is set, or None if the figure is shown. ``adata`` is not
-changed.""",
+The axes, or the figure if ``return_fig`` is set, or None if the figure is shown. ``adata`` is not changed.""",
     "example": """Examples
 --------
 >>> import celler as cl
@@ -55,6 +51,8 @@ ValueError
 }
 SHARED["layout"] = SHARED["frame"] + "\n" + SHARED["returns"]
 SHARED["panels"] = SHARED["layout"].replace("The axes,", "The axes by name, a single one as it is,")
+for part in ("layout", "panels"):
+    SHARED[f"{part}_and_example"] = "\n\n".join(SHARED[name] for name in (part, "raises", "example"))
 
 
 def document(plot: F) -> F:

@@ -17,14 +17,13 @@ from matplotlib.text import Annotation
 from celler._utils._messages import column, warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
-from celler.pl._confusion import cross, read_labels
+from celler.pl._confusion import cross
 from celler.pl._docs import document
 from celler.tl._columns import label_column
+from celler.tl._evaluate import read_pair
 
-#: Inches between two classes: a line of text, however few cells they have.
-BETWEEN = 0.16
-#: Width of the bars of the classes, in widths of the panel.
-BAR = 0.03
+BETWEEN = 0.16  # inches between two classes: a line of text, however few cells they have
+BAR = 0.03  # width of the bars of the classes, in widths of the panel
 
 
 @document
@@ -42,30 +41,23 @@ def alluvial(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot where the cells of each given class go, as flows from given to predicted labels.
 
-    The height of a flow is its number of cells. A flow has the colour of the given class, and is pale
-    if the prediction is that class. Colours are those of ``adata.uns["<truth_key>_colors"]``, else of
-    ``adata.uns["<prediction_key>_colors"]``, else of the palette.
+    The height of a flow is its number of cells. A flow has the colour of the given class, and is pale if the prediction
+    is that class. Colours are those of ``adata.uns["<truth_key>_colors"]`` or of the prediction, else of the palette.
 
     Parameters
     ----------
     $cells
     $labels
     $parents
-    $layout
-
-    $raises
-
-    $example
+    $layout_and_example
     >>> cl.pl.alluvial(query, "cell_type", "celler")
-
     """
-    cells = read_labels(adata, truth_key, prediction_key)
-    counts = cross(adata, cells, parents).counts
+    cells = read_pair(adata, truth_key, prediction_key)
+    counts, _ = cross(adata, cells, parents)
     counts = counts.loc[:, counts.any()]
     stored = stored_colors(adata, truth_key), stored_colors(adata, prediction_key)
     names = label_column(adata, truth_key, "truth_key").categories
     colors = color_classes([*names, *counts.columns.difference(names)], *stored)
-
     n_most = max(counts.shape)
     height = BETWEEN * n_most + max(2.5, 0.1 * n_most)
     chart = open_chart({"main": (3.2, height)}, figsize, ax)
@@ -101,8 +93,8 @@ def composition(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the labels of the cells in each group, one bar per tissue, disease or donor.
 
-    Labels and groups have the order of their categories. The number of cells follows the name of the
-    group. Labels are also written into parts that are wide enough.
+    Labels and groups have the order of their categories. The number of cells follows the name of the group. Labels are
+    also written into parts that are wide enough.
 
     Parameters
     ----------
@@ -112,27 +104,17 @@ def composition(
     groupby
         Column of groups, such as "tissue", "disease" or "donor".
     n_key
-        Column with the number of cells of a row, such as "cells" in ``cl.atlas.summary(out).counts``.
-        None counts each row as one cell.
-    $layout
-
-    $raises
-
-    $example
+        Column with the cells of each row, as in ``cl.atlas.summary(out).counts``. None counts a row as one cell.
+    $layout_and_example
     >>> cl.pl.composition(query, "celler", "cell_type")
-
     """
     labels, groups = label_column(adata, key, "key"), label_column(adata, groupby, "groupby")
     has_both = (labels.codes >= 0) & (groups.codes >= 0)
-    n_of_row = np.ones(len(has_both), int)
-    if n_key is not None:
-        n_of_row = column(adata, n_key, "n_key").to_numpy(dtype=int)
-    n_missing = int(n_of_row[~has_both].sum())
+    n_of_row = np.ones(len(has_both), int) if n_key is None else column(adata, n_key, "n_key").to_numpy(dtype=int)
     if not has_both.any():
         raise ValueError(f"No cell has both {key!r} and {groupby!r}; pass columns of the same cells.")
-    if n_missing:
-        of = f"{n_missing:,} of {n_of_row.sum():,} cells"
-        warn(f"Left out {of}, no label in {key!r} or {groupby!r}.")
+    if n_missing := int(n_of_row[~has_both].sum()):
+        warn(f"Left out {n_missing:,} of {n_of_row.sum():,} cells, no label in {key!r} or {groupby!r}.")
     pair = [part[has_both].remove_unused_categories() for part in (groups, labels)]
     names = [np.asarray(part, dtype=str) for part in pair]
     counts = pd.crosstab(*names, values=n_of_row[has_both], aggfunc="sum").fillna(0).astype(int)
@@ -140,9 +122,7 @@ def composition(
     n_cells = counts.sum(axis=1)
     shares = counts.div(n_cells, axis=0)
     colors = color_classes(list(counts.columns), stored_colors(adata, key))
-
-    size = max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts)
-    chart = open_chart({"main": size}, figsize, ax)
+    chart = open_chart({"main": (max(5.0, 0.15 * counts.shape[1]), 1.5 * ROW * len(counts))}, figsize, ax)
     panel = chart.panels["main"]
     strip(panel)
     ends = shares.cumsum(axis=1)
@@ -167,11 +147,7 @@ def _stack(totals: pd.Series, gap: float, n_most: int) -> dict[str, float]:
 
 
 def _draw_flows(
-    panel: Axes,
-    counts: pd.DataFrame,
-    left: Mapping[str, float],
-    right: Mapping[str, float],
-    colors: Mapping[str, Any],
+    panel: Axes, counts: pd.DataFrame, left: Mapping[str, float], right: Mapping[str, float], colors: Mapping[str, Any]
 ) -> None:
     """Draw a band from each given to each predicted class, below earlier bands at both ends."""
     table = counts.to_numpy()
@@ -180,8 +156,7 @@ def _draw_flows(
     for place in map(tuple, np.argwhere(table)):
         given, predicted = counts.index[place[0]], counts.columns[place[1]]
         band = _band(starts[place], ends[place], table[place])
-        is_same = given == predicted
-        style = {"alpha": 0.3, "zorder": 1} if is_same else {"alpha": 0.8, "zorder": 2}
+        style = {"alpha": 0.3, "zorder": 1} if given == predicted else {"alpha": 0.8, "zorder": 2}
         # The line keeps the flow of a single cell visible.
         panel.add_patch(PathPatch(band, fc=colors[given], ec=colors[given], lw=0.4, **style))
 
@@ -195,12 +170,7 @@ def _band(start: float, end: float, height: float) -> Path:
 
 
 def _draw_side(
-    panel: Axes,
-    totals: pd.Series,
-    tops: Mapping[str, float],
-    heading: str,
-    colors: Mapping[str, Any],
-    x: int = 0,
+    panel: Axes, totals: pd.Series, tops: Mapping[str, float], heading: str, colors: Mapping[str, Any], x: int = 0
 ) -> list[Annotation]:
     """Draw the bars of the classes on one side, 0 is left, and return their names."""
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if x else "right"}
@@ -208,11 +178,9 @@ def _draw_side(
     texts = []
     for name, n_cells in totals.items():
         middle, color = tops[name] + n_cells / 2, colors[name]
-        bar = {"left": x - x * BAR, "height": n_cells, "color": color, "ec": color, "lw": 0.4}
-        panel.barh(middle, BAR, **bar)
+        panel.barh(middle, BAR, left=x - x * BAR, height=n_cells, color=color, ec=color, lw=0.4)
         place = (x, middle), (4 if x else -4, 0)
-        text = panel.annotate(f"{name} ({n_cells:,})", *place, va="center", size="small", **style)
-        texts.append(text)
+        texts.append(panel.annotate(f"{name} ({n_cells:,})", *place, va="center", size="small", **style))
     return texts
 
 
@@ -227,9 +195,8 @@ def _part(panel: Axes, texts: list[Annotation]) -> None:
 
 def _write_labels(panel: Axes, shares: pd.DataFrame, middles: pd.DataFrame, colors: Mapping[str, Any]) -> None:
     """Write the label into each part of a bar that is wide enough for it."""
-    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for row, part in np.argwhere(shares.to_numpy() > 0):
         name, x = shares.columns[part], middles.iloc[row, part]
-        text = panel.text(x, row, name, color=contrast(colors[name]), **style)
+        text = panel.text(x, row, name, color=contrast(colors[name]), ha="center", va="center", fontsize="x-small")
         if text.get_window_extent().width > 0.95 * shares.iloc[row, part] * panel.bbox.width:
             text.remove()

@@ -59,7 +59,6 @@ def history(
 
     $example
     >>> cl.pl.history(model.history)
-
     """
     if not isinstance(curves, pd.DataFrame):
         given = "None" if curves is None else type(curves).__name__

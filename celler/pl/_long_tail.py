@@ -33,15 +33,13 @@ from celler.pl._chart import (
 )
 from celler.pl._colors import color_classes, stored_colors
 from celler.pl._docs import document
-from celler.tl._columns import label_column, labelled
+from celler.tl._columns import label_column, note_unlabelled
 from celler.tl._evaluate import Evaluation
 
 BANDS = {"head": "#0072B2", "medium": "#56B4E9", "tail": "#D55E00"}
 MARKERS = "osD^vPX"
-#: Inches between the points of two classes of the same size.
-APART = 0.07
-#: Inches between the panel and the names of the classes over it.
-ROOF = 0.2
+APART = 0.07  # inches between the points of two classes of the same size
+ROOF = 0.2  # inches between the panel and the names of the classes over it
 
 
 @document
@@ -57,15 +55,14 @@ def class_counts(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each class on a logarithmic axis, and where the tail begins.
 
-    Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours
-    of ``adata.uns["<key>_colors"]``, or else of their group.
+    Head, medium and tail are those of :func:`celler.metrics.frequency_groups`. Bars have the colours of
+    ``adata.uns["<key>_colors"]``, or else of their group.
 
     Parameters
     ----------
     data
-        Cells, or a table with the column ``key``. Or numbers of cells by class, such as
-        ``adata.obs[key].value_counts()``; or a table of :func:`celler.metrics.per_class`, whose column
-        ``reference_cells`` is drawn.
+        Cells, or a table with the column ``key``; or numbers of cells by class, such as ``value_counts()`` of pandas;
+        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells`` is drawn.
     key
         Column of labels. None if ``data`` holds numbers of cells.
     $layout
@@ -76,13 +73,11 @@ def class_counts(
 
     $example
     >>> cl.pl.class_counts(query, "cell_type")
-
     """
     counts = _count(data, key).sort_values(ascending=False, kind="stable")
     group_of = pd.Series(frequency_groups(dict(counts)))
     stored = stored_colors(data, key)
     colors = [stored.get(name, BANDS[group_of[name]]) for name in counts.index]
-
     chart = open_chart({"main": (3.5, ROW * len(counts))}, figsize, ax)
     panel = chart.panels["main"]
     count_axis(panel, 0.7, 6 * max(counts.max(), 1))
@@ -120,10 +115,9 @@ def f1_by_frequency(
     Parameters
     ----------
     tables
-        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and
-        ``f1``, such as the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`.
-        For several methods, tables by name of the method, or a table with a column ``method``. If a
-        method has a class several times, for example from several seeds, the mean is drawn.
+        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and ``f1``, such as
+        the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`. For several methods, tables by
+        name of the method, or a table with a column ``method``; several rows of a class, such as seeds, are averaged.
     $layout
 
     Raises
@@ -137,7 +131,6 @@ def f1_by_frequency(
 
     $example
     >>> cl.pl.f1_by_frequency(cl.tl.evaluate(query, "cell_type", "celler"))
-
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
@@ -145,7 +138,6 @@ def f1_by_frequency(
     wide = wide.loc[cells.index]
     sizes = np.maximum(cells.to_numpy(dtype=float), NO_CELLS)
     colors = color_classes(wide.columns)
-
     width = max(4.5, 0.17 * len(wide))
     chart = open_chart({"main": (width, 3.2)}, figsize, ax)
     panel = chart.panels["main"]
@@ -158,11 +150,9 @@ def f1_by_frequency(
     x = low * (high / low) ** places
     panel.vlines(x, wide.min(axis=1), wide.max(axis=1), color=shade(0.8), lw=0.8, zorder=1)
     for (method, f1), marker in zip(wide.items(), cycle(MARKERS), strict=False):
-        style = {"marker": marker, "color": colors[method], "edgecolors": shade(1), "lw": 0.4}
-        panel.scatter(x, f1, s=22, zorder=3, **style)
-    bands = pd.Series(frequency_groups(dict(cells)))
-    if "frequency" in rows:
-        bands = rows.groupby("class")["frequency"].first()
+        panel.scatter(x, f1, s=22, zorder=3, marker=marker, color=colors[method], edgecolors=shade(1), lw=0.4)
+    has_bands = "frequency" in rows
+    bands = rows.groupby("class")["frequency"].first() if has_bands else pd.Series(frequency_groups(dict(cells)))
     _draw_bands(panel, wide, x, bands, colors)
     names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
@@ -188,7 +178,7 @@ def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: st
         return _by_class(data).set_index("class")["reference_cells"].astype(int)
     notes: list[str] = []
     labels = label_column(data, key, "key")
-    labelled(labels, key, notes)
+    note_unlabelled(labels, key, notes)
     if notes:
         warn(" ".join(notes))
     return pd.Series(np.bincount(labels.codes[labels.codes >= 0]), index=labels.categories)
@@ -225,8 +215,8 @@ def _tidy(tables: Any) -> pd.DataFrame:
 
 def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> None:
     """Draw a line beside rows and name them."""
-    style: dict[str, Any] = {"lw": 3, "clip_on": False, "solid_capstyle": "butt"}
-    panel.plot((1.01, 1.01), rows, color=color, transform=panel.get_yaxis_transform(), **style)
+    place = panel.get_yaxis_transform()
+    panel.plot((1.01, 1.01), rows, color=color, lw=3, transform=place, clip_on=False, solid_capstyle="butt")
     note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 

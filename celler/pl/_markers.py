@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -21,32 +20,19 @@ from matplotlib.text import Text
 from scanpy.plotting import DotPlot
 
 from celler._utils._messages import listed, warn
-from celler.pl._chart import (
-    SIZE_LEGEND_HEIGHT,
-    Chart,
-    above,
-    beside,
-    color_bar,
-    open_chart,
-    room_beside,
-    size_legend,
-)
+from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
 from celler.pl._docs import document
-from celler.tl._columns import N_LISTED, label_column, labelled, with_closest
+from celler.tl._columns import N_LISTED, label_column, note_unlabelled, with_closest
 from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
 
 # Lengths are inches, as in figsize.
 CELL = 0.28
-#: Depth of the brackets and of the tree.
-DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}
-#: Markers chosen for each group, by the largest number of groups; one beyond that.
-MARKERS_PER_GROUP = {12: 3, 30: 2}
+DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}  # depth of the brackets and of the tree
+MARKERS_PER_GROUP = {12: 3, 30: 2}  # markers chosen for each group, by the largest number of groups; one beyond that
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
 
-def markers_by_label(
-    markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame,
-) -> dict[str, list[str]]:
+def markers_by_label(markers: str | Iterable[str] | Mapping[str, Any] | pd.DataFrame) -> dict[str, list[str]]:
     """Return markers by label, each once per label; without labels, the label is ""."""
     if isinstance(markers, pd.DataFrame):
         markers = dict(iter(markers.groupby("group", sort=False)["gene"]))
@@ -72,15 +58,15 @@ def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: li
 
 def known_markers(markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]) -> dict[str, list[str]]:
     """Return the markers that ``source`` has, by label; ``notes`` names those left out."""
-    genes = list(dict.fromkeys(gene for genes in markers.values() for gene in genes))
+    genes = list(dict.fromkeys(chain.from_iterable(markers.values())))
     unknown = [gene for gene in genes if gene not in source.gene_names]
     if len(unknown) == len(genes):
         raise ValueError(_nothing_known(genes, source))
     twice = set(source.gene_names[source.gene_names.duplicated()]).intersection(genes)
     if twice:
         raise ValueError(
-            f"{listed(sorted(twice))}: the name of more than one gene of {source.name}. Make names "
-            "unique, e.g. with adata.var_names_make_unique(), and pass those you mean."
+            f"{listed(sorted(twice))}: the name of more than one gene of {source.name}. Make names unique, e.g. with "
+            "adata.var_names_make_unique(), and pass those you mean."
         )
     if unknown:
         hints = [with_closest(gene, source.gene_names) for gene in unknown[:N_LISTED]]
@@ -99,24 +85,19 @@ def small_copy(adata: AnnData, source: Source, genes: Iterable[str], groups: pd.
     """Return an AnnData of the cells that have a group and of ``genes`` only."""
     genes = list(dict.fromkeys(genes))
     labelled = np.flatnonzero(groups.codes >= 0)
-    columns = source.gene_names.get_indexer_for(genes)
-    values = read_columns(source.matrix, columns)[labelled]
+    values = read_columns(source.matrix, source.gene_names.get_indexer_for(genes))[labelled]
     check_values(values.data, source.name, adata)
-    rows = pd.RangeIndex(len(labelled)).astype(str)
-    return ad.AnnData(
-        values.astype(np.result_type(values.dtype, np.float32)),
-        obs=pd.DataFrame({groupby: groups[labelled]}, index=rows),
-        var=pd.DataFrame(index=pd.Index(genes)),
-    )
+    obs = pd.DataFrame({groupby: groups[labelled]}, index=pd.RangeIndex(len(labelled)).astype(str))
+    values = values.astype(np.result_type(values.dtype, np.float32))
+    return AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
 
 
 def _nothing_known(genes: Sequence[str], source: Source) -> str:
     if not genes:
         return "markers is empty; pass at least one gene."
     return (
-        f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes "
-        f"are named like {listed(source.gene_names)}. Pass names like these, or put those of the "
-        "markers in a column of var."
+        f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes are named like "
+        f"{listed(source.gene_names)}. Pass names like these, or put those of the markers in a column of var."
     )
 
 
@@ -139,32 +120,30 @@ def marker_bubble(
 ) -> DotPlot | dict[str, Axes] | None:
     """Plot marker genes against cell types, one dot each, with :class:`scanpy.pl.DotPlot`.
 
-    The area of a dot grows with the share of the group's cells that express the gene. Its colour is
-    the mean over all cells of the group, zeros included. Values are not transformed: pass
-    log-normalised ones. Means of counts are labelled as such in the legend.
+    The area of a dot grows with the share of the group's cells that express the gene. Its colour is the mean over all
+    cells of the group, zeros included. Pass log-normalised values; means of counts are labelled in the legend.
 
     Parameters
     ----------
     adata
         Cells with the values of genes.
     markers
-        Genes, or genes by the label of their bracket, or a table of :func:`celler.tl.rank_markers`.
-        Names are those of ``var_names``, or of a column of ``var`` if ``var_names`` has none of them.
-        Unknown genes are left out with a warning, repeated ones are drawn once. None chooses the three
-        best markers of each group, two for more than 12 groups and one for more than 30.
+        Genes, or genes by the label of their bracket, or a table of :func:`celler.tl.rank_markers`. Names are those of
+        ``var_names``, or of a column of ``var`` if ``var_names`` has none of them. Unknown genes are left out with a
+        warning, repeated ones are drawn once. None is the three best markers of each group, two for more than 12
+        groups and one for more than 30.
     groupby
-        Column of ``adata.obs`` with the groups. Unused categories are not drawn, and cells without a
-        label are left out with a warning.
+        Column of ``adata.obs`` with the groups. Unused categories and, with a warning, unlabelled cells are left out.
     layer
-        Layer with the values, "X" or "raw". None uses ``X``, or ``adata.raw`` if X is scaled or lacks
-        markers. Scaled values are an error, since their sign does not show expression.
+        Layer with the values, "X" or "raw". None uses ``X``, or ``adata.raw`` if X is scaled or lacks markers. Scaled
+        values are an error, since their sign does not show expression.
     standard_scale
         "var" scales the means of each gene to 0 to 1, "group" those of each group.
     swap_axes
         Whether genes are rows and groups columns, for many genes and few groups.
     dendrogram
-        Whether to order groups by similarity and draw their tree: that of ``scanpy.tl.dendrogram`` if it
-        has the same groups, else one of ``obsm["X_pca"]``, else one of the markers.
+        Whether to order groups by similarity and draw their tree: that of ``scanpy.tl.dendrogram`` if it has the same
+        groups, else one of ``obsm["X_pca"]``, else one of the markers.
     cmap
         Colour map of the means. The default can be read without colour vision and in grey.
     $frame
@@ -173,8 +152,7 @@ def marker_bubble(
 
     Returns
     -------
-    The axes by name, or the DotPlot if ``return_fig`` is set, or None if the figure is shown. ``adata``
-    is not changed.
+    The axes by name, or the DotPlot if ``return_fig`` is set, or None if the figure is shown. ``adata`` is not changed.
 
     $raises
 
@@ -182,20 +160,19 @@ def marker_bubble(
     --------
     >>> import celler as cl
     >>> cells = cl.datasets.pbmc68k()
-    >>> markers = {
-    ...     "T cells": ["CD3D", "CD3E", "IL32"],
-    ...     "B": ["CD79A", "CD79B"],
-    ...     "NK": ["NKG7", "GNLY"],
-    ... }
+    >>> markers = {"T cells": ["CD3D", "CD3E", "IL32"], "B": ["CD79A", "CD79B"], "NK": ["NKG7", "GNLY"]}
     >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
-
     """
     _check_options(standard_scale, ax)
     notes: list[str] = []
     groups = label_column(adata, groupby, "groupby")
-    labelled(groups, groupby, notes)
-    known, source = _find_markers(adata, markers, groupby, layer, notes)
-    genes = [gene for genes in known.values() for gene in genes]
+    note_unlabelled(groups, groupby, notes)
+    if markers is None:
+        markers = automatic_markers(adata, groupby, layer, notes)
+    by_label = markers_by_label(markers)
+    source = find_source(adata, layer, list(chain.from_iterable(by_label.values())))
+    known = known_markers(by_label, source, notes)
+    genes = list(chain.from_iterable(known.values()))
     table = small_copy(adata, source, genes, groups, groupby)
     values: np.ndarray = table.to_df().to_numpy()
     is_blank = not values.any()
@@ -210,8 +187,7 @@ def marker_bubble(
         vmin=0,
         vmax=1 if standard_scale or is_blank else None,
     )
-    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them once more when it
-    # draws, along the wrong axis.
+    # The means are scaled by now; with swapped axes scanpy 1.11 would scale them again, along the wrong axis.
     dot_plot.standard_scale = None
     if dendrogram:
         _add_dendrogram(dot_plot, adata, groups, notes)
@@ -232,17 +208,6 @@ def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
         raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
     if ax is not None and ax.get_subplotspec() is None:
         raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
-
-
-def _find_markers(
-    adata: AnnData, markers: Any, groupby: str, layer: str | None, notes: list[str]
-) -> tuple[dict[str, list[str]], Source]:
-    """Return the markers to draw, by label, and where their values are."""
-    if markers is None:
-        markers = automatic_markers(adata, groupby, layer, notes)
-    by_label = markers_by_label(markers)
-    source = find_source(adata, layer, [gene for genes in by_label.values() for gene in genes])
-    return known_markers(by_label, source, notes), source
 
 
 def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
@@ -283,8 +248,8 @@ def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np
     z = deviations / np.maximum(deviations.std(axis=0), np.finfo(means.dtype).tiny)
     if not z.any(axis=1).all():
         raise ValueError(
-            "dendrogram=True: these markers do not tell the groups apart. Compute the principal "
-            "components with scanpy.pp.pca, or pass more markers."
+            "dendrogram=True: these markers do not tell the groups apart. Compute the principal components with "
+            "scanpy.pp.pca, or pass more markers."
         )
     return np.hstack([z, -z])[codes]
 
@@ -307,8 +272,7 @@ def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> Chart:
     chart = replace(chart, panels={"main": main})
     for name, depth in DEPTHS.items():
         if name in panels:
-            is_beside = is_swapped == (name == "gene_group_ax")
-            _attach(main, panels[name], depth, is_beside=is_beside)
+            _attach(main, panels[name], depth, is_beside=is_swapped == (name == "gene_group_ax"))
     labels = _write_labels(dot_plot, panels)
     dots = [*main.collections, *_redraw_legends(main, panels, dot_plot.cmap)]
     chart.arrange(None, is_last=False)
@@ -322,10 +286,8 @@ def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> Chart:
 
 def _attach(main: Axes, panel: Axes, depth: float, *, is_beside: bool) -> None:
     """Make a panel of scanpy a part of ``main``, beside or above it, ``depth`` inches wide or high."""
-    if is_beside:
-        place = main.inset_axes((0, 0, depth, 1), transform=beside(main))
-    else:
-        place = main.inset_axes((0, 0, 1, depth), transform=above(main))
+    size, transform = ((depth, 1), beside(main)) if is_beside else ((1, depth), above(main))
+    place = main.inset_axes((0, 0, *size), transform=transform)
     panel.remove()
     panel.set_figure(main.figure)
     main.add_child_axes(panel)

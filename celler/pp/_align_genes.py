@@ -37,16 +37,14 @@ def align_genes(
     reference
         A trained model, an AnnData (its ``var_names``) or the names.
     gene_key
-        Column of ``adata.var`` with the gene names. ``None`` is ``var_names``, or a column that matches if
-        those do not.
+        Column of ``adata.var`` with the gene names. ``None`` is ``var_names``, or else a column that matches.
     mapping
         New name by old name. Ensembl ids are found with or without version. A name that is not in it stays.
     duplicates
         What to do if several genes claim one gene of the reference and none has its exact name:
         ``"error"``, ``"drop"`` them all, as ``predict`` does, or ``"sum"`` their values.
     ignore_case
-        Match the remaining names in any case. Leave it off unless both are of one species: mouse and human
-        symbols often differ in case alone.
+        Match the remaining names in any case, within a species only: mouse and human symbols often differ in case.
 
     Returns
     -------
@@ -65,7 +63,6 @@ def align_genes(
     --------
     >>> aligned, report = cl.pp.align_genes(query, model, mapping=mouse_to_human)
     >>> print(report)
-
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")

@@ -37,7 +37,6 @@ class InputReport:
         Whether cells can be labelled from the values.
     elsewhere
         Kinds of the AnnData's other usable matrices, by what to pass for them.
-
     """
 
     source: str
@@ -69,8 +68,7 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     Returns
     -------
     InputReport
-        The kind of the values, and in ``elsewhere`` those of the other layers, ``X`` and ``raw``. Values that
-        cannot be used are reported, not raised.
+        The kind of the values, and of those ``elsewhere``. Values that cannot be used are reported, not raised.
 
     Raises
     ------
@@ -81,7 +79,6 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     --------
     >>> print(cl.pp.check_input(adata))
     adata.X holds counts: whole numbers, largest 28. They can be used.
-
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from celler._utils._messages import column, similar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 N_LISTED = 8
 
@@ -31,13 +28,10 @@ def label_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> pd.Ca
     return labels.rename_categories([_as_text(category) for category in labels.categories])
 
 
-def labelled(labels: pd.Categorical, key: str, notes: list[str]) -> np.ndarray:
-    """Whether each cell has a label; the number without one is added to ``notes``."""
-    is_labelled = np.asarray(labels.codes >= 0)
-    n_missing = int((~is_labelled).sum())
-    if n_missing:
+def note_unlabelled(labels: pd.Categorical, key: str, notes: list[str]) -> None:
+    """Add the number of cells without a label, if there are any, to ``notes``."""
+    if n_missing := int((labels.codes < 0).sum()):
         notes.append(f"Left out {n_missing:,} of {len(labels):,} cells, no label in {key!r}.")
-    return is_labelled
 
 
 def share_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> np.ndarray:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from celler._utils._messages import listed, warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl._columns import label_column, share_column, table_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 class Pair(NamedTuple):
@@ -28,10 +26,10 @@ def read_pair(
     data: AnnData | pd.DataFrame,
     truth_key: str,
     prediction_key: str,
-    notes: list[str],
     arguments: tuple[str, str] = ("truth_key", "prediction_key"),
+    warns: bool = True,
 ) -> Pair:
-    """Both labels of the cells that have both; the number left out is added to ``notes``."""
+    """Both labels of the cells that have both; ``warns`` of the number left out."""
     truth = label_column(data, truth_key, arguments[0])
     prediction = label_column(data, prediction_key, arguments[1])
     rows = np.flatnonzero((truth.codes >= 0) & (prediction.codes >= 0))
@@ -39,11 +37,9 @@ def read_pair(
         raise ValueError(
             f"No cell has a label in both {truth_key!r} and {prediction_key!r}; pass columns of the same cells."
         )
-    if len(rows) < len(truth):
-        notes.append(
-            f"Left out {len(truth) - len(rows):,} of {len(truth):,} cells, no label in {truth_key!r} "
-            f"or {prediction_key!r}."
-        )
+    if warns and len(rows) < len(truth):
+        of = f"{len(truth) - len(rows):,} of {len(truth):,} cells"
+        warn(f"Left out {of}, no label in {truth_key!r} or {prediction_key!r}.")
     return Pair(np.asarray(truth[rows], dtype=str), np.asarray(prediction[rows], dtype=str), rows)
 
 
@@ -84,7 +80,6 @@ class Evaluation(NamedTuple):
         One row per class of the truth, see :func:`celler.metrics.per_class`.
     per_parent
         The same for the parents, or ``None``.
-
     """
 
     summary: dict[str, float]
@@ -104,8 +99,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare predicted labels with the truth, by scikit-learn's metrics where it has them.
 
-    Cells without a truth or a prediction are left out with a warning. A cell predicted as ``unknown_label``
-    is rejected: it counts as missed, and "Unknown" is no class with an F1 of zero, unless the truth has it.
+    Cells without a truth or a prediction are left out with a warning. A cell predicted as ``unknown_label`` is
+    rejected: it counts as missed, and "Unknown" is no class with an F1 of zero, unless the truth has it.
 
     Parameters
     ----------
@@ -144,12 +139,8 @@ def evaluate(
     --------
     >>> result = cl.tl.evaluate(query, "cell_type", "celler")
     >>> result.summary["macro_f1"]
-
     """
-    notes: list[str] = []
-    cells = read_pair(adata, truth, prediction, notes, arguments=("truth", "prediction"))
-    if notes:
-        warn(" ".join(notes))
+    cells = read_pair(adata, truth, prediction, arguments=("truth", "prediction"))
     counts = pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts
     counts = {str(name): int(count) for name, count in dict(counts).items()}
     is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))
@@ -162,20 +153,12 @@ def evaluate(
     scores |= _calibration(adata, prediction, confidence, cells, ~is_rejected & ~is_parent)
     if parents is None:
         return Evaluation(scores, table)
-    parent_scores, parent_table = _compare_parents(cells, parent_of, counts, is_rejected)
-    return Evaluation(scores | parent_scores, table, parent_table)
-
-
-def _compare_parents(
-    cells: Pair, parent_of: Mapping[str, str], counts: Mapping[str, int], is_rejected: np.ndarray
-) -> tuple[dict[str, float], pd.DataFrame]:
-    """Compute the metrics of the parents, prefixed with ``parent_``."""
-    parent_counts = dict(pd.Series(counts, dtype=int).groupby(lambda c: parent_of.get(c, c)).sum())
-    truth, prediction = (
-        np.array([parent_of.get(name, name) for name in labels]) for labels in (cells.truth, cells.prediction)
-    )
-    scores, table = _compare(truth, prediction, parent_counts, is_rejected)
-    return {f"parent_{name}": score for name, score in scores.items()}, table
+    # a predicted class without a parent is its own
+    counts = dict(pd.Series(counts, dtype=int).groupby(lambda name: parent_of.get(name, name)).sum())
+    given, predicted = (np.array([parent_of.get(name, name) for name in labels]) for labels in cells[:2])
+    of_parents, parent_table = _compare(given, predicted, counts, is_rejected)
+    scores |= {f"parent_{name}": score for name, score in of_parents.items()}
+    return Evaluation(scores, table, parent_table)
 
 
 def _compare(
@@ -187,11 +170,7 @@ def _compare(
 
 
 def _calibration(
-    data: AnnData | pd.DataFrame,
-    prediction: str,
-    confidence: str | None,
-    cells: Pair,
-    is_labelled: np.ndarray,
+    data: AnnData | pd.DataFrame, prediction: str, confidence: str | None, cells: Pair, is_labelled: np.ndarray
 ) -> dict[str, float]:
     """Compute the calibration error of the cells with a label and a confidence, if there are any."""
     key = f"{prediction}_confidence" if confidence is None else confidence

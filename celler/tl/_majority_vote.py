@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from celler.tl._columns import label_column
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def majority_vote(
@@ -36,8 +32,7 @@ def majority_vote(
     cluster_key
         Column of ``adata.obs`` with the clusters. A cell without a cluster gets no label.
     key_added
-        Column to write; ``None`` is ``<key>_majority``. ``<key_added>_share`` is the label's share of the
-        cluster's labelled cells.
+        Column to write; ``None`` is ``<key>_majority``. ``<key_added>_share`` is its share of the labelled cells.
     min_share
         Share below which a cluster gets ``unknown_label``.
     unknown_label
@@ -55,7 +50,6 @@ def majority_vote(
     >>> sc.tl.leiden(adata, resolution=5, key_added="fine")
     >>> cl.tl.majority_vote(adata, "celler", "fine")
     >>> adata.obs["celler_majority"]
-
     """
     key_added = f"{key}_majority" if key_added is None else key_added
     if key_added in (key, cluster_key):

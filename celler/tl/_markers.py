@@ -6,10 +6,12 @@ much memory and as many lines, and on a whole table of 200,000 cells 2.3 times t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from anndata.abc import CSCDataset
 from scipy import sparse
 
@@ -18,13 +20,7 @@ from celler._utils._counts import cp10k, detect
 from celler._utils._messages import closest, listed
 from celler.tl._columns import label_column
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from anndata import AnnData
-
-#: Rows in memory at once.
-ROWS_AT_ONCE = 50_000
+ROWS_AT_ONCE = 50_000  # rows in memory at once
 #: Average cells added to every group before genes are scored: a gene that three cells of a rare type
 #: express by chance must not outrank one that three hundred always express.
 PRIOR_CELLS = 5
@@ -42,8 +38,8 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     n_genes
         Genes per group. A group has fewer where fewer genes are highest in it.
     layer
-        A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are
-        converted to log1p of counts per 10,000; logarithms stay.
+        A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are converted
+        to log1p of counts per 10,000; logarithms stay.
 
     Returns
     -------
@@ -63,16 +59,14 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     .. math:: s_{gk} = (m_{gk} - \bar m_{g, j \ne k}) (d_{gk} - \bar d_{g, j \ne k})
         \Bigl(1 - \max_{j \ne k} m_{gj} / m_{gk}\Bigr)
 
-    Here m is the mean log expression and d the share of cells above zero of group k, each shrunk towards
-    all cells by 5 cells; the bars are means over the other groups. A marker is stronger and more frequent
-    than elsewhere and leads by a margin, so a gene of two groups marks neither. The score is 0 where a
-    factor is negative.
+    Here m is the mean log expression and d the share of cells above zero of group k, each shrunk towards all cells by 5
+    cells; the bars are means over the other groups. A marker is stronger and more frequent than elsewhere and leads by
+    a margin, so a gene of two groups marks neither. The score is 0 where a factor is negative.
 
     Examples
     --------
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
-
     """
     if n_genes < 1:
         raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed.")
@@ -85,20 +79,17 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
         best = np.argsort(-scores[k], kind="stable")[:n_genes]
         best = best[scores[k, best] > 0]
         rival = next_group[k, best]
-        tables.append(
-            pd.DataFrame(
-                {
-                    "group": group,
-                    "gene": source.gene_names[best],
-                    "score": scores[k, best],
-                    "mean": means.mean[k, best],
-                    "share": means.share[k, best],
-                    "next_group": groups.categories.to_numpy()[rival],
-                    "next_mean": means.mean[rival, best],
-                    "next_share": means.share[rival, best],
-                }
-            )
-        )
+        columns = {
+            "group": group,
+            "gene": source.gene_names[best],
+            "score": scores[k, best],
+            "mean": means.mean[k, best],
+            "share": means.share[k, best],
+            "next_group": groups.categories.to_numpy()[rival],
+            "next_mean": means.mean[rival, best],
+            "next_share": means.share[rival, best],
+        }
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -147,7 +138,6 @@ def specificity(means: GroupMeans) -> tuple[np.ndarray, np.ndarray]:
     return np.prod(np.maximum([stronger, more_frequent, lead], 0), axis=0), next_group
 
 
-# ---- where the values are ----
 class Source(NamedTuple):
     """A matrix ``(n_obs, n_vars)``, the names of its genes, and its own name in messages."""
 

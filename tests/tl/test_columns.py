@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.tl._columns import label_column, labelled, share_column, with_closest
+from celler.tl._columns import label_column, note_unlabelled, share_column, with_closest
 
 TABLE = pd.DataFrame(
     {
@@ -41,9 +41,9 @@ def test_label_column_of_no_table():
         label_column([], "label", "key")
 
 
-def test_labelled_notes_the_number_left_out():
+def test_note_unlabelled_names_the_number_left_out():
     notes = []
-    assert labelled(label_column(TABLE, "label", "key"), "label", notes).tolist() == [1, 0, 1]
+    note_unlabelled(label_column(TABLE, "label", "key"), "label", notes)
     assert notes == ["Left out 1 of 3 cells, no label in 'label'."]
 
 
