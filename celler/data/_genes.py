@@ -185,10 +185,7 @@ def without_version(names: pd.Index) -> pd.Index:
 def without_suffix(names: pd.Index) -> pd.Index:
     """``TBCE-1`` -> ``TBCE``."""
     parts = (name.rpartition("-") for name in names)
-    return pd.Index(
-        [base if base and n.isdecimal() else base + dash + n for base, dash, n in parts],
-        dtype=object,
-    )
+    return pd.Index([base if base and n.isdecimal() else base + dash + n for base, dash, n in parts], dtype=object)
 
 
 def _unchanged(names: pd.Index) -> pd.Index:

@@ -114,12 +114,7 @@ class Novelty:
 
 
 def fit_novelty(
-    rows: Callable[[np.ndarray], sparse.csr_matrix],
-    labels: np.ndarray,
-    reference: Profile,
-    *,
-    is_log: bool,
-    seed: int,
+    rows: Callable[[np.ndarray], sparse.csr_matrix], labels: np.ndarray, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
     """Return the score of a reference with codes ``labels (N,)``, ``None`` for fewer than 20 cells.
 

@@ -69,8 +69,7 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
     ratio = np.divide(distance, farthest, out=np.zeros_like(distance), where=farthest > 0)
     start = np.arange(0, neighbor.size + 1, neighbor.shape[1])
     weights = sparse.csr_matrix(
-        (np.exp(-(ratio.astype(np.float64) ** 2)).ravel(), neighbor.ravel(), start),
-        shape=(n_cells, n_cells),
+        (np.exp(-(ratio.astype(np.float64) ** 2)).ravel(), neighbor.ravel(), start), shape=(n_cells, n_cells)
     )
     weights = weights.maximum(weights.T)
     return sparse.csr_matrix(sparse.diags_array(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights)

@@ -168,11 +168,7 @@ class LatentEncoder(nn.Module):
         """Return the attention of the latents to the tokens ``(B, n_latents, D)``; zeros for an empty cell."""
         # Only padding has bin 0, so a large negative score in that row masks it; no mask per token is needed.
         is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
-        tables = (
-            self.scores(self.gene),
-            self.scores(self.value) - 1e4 * is_padding,
-            self.value_projection(self.gene),
-        )
+        tables = (self.scores(self.gene), self.scores(self.value) - 1e4 * is_padding, self.value_projection(self.gene))
         order, groups = groups_by_length(padding_mask)
         seen = torch.cat([attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups])
         # One product serves all heads; each keeps its own columns. Splitting the tokens by head is slower.

@@ -58,11 +58,7 @@ class VGGHead(nn.Sequential):
         layers: list[nn.Module] = [nn.Unflatten(1, (1, config.d_model))]
         for n_in, n_out in zip((1, *n_channels), n_channels, strict=False):
             layers += [nn.Conv1d(n_in, n_out, 3, padding=1), nn.ReLU()]
-            layers += [
-                nn.Conv1d(n_out, n_out, 3, padding=1),
-                nn.ReLU(),
-                nn.MaxPool1d(2, ceil_mode=True),
-            ]
+            layers += [nn.Conv1d(n_out, n_out, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2, ceil_mode=True)]
         width = n_channels[-1] * -(-config.d_model // 4)
         super().__init__(
             *layers,
@@ -95,12 +91,7 @@ class GeneDecoder(nn.Module):
         self.token = nn.Linear(d, 2 * d) if config.encoder == "transformer" else None
 
     def forward(
-        self,
-        embedding: Tensor,
-        context: Tensor,
-        batch: Tensor,
-        gene_ids: Tensor,
-        tokens: Tensor | None = None,
+        self, embedding: Tensor, context: Tensor, batch: Tensor, gene_ids: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return bins as shares of the highest, and logits of presence, ``(B, M)`` each.
 

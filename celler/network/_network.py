@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
-from celler.network._encoders import (
-    AdditiveEncoder,
-    EvidenceTable,
-    LatentEncoder,
-    TransformerEncoder,
-)
+from celler.network._encoders import AdditiveEncoder, EvidenceTable, LatentEncoder, TransformerEncoder
 from celler.network._heads import MLPHead, Standardize, VGGHead
 from celler.network._scgpt import ScGPTEncoder
 

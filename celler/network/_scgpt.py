@@ -33,11 +33,7 @@ class ScGPTEncoder(nn.Module):
         self.gene = nn.Parameter(torch.randn(config.n_genes, d) * 0.02)
         self.cell_token, self.gene_norm = nn.Parameter(torch.randn(d) * 0.02), nn.LayerNorm(d)
         self.value = nn.Sequential(
-            nn.Linear(1, d),
-            nn.ReLU(),
-            nn.Linear(d, d),
-            nn.LayerNorm(d),
-            nn.Dropout(config.dropout_rate),
+            nn.Linear(1, d), nn.ReLU(), nn.Linear(d, d), nn.LayerNorm(d), nn.Dropout(config.dropout_rate)
         )
         self.blocks = nn.ModuleList(PostNormBlock(config) for _ in range(config.n_layers))
         # Only padding has bin 0, so its row can hold the value of <cls>. scGPT clamps values at 512; bins end at 255.
@@ -100,11 +96,7 @@ SIZES: dict[str, tuple[str, Any]] = {
     "pad_value": ("pad_value", -2),
 }
 #: Settings of args.json with the only value that is supported, their default.
-SUPPORTED: dict[str, Any] = {
-    "input_emb_style": "continuous",
-    "input_style": "binned",
-    "pre_norm": False,
-}
+SUPPORTED: dict[str, Any] = {"input_emb_style": "continuous", "input_style": "binned", "pre_norm": False}
 #: Parts of scGPT that do not affect the cell embedding.
 HEADS = (
     "decoder.", "cls_decoder.", "mvc_decoder.", "flag_encoder.", "batch_encoder.",

@@ -180,10 +180,7 @@ def fit_masked(
 
 
 def start_from_components(
-    network: GeneTransformer,
-    log_rows: Callable[[np.ndarray], sparse.csr_matrix],
-    n_cells: int,
-    seed: int,
+    network: GeneTransformer, log_rows: Callable[[np.ndarray], sparse.csr_matrix], n_cells: int, seed: int
 ) -> None:
     """Set the gene embeddings of a summing encoder to the principal components of the cells.
 

@@ -153,12 +153,7 @@ class MaskedLoader:
     """
 
     def __init__(
-        self,
-        source: CellSource,
-        row_sampler: RowSampler,
-        masking: Masking,
-        *,
-        is_fixed: bool = False,
+        self, source: CellSource, row_sampler: RowSampler, masking: Masking, *, is_fixed: bool = False
     ) -> None:
         self.source, self.row_sampler = source, row_sampler
         self.masking, self.is_fixed, self.n_given = masking, is_fixed, 0

@@ -70,11 +70,7 @@ def run_plan(
         is_resumed = ckpt_path is not None and ckpt_path.is_file()
         # weights_only: a foreign file must not run code.
         trainer.fit(
-            plan,
-            train,
-            validation,
-            ckpt_path=ckpt_path if is_resumed else None,
-            weights_only=is_resumed or None,
+            plan, train, validation, ckpt_path=ckpt_path if is_resumed else None, weights_only=is_resumed or None
         )
 
 
