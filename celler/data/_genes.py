@@ -51,7 +51,6 @@ class GeneAlignment:
         Share of the reference's expression that the matched genes carry, if known.
     n_other_case
         Number of missing genes that would match if case were ignored, as those of another species do.
-
     """
 
     gene_map: np.ndarray

@@ -33,7 +33,6 @@ class Minibatch(NamedTuple):
         Rows of the source ``(B,)``.
     embedding
         Cell embedding ``(B, D)`` of a frozen encoder, which then does not run.
-
     """
 
     tokens: TokenBatch
@@ -81,7 +80,6 @@ class TokenLoader:
         Where the minibatches go; for a GPU they are pinned.
     embedding
         Embedding ``(n_cells, D)`` of all cells by a frozen encoder.
-
     """
 
     source: CellSource

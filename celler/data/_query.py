@@ -38,7 +38,6 @@ class Genes:
         Column of ``var`` with the names; ``None`` is ``var_names``.
     is_vocabulary
         Whether they are all genes of a species rather than those of a reference.
-
     """
 
     names: pd.Index
@@ -91,7 +90,6 @@ class Query:
         Share of the reference's counts that the query's genes carry there.
     n_genes
         Number of the model's genes.
-
     """
 
     reader: ExpressionReader

@@ -71,7 +71,6 @@ class ShuffledSampler(Sampler[np.ndarray]):
         Of the shuffling, together with the number of the epoch.
     hard_cells
         Chooses the cells that come twice; ``None`` for none.
-
     """
 
     def __init__(self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None) -> None:
@@ -115,7 +114,6 @@ class OrderedSampler(Sampler[np.ndarray]):
         Cells per minibatch.
     is_shared
         With torch.distributed, give each rank its part of the cells, at least one minibatch, be it empty.
-
     """
 
     epoch = 0

@@ -31,7 +31,6 @@ class CellBlock:
         Sum that the tokenizer scales each cell to ``(B,)``.
     rows
         Rows of ``X`` ``(B,)``.
-
     """
 
     X: sparse.csr_matrix
@@ -53,7 +52,6 @@ class Views:
         Rows of ``X`` for each cell ``(n_cells, K)``, of which one is drawn; −1 for none.
     share
         Probability that a cell is replaced.
-
     """
 
     X: sparse.csr_matrix

@@ -31,7 +31,6 @@ class TokenBatch(NamedTuple):
         ``log1p`` of counts per 10,000 ``(B, T)``, float32; 0 where padded.
     padding_mask
         True where padded ``(B, T)``.
-
     """
 
     gene_ids: Tensor
@@ -50,7 +49,6 @@ class TokenBatches:
         Tokens of all minibatches, each part flat ``(N,)``.
     shapes
         (B, T) of each minibatch.
-
     """
 
     flat: TokenBatch
@@ -95,7 +93,6 @@ class Tokenizer:
     >>> X = sparse.csr_matrix([[0, 1, 5, 2]])
     >>> Tokenizer(n_bins=5)(X, np.arange(4, dtype=np.int32)).values.tolist()
     [[1, 4, 2]]
-
     """
 
     n_bins: int = 51
@@ -167,7 +164,6 @@ class Tokenizer:
         ------
         BadValueError
             If a value is negative, NaN or infinite; its row is a position in ``rows``.
-
         """
         if token_dropout and seeds is None:
             raise ValueError("token_dropout was given without seeds; pass one seed per cell.")

@@ -22,7 +22,6 @@ class Decision:
     ----------
     temperature
         Divisor of the logits, above 0; above 1 it lowers the confidence.
-
     """
 
     temperature: float = 1.0
@@ -36,7 +35,6 @@ class Decision:
             Logits ``(N, C)``.
         candidates
             Codes of possible classes, ``None`` for all; the others get probability 0.
-
         """
         scaled = logits.astype(np.float64) / self.temperature
         if candidates is not None:

@@ -77,7 +77,6 @@ class Labels:
         Label of each cell ``(N,)``.
     levels
         Its level ``(N,)``: "class", "parent" or "unknown".
-
     """
 
     probabilities: np.ndarray

@@ -64,7 +64,6 @@ class Novelty:
         Mean and standard deviation of each part in known cells ``(2, C)``.
     known
         Sorted scores of held-out known cells ``(n,)``.
-
     """
 
     space: Space
@@ -86,7 +85,6 @@ class Novelty:
             False for genes that the query lacks ``(G,)``.
         is_log
             Whether ``X`` holds logarithms.
-
         """
         nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
         standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)

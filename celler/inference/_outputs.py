@@ -21,7 +21,6 @@ class Propagation:
         Other cells.
     neighbor_weight
         Weight of the neighbours against the cell's own probabilities.
-
     """
 
     probabilities: np.ndarray
@@ -50,7 +49,6 @@ class Outputs:
         Novelty above which a cell is unknown; ``None`` for no bound.
     propagation
         Probabilities that replace those of the logits.
-
     """
 
     logits: np.ndarray

@@ -32,7 +32,6 @@ class NetworkConfig:
         Whether the evidence table is the second expert.
     d_feed, pad_value
         Width of the feed-forward layers and value of the cell token, of the ``"scgpt"`` encoder.
-
     """
 
     n_genes: int

@@ -37,7 +37,6 @@ class NetworkOutput(NamedTuple):
         Cell embedding ``(B, D)``.
     encoder_share
         Weight of the encoder in :attr:`logits`, 0 to 1.
-
     """
 
     expert_logits: Tensor
@@ -68,7 +67,6 @@ class GeneTransformer(nn.Module):
     ----------
     encoder_share
         Weight of the encoder in the joint logits, 0 to 1; part of :meth:`state_dict`.
-
     """
 
     def __init__(self, config: NetworkConfig) -> None:

@@ -144,7 +144,6 @@ def read_scgpt(folder: Path) -> ScGPTCheckpoint:
         If a file is missing.
     ValueError
         If a file is damaged, holds more than tensors, or does not fit the others.
-
     """
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     missing = [name for name in (ARGS, VOCABULARY) if not (folder / name).is_file()]

@@ -40,7 +40,6 @@ class MaskedMinibatch(NamedTuple):
         Lowest visible bin, as a share of the highest, and log1p of the number of visible genes over 5 ``(B, 2)``.
     batch
         Batch codes ``(B,)``.
-
     """
 
     tokens: TokenBatch
@@ -149,7 +148,6 @@ class MaskedLoader:
         Hides the genes.
     is_fixed
         Hide the same genes in every epoch, for validation.
-
     """
 
     def __init__(

@@ -34,7 +34,6 @@ class Teacher:
         Codes of its classes in the extended network ``(K,)``.
     strength
         Loss in nats per nat of divergence, for each expert.
-
     """
 
     network: GeneTransformer
@@ -78,7 +77,6 @@ class TrainingConfig:
         Processes on each machine, and machines.
     ckpt_path
         File that :class:`~celler.training._callbacks.EachEpoch` writes, ``None`` for none.
-
     """
 
     max_epochs: int
@@ -120,7 +118,6 @@ class PretrainingConfig:
     ----------
     mask_ratio
         Share of a cell's genes that are hidden, above 0 and below 1.
-
     """
 
     max_epochs: int
