@@ -84,9 +84,8 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
     """Return mean counts per 10,000 of each group of positions ``(M, G)``, with ``is_log`` their ``log1p``."""
     needed, position = np.unique(np.concatenate(members), return_inverse=True)
     sizes = np.array([len(group) for group in members])
-    weights = np.repeat(1 / sizes, sizes)
     start = np.concatenate([[0], np.cumsum(sizes)])
-    averaging = sparse.csr_matrix((weights, position, start), (len(members), len(needed)))
+    averaging = sparse.csr_matrix((np.repeat(1 / sizes, sizes), position, start), (len(members), len(needed)))
     mean = averaging @ cp10k(rows(needed), is_log=is_log)
     return sparse.csr_matrix(mean.log1p() if is_log else mean, dtype=np.float32)
 
@@ -112,8 +111,7 @@ def draw_cells(
     The profile does not hold :math:`D`. It is estimated from the median dispersion, as most genes are nearly Poisson.
     Genes that were never measured in a class have no counts.
     """
-    poisson = float(np.median(profile.dispersion))
-    parts = []
+    poisson, n_genes, parts = float(np.median(profile.dispersion)), profile.mean.shape[1], []
     for k, n in enumerate(n_cells):
         genes = np.flatnonzero(np.nan_to_num(profile.mean[k]) > 0)
         mean = profile.mean[k, genes].astype(np.float64)
@@ -123,10 +121,8 @@ def draw_cells(
             size = (min(block_size, n - start), len(genes))
             depth = 1e4 / poisson * rng.lognormal(0.0, DEPTH_SPREAD, (size[0], 1))
             counts = rng.poisson(depth * mean / mean.sum() * rng.gamma(shape, 1 / shape, size))
-            empty = counts.sum(axis=1) == 0
-            counts[empty, mean.argmax()] = 1
+            counts[counts.sum(axis=1) == 0, mean.argmax()] = 1
             rows, columns = np.nonzero(counts)
             values = counts[rows, columns].astype(np.float32)
-            n_genes = profile.mean.shape[1]
             parts.append(sparse.csr_matrix((values, (rows, genes[columns])), (size[0], n_genes)))
     return sparse.vstack(parts, format="csr"), np.repeat(np.arange(len(n_cells)), n_cells)

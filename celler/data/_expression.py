@@ -153,11 +153,8 @@ def bad_value(value: float, reader: ExpressionReader, cell: str) -> ValueError:
 def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
     """Return the AnnData's other usable matrices: what to pass, and what it holds."""
     adata = reader.adata
-    others = {
-        f"layer={name!r}": ExpressionReader(adata, name).state
-        for name in adata.layers
-        if name not in (None, reader.layer)
-    }
+    names = (name for name in adata.layers if name not in (None, reader.layer))
+    others = {f"layer={name!r}": ExpressionReader(adata, name).state for name in names}
     if reader.layer is not None and (adata.isbacked or adata[:0].X is not None):
         others["adata.X (layer=None)"] = ExpressionReader(adata).state
     if adata.raw is not None:
@@ -171,10 +168,9 @@ def _what_to_pass(reader: ExpressionReader) -> str:
     others = elsewhere(reader)
     if not others:
         return " Pass the layer or object that holds them."
-    found = [f"{name} ({state.kind})" for name, state in others.items()]
-    has_layers = any("layer" in name for name in others)
-    copy = "; predict has no layer argument, so give it a copy with those values in X"
-    return f" Here, pass {' or '.join(found)}{copy if has_layers else ''}."
+    found = " or ".join(f"{name} ({state.kind})" for name, state in others.items())
+    copy = "; predict has no layer argument, so give it a copy with those values in X" if "layer" in found else ""
+    return f" Here, pass {found}{copy}."
 
 
 def _spread(n_obs: int) -> slice:

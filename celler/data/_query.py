@@ -26,24 +26,12 @@ TOKENS_PER_PASS = 2**18
 
 @dataclass(frozen=True)
 class Genes:
-    """Genes of a model.
+    """Genes of a model."""
 
-    Parameters
-    ----------
-    names
-        Their names ``(n_genes,)``.
-    share
-        Mean share of a reference cell's counts that each carries ``(n_genes,)``.
-    key
-        Column of ``var`` with the names; ``None`` is ``var_names``.
-    is_vocabulary
-        Whether they are all genes of a species rather than those of a reference.
-    """
-
-    names: pd.Index
-    share: np.ndarray
-    key: str | None = None
-    is_vocabulary: bool = False
+    names: pd.Index  # (n_genes,)
+    share: np.ndarray  # mean share of a reference cell's counts that each carries (n_genes,)
+    key: str | None = None  # column of var with the names; None is var_names
+    is_vocabulary: bool = False  # all genes of a species rather than those of a reference
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
@@ -78,24 +66,12 @@ class Genes:
 
 @dataclass(frozen=True)
 class Query:
-    """Cells of an AnnData, read in the genes of a model.
-
-    Parameters
-    ----------
-    reader
-        Reads their values.
-    alignment
-        Gene of the model in each column.
-    expression_share
-        Share of the reference's counts that the query's genes carry there.
-    n_genes
-        Number of the model's genes.
-    """
+    """Cells of an AnnData, read in the genes of a model."""
 
     reader: ExpressionReader
     alignment: GeneAlignment
-    expression_share: float
-    n_genes: int
+    expression_share: float  # of the reference's counts that the query's genes carry there
+    n_genes: int  # of the model
 
     @property
     def adata(self) -> AnnData:
@@ -136,10 +112,7 @@ class Query:
 
 
 def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
-    """Match a query's genes with the model's, and warn once of what is missing.
-
-    ``reported`` holds what was said before; what is said now is added.
-    """
+    """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
     alignment, share = genes.align(adata)
     reader = query_reader(adata, layer)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.

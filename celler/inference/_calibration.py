@@ -64,16 +64,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
 
 
-def choose(probabilities: np.ndarray, names: Sequence[str], threshold: float | None, unknown_label: str) -> np.ndarray:
-    """Return the most probable name of each cell ``(N,)``, ``unknown_label`` below the probability ``threshold``."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} was given; a probability between 0 and 1 is needed.")
-    labels = np.asarray(names, dtype=object)[probabilities.argmax(axis=1)]
-    if threshold is not None:
-        labels[probabilities.max(axis=1) < threshold] = unknown_label
-    return labels.astype(str)
-
-
 def second_best(probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Return the second most probable name of each cell ``(N,)``; ties keep the order of ``names``."""
     order = np.argsort(-probabilities, axis=1, kind="stable")

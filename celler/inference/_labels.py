@@ -67,21 +67,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of N cells.
+    """Labels of N cells."""
 
-    Parameters
-    ----------
-    probabilities
-        ``(N, names of the level)``; rows sum to 1.
-    names
-        Label of each cell ``(N,)``.
-    levels
-        Its level ``(N,)``: "class", "parent" or "unknown".
-    """
-
-    probabilities: np.ndarray
-    names: np.ndarray
-    levels: np.ndarray
+    probabilities: np.ndarray  # (N, names of the level); rows sum to 1
+    names: np.ndarray  # (N,)
+    levels: np.ndarray  # "class", "parent" or "unknown" (N,)
 
 
 def probabilities_of(

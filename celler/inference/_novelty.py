@@ -35,19 +35,15 @@ MIN_CELLS = 20
 
 @dataclass(frozen=True)
 class Space:
-    """Space of the distances: ``(x[genes] - center) * scale`` projected on ``components (k, H)``.
-
-    ``means (C, k)`` are the classes', ``whitening (k, k)`` turns the within-class covariance into a sphere, and
-    ``detection (G,)`` is the share of reference cells that express a gene.
-    """
+    """Space of the distances: ``(x[genes] - center) * scale`` projected on ``components (k, H)``."""
 
     genes: np.ndarray
     center: np.ndarray
     scale: np.ndarray
     components: np.ndarray
-    means: np.ndarray
-    whitening: np.ndarray
-    detection: np.ndarray
+    means: np.ndarray  # of the classes (C, k)
+    whitening: np.ndarray  # turns the within-class covariance into a sphere (k, k)
+    detection: np.ndarray  # share of reference cells that express a gene (G,)
 
 
 @dataclass(frozen=True)
@@ -125,8 +121,7 @@ def fit_novelty(
     cells = _sample(labels, rng)
     X, codes = rows(cells), labels[cells]
     everywhere, folds = np.ones(X.shape[1], bool), _folds(codes, rng)
-    nearest, depth = np.zeros(len(codes), int), np.zeros(len(codes))
-    parts = np.zeros((2, len(codes)))
+    nearest, depth, parts = np.zeros(len(codes), int), np.zeros(len(codes)), np.zeros((2, len(codes)))
     for fold in range(N_FOLDS):
         held_out = folds == fold
         classes, renumbered = np.unique(codes[~held_out], return_inverse=True)
@@ -134,9 +129,8 @@ def fit_novelty(
         found, depth[held_out], parts[:, held_out] = measure(space, part, X[held_out], everywhere, is_log=is_log)
         nearest[held_out] = classes[found]
     seen = parts[:, folds >= 0], nearest[folds >= 0], depth[folds >= 0]
-    how = _calibrate(*seen, len(reference.n_cells))
-    known = _standardise(*seen, *how).sum(axis=0)
-    slope, location, spread = how
+    slope, location, spread = _calibrate(*seen, len(reference.n_cells))
+    known = _standardise(*seen, slope, location, spread).sum(axis=0)
     total = max(float(known.std()), 1e-9)
     space, _ = fit_space(X, codes, is_log=is_log)
     stored = (slope, location, spread * total, np.sort(known / total))
@@ -170,20 +164,13 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     means = in_class.T @ P
     residual = P - means[labels]
     covariance = residual.T @ residual / max(1, n_cells - n_classes)
-    size = np.trace(covariance) / len(covariance)
-    sphere = max(size, 1e-9) * np.eye(len(covariance))
+    sphere = max(np.trace(covariance) / len(covariance), 1e-9) * np.eye(len(covariance))
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * sphere
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     values = (center, scale, components, means, whitening, detected / n_cells)
     space = Space(genes, *(value.astype(np.float32) for value in values))
-    everything = profile(
-        lambda block: X[block],
-        lambda block: np.eye(n_classes)[labels[block]],
-        n_cells,
-        is_log=is_log,
-        block_size=BLOCK_SIZE,
-    )
-    return space, everything
+    of_class: Callable[[np.ndarray], np.ndarray] = lambda block: np.eye(n_classes)[labels[block]]
+    return space, profile(lambda block: X[block], of_class, n_cells, is_log=is_log, block_size=BLOCK_SIZE)
 
 
 def measure(
@@ -197,11 +184,9 @@ def measure(
     mean cell.
     """
     if X.shape[0] > BLOCK_SIZE:
-        starts = range(0, X.shape[0], BLOCK_SIZE)
-        blocks = [
-            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log) for start in starts
-        ]
-        nearest, depth, parts = zip(*blocks, strict=True)
+        blocks = (X[start : start + BLOCK_SIZE] for start in range(0, X.shape[0], BLOCK_SIZE))
+        measured = [measure(space, reference, block, is_shared, is_log=is_log) for block in blocks]
+        nearest, depth, parts = zip(*measured, strict=True)
         return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
     share = reference.share
     logs = _logs(X, is_log=is_log, target=1e4 * float(share[is_shared].sum()))

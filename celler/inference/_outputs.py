@@ -9,24 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Propagation:
-    """Class probabilities spread over neighbouring cells.
-
-    Parameters
-    ----------
-    probabilities
-        The probabilities ``(N, C)``.
-    n_labelled
-        Labelled cells, which kept their labels.
-    n_cells
-        Other cells.
-    neighbor_weight
-        Weight of the neighbours against the cell's own probabilities.
-    """
+    """Class probabilities ``(N, C)`` spread over neighbouring cells."""
 
     probabilities: np.ndarray
-    n_labelled: int
-    n_cells: int
-    neighbor_weight: float
+    n_labelled: int  # cells that kept their labels
+    n_cells: int  # other cells
+    neighbor_weight: float  # against the cell's own probabilities
 
 
 @dataclass(frozen=True)

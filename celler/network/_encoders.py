@@ -23,12 +23,11 @@ class EvidenceTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_classes))
 
     def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
         return weighted_sum(self.weight, gene_ids, expression) + self.bias
 
 
 class AdditiveEncoder(nn.Module):
-    """Sum of gene embeddings, each weighted by the gene's expression, then layer norm; the default."""
+    """Sum of gene embeddings, each weighted by the gene's expression, then layer norm; ``values`` are not read."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -36,7 +35,6 @@ class AdditiveEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding; ``values`` are not read."""
         embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
         return embedding
 
@@ -53,7 +51,6 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """Return ``(B, K)``."""
         ctx.save_for_backward(table, gene_ids, expression)
         return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
 
@@ -64,14 +61,16 @@ class _WeightedSum(torch.autograd.Function):
         # scatter_add: padding repeats gene 0.
         by_gene = expression.new_zeros(len(gene_ids), len(table))
         by_gene.scatter_add_(1, gene_ids, expression)
-        of_expression = None
-        if ctx.needs_input_grad[2]:
-            of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2)
+        needs_expression = ctx.needs_input_grad[2]
+        of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2) if needs_expression else None
         return by_gene.T @ grad, None, of_expression
 
 
 class TransformerEncoder(nn.Module):
-    """The paper's encoder: self-attention over a cell token, whose output is the embedding, and all gene tokens."""
+    """The paper's encoder: self-attention over a cell token, whose output is the embedding, and all gene tokens.
+
+    ``expression`` is not read.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -83,7 +82,6 @@ class TransformerEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding; ``expression`` is not read."""
         return self.tokens(gene_ids, values, expression, padding_mask)[0]
 
     def tokens(
@@ -101,10 +99,7 @@ class TransformerEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide.
-
-    ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to.
-    """
+    """Pre-norm transformer block on ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -115,7 +110,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``(B, S, D)``."""
         projected = self.in_projection(self.attention_norm(x))
         x = x + self.dropout(self.out_projection(attention(projected, self.n_heads, mask)))
         return x + self.dropout(self.feed(self.feed_norm(x)))
@@ -156,7 +150,6 @@ class LatentEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding."""
         additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
         latents = self.latent + self.attend(gene_ids, values, padding_mask)
         for block in self.blocks:

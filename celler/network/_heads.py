@@ -32,7 +32,6 @@ class Standardize(nn.Module):
         self.scale.copy_(embedding.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return ``(B, D)``."""
         return (embedding - self.mean) / self.scale
 
 
@@ -59,24 +58,16 @@ class VGGHead(nn.Sequential):
         for n_in, n_out in zip((1, *n_channels), n_channels, strict=False):
             layers += [nn.Conv1d(n_in, n_out, 3, padding=1), nn.ReLU()]
             layers += [nn.Conv1d(n_out, n_out, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2, ceil_mode=True)]
-        width = n_channels[-1] * -(-config.d_model // 4)
-        super().__init__(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(width, 2 * config.d_model),
-            nn.ReLU(),
-            nn.Dropout(config.dropout_rate),
-            nn.Linear(2 * config.d_model, config.n_classes),
-        )
+        d, width = config.d_model, n_channels[-1] * -(-config.d_model // 4)
+        dense = [nn.Linear(width, 2 * d), nn.ReLU(), nn.Dropout(config.dropout_rate)]
+        super().__init__(*layers, nn.Flatten(), *dense, nn.Linear(2 * d, config.n_classes))
 
 
 class GeneDecoder(nn.Module):
     """Predict bin and presence of hidden genes, as products of a cell vector and a gene vector.
 
     The cell vector is made from the embedding, the lowest visible bin (it shows how many counts are ties), the number
-    of visible genes, and the donor/assay batch, which enters here and never the encoder.
-
-    ``n_batches`` are the categories of ``batch_key``; code −1 is a batch that pretraining did not see.
+    of visible genes, and the donor/assay batch, which enters here and never the encoder; code −1 is an unknown batch.
     """
 
     def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:

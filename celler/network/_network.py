@@ -16,11 +16,8 @@ from celler.network._scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkOutput", "build_network", "extend_network"]
 ENCODERS = {
-    "additive": AdditiveEncoder,
-    "latent": LatentEncoder,
-    "transformer": TransformerEncoder,
-    "scgpt": ScGPTEncoder,
-}
+    "additive": AdditiveEncoder, "latent": LatentEncoder, "transformer": TransformerEncoder, "scgpt": ScGPTEncoder
+}  # fmt: skip
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
 #: Labelled cells at which the encoder's weight is halfway between its minimum and 0.5.
 FEW_CELLS = 1000
