@@ -16,11 +16,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @contextmanager
 def cpu_threads(n_most: int | None = None) -> Iterator[None]:
-    """Limit torch to ``n_most`` CPU threads and to the cores this process may use.
-
-    torch counts the cores of the machine; joblib respects the CPU affinity and a container's quota.
-    """
+    """Limit torch to ``n_most`` CPU threads and to the cores this process may use."""
     before = torch.get_num_threads()
+    # torch counts the cores of the machine; joblib respects the CPU affinity and a container's quota.
     n = min(before, joblib.cpu_count(), before if n_most is None else n_most)
     if n != before:
         torch.set_num_threads(n)
@@ -37,10 +35,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 on GPUs that support it and CPUs with AMX, else float32.
-
-    AVX512-bf16 without AMX was no faster than float32 at these sizes.
-    """
+    """``auto`` is bfloat16 on GPUs that support it and CPUs with AMX (AVX512-bf16 was no faster), else float32."""
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'.")
     if precision != "auto":
@@ -84,10 +79,7 @@ def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "a
 
 
 def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
-    """Return the number of processes per machine and of machines; each process has one device.
-
-    Processes launched by torchrun or srun take precedence over ``devices``.
-    """
+    """Return the number of processes per machine and of machines; torchrun and srun take precedence."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         n_here = int(env["LOCAL_WORLD_SIZE"])

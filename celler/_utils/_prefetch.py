@@ -13,9 +13,8 @@ Item = TypeVar("Item")
 def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
     """Return the items of ``iterable`` in order, up to ``n`` of them made ahead; ``n + 1`` are in memory.
 
-    This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place
-    of its item. The thread starts with the first ``next`` and ends, and closes a generator, with the last
-    item or when the iterator is closed.
+    This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place of its
+    item. The thread starts with the first ``next`` and ends, and closes a generator, with the last item or earlier.
     """
     if n < 1:
         raise ValueError(f"n={n} was given; at least 1 is needed.")

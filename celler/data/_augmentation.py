@@ -12,7 +12,7 @@ from celler._utils._counts import cp10k
 from celler.data._profile import Profile
 from celler.data._sources import Views
 
-Rows = Callable[[np.ndarray], sparse.csr_matrix]
+Rows = Callable[[np.ndarray], sparse.csr_matrix]  # counts, or their log1p with is_log, at given positions
 #: Unlabelled cells in a mean.
 N_AVERAGED = 10
 #: Mean number of labelled cells per class at which half of the views are means, and above which none is.
@@ -40,9 +40,8 @@ def neighbourhoods(
 ) -> Views:
     """Return the mean of each labelled cell and its ten nearest unlabelled cells, as views of it.
 
-    ``rows`` returns counts, or with ``is_log`` their ``log1p`` values, ``(n, G)`` at given positions. ``labels (N,)``
-    are codes, −1 for unlabelled cells; ``embedding (N, D)`` is the space of the distances. With ``found (N,)``, codes
-    predicted by a first training, only cells predicted as the cell's class are averaged.
+    ``labels (N,)`` are codes, −1 for unlabelled cells; distances are those of ``embedding (N, D)``. With ``found``, the
+    codes ``(N,)`` predicted by a first training, only cells predicted as the cell's class are averaged.
     """
     labelled, members = np.flatnonzero(labels >= 0), []
     for cell in labelled:
@@ -57,10 +56,7 @@ def neighbourhoods(
 def with_class_means(
     views: Views, rows: Rows, labels: np.ndarray, found: np.ndarray, seed: int, *, is_log: bool
 ) -> Views:
-    """Add to the views of each labelled cell the mean of ten random unlabelled cells predicted as its class.
-
-    ``found (N,)`` are the predicted codes. A class that was predicted for no cell gets no such view.
-    """
+    """Add to the views of each labelled cell the mean of ten random unlabelled cells ``found (N,)`` to be its class."""
     rng, of_cell = np.random.default_rng(seed), np.repeat(views.of_cell, 2, axis=1)
     members: list[np.ndarray] = []
     for cell in np.flatnonzero(labels >= 0):

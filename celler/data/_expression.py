@@ -23,11 +23,7 @@ N_PROBED = 1000
 
 @dataclass(frozen=True)
 class ExpressionReader:
-    """Rows of ``adata.X`` or a layer as CSR float32; ``adata`` is never changed.
-
-    Views, backed files, CSR, CSC and dense matrices give the same rows, read a chunk at a time.
-    log2(x + 1) becomes the natural logarithm; other values stay.
-    """
+    """Rows of ``adata.X`` or a layer, in any storage, as CSR float32; log2(x + 1) becomes the natural logarithm."""
 
     adata: AnnData
     layer: str | None = None

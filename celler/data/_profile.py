@@ -45,11 +45,7 @@ def profile(
     is_log: bool,
     block_size: int = 10_000,
 ) -> Profile:
-    """Profile of ``n_cells`` cells, read in blocks of positions ``(n,)``.
-
-    ``rows`` returns the counts of a block ``(n, G)`` or, with ``is_log``, their ``log1p``. ``weights``
-    returns the share of each cell in each class ``(n, C)``; its rows sum to 1 or 0.
-    """
+    """Profile of cells whose ``rows (n, G)`` are read in blocks; ``weights (n, C)`` are their shares in the classes."""
     total = squares = in_class = np.zeros(())
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
         X, parts = cp10k(rows(block), is_log=is_log), weights(block)

@@ -113,8 +113,7 @@ class Query:
 
 def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
     """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
-    alignment, share = genes.align(adata)
-    reader = query_reader(adata, layer)
+    (alignment, share), reader = genes.align(adata), query_reader(adata, layer)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
     report = genes.report(alignment, share, reader)
@@ -141,9 +140,9 @@ def token_passes(
 ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
     """Positions in ``index (N,)`` and the tokens of those cells, pass by pass.
 
-    A query that lacks genes is scaled to the share its genes carry in the reference, so that missing genes are
-    masked rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the
-    expression of each gene is multiplied by ``factors (n_genes,)``.
+    A query that lacks genes is scaled to the share its genes carry in the reference, so that missing genes are masked
+    rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the expression of each
+    gene is multiplied by ``factors (n_genes,)``.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")

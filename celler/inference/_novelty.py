@@ -73,14 +73,12 @@ class Novelty:
 
         Parameters
         ----------
-        X
+        X, is_log
             Counts, or with ``is_log`` their ``log1p`` values, ``(N, G)``.
         reference
             Profile of the classes.
         is_shared
             False for genes that the query lacks ``(G,)``.
-        is_log
-            Whether ``X`` holds logarithms.
         """
         nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
         standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)
@@ -110,11 +108,7 @@ class Novelty:
 def fit_novelty(
     rows: Callable[[np.ndarray], sparse.csr_matrix], labels: np.ndarray, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
-    """Return the score of a reference with codes ``labels (N,)``, ``None`` for fewer than 20 cells.
-
-    ``rows`` returns counts, or ``log1p`` values, ``(n, G)`` at given positions. Known cells are scored by five-fold
-    cross-validation.
-    """
+    """Return the score of a reference with codes ``labels (N,)``, from cross-validation; ``None`` below 20 cells."""
     if len(labels) < MIN_CELLS:
         return None
     rng = np.random.default_rng(seed)

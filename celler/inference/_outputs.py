@@ -23,18 +23,14 @@ class Outputs:
 
     Parameters
     ----------
-    logits
-        Class logits ``(N, C)``.
-    embedding
-        Cell embedding ``(N, D)``.
+    logits, embedding
+        Class logits ``(N, C)`` and cell embedding ``(N, D)``.
     has_counts
         False for a cell without counts in the model's genes ``(N,)``.
     factors
         What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction.
-    novelty
-        Novelty of each cell ``(N,)``, where it was computed.
-    novelty_threshold
-        Novelty above which a cell is unknown; ``None`` for no bound.
+    novelty, novelty_threshold
+        Novelty of each cell ``(N,)``, where it was computed, and the bound above which a cell is unknown.
     propagation
         Probabilities that replace those of the logits.
     """

@@ -67,10 +67,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 class TransformerEncoder(nn.Module):
-    """The paper's encoder: self-attention over a cell token, whose output is the embedding, and all gene tokens.
-
-    ``expression`` is not read.
-    """
+    """The paper's encoder: self-attention over a cell token, whose output is the embedding, and all gene tokens."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -180,13 +177,9 @@ class LatentEncoder(nn.Module):
 
 
 def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-    """Return an order of the cells, and groups of them with the number of tokens each needs.
-
-    On a CPU, cells with similar numbers of tokens form groups, as one long cell would pad a whole minibatch. On a
-    GPU there is one group: measuring lengths would stall it.
-    """
+    """Return an order of the cells, and groups of similar length with the number of tokens each needs."""
     n_cells, n_most = padding_mask.shape
-    if padding_mask.device.type != "cpu":
+    if padding_mask.device.type != "cpu":  # measuring lengths would stall a GPU
         order = torch.arange(n_cells, device=padding_mask.device)
         return order, [(order, n_most)]
     n_tokens, order = (~padding_mask).sum(1).sort()
@@ -197,10 +190,6 @@ def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, i
 def attend_rows(
     gene_ids: Tensor, values: Tensor, gene_scores: Tensor, value_scores: Tensor, contents: Tensor
 ) -> Tensor:
-    """Return the attention ``(B, Q, D)`` of Q queries to tokens ``(B, T)``, from tables by gene and by bin.
-
-    ``gene_scores`` and ``value_scores``, ``(rows, Q)`` each, are summed before the softmax over the tokens;
-    ``contents (rows, D)`` is averaged.
-    """
+    """Return the attention ``(B, Q, D)`` of Q queries to tokens, from scores ``(rows, Q)`` by gene and by bin."""
     scores = F.embedding(gene_ids, gene_scores) + F.embedding(values, value_scores)
     return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)

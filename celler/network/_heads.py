@@ -84,10 +84,9 @@ class GeneDecoder(nn.Module):
     def forward(
         self, embedding: Tensor, context: Tensor, batch: Tensor, gene_ids: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return bins as shares of the highest, and logits of presence, ``(B, M)`` each.
+        """Return bins as shares of the highest, and logits of presence of ``gene_ids``, ``(B, M)`` each.
 
-        ``context (B, 2)`` is from :func:`context_of`, ``batch (B,)`` are batch codes, ``gene_ids (B, M)`` the genes to
-        predict, and ``tokens (B, M, D)`` the encoder's output for each of them, where it has one.
+        ``context (B, 2)`` is from :func:`context_of`; ``tokens (B, M, D)`` are the encoder's outputs for the genes.
         """
         cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
         hidden = cell[:, None]
@@ -98,20 +97,16 @@ class GeneDecoder(nn.Module):
         return value, presence
 
     def start_from(self, bins: sparse.csr_matrix) -> None:
-        """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``.
-
-        Bins are shares of the highest. Training then learns how a cell differs from the mean; ``bin_variance``,
-        the variance around the means, is the unit of the loss.
-        """
+        """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``."""
         n_cells, n_present = bins.shape[0], bins.getnnz(axis=0)
         mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_present + 1)
         # Pretraining draws one absent gene, of all, per hidden gene: the odds are scaled to that.
         odds = (n_present + 0.5) / (n_cells - n_present + 0.5) / (len(bins.data) / np.prod(bins.shape))
         bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
-        residual = bins.data - mean[bins.indices]
+        variance = float(np.square(bins.data - mean[bins.indices]).mean())
         with torch.no_grad():
             self.gene_bias.copy_(torch.from_numpy(bias))
-            self.bin_variance.fill_(max(float(np.square(residual).mean()), 1e-6))
+            self.bin_variance.fill_(max(variance, 1e-6))  # the unit of the loss
 
 
 def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:

@@ -98,19 +98,14 @@ class GeneTransformer(nn.Module):
         padding_mask: Tensor,
         embedding: Tensor | None = None,
     ) -> NetworkOutput:
-        """Return logits and embeddings of a :class:`~celler.data.TokenBatch`, with parts ``(B, T)``.
-
-        A known ``embedding (B, D)`` replaces the encoder's.
-        """
+        """Return logits and embeddings of tokens ``(B, T)``; a known ``embedding (B, D)`` replaces the encoder's."""
         gene_ids, values = gene_ids.long(), values.long()
         if embedding is None:
             embedding = self.encoder(gene_ids, values, expression, padding_mask)
-        features = embedding if self.standardize is None else self.standardize(embedding)
-        logits = [self.head(features)]
+        logits = [self.head(embedding if self.standardize is None else self.standardize(embedding))]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
-        experts = torch.stack([z.float() for z in logits])
-        return NetworkOutput(experts, embedding.float(), self.encoder_share)
+        return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float(), self.encoder_share)
 
 
 def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -119,11 +114,8 @@ def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], pre
 
 
 def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
-    """Return the encoder's weight after training on ``n_cells``: 0.5, and less with few cells.
-
-    ``knows_genes`` is whether it was pretrained on unlabelled cells. If not, it learns the genes from the labelled
-    cells alone and, with a hundred of them, makes the predictions worse than the evidence table's.
-    """
+    """Return the encoder's weight after training on ``n_cells``: 0.5, and less with few cells."""
+    # An encoder that was not pretrained makes the predictions of a hundred labelled cells worse.
     least = 0.25 if knows_genes else 0.05
     return least + (0.5 - least) * n_cells**2 / (n_cells**2 + FEW_CELLS**2)
 

@@ -61,10 +61,7 @@ class ScGPTEncoder(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """torch's encoder layer with ``norm_first=False`` and ReLU, without dropout of the attention weights.
-
-    With it these would have to be stored. ``x`` and ``mask`` are as in :class:`~celler.network._encoders.Block`.
-    """
+    """torch's encoder layer with ``norm_first=False`` and ReLU; dropout of attention would have to store weights."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
 from celler.training._plan import PretrainingConfig, one_cycle, parameter_groups
-from celler.training._run import by_metric, run_plan
+from celler.training._run import run_plan
 
 
 class MaskedTask(nn.Module):
@@ -31,7 +31,6 @@ class MaskedTask(nn.Module):
         self._minibatches = endless(minibatches)
 
     def forward(self, encoder: nn.Module) -> Tensor:
-        """Return the weighted loss of ``encoder`` and the decoder, a scalar."""
         minibatch = next(self._minibatches).to(self.decoder.gene.device)
         loss, _ = MaskedLoss(encoder, self.decoder)(minibatch)
         return self.weight * loss
@@ -69,17 +68,13 @@ class MaskedLoss:
     decoder: GeneDecoder
 
     def outputs(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return bins ``(B, M)``, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each.
-
-        Presence is ``None`` for an encoder that sees the hidden genes without their values.
-        """
+        """Return bins, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each."""
         tokens, position = minibatch.tokens, minibatch.position
         parts = (tokens.gene_ids.long(), tokens.values.long(), *tokens[2:])
         context, batch = minibatch.context, minibatch.batch
-        if self.decoder.token is not None:
+        if self.decoder.token is not None:  # the encoder sees which genes are hidden
             embedding, outputs = self.encoder.tokens(*parts)
-            index = position[:, :, None].expand(-1, -1, outputs.shape[2])
-            each = outputs.gather(1, index)
+            each = outputs.gather(1, position[:, :, None].expand(-1, -1, outputs.shape[2]))
             value, _ = self.decoder(embedding, context, batch, minibatch.gene_ids, each)
             return value.float(), None, None
         gene_ids = torch.cat([minibatch.gene_ids, minibatch.absent], dim=1)
@@ -116,7 +111,6 @@ class PretrainingPlan(LightningModule):
         self.curves: list[dict[str, float]] = []
 
     def training_step(self, minibatch: MaskedMinibatch, _: int) -> Tensor:
-        """Return the masked loss."""
         loss, _value = MaskedLoss(self.encoder, self.decoder)(minibatch)
         self.losses.append(loss.detach())
         return loss
@@ -145,7 +139,6 @@ class PretrainingPlan(LightningModule):
         self.curves.append(row)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule over all steps; biases and norms are not decayed."""
         n_steps = int(self.trainer.estimated_stepping_batches)
         return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
@@ -160,23 +153,18 @@ def fit_masked(
     """Pretrain the encoder of ``network`` and ``decoder`` in place and return the curves, a value per epoch."""
     plan = PretrainingPlan(network, decoder, config)
     patience = max(5, config.max_epochs // 4) if config.early_stopping else None
-    best = BestWeights(plan, patience, "validation_loss")
-    is_small = network.config.encoder != "transformer"
-    run_plan(
+    curves = run_plan(
         plan,
         train,
         validation,
         config,
-        callbacks=[] if validation is None else [best],
+        best=BestWeights(plan, patience, "validation_loss"),
         title="Pretraining",
         shown={"validation_loss": "loss", "validation_correlation": "correlation"},
-        n_threads=max(1, config.batch_size // 128) if is_small else None,
+        n_threads=None if network.config.encoder == "transformer" else max(1, config.batch_size // 128),
     )
-    if best.state is not None:
-        plan.load_state_dict(best.state)
     network.to(config.device).eval()
-    decoder.to(config.device).eval()
-    return by_metric(plan.curves)
+    return curves
 
 
 def start_from_components(
@@ -185,13 +173,10 @@ def start_from_components(
     """Set the gene embeddings of a summing encoder to the principal components of the cells.
 
     They are the optimum of the linear model of the same task, so most epochs are saved. Each component is scaled to
-    variance 1 over the cells. An encoder that attends to all tokens is left as it is.
-
-    ``log_rows`` returns ``log1p`` of counts per 10,000 of the cells at given positions, ``(n, G)``.
+    variance 1 over the cells. An encoder that attends to all tokens is left as it is. ``log_rows`` returns ``log1p`` of
+    counts per 10,000 of the cells at given positions, ``(n, G)``.
     """
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(n_cells)[:PCA_CELLS])
-    X = log_rows(rows)
+    X = log_rows(np.sort(np.random.default_rng(seed).permutation(n_cells)[:PCA_CELLS]))
     n = min(N_COMPONENTS, network.config.d_model, min(X.shape) - 1)
     if network.config.encoder == "transformer" or n < 1:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -22,35 +22,17 @@ BLOCK = 1024
 
 
 class MaskedMinibatch(NamedTuple):
-    """B cells with up to M hidden genes each.
+    """B cells with up to M hidden genes each; parts are ``(B, M)`` where no other shape is given."""
 
-    Parameters
-    ----------
-    tokens
-        The visible genes.
-    gene_ids, bins
-        Hidden genes ``(B, M)`` and their bins as shares of the highest bin.
-    is_hidden
-        False where a cell has fewer than M hidden genes ``(B, M)``.
-    position
-        Tokens of the hidden genes ``(B, M)``, for an encoder that sees a gene without its value.
-    absent, is_absent
-        Genes drawn at random ``(B, M)``, and whether the cell lacks them.
-    context
-        Lowest visible bin, as a share of the highest, and log1p of the number of visible genes over 5 ``(B, 2)``.
-    batch
-        Batch codes ``(B,)``.
-    """
-
-    tokens: TokenBatch
-    gene_ids: Tensor
-    bins: Tensor
-    is_hidden: Tensor
-    position: Tensor
-    absent: Tensor
-    is_absent: Tensor
-    context: Tensor
-    batch: Tensor
+    tokens: TokenBatch  # the visible genes
+    gene_ids: Tensor  # the hidden genes
+    bins: Tensor  # of the hidden genes, as shares of the highest bin
+    is_hidden: Tensor  # False where a cell has fewer than M hidden genes
+    position: Tensor  # tokens of the hidden genes, for an encoder that sees a gene without its value
+    absent: Tensor  # genes drawn at random
+    is_absent: Tensor  # whether the cell lacks them
+    context: Tensor  # of context_of (B, 2)
+    batch: Tensor  # codes (B,)
 
     def to(self, device: torch.device) -> MaskedMinibatch:
         """The same with every tensor on ``device``."""
@@ -70,21 +52,19 @@ def hide(
 ) -> MaskedMinibatch:
     """Hide the share ``mask_ratio`` of each cell's genes, drawn at random, and at least one where it has two.
 
-    With ``keep_genes`` a gene stays visible and only its value is hidden (bin 0), as in the paper, for an
-    encoder with an output for each token. Otherwise the gene is left out.
+    With ``keep_genes`` a gene stays visible and only its value is hidden (bin 0), as in the paper, for an encoder with
+    an output for each token. Otherwise the gene is left out.
     """
     gene_ids, values, expression, padding_mask = tokens
     n_tokens = (~padding_mask).sum(1)
     n_hidden = (n_tokens * mask_ratio).round().long().clamp(min=1)
     n_hidden = torch.where(n_tokens > 1, torch.minimum(n_hidden, n_tokens - 1), 0)
-    draw = torch.rand(padding_mask.shape, generator=generator) + padding_mask
-    order = draw.argsort(1)
+    order = (torch.rand(padding_mask.shape, generator=generator) + padding_mask).argsort(1)
     position = order[:, : max(1, int(n_hidden.max()))]
     is_hidden = torch.arange(position.shape[1]) < n_hidden[:, None]
     hidden_ids = gene_ids.gather(1, position).long()
     bins = values.gather(1, position).float() / (n_bins - 1)
-    is_hidden_token = torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
-    is_visible = ~padding_mask & ~is_hidden_token
+    is_visible = ~padding_mask & ~torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
     context = context_of(values, is_visible, n_bins)
 
     expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
@@ -135,26 +115,15 @@ class Masking:
         )
 
 
+@dataclass
 class MaskedLoader:
-    """Minibatches of cells with hidden genes.
+    """Minibatches of cells with hidden genes."""
 
-    Parameters
-    ----------
-    source
-        The cells; their labels are batch codes.
-    row_sampler
-        Rows of each minibatch.
-    masking
-        Hides the genes.
-    is_fixed
-        Hide the same genes in every epoch, for validation.
-    """
-
-    def __init__(
-        self, source: CellSource, row_sampler: RowSampler, masking: Masking, *, is_fixed: bool = False
-    ) -> None:
-        self.source, self.row_sampler = source, row_sampler
-        self.masking, self.is_fixed, self.n_given = masking, is_fixed, 0
+    source: CellSource  # its labels are batch codes
+    row_sampler: RowSampler
+    masking: Masking
+    is_fixed: bool = field(default=False, kw_only=True)  # the same genes in every epoch, for validation
+    n_given: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self.row_sampler)
@@ -162,8 +131,7 @@ class MaskedLoader:
     def __iter__(self) -> Iterator[MaskedMinibatch]:
         for block in self.source.blocks(self.row_sampler):
             self.n_given += 1
-            rank = rank_and_size()[0]
-            draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank)
+            draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank_and_size()[0])
             yield self.masking(block, draw)
 
 

@@ -154,8 +154,7 @@ def check_schedule(config: RunConfig) -> None:
 class TrainingPlan(LightningModule):
     """Loss of each expert, AdamW on a one-cycle schedule, and macro-F1 on the validation cells.
 
-    :attr:`curves` gets a row of metrics per epoch, with ``hard_cells`` also those of
-    :meth:`celler.mining.HardCells.report`.
+    :attr:`curves` gets a row of metrics per epoch, and those of :meth:`celler.mining.HardCells.report`.
     """
 
     def __init__(
@@ -254,16 +253,13 @@ class TrainingPlan(LightningModule):
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule over all steps."""
         n_steps = int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.network, self.config)
-        return one_cycle(groups, self.config, n_steps, self.config.warmup)
+        return one_cycle(parameter_groups(self.network, self.config), self.config, n_steps, self.config.warmup)
 
 
 def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups: with and without weight decay, the encoder apart where it has its own rate."""
-    named = [*module.named_parameters()]
-    encoder_rate = 1.0
+    named, encoder_rate = [*module.named_parameters()], 1.0
     if isinstance(config, TrainingConfig):
         encoder_rate = config.encoder_rate
         named += [] if config.masked_task is None else config.masked_task.named_parameters()
@@ -311,8 +307,7 @@ def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
 def macro_f1_with_error(confusion: Tensor) -> tuple[Tensor, Tensor]:
     """Return macro-F1 over the classes with cells in ``confusion (C, C)``, and the standard error of their mean recall.
 
-    The error is binomial in each class. One success and one failure are added, so that a class with a single
-    cell does not count as certain.
+    The error is binomial in each class. One success and one failure are added: a single cell is not certain.
     """
     hits, n_cells, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     present = n_cells > 0
