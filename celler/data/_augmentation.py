@@ -89,8 +89,7 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
 def n_rehearsed(class_counts: np.ndarray) -> np.ndarray:
     """Return the number of synthetic cells of each class ``(C,)``: all, or a share to stay below ``MAX_CELLS``."""
     share = min(1.0, MAX_CELLS / class_counts.sum())
-    least = np.minimum(class_counts, MIN_CELLS)
-    return np.maximum(least, np.round(class_counts * share)).astype(np.int64)
+    return np.maximum(np.minimum(class_counts, MIN_CELLS), np.round(class_counts * share)).astype(np.int64)
 
 
 def draw_cells(

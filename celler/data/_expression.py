@@ -135,10 +135,9 @@ def warn_of_binned(reader: ExpressionReader) -> None:
         )
 
 
-def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> np.ndarray:
-    """Return the stored values of ``X``; raise ``ValueError`` for negative, NaN and infinite ones."""
+def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> None:
+    """Raise ``ValueError`` for negative, NaN and infinite values of ``X``."""
     _counts.check_values(X.data, reader.name, lambda: _what_to_pass(reader))
-    return X.data
 
 
 def bad_value(value: float, reader: ExpressionReader, cell: str) -> ValueError:

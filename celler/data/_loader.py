@@ -61,7 +61,7 @@ class TokenLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the next epoch, where a training is resumed."""
-        self.row_sampler.set_epoch(epoch)
+        self.row_sampler.epoch = epoch
 
     def __iter__(self) -> Iterator[Minibatch]:
         for tokens, labels, index in prefetch(self._groups()):
@@ -98,11 +98,8 @@ class TokenLoader:
         return replace(tokens, flat=flat), labels.pin_memory(), index.pin_memory()
 
     def _cell_seeds(self, blocks: list[CellBlock], number: int) -> np.ndarray:
-        rank = rank_and_size()[0]
-        seeds = [
-            np.random.default_rng((self.seed, number + i, rank)).integers(2**63, size=len(block.index))
-            for i, block in enumerate(blocks)
-        ]
+        rngs = (np.random.default_rng((self.seed, number + i, rank_and_size()[0])) for i in range(len(blocks)))
+        seeds = [rng.integers(2**63, size=len(block.index)) for rng, block in zip(rngs, blocks, strict=True)]
         return np.concatenate(seeds).astype(np.uint64)
 
 

@@ -67,10 +67,6 @@ class ShuffledSampler(Sampler[np.ndarray]):
     def __len__(self) -> int:
         return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the next epoch: not the first where training is resumed."""
-        self.epoch = epoch
-
     @property
     def replayed(self) -> np.ndarray:
         """Rows that come once more in the next epoch."""
@@ -103,9 +99,6 @@ class OrderedSampler(Sampler[np.ndarray]):
 
     def __len__(self) -> int:
         return max(1, -(-len(self._part) // self.batch_size))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: every epoch is the same."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         part = self._part

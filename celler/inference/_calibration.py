@@ -60,8 +60,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         z = (log_temperature - np.log(TYPICAL_TEMPERATURE)) / TEMPERATURE_SPREAD
         return float((nll + z**2 / 2) / len(labels))
 
-    bound = np.log(5.0)
-    return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(5.0), np.log(5.0)), method="bounded").x))
 
 
 def second_best(probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:

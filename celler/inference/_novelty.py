@@ -81,8 +81,7 @@ class Novelty:
             False for genes that the query lacks ``(G,)``.
         """
         nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
-        standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)
-        return np.asarray(standard.sum(axis=0))
+        return np.asarray(_standardise(parts, nearest, depth, self.slope, self.location, self.spread).sum(axis=0))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of known cells exceeds."""
@@ -182,8 +181,7 @@ def measure(
         measured = [measure(space, reference, block, is_shared, is_log=is_log) for block in blocks]
         nearest, depth, parts = zip(*measured, strict=True)
         return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
-    share = reference.share
-    logs = _logs(X, is_log=is_log, target=1e4 * float(share[is_shared].sum()))
+    logs = _logs(X, is_log=is_log, target=1e4 * float(reference.share[is_shared].sum()))
     P = _project(space, logs, is_shared)
     whitening = space.whitening.astype(np.float64).T
     distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")

@@ -114,8 +114,7 @@ class Block(nn.Module):
 
 def attention(projected: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
     """Return multi-head self-attention ``(B, S, D)`` of queries, keys and values ``projected (B, S, 3 D)``."""
-    heads = projected.unflatten(-1, (3, n_heads, -1))
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
+    query, key, value = projected.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2)
 

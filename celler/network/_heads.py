@@ -88,13 +88,11 @@ class GeneDecoder(nn.Module):
 
         ``context (B, 2)`` is from :func:`context_of`; ``tokens (B, M, D)`` are the encoder's outputs for the genes.
         """
-        cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
-        hidden = cell[:, None]
+        hidden = (self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1])[:, None]
         if self.token is not None and tokens is not None:
             hidden = hidden + self.token(tokens)
         products = (hidden * F.embedding(gene_ids, self.gene)).unflatten(2, (2, -1)).sum(3)
-        value, presence = (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
-        return value, presence
+        return (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
 
     def start_from(self, bins: sparse.csr_matrix) -> None:
         """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``."""

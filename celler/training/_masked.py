@@ -69,9 +69,8 @@ class MaskedLoss:
 
     def outputs(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return bins, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each."""
-        tokens, position = minibatch.tokens, minibatch.position
+        tokens, position, context, batch = minibatch.tokens, minibatch.position, minibatch.context, minibatch.batch
         parts = (tokens.gene_ids.long(), tokens.values.long(), *tokens[2:])
-        context, batch = minibatch.context, minibatch.batch
         if self.decoder.token is not None:  # the encoder sees which genes are hidden
             embedding, outputs = self.encoder.tokens(*parts)
             each = outputs.gather(1, position[:, :, None].expand(-1, -1, outputs.shape[2]))
@@ -85,12 +84,10 @@ class MaskedLoss:
     def sums(self, minibatch: MaskedMinibatch) -> tuple[MaskedSums, Tensor]:
         """Return the sums that make the loss, and the predicted bins ``(B, M)``."""
         value, present, absent = self.outputs(minibatch)
-        is_hidden, is_absent = minibatch.is_hidden, minibatch.is_absent
+        is_hidden, is_absent, n_hidden = minibatch.is_hidden, minibatch.is_absent, minibatch.is_hidden.sum()
         squares = ((value - minibatch.bins).square() * is_hidden).sum()
-        n_hidden = is_hidden.sum()
         if present is None or absent is None:
-            nothing = torch.zeros_like(squares)
-            return MaskedSums(squares, n_hidden, nothing, torch.zeros_like(n_hidden)), value
+            return MaskedSums(squares, n_hidden, torch.zeros_like(squares), torch.zeros_like(n_hidden)), value
         presence = (F.softplus(-present) * is_hidden).sum() + (F.softplus(absent) * is_absent).sum()
         return MaskedSums(squares, n_hidden, presence, n_hidden + is_absent.sum()), value
 
@@ -126,15 +123,13 @@ class PretrainingPlan(LightningModule):
         sums, value, bins = zip(*self.outcomes, strict=True)
         self.outcomes.clear()
         total = MaskedSums(*(torch.stack(part).sum() for part in zip(*sums, strict=True)))
-        pairs = torch.stack([torch.cat(value), torch.cat(bins)])
         self.log("validation_loss", total.loss(self.decoder.bin_variance))
-        self.log("validation_correlation", torch.corrcoef(pairs)[0, 1])
+        self.log("validation_correlation", torch.corrcoef(torch.stack([torch.cat(value), torch.cat(bins)]))[0, 1])
 
     def on_train_epoch_end(self) -> None:
         """Store the metrics of the epoch; the loss is the mean over the ranks."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        loss = torch.stack(self.losses).mean()
-        row["train_loss"] = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
+        row["train_loss"] = float(self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean"))
         self.losses.clear()
         self.curves.append(row)
 

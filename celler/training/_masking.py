@@ -65,14 +65,11 @@ def hide(
     hidden_ids = gene_ids.gather(1, position).long()
     bins = values.gather(1, position).float() / (n_bins - 1)
     is_visible = ~padding_mask & ~torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
-    context = context_of(values, is_visible, n_bins)
-
     expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
     expressed.scatter_(1, gene_ids.long(), ~padding_mask)
     expressed[torch.arange(len(gene_ids)), gene_ids[:, 0].long()] = n_tokens > 0  # padding repeats gene 0
     absent = torch.randint(n_genes, position.shape, generator=generator)
     is_absent = is_hidden & ~expressed.gather(1, absent)
-
     if keep_genes:
         seen = TokenBatch(gene_ids, values * is_visible, expression * is_visible, padding_mask)
     else:
@@ -82,6 +79,7 @@ def hide(
         seen_mask = is_visible.gather(1, order)
         ids, bin_, level = (part.gather(1, order) * seen_mask for part in tokens[:3])
         seen = TokenBatch(ids, bin_, level, ~seen_mask)
+    context = context_of(values, is_visible, n_bins)
     return MaskedMinibatch(seen, hidden_ids, bins, is_hidden, position, absent, is_absent, context, batch)
 
 

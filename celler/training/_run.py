@@ -119,12 +119,11 @@ def fit(
         config.teacher.network.to(config.device)
     plan = TrainingPlan(network, class_counts, config, hard_cells)
     best = BestWeights(plan, max(10, config.max_epochs // 2) if config.early_stopping else None)
-    n_threads = None
     attends = network.config.encoder in ("transformer", "scgpt")
-    if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
-        # Without attention the matrix products are small: a second thread was never faster on minibatches of 32,
-        # and twice as slow on busy cores or with a passive wait policy.
-        n_threads = max(1, config.batch_size // 128)
+    is_large = attends and any(weights.requires_grad for weights in network.encoder.parameters())
+    # Without attention the matrix products are small: a second thread was never faster on minibatches of 32,
+    # and twice as slow on busy cores or with a passive wait policy.
+    n_threads = None if is_large else max(1, config.batch_size // 128)
     path = config.ckpt_path
     return run_plan(
         plan,
