@@ -172,7 +172,7 @@ class Tokenizer:
         n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
         if self.max_genes is not None:
             n_kept = np.minimum(n_kept, self.max_genes)
-        shapes = shapes_of(n_kept, sizes)
+        shapes = [(len(part), max(1, int(part.max(initial=0)))) for part in np.split(n_kept, np.cumsum(sizes)[:-1])]
         ends = np.cumsum(np.repeat([width for _, width in shapes], sizes), dtype=np.int64)
         size = int(ends[-1]) if len(ends) else 0
         gene_ids, values, expression = (np.zeros(size, kind) for kind in (np.int32, np.uint8, np.float32))
@@ -184,12 +184,6 @@ class Tokenizer:
         )  # fmt: skip
         whole = map(torch.from_numpy, (gene_ids, values, expression, values == 0))
         return TokenBatches(TokenBatch(*whole), shapes)
-
-
-def shapes_of(n_tokens: np.ndarray, sizes: list[int]) -> list[tuple[int, int]]:
-    """Return (B, T) of minibatches of ``sizes`` cells, each as wide as its longest cell; ``n_tokens (N,)``."""
-    parts = np.split(n_tokens, np.cumsum(sizes)[:-1])
-    return [(len(part), max(1, int(part.max(initial=0)))) for part in parts]
 
 
 @numba.njit(cache=True, nogil=True)

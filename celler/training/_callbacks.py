@@ -24,10 +24,9 @@ from celler._utils._distributed import gather_objects
 class BestWeights(Callback):
     """Hold the weights of the latest epoch within one standard error of the best score so far.
 
-    With few validation cells the highest macro-F1 is mostly luck, and a lucky early epoch would cost the end of
-    the schedule. With many the error is small, and a loss has none: this is then the best epoch.
-    ``monitor`` is the metric, minimised where it is a loss; ``<monitor>_error`` is its standard error, 0 where it is
-    not logged. Training stops after ``patience`` epochs below the best score, ``None`` for never.
+    With few validation cells the highest macro-F1 is mostly luck, and a lucky early epoch would cost the end of the
+    schedule. With many, or a loss, the error ``<monitor>_error`` is small or none: this is then the best epoch.
+    Training stops after ``patience`` epochs below the best score, ``None`` for never.
     """
 
     def __init__(self, module: nn.Module, patience: int | None, monitor: str = "validation_macro_f1") -> None:
@@ -100,12 +99,15 @@ class EachEpoch(Checkpoint):
             os.replace(part, self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        hard_cells = pl_module.hard_cells
+        hard_cells, device = pl_module.hard_cells, pl_module.device
+        random = {"noise": pl_module.generator.get_state(), "torch": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
         checkpoint["celler"] = {
             "given": self.given,
             "curves": pl_module.curves,
             "hard_cells": None if hard_cells is None else hard_cells.to_plain(),
-            "random": gather_objects(random_state(pl_module)),
+            "random": gather_objects(random),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -131,11 +133,3 @@ class EachEpoch(Checkpoint):
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], pl_module.device)
-
-
-def random_state(plan: Any) -> dict[str, torch.Tensor]:
-    """Return the random states of noise and dropout."""
-    state = {"noise": plan.generator.get_state(), "torch": torch.get_rng_state()}
-    if plan.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(plan.device)
-    return state

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from celler.data._loader import Minibatch
@@ -59,24 +59,19 @@ class TrainingConfig:
 
     Parameters
     ----------
-    encoder_rate
-        Factor of the learning rate for the encoder.
-    evidence_l2
-        Strength of the L2 penalty on the evidence table, 1 / C of scikit-learn's logistic regression.
-    warmup
-        Share of the steps in which the learning rate rises.
-    gradient_clip
-        Largest norm of the gradient.
+    encoder_rate, evidence_l2
+        Factor of the learning rate for the encoder, and strength of the L2 penalty on the evidence table, 1 / C of
+        scikit-learn's logistic regression.
+    warmup, gradient_clip
+        Share of the steps in which the learning rate rises, and largest norm of the gradient.
     token_dropout
         Share of a cell's tokens left out at random in each epoch.
     teacher
         Network whose predictions are kept, ``None`` for none.
     masked_task
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
-    processes
-        Processes on each machine, and machines.
-    ckpt_path
-        File that :class:`~celler.training._callbacks.EachEpoch` writes, ``None`` for none.
+    processes, ckpt_path
+        Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
     """
 
     max_epochs: int
@@ -226,7 +221,7 @@ class TrainingPlan(LightningModule):
             sums[:-1] = confusion_of(logits, labels).flatten()
             sums[-1] = F.cross_entropy(logits.float(), labels, reduction="sum")
         self.outcomes.clear()
-        sums = summed(self.trainer, sums)
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         macro_f1, standard_error = macro_f1_with_error(sums[:-1].view(n_classes, n_classes))
         self.log("validation_loss", sums[-1] / sums[:-1].sum())
         self.log("validation_macro_f1", macro_f1)
@@ -237,7 +232,8 @@ class TrainingPlan(LightningModule):
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         losses, n_cells = zip(*self.losses, strict=True)
         total = torch.stack(losses).cpu().numpy() @ np.array(n_cells)
-        sums = summed(self.trainer, torch.tensor([total, sum(n_cells)], device=self.device))
+        part = torch.tensor([total, sum(n_cells)], device=self.device)
+        sums = self.trainer.strategy.reduce(part, reduce_op="sum")
         row["train_loss"] = float(sums[0] / sums[1])
         self.losses.clear()
         if self.masked_losses:
@@ -289,12 +285,6 @@ def one_cycle(groups: list[dict[str, Any]], config: RunConfig, n_steps: int, war
         cycle_momentum=False,
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def summed(trainer: Trainer, values: Tensor) -> Tensor:
-    """Return the sum of ``values`` over all ranks."""
-    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
-    return total
 
 
 def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -26,12 +26,6 @@ from celler.training._callbacks import BestWeights, EachEpoch, ProgressBar
 from celler.training._plan import RunConfig, TrainingConfig, TrainingPlan
 
 
-def by_metric(curves: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Turn a row of metrics per epoch into a list per metric, NaN where an epoch lacks it."""
-    names = sorted({name for row in curves for name in row})
-    return {name: [row.get(name, float("nan")) for row in curves] for name in names}
-
-
 def run_plan(
     plan: Any,
     train: Iterable[Any],
@@ -77,7 +71,8 @@ def run_plan(
     if best.state is not None:
         plan.load_state_dict(best.state)
     plan.to(config.device).eval()
-    return by_metric(plan.curves)
+    names = sorted({name for row in plan.curves for name in row})
+    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
 
 
 def has_bars(config: RunConfig) -> bool:
