@@ -65,10 +65,14 @@ def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "a
             "accelerator='auto' chooses the best of them."
         )
     n_devices = torch.cuda.device_count() if kind == "gpu" else 1
-    if choose_processes(devices) != (1, 1):
-        return _device_of_rank(kind, devices, n_devices)
     chosen = devices if isinstance(devices, list) else [0]
-    if devices not in ("auto", 1, "1") and (
+    n_here, n_machines = choose_processes(devices)
+    if (n_here, n_machines) != (1, 1):
+        chosen = [int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))]
+        if kind == "mps" or (kind == "gpu" and n_here > n_devices):
+            found = f"{n_here} processes need a GPU each, there are {n_devices}"
+            raise ValueError(f"devices={devices!r} was given; {found}.")
+    elif devices not in ("auto", 1, "1") and (
         not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
     ):
         raise ValueError(
@@ -88,12 +92,3 @@ def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
         n_machines = int(env["SLURM_NNODES"])
         return int(env["SLURM_NTASKS"]) // n_machines, n_machines
     return (devices, 1) if isinstance(devices, int) and devices > 1 else (1, 1)
-
-
-def _device_of_rank(kind: str, devices: int | str | list[int], n_devices: int) -> torch.device:
-    """Return the device of this process among several."""
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    n_here = choose_processes(devices)[0]
-    if kind == "mps" or (kind == "gpu" and n_here > n_devices):
-        raise ValueError(f"devices={devices!r} was given; {n_here} processes need a GPU each, there are {n_devices}.")
-    return torch.device("cuda", rank) if kind == "gpu" else torch.device(kind)

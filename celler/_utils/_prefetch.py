@@ -16,12 +16,6 @@ def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
     This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place of its
     item. The thread starts with the first ``next`` and ends, and closes a generator, with the last item or earlier.
     """
-    if n < 1:
-        raise ValueError(f"n={n} was given; at least 1 is needed.")
-    return _ahead(iterable, n)
-
-
-def _ahead(iterable: Iterable[Item], n: int) -> Iterator[Item]:
     iterator, end = iter(iterable), cast(Item, object())
     thread = ThreadPoolExecutor(1, "celler-prefetch")
     waiting = deque(thread.submit(next, iterator, end) for _ in range(n))

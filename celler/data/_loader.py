@@ -35,9 +35,6 @@ class Minibatch(NamedTuple):
         return Minibatch(TokenBatch(*map(copy, self.tokens)), copy(self.labels), copy(self.source_index), embedding)
 
 
-Minibatches = Iterable[Minibatch]
-
-
 @dataclass(frozen=True)
 class TokenLoader:
     """Minibatches of tokens of a source's cells, one epoch each time it is iterated.

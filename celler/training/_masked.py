@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,18 +29,12 @@ class MaskedTask(nn.Module):
     def __init__(self, decoder: GeneDecoder, minibatches: Iterable[MaskedMinibatch], weight: float) -> None:
         super().__init__()
         self.decoder, self.weight = decoder, weight
-        self._minibatches = endless(minibatches)
+        self._minibatches = chain.from_iterable(repeat(minibatches))  # the sampler draws each epoch anew
 
     def forward(self, encoder: nn.Module) -> Tensor:
         minibatch = next(self._minibatches).to(self.decoder.gene.device)
         loss, _ = MaskedLoss(encoder, self.decoder)(minibatch)
         return self.weight * loss
-
-
-def endless(minibatches: Iterable[MaskedMinibatch]) -> Iterator[MaskedMinibatch]:
-    """Repeat the epochs without end; the sampler draws each anew."""
-    while True:
-        yield from minibatches
 
 
 #: Cells whose principal components initialise the gene embeddings, and number of components.

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from celler._utils._devices import autocast, cpu_threads
 from celler._utils._distributed import merged
 from celler._utils._messages import has_progress
-from celler.data._loader import Minibatches
+from celler.data._loader import Minibatch
 from celler.mining import HardCells
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights, EachEpoch, ProgressBar
@@ -98,8 +98,8 @@ def _quiet_lightning() -> Iterator[None]:
 
 def fit(
     network: GeneTransformer,
-    train: Minibatches,
-    validation: Minibatches | None,
+    train: Iterable[Minibatch],
+    validation: Iterable[Minibatch] | None,
     class_counts: np.ndarray,
     config: TrainingConfig,
     *,
@@ -146,7 +146,7 @@ def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingCo
 
 @torch.inference_mode()
 def validation_logits(
-    network: GeneTransformer, minibatches: Minibatches, precision: str
+    network: GeneTransformer, minibatches: Iterable[Minibatch], precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits ``(N, C)`` and labels ``(N,)`` of the cells of all ranks."""
     device = network.device
