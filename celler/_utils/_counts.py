@@ -10,10 +10,8 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-#: ``log1p`` of a cell's largest value stays below this; counts and counts per 10,000 go far beyond.
-LARGEST_LOG = 30.0
-#: No cell of logarithms of counts per million, the largest scale in use, sums to more.
-LARGEST_SUM = 1.05e6
+LARGEST_LOG = 30.0  #: ``log1p`` of a cell's largest value stays below this; counts and counts per 10,000 go far beyond
+LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
 Kind = Literal["counts", "expected counts", "normalised", "log1p", "log2", "binned", "scaled", "not finite"]
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import joblib
 import torch
 
-#: Where Linux lists what the processor can do.
-CPU_INFO = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")  #: where Linux lists what the processor can do
 
 
 @contextmanager

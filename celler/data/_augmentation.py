@@ -13,14 +13,11 @@ from celler.data._profile import Profile
 from celler.data._sources import Views
 
 Rows = Callable[[np.ndarray], sparse.csr_matrix]  # counts, or their log1p with is_log, at given positions
-#: Unlabelled cells in a mean.
-N_AVERAGED = 10
+N_AVERAGED = 10  #: unlabelled cells in a mean
 #: Mean number of labelled cells per class at which half of the views are means, and above which none is.
 FEW_CELLS, MOST_CELLS = 10, 45
-#: Most synthetic cells in all, and fewest of a class that has as many.
-MAX_CELLS, MIN_CELLS = 5000, 20
-#: Standard deviation of the log total count of synthetic cells.
-DEPTH_SPREAD = 0.4
+MAX_CELLS, MIN_CELLS = 5000, 20  #: most synthetic cells in all, and fewest of a class that has as many
+DEPTH_SPREAD = 0.4  #: standard deviation of the log total count of synthetic cells
 
 
 def mean_share(n_labelled: int, n_classes: int) -> float:

@@ -17,8 +17,7 @@ from celler._utils import _counts
 from celler._utils._counts import InputState, detect, value_error
 from celler._utils._messages import closest, warn
 
-#: Rows read to tell what the values are.
-N_PROBED = 1000
+N_PROBED = 1000  #: rows read to tell what the values are
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ from scipy import sparse
 
 from celler._utils._messages import column
 
-#: Share of the model's genes that a query must have.
-MIN_OVERLAP = 0.2
-#: Names read to recognise their kind, and the share above which a second kind is reported.
-N_PROBED = 2000
-MIN_SHARE_OF_KIND = 0.1
+MIN_OVERLAP = 0.2  #: share of the model's genes that a query must have
+N_PROBED = 2000  #: names read to recognise their kind
+MIN_SHARE_OF_KIND = 0.1  #: share of names above which a second kind is reported
 _KINDS = {
     "human Ensembl ids": r"ENSG\d+",
     "mouse Ensembl ids": r"ENSMUSG\d+",

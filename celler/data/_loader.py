@@ -16,8 +16,7 @@ from celler.data._samplers import RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, TokenBatches, Tokenizer
 
-#: Cells that are tokenized in one call: at each handover the two threads wait for each other.
-CELLS_AT_ONCE = 1024
+CELLS_AT_ONCE = 1024  #: cells that are tokenized in one call: at each handover the two threads wait for each other
 
 
 class Minibatch(NamedTuple):
@@ -65,8 +64,7 @@ class TokenLoader:
             # Cut here: in the thread every minibatch would have to wait for the GIL.
             sizes = [n_cells for n_cells, _ in tokens.shapes]
             for parts in zip(tokens, labels.split(sizes), index.split(sizes), strict=True):
-                known = None if self.embedding is None else self.embedding[parts[2]]
-                yield Minibatch(*parts, known)
+                yield Minibatch(*parts, None if self.embedding is None else self.embedding[parts[2]])
 
     def _groups(self) -> Iterator[tuple[TokenBatches, Tensor, Tensor]]:
         number = self.row_sampler.epoch * len(self)

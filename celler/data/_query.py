@@ -19,9 +19,8 @@ from celler.data._expression import ExpressionReader, bad_value, is_log, query_r
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
 
-#: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
-CHUNK_SIZE = 4096
-TOKENS_PER_PASS = 2**18
+CHUNK_SIZE = 4096  #: cells read at once
+TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass
 
 
 @dataclass(frozen=True)

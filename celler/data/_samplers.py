@@ -11,8 +11,7 @@ from torch.utils.data import Sampler
 from celler._utils._distributed import rank_and_size
 from celler.mining import HardCells
 
-#: Validation cells that a class may give where their number is bounded.
-N_VALIDATED = 50
+N_VALIDATED = 50  #: validation cells that a class may give where their number is bounded
 
 
 def split(

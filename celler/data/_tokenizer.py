@@ -14,8 +14,7 @@ from torch import Tensor
 
 __all__ = ["BadValueError", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
-#: Library size to which every cell is scaled before ``log1p``.
-TARGET_SUM = 1e4
+TARGET_SUM = 1e4  #: library size to which every cell is scaled before ``log1p``
 
 
 class TokenBatch(NamedTuple):

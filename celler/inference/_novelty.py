@@ -17,20 +17,13 @@ from celler.data._profile import Profile, class_sums, profile
 N_GENES, N_COMPONENTS = 2000, 50
 #: Cells that the distance is fitted on, in proportion to the classes, and minimum of each class.
 N_CELLS, N_OF_CLASS = 5000, 50
-#: Cells per block.
-BLOCK_SIZE = 1000
-#: Shrinkage of the covariance towards a sphere of the same trace.
-SHRINKAGE = 0.05
-#: Pseudo-cells with the mean profile, added to each class so that a small class excludes no gene.
-PRIOR_CELLS = 5.0
-#: Folds of the cross-validation that scores known cells.
-N_FOLDS = 5
-#: Ridge of the least-squares projection where genes are missing.
-RIDGE = 0.1
-#: Weight, in cells, of all classes in the location and spread of each class.
-CLASS_PRIOR = 10.0
-#: Fewest labelled cells for a novelty score.
-MIN_CELLS = 20
+BLOCK_SIZE = 1000  #: cells per block
+SHRINKAGE = 0.05  #: of the covariance towards a sphere of the same trace
+PRIOR_CELLS = 5.0  #: pseudo-cells with the mean profile, added to each class so that a small class excludes no gene
+N_FOLDS = 5  #: folds of the cross-validation that scores known cells
+RIDGE = 0.1  #: of the least-squares projection where genes are missing
+CLASS_PRIOR = 10.0  #: weight, in cells, of all classes in the location and spread of each class
+MIN_CELLS = 20  #: fewest labelled cells for a novelty score
 
 
 @dataclass(frozen=True)
@@ -52,10 +45,8 @@ class Novelty:
 
     Parameters
     ----------
-    space
-        Space of the Mahalanobis distance.
-    slope
-        Slope of each part over sequencing depth ``(2,)``.
+    space, slope
+        Space of the Mahalanobis distance, and slope of each part over sequencing depth ``(2,)``.
     location, spread
         Mean and standard deviation of each part in known cells ``(2, C)``.
     known

@@ -12,17 +12,13 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-#: Principal components in which distances are taken, and neighbours of each cell.
-N_COMPONENTS, N_NEIGHBORS = 30, 10
+N_COMPONENTS, N_NEIGHBORS = 30, 10  #: principal components in which distances are taken, and neighbours of each cell
 #: Cells up to which all distances are computed: 8 s on a core, growing with the square. Beyond, nearest-neighbour
 #: descent finds most of the neighbours in a time that grows with the number of cells.
 EXACT_CELLS = 50_000
-#: Most cells that the components are fitted on; all are projected.
-FIT_CELLS = 20_000
-#: Largest weight of the neighbours; 0.95 was worse on some data.
-MAX_WEIGHT = 0.8
-#: Change of the probabilities at which the iteration stops.
-TOLERANCE = 1e-7
+FIT_CELLS = 20_000  #: most cells that the components are fitted on; all are projected
+MAX_WEIGHT = 0.8  #: largest weight of the neighbours; 0.95 was worse on some data
+TOLERANCE = 1e-7  #: change of the probabilities at which the iteration stops
 
 
 def neighbor_weight(n_unlabelled: int, n_labelled: int) -> float:

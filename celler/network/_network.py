@@ -19,8 +19,7 @@ ENCODERS = {
     "additive": AdditiveEncoder, "latent": LatentEncoder, "transformer": TransformerEncoder, "scgpt": ScGPTEncoder
 }  # fmt: skip
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
-#: Labelled cells at which the encoder's weight is halfway between its minimum and 0.5.
-FEW_CELLS = 1000
+FEW_CELLS = 1000  #: labelled cells at which the encoder's weight is halfway between its minimum and 0.5
 
 
 class NetworkOutput(NamedTuple):
@@ -28,10 +27,8 @@ class NetworkOutput(NamedTuple):
 
     Attributes
     ----------
-    expert_logits
-        Logits of each expert ``(E, B, C)``, the encoder's first.
-    embedding
-        Cell embedding ``(B, D)``.
+    expert_logits, embedding
+        Logits of each expert ``(E, B, C)``, the encoder's first, and cell embedding ``(B, D)``.
     encoder_share
         Weight of the encoder in :attr:`logits`, 0 to 1.
     """

@@ -17,8 +17,7 @@ from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, Tokenizer
 from celler.network._heads import context_of
 
-#: Cells whose bins are made in one call: tokens take several times the memory of counts.
-BLOCK = 1024
+BLOCK = 1024  #: cells whose bins are made in one call: tokens take several times the memory of counts
 
 
 class MaskedMinibatch(NamedTuple):

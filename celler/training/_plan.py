@@ -18,8 +18,7 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay
 from celler.network._network import GeneTransformer
 
-#: Factor of the learning rate for a pretrained encoder: 1e-4 with the default rate.
-PRETRAINED_RATE = 1 / 30
+PRETRAINED_RATE = 1 / 30  #: factor of the learning rate for a pretrained encoder: 1e-4 with the default rate
 
 
 @dataclass(frozen=True)
