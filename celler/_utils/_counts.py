@@ -53,7 +53,7 @@ def value_error(value: float, name: str, instead: str, cell: str | None = None) 
 
 
 def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
-    """Return counts per 10,000 of counts or, with ``is_log``, of ``log1p`` values; the index arrays are shared."""
+    """Return counts per 10,000, new and in float64, of counts ``X`` or, with ``is_log``, of ``log1p`` values."""
     # sklearn.preprocessing.normalize rounds otherwise, scanpy.pp.normalize_total works in float32: labels would change.
     X = sparse.csr_matrix(X)
     values = np.expm1(X.data.astype(np.float64)) if is_log else X.data.astype(np.float64)

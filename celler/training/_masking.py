@@ -112,7 +112,7 @@ class Masking:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class MaskedLoader:
     """Minibatches of cells with hidden genes."""
 
