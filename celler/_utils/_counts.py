@@ -10,21 +10,17 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-#: ``log1p`` of a cell's largest value stays below this; counts and counts per 10,000 go far beyond.
-LARGEST_LOG = 30.0
-#: No cell of logarithms of counts per million, the largest scale in use, sums to more.
-LARGEST_SUM = 1.05e6
+LARGEST_LOG = 30.0  #: ``log1p`` of a cell's largest value stays below this; counts and counts per 10,000 go far beyond
+LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
 Kind = Literal["counts", "expected counts", "normalised", "log1p", "log2", "binned", "scaled", "not finite"]
 
 
 @dataclass(frozen=True)
 class InputState:
-    """What expression values are, and the evidence for it in words.
+    """What expression values are, and the evidence for it in words."""
 
-    ``"expected counts"`` are RSEM's, ``"normalised"`` has a common library size and no logarithm,
-    ``"log2"`` is of x + 1, ``"binned"`` holds ranks, ``"scaled"`` negative values.
-    """
-
+    # "expected counts" are RSEM's, "normalised" has a common library size and no logarithm, "log2" is of x + 1,
+    # "binned" holds ranks, "scaled" negative values.
     kind: Kind
     evidence: str
 
@@ -57,14 +53,10 @@ def value_error(value: float, name: str, instead: str, cell: str | None = None) 
 
 
 def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
-    """Return counts per 10,000 of each row of counts or, with ``is_log``, of ``log1p`` values, as float64.
-
-    The values are new, the index arrays those of ``X``. ``sklearn.preprocessing.normalize`` rounds otherwise,
-    ``scanpy.pp.normalize_total`` works in float32; both would change labels.
-    """
+    """Return counts per 10,000, new and in float64, of counts ``X`` or, with ``is_log``, of ``log1p`` values."""
+    # sklearn.preprocessing.normalize rounds otherwise, scanpy.pp.normalize_total works in float32: labels would change.
     X = sparse.csr_matrix(X)
-    values = X.data.astype(np.float64)
-    values = np.expm1(values) if is_log else values
+    values = np.expm1(X.data.astype(np.float64)) if is_log else X.data.astype(np.float64)
     rows, counts = np.diff(X.indptr), sparse.csr_matrix((values, X.indices, X.indptr), X.shape)
     total = np.asarray(counts.sum(axis=1)).ravel()
     counts.data *= np.repeat(np.divide(1e4, total, out=np.zeros_like(total), where=total > 0), rows)
@@ -72,12 +64,9 @@ def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
 
 
 def detect(X: sparse.csr_matrix) -> InputState:
-    """Detect what the rows of ``X`` hold, by the values alone.
-
-    Whole numbers are counts. Normalised counts keep a trace: without the logarithm, the values of a
-    cell are whole multiples of its smallest, or all cells have the same sum. Without a trace, values up
-    to 30 are logarithms.
-    """
+    """Detect what the rows of ``X`` hold, by the values alone."""
+    # Whole numbers are counts. Normalised counts keep a trace: without the logarithm, the values of a cell are whole
+    # multiples of its smallest, or all cells have the same sum. Without a trace, values up to 30 are logarithms.
     X = X.astype(np.float64, copy=True)  # eliminate_zeros works in place
     if not np.isfinite(X.data).all():
         return InputState("not finite", "NaN or infinite values")

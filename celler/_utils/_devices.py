@@ -10,17 +10,14 @@ from pathlib import Path
 import joblib
 import torch
 
-#: Where Linux lists what the processor can do.
-CPU_INFO = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")  #: where Linux lists what the processor can do
 
 
 @contextmanager
 def cpu_threads(n_most: int | None = None) -> Iterator[None]:
-    """Limit torch to ``n_most`` CPU threads and to the cores this process may use.
-
-    torch counts the cores of the machine; joblib respects the CPU affinity and a container's quota.
-    """
+    """Limit torch to ``n_most`` CPU threads and to the cores this process may use."""
     before = torch.get_num_threads()
+    # torch counts the cores of the machine; joblib respects the CPU affinity and a container's quota.
     n = min(before, joblib.cpu_count(), before if n_most is None else n_most)
     if n != before:
         torch.set_num_threads(n)
@@ -37,10 +34,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 on GPUs that support it and CPUs with AMX, else float32.
-
-    AVX512-bf16 without AMX was no faster than float32 at these sizes.
-    """
+    """``auto`` is bfloat16 on GPUs that support it and CPUs with AMX (AVX512-bf16 was no faster), else float32."""
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision={precision!r} was given; choose 'auto', 'float32' or 'bfloat16'.")
     if precision != "auto":
@@ -70,10 +64,14 @@ def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "a
             "accelerator='auto' chooses the best of them."
         )
     n_devices = torch.cuda.device_count() if kind == "gpu" else 1
-    if choose_processes(devices) != (1, 1):
-        return _device_of_rank(kind, devices, n_devices)
     chosen = devices if isinstance(devices, list) else [0]
-    if devices not in ("auto", 1, "1") and (
+    n_here, n_machines = choose_processes(devices)
+    if (n_here, n_machines) != (1, 1):
+        chosen = [int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))]
+        if kind == "mps" or (kind == "gpu" and n_here > n_devices):
+            found = f"{n_here} processes need a GPU each, there are {n_devices}"
+            raise ValueError(f"devices={devices!r} was given; {found}.")
+    elif devices not in ("auto", 1, "1") and (
         not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
     ):
         raise ValueError(
@@ -84,10 +82,7 @@ def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "a
 
 
 def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
-    """Return the number of processes per machine and of machines; each process has one device.
-
-    Processes launched by torchrun or srun take precedence over ``devices``.
-    """
+    """Return the number of processes per machine and of machines; torchrun and srun take precedence."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         n_here = int(env["LOCAL_WORLD_SIZE"])
@@ -96,12 +91,3 @@ def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
         n_machines = int(env["SLURM_NNODES"])
         return int(env["SLURM_NTASKS"]) // n_machines, n_machines
     return (devices, 1) if isinstance(devices, int) and devices > 1 else (1, 1)
-
-
-def _device_of_rank(kind: str, devices: int | str | list[int], n_devices: int) -> torch.device:
-    """Return the device of this process among several."""
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    n_here = choose_processes(devices)[0]
-    if kind == "mps" or (kind == "gpu" and n_here > n_devices):
-        raise ValueError(f"devices={devices!r} was given; {n_here} processes need a GPU each, there are {n_devices}.")
-    return torch.device("cuda", rank) if kind == "gpu" else torch.device(kind)

@@ -13,16 +13,9 @@ Item = TypeVar("Item")
 def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
     """Return the items of ``iterable`` in order, up to ``n`` of them made ahead; ``n + 1`` are in memory.
 
-    This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place
-    of its item. The thread starts with the first ``next`` and ends, and closes a generator, with the last
-    item or when the iterator is closed.
+    This pays where making an item releases the GIL: compiled code, reading. An error is raised in the place of its
+    item. The thread starts with the first ``next`` and ends, and closes a generator, with the last item or earlier.
     """
-    if n < 1:
-        raise ValueError(f"n={n} was given; at least 1 is needed.")
-    return _ahead(iterable, n)
-
-
-def _ahead(iterable: Iterable[Item], n: int) -> Iterator[Item]:
     iterator, end = iter(iterable), cast(Item, object())
     thread = ThreadPoolExecutor(1, "celler-prefetch")
     waiting = deque(thread.submit(next, iterator, end) for _ in range(n))

@@ -12,15 +12,12 @@ from celler._utils._counts import cp10k
 from celler.data._profile import Profile
 from celler.data._sources import Views
 
-Rows = Callable[[np.ndarray], sparse.csr_matrix]
-#: Unlabelled cells in a mean.
-N_AVERAGED = 10
+Rows = Callable[[np.ndarray], sparse.csr_matrix]  # counts, or their log1p with is_log, at given positions
+N_AVERAGED = 10  #: unlabelled cells in a mean
 #: Mean number of labelled cells per class at which half of the views are means, and above which none is.
 FEW_CELLS, MOST_CELLS = 10, 45
-#: Most synthetic cells in all, and fewest of a class that has as many.
-MAX_CELLS, MIN_CELLS = 5000, 20
-#: Standard deviation of the log total count of synthetic cells.
-DEPTH_SPREAD = 0.4
+MAX_CELLS, MIN_CELLS = 5000, 20  #: most synthetic cells in all, and fewest of a class that has as many
+DEPTH_SPREAD = 0.4  #: standard deviation of the log total count of synthetic cells
 
 
 def mean_share(n_labelled: int, n_classes: int) -> float:
@@ -40,9 +37,8 @@ def neighbourhoods(
 ) -> Views:
     """Return the mean of each labelled cell and its ten nearest unlabelled cells, as views of it.
 
-    ``rows`` returns counts, or with ``is_log`` their ``log1p`` values, ``(n, G)`` at given positions. ``labels (N,)``
-    are codes, −1 for unlabelled cells; ``embedding (N, D)`` is the space of the distances. With ``found (N,)``, codes
-    predicted by a first training, only cells predicted as the cell's class are averaged.
+    ``labels (N,)`` are codes, −1 for unlabelled cells; distances are those of ``embedding (N, D)``. With ``found``, the
+    codes ``(N,)`` predicted by a first training, only cells predicted as the cell's class are averaged.
     """
     labelled, members = np.flatnonzero(labels >= 0), []
     for cell in labelled:
@@ -57,10 +53,7 @@ def neighbourhoods(
 def with_class_means(
     views: Views, rows: Rows, labels: np.ndarray, found: np.ndarray, seed: int, *, is_log: bool
 ) -> Views:
-    """Add to the views of each labelled cell the mean of ten random unlabelled cells predicted as its class.
-
-    ``found (N,)`` are the predicted codes. A class that was predicted for no cell gets no such view.
-    """
+    """Add to the views of each labelled cell the mean of ten random unlabelled cells ``found (N,)`` to be its class."""
     rng, of_cell = np.random.default_rng(seed), np.repeat(views.of_cell, 2, axis=1)
     members: list[np.ndarray] = []
     for cell in np.flatnonzero(labels >= 0):
@@ -84,9 +77,8 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
     """Return mean counts per 10,000 of each group of positions ``(M, G)``, with ``is_log`` their ``log1p``."""
     needed, position = np.unique(np.concatenate(members), return_inverse=True)
     sizes = np.array([len(group) for group in members])
-    weights = np.repeat(1 / sizes, sizes)
     start = np.concatenate([[0], np.cumsum(sizes)])
-    averaging = sparse.csr_matrix((weights, position, start), (len(members), len(needed)))
+    averaging = sparse.csr_matrix((np.repeat(1 / sizes, sizes), position, start), (len(members), len(needed)))
     mean = averaging @ cp10k(rows(needed), is_log=is_log)
     return sparse.csr_matrix(mean.log1p() if is_log else mean, dtype=np.float32)
 
@@ -94,8 +86,7 @@ def means(rows: Rows, members: list[np.ndarray], *, is_log: bool) -> sparse.csr_
 def n_rehearsed(class_counts: np.ndarray) -> np.ndarray:
     """Return the number of synthetic cells of each class ``(C,)``: all, or a share to stay below ``MAX_CELLS``."""
     share = min(1.0, MAX_CELLS / class_counts.sum())
-    least = np.minimum(class_counts, MIN_CELLS)
-    return np.maximum(least, np.round(class_counts * share)).astype(np.int64)
+    return np.maximum(np.minimum(class_counts, MIN_CELLS), np.round(class_counts * share)).astype(np.int64)
 
 
 def draw_cells(
@@ -112,8 +103,7 @@ def draw_cells(
     The profile does not hold :math:`D`. It is estimated from the median dispersion, as most genes are nearly Poisson.
     Genes that were never measured in a class have no counts.
     """
-    poisson = float(np.median(profile.dispersion))
-    parts = []
+    poisson, n_genes, parts = float(np.median(profile.dispersion)), profile.mean.shape[1], []
     for k, n in enumerate(n_cells):
         genes = np.flatnonzero(np.nan_to_num(profile.mean[k]) > 0)
         mean = profile.mean[k, genes].astype(np.float64)
@@ -123,10 +113,8 @@ def draw_cells(
             size = (min(block_size, n - start), len(genes))
             depth = 1e4 / poisson * rng.lognormal(0.0, DEPTH_SPREAD, (size[0], 1))
             counts = rng.poisson(depth * mean / mean.sum() * rng.gamma(shape, 1 / shape, size))
-            empty = counts.sum(axis=1) == 0
-            counts[empty, mean.argmax()] = 1
+            counts[counts.sum(axis=1) == 0, mean.argmax()] = 1
             rows, columns = np.nonzero(counts)
             values = counts[rows, columns].astype(np.float32)
-            n_genes = profile.mean.shape[1]
             parts.append(sparse.csr_matrix((values, (rows, genes[columns])), (size[0], n_genes)))
     return sparse.vstack(parts, format="csr"), np.repeat(np.arange(len(n_cells)), n_cells)

@@ -17,17 +17,12 @@ from celler._utils import _counts
 from celler._utils._counts import InputState, detect, value_error
 from celler._utils._messages import closest, warn
 
-#: Rows read to tell what the values are.
-N_PROBED = 1000
+N_PROBED = 1000  #: rows read to tell what the values are
 
 
 @dataclass(frozen=True)
 class ExpressionReader:
-    """Rows of ``adata.X`` or a layer as CSR float32; ``adata`` is never changed.
-
-    Views, backed files, CSR, CSC and dense matrices give the same rows, read a chunk at a time.
-    log2(x + 1) becomes the natural logarithm; other values stay.
-    """
+    """Rows of ``adata.X`` or a layer, in any storage, as CSR float32; log2(x + 1) becomes the natural logarithm."""
 
     adata: AnnData
     layer: str | None = None
@@ -139,10 +134,9 @@ def warn_of_binned(reader: ExpressionReader) -> None:
         )
 
 
-def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> np.ndarray:
-    """Return the stored values of ``X``; raise ``ValueError`` for negative, NaN and infinite ones."""
+def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> None:
+    """Raise ``ValueError`` for negative, NaN and infinite values of ``X``."""
     _counts.check_values(X.data, reader.name, lambda: _what_to_pass(reader))
-    return X.data
 
 
 def bad_value(value: float, reader: ExpressionReader, cell: str) -> ValueError:
@@ -153,11 +147,8 @@ def bad_value(value: float, reader: ExpressionReader, cell: str) -> ValueError:
 def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
     """Return the AnnData's other usable matrices: what to pass, and what it holds."""
     adata = reader.adata
-    others = {
-        f"layer={name!r}": ExpressionReader(adata, name).state
-        for name in adata.layers
-        if name not in (None, reader.layer)
-    }
+    names = (name for name in adata.layers if name not in (None, reader.layer))
+    others = {f"layer={name!r}": ExpressionReader(adata, name).state for name in names}
     if reader.layer is not None and (adata.isbacked or adata[:0].X is not None):
         others["adata.X (layer=None)"] = ExpressionReader(adata).state
     if adata.raw is not None:
@@ -171,10 +162,9 @@ def _what_to_pass(reader: ExpressionReader) -> str:
     others = elsewhere(reader)
     if not others:
         return " Pass the layer or object that holds them."
-    found = [f"{name} ({state.kind})" for name, state in others.items()]
-    has_layers = any("layer" in name for name in others)
-    copy = "; predict has no layer argument, so give it a copy with those values in X"
-    return f" Here, pass {' or '.join(found)}{copy if has_layers else ''}."
+    found = " or ".join(f"{name} ({state.kind})" for name, state in others.items())
+    copy = "; predict has no layer argument, so give it a copy with those values in X" if "layer" in found else ""
+    return f" Here, pass {found}{copy}."
 
 
 def _spread(n_obs: int) -> slice:

@@ -12,11 +12,9 @@ from scipy import sparse
 
 from celler._utils._messages import column
 
-#: Share of the model's genes that a query must have.
-MIN_OVERLAP = 0.2
-#: Names read to recognise their kind, and the share above which a second kind is reported.
-N_PROBED = 2000
-MIN_SHARE_OF_KIND = 0.1
+MIN_OVERLAP = 0.2  #: share of the model's genes that a query must have
+N_PROBED = 2000  #: names read to recognise their kind
+MIN_SHARE_OF_KIND = 0.1  #: share of names above which a second kind is reported
 _KINDS = {
     "human Ensembl ids": r"ENSG\d+",
     "mouse Ensembl ids": r"ENSMUSG\d+",
@@ -41,8 +39,7 @@ class GeneAlignment:
     n_inexact
         Number of genes whose names are not equal, by the way they were matched.
     repeated
-        Reference row ``(n_vars,)``, int32, of query genes that claim the same gene, else -1. Such a gene
-        counts as missing.
+        Reference row ``(n_vars,)``, int32, of query genes that claim the same gene, which is missing then; else -1.
     column
         Column of ``var`` used because ``var_names`` do not match, or ``None``.
     kinds
@@ -51,7 +48,6 @@ class GeneAlignment:
         Share of the reference's expression that the matched genes carry, if known.
     n_other_case
         Number of missing genes that would match if case were ignored, as those of another species do.
-
     """
 
     gene_map: np.ndarray
@@ -135,23 +131,20 @@ def align_genes(
 ) -> GeneAlignment:
     """Match genes by name: equal names first, then names that can only mean the same gene.
 
-    What remains is compared without the version of Ensembl ids, then without the ``-1`` of
-    ``var_names_make_unique``, then with ``ignore_case`` in any case. An ambiguous name is not matched.
-
-    ``var`` is that of the query: a text column that matches more than twice as many genes as ``query``
-    replaces it. ``is_vocabulary``: the reference names all genes of a species, so few are expected.
-
-    Raises ``ValueError`` if under 20 % of the reference's genes match, or of the query's if the reference
-    is a vocabulary.
+    What remains is compared without the version of Ensembl ids, then without the ``-1`` of ``var_names_make_unique``,
+    then with ``ignore_case`` in any case. An ambiguous name is not matched. A text column of the query's ``var`` that
+    matches more than twice as many genes as ``query`` replaces it. Raises ``ValueError`` if under 20 % of the
+    reference's genes match, or of the query's where the reference ``is_vocabulary``, all genes of a species.
     """
     found, column = _Match(query, reference, ignore_case), None
     n_expected = len(query) if is_vocabulary else len(reference)
     needed = MIN_OVERLAP * n_expected
     if var is not None and 2 * found.n_matched < n_expected:
-        for name, names in _text_columns(var).items():
-            other = _Match(names, reference, ignore_case)
+        is_text = [isinstance(kind, pd.CategoricalDtype) or pd.api.types.is_string_dtype(kind) for kind in var.dtypes]
+        for name in var.columns[is_text]:
+            other = _Match(gene_names(var, name), reference, ignore_case)
             if other.n_matched >= max(needed, 2 * found.n_matched + 1):
-                found, column = other, name
+                found, column = other, str(name)
     if found.n_matched < needed:
         raise _too_few(found, var, is_vocabulary=is_vocabulary)
     missing = np.delete(reference.to_numpy(), found.gene_map[found.gene_map >= 0])
@@ -185,21 +178,12 @@ def without_version(names: pd.Index) -> pd.Index:
 def without_suffix(names: pd.Index) -> pd.Index:
     """``TBCE-1`` -> ``TBCE``."""
     parts = (name.rpartition("-") for name in names)
-    return pd.Index(
-        [base if base and n.isdecimal() else base + dash + n for base, dash, n in parts],
-        dtype=object,
-    )
-
-
-def _unchanged(names: pd.Index) -> pd.Index:
-    return names
-
-
-def _upper(names: pd.Index) -> pd.Index:
-    return pd.Index([name.upper() for name in names], dtype=object)
+    return pd.Index([base if base and n.isdecimal() else base + dash + n for base, dash, n in parts], dtype=object)
 
 
 _Key = Callable[[pd.Index], pd.Index]
+_unchanged: _Key = lambda names: names
+_upper: _Key = lambda names: pd.Index([name.upper() for name in names], dtype=object)
 _EXACT, IN_ANOTHER_CASE = "by equal names", "in another case"
 #: In order: what makes a name of the query and one of the reference comparable.
 _WAYS: dict[str, tuple[_Key, _Key]] = {
@@ -261,11 +245,6 @@ def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
     return pd.Index(names.where(names.notna(), "").astype(str))
 
 
-def _text_columns(var: pd.DataFrame) -> dict[str, pd.Index]:
-    is_text = [isinstance(dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(dtype) for dtype in var.dtypes]
-    return {str(name): gene_names(var, name) for name in var.columns[is_text]}
-
-
 def kinds_of(names: pd.Index) -> pd.Series:
     """Share of each kind among up to 2,000 evenly spaced names, most frequent first."""
     probed = names[:: max(1, len(names) // N_PROBED)]
@@ -302,7 +281,6 @@ def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) ->
     """Return the error for a query of other genes: what both have, and what would connect them."""
     query, reference = match.query, match.reference
     query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
-    columns = [] if var is None else list(map(str, var.columns))
     if n_other_case := match.n_other_case:
         what_to_do = _other_case(n_other_case)[:-1]
     elif query_kinds == reference_kinds:
@@ -324,7 +302,7 @@ def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) ->
     return ValueError(
         f"{found}; at least {MIN_OVERLAP:.0%} are needed. The model has {reference_kinds} such as "
         f"{list(reference[:4])}, the query {query_kinds} such as {list(query[:4])}; columns of its var: "
-        f"{columns}. {what_to_do}."
+        f"{[] if var is None else list(map(str, var.columns))}. {what_to_do}."
     )
 
 

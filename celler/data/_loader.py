@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,72 +16,30 @@ from celler.data._samplers import RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, TokenBatches, Tokenizer
 
-#: Cells that are tokenized in one call: at each handover the two threads wait for each other.
-CELLS_AT_ONCE = 1024
+CELLS_AT_ONCE = 1024  #: cells that are tokenized in one call: at each handover the two threads wait for each other
 
 
 class Minibatch(NamedTuple):
-    """B cells to train on or validate.
-
-    Parameters
-    ----------
-    tokens
-        Their tokens, each ``(B, T)``.
-    labels
-        Label codes ``(B,)``.
-    source_index
-        Rows of the source ``(B,)``.
-    embedding
-        Cell embedding ``(B, D)`` of a frozen encoder, which then does not run.
-
-    """
+    """B cells to train on or validate."""
 
     tokens: TokenBatch
-    labels: Tensor
-    source_index: Tensor
-    embedding: Tensor | None = None
+    labels: Tensor  # codes (B,)
+    source_index: Tensor  # rows of the source (B,)
+    embedding: Tensor | None = None  # (B, D), of a frozen encoder, which then does not run
 
     def to(self, device: torch.device) -> Minibatch:
         """Copy to ``device``; from pinned memory the copy does not block the caller."""
-
-        def change(part: Tensor) -> Tensor:
-            return part.to(device, non_blocking=True)
-
-        embedding = None if self.embedding is None else change(self.embedding)
-        tokens = TokenBatch(*map(change, self.tokens))
-        return Minibatch(tokens, change(self.labels), change(self.source_index), embedding)
-
-
-Minibatches = Iterable[Minibatch]
+        copy: Callable[[Tensor], Tensor] = lambda part: part.to(device, non_blocking=True)
+        embedding = None if self.embedding is None else copy(self.embedding)
+        return Minibatch(TokenBatch(*map(copy, self.tokens)), copy(self.labels), copy(self.source_index), embedding)
 
 
 @dataclass(frozen=True)
 class TokenLoader:
     """Minibatches of tokens of a source's cells, one epoch each time it is iterated.
 
-    Random draws depend on the seed, the epoch and the minibatch's number alone, so that a resumed training
-    draws what it would have drawn.
-
-    Parameters
-    ----------
-    source
-        The cells.
-    tokenizer
-        Makes their tokens.
-    row_sampler
-        Rows of each minibatch. A :class:`~celler.data._samplers.ShuffledSampler` is for training: genes are then
-        dropped and, beyond ``max_genes``, drawn at random; an ordered one is for validation, on whole cells.
-    is_log
-        Whether the values are ``log1p`` values.
-    seed
-        Of the random genes.
-    token_dropout
-        Share of a cell's genes left out in training.
-    device
-        Where the minibatches go; for a GPU they are pinned.
-    embedding
-        Embedding ``(n_cells, D)`` of all cells by a frozen encoder.
-
+    With a shuffled sampler, for training, genes are dropped and, beyond ``max_genes``, drawn at random. The draws
+    depend on the seed, the epoch and the minibatch's number alone, so that a resumed training repeats them.
     """
 
     source: CellSource
@@ -90,24 +48,23 @@ class TokenLoader:
     row_sampler: RowSampler
     is_log: bool
     seed: int = 0
-    token_dropout: float = 0.0
-    device: torch.device = torch.device("cpu")
-    embedding: Tensor | None = None
+    token_dropout: float = 0.0  # share of a cell's genes left out in training
+    device: torch.device = torch.device("cpu")  # minibatches for a GPU are pinned
+    embedding: Tensor | None = None  # of all cells by a frozen encoder (n_cells, D)
 
     def __len__(self) -> int:
         return len(self.row_sampler)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the next epoch, where a training is resumed."""
-        self.row_sampler.set_epoch(epoch)
+        self.row_sampler.epoch = epoch
 
     def __iter__(self) -> Iterator[Minibatch]:
         for tokens, labels, index in prefetch(self._groups()):
             # Cut here: in the thread every minibatch would have to wait for the GIL.
             sizes = [n_cells for n_cells, _ in tokens.shapes]
             for parts in zip(tokens, labels.split(sizes), index.split(sizes), strict=True):
-                known = None if self.embedding is None else self.embedding[parts[2]]
-                yield Minibatch(*parts, known)
+                yield Minibatch(*parts, None if self.embedding is None else self.embedding[parts[2]])
 
     def _groups(self) -> Iterator[tuple[TokenBatches, Tensor, Tensor]]:
         number = self.row_sampler.epoch * len(self)
@@ -136,11 +93,8 @@ class TokenLoader:
         return replace(tokens, flat=flat), labels.pin_memory(), index.pin_memory()
 
     def _cell_seeds(self, blocks: list[CellBlock], number: int) -> np.ndarray:
-        rank = rank_and_size()[0]
-        seeds = [
-            np.random.default_rng((self.seed, number + i, rank)).integers(2**63, size=len(block.index))
-            for i, block in enumerate(blocks)
-        ]
+        rngs = (np.random.default_rng((self.seed, number + i, rank_and_size()[0])) for i in range(len(blocks)))
+        seeds = [rng.integers(2**63, size=len(block.index)) for rng, block in zip(rngs, blocks, strict=True)]
         return np.concatenate(seeds).astype(np.uint64)
 
 

@@ -15,8 +15,8 @@ from celler._utils._counts import cp10k
 class Profile:
     """Counts per 10,000 by class: ``mean (C, G)``, ``n_cells (C,)``, ``dispersion (G,)``.
 
-    The dispersion is the variance between cells over the mean, within classes. The mean of a gene that
-    was not measured in a class is NaN. Numbers of cells may be fractions.
+    The dispersion is the variance between cells over the mean, within classes. The mean of a gene that was not
+    measured in a class is NaN. Numbers of cells may be fractions.
     """
 
     mean: np.ndarray
@@ -45,23 +45,16 @@ def profile(
     is_log: bool,
     block_size: int = 10_000,
 ) -> Profile:
-    """Profile of ``n_cells`` cells, read in blocks of positions ``(n,)``.
-
-    ``rows`` returns the counts of a block ``(n, G)`` or, with ``is_log``, their ``log1p``. ``weights``
-    returns the share of each cell in each class ``(n, C)``; its rows sum to 1 or 0.
-    """
-    total: np.ndarray | float = 0.0
-    squares: np.ndarray | float = 0.0
-    in_class: np.ndarray | float = 0.0
+    """Profile of cells whose ``rows (n, G)`` are read in blocks; ``weights (n, C)`` are their shares in the classes."""
+    total = squares = in_class = np.zeros(())
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
         X, parts = cp10k(rows(block), is_log=is_log), weights(block)
         total = total + class_sums(X, parts)
         of_value = np.repeat(parts.sum(axis=1), np.diff(X.indptr))
         squares = squares + np.bincount(X.indices, X.data**2 * of_value, X.shape[1])
         in_class = in_class + parts.sum(axis=0)
-    total, in_class = np.asarray(total), np.asarray(in_class)
     mean = total / np.maximum(in_class, 1e-9)[:, None]
-    within = np.maximum(np.asarray(squares) - (total * mean).sum(axis=0), 0)
+    within = np.maximum(squares - (total * mean).sum(axis=0), 0)
     of_gene = total.sum(axis=0)
     dispersion = np.divide(within, of_gene, out=np.zeros_like(within), where=of_gene > 0)
     typical = np.median(dispersion[dispersion > 0]) if (dispersion > 0).any() else 1.0

@@ -19,32 +19,18 @@ from celler.data._expression import ExpressionReader, bad_value, is_log, query_r
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
 from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
 
-#: Cells read at once, and the tokens (cells x longest cell) of one forward pass.
-CHUNK_SIZE = 4096
-TOKENS_PER_PASS = 2**18
+CHUNK_SIZE = 4096  #: cells read at once
+TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass
 
 
 @dataclass(frozen=True)
 class Genes:
-    """Genes of a model.
+    """Genes of a model."""
 
-    Parameters
-    ----------
-    names
-        Their names ``(n_genes,)``.
-    share
-        Mean share of a reference cell's counts that each carries ``(n_genes,)``.
-    key
-        Column of ``var`` with the names; ``None`` is ``var_names``.
-    is_vocabulary
-        Whether they are all genes of a species rather than those of a reference.
-
-    """
-
-    names: pd.Index
-    share: np.ndarray
-    key: str | None = None
-    is_vocabulary: bool = False
+    names: pd.Index  # (n_genes,)
+    share: np.ndarray  # mean share of a reference cell's counts that each carries (n_genes,)
+    key: str | None = None  # column of var with the names; None is var_names
+    is_vocabulary: bool = False  # all genes of a species rather than those of a reference
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
@@ -79,25 +65,12 @@ class Genes:
 
 @dataclass(frozen=True)
 class Query:
-    """Cells of an AnnData, read in the genes of a model.
-
-    Parameters
-    ----------
-    reader
-        Reads their values.
-    alignment
-        Gene of the model in each column.
-    expression_share
-        Share of the reference's counts that the query's genes carry there.
-    n_genes
-        Number of the model's genes.
-
-    """
+    """Cells of an AnnData, read in the genes of a model."""
 
     reader: ExpressionReader
     alignment: GeneAlignment
-    expression_share: float
-    n_genes: int
+    expression_share: float  # of the reference's counts that the query's genes carry there
+    n_genes: int  # of the model
 
     @property
     def adata(self) -> AnnData:
@@ -138,12 +111,8 @@ class Query:
 
 
 def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
-    """Match a query's genes with the model's, and warn once of what is missing.
-
-    ``reported`` holds what was said before; what is said now is added.
-    """
-    alignment, share = genes.align(adata)
-    reader = query_reader(adata, layer)
+    """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
+    (alignment, share), reader = genes.align(adata), query_reader(adata, layer)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
     report = genes.report(alignment, share, reader)
@@ -170,9 +139,9 @@ def token_passes(
 ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
     """Positions in ``index (N,)`` and the tokens of those cells, pass by pass.
 
-    A query that lacks genes is scaled to the share its genes carry in the reference, so that missing genes are
-    masked rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the
-    expression of each gene is multiplied by ``factors (n_genes,)``.
+    A query that lacks genes is scaled to the share its genes carry in the reference, so that missing genes are masked
+    rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the expression of each
+    gene is multiplied by ``factors (n_genes,)``.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")

@@ -11,8 +11,7 @@ from torch.utils.data import Sampler
 from celler._utils._distributed import rank_and_size
 from celler.mining import HardCells
 
-#: Validation cells that a class may give where their number is bounded.
-N_VALIDATED = 50
+N_VALIDATED = 50  #: validation cells that a class may give where their number is bounded
 
 
 def split(
@@ -25,11 +24,10 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split the cells with ``labels (n,)`` by class into sorted row indices (train, validation).
 
-    Each class gives its share of cells, rounded to the nearest; a class of three or more always
-    gives one to validation, a smaller class none, and every class keeps one for training.
-    ``validation_size=None`` takes all that ``train_size`` leaves. Where there would be more than about
-    ``max_validation`` validation cells, large classes give fewer and training keeps the rest; a class may
-    still give 50.
+    Each class gives its share of cells, rounded to the nearest; a class of three or more always gives one to
+    validation, a smaller class none, and every class keeps one for training. ``validation_size=None`` takes all that
+    ``train_size`` leaves. Where there would be more than about ``max_validation`` validation cells, large classes give
+    fewer and training keeps the rest; a class may still give 50.
     """
     share = 1.0 - train_size if validation_size is None else validation_size
     if not 0 < train_size <= 1 or not 0 <= share < 1 or train_size + share > 1 + 1e-9:
@@ -55,23 +53,10 @@ def split(
 
 
 class ShuffledSampler(Sampler[np.ndarray]):
-    """Rows of each minibatch, shuffled anew in each epoch; for training.
+    """Rows of each minibatch out of ``index (n,)``, shuffled anew in each epoch; for training.
 
-    Cells chosen by ``hard_cells`` come twice. This makes the minibatches larger and not more, since the
-    learning-rate schedule counts on their number. With torch.distributed all ranks draw the same epoch
-    and each takes its part of the minibatches.
-
-    Parameters
-    ----------
-    index
-        Rows of the source ``(n,)``.
-    batch_size
-        Cells per minibatch.
-    seed
-        Of the shuffling, together with the number of the epoch.
-    hard_cells
-        Chooses the cells that come twice; ``None`` for none.
-
+    Cells chosen by ``hard_cells`` come twice. This makes the minibatches larger and not more, since the learning-rate
+    schedule counts on their number. With torch.distributed all ranks draw the same epoch and each takes its part.
     """
 
     def __init__(self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None) -> None:
@@ -80,10 +65,6 @@ class ShuffledSampler(Sampler[np.ndarray]):
 
     def __len__(self) -> int:
         return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the next epoch: not the first where training is resumed."""
-        self.epoch = epoch
 
     @property
     def replayed(self) -> np.ndarray:
@@ -105,17 +86,9 @@ class ShuffledSampler(Sampler[np.ndarray]):
 
 
 class OrderedSampler(Sampler[np.ndarray]):
-    """Rows of each minibatch, in the order given; for validation.
+    """Rows of each minibatch, in the order of ``index (n,)``; for validation.
 
-    Parameters
-    ----------
-    index
-        Rows of the source ``(n,)``.
-    batch_size
-        Cells per minibatch.
-    is_shared
-        With torch.distributed, give each rank its part of the cells, at least one minibatch, be it empty.
-
+    With ``is_shared`` each rank of torch.distributed gets its part of them, at least one minibatch, be it empty.
     """
 
     epoch = 0
@@ -125,9 +98,6 @@ class OrderedSampler(Sampler[np.ndarray]):
 
     def __len__(self) -> int:
         return max(1, -(-len(self._part) // self.batch_size))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: every epoch is the same."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
         part = self._part

@@ -17,48 +17,22 @@ from celler.data._tokenizer import TARGET_SUM
 
 @dataclass(frozen=True)
 class CellBlock:
-    """B cells: the ``rows (B,)`` of the CSR matrix ``X``, their label codes and their rows in the source.
-
-    Parameters
-    ----------
-    X
-        Counts or ``log1p`` values ``(n, n_genes)``; successive blocks may share it.
-    labels
-        Label codes ``(B,)``, −1 for an unlabelled cell.
-    index
-        Rows of the source ``(B,)``.
-    target_sums
-        Sum that the tokenizer scales each cell to ``(B,)``.
-    rows
-        Rows of ``X`` ``(B,)``.
-
-    """
+    """B cells: the ``rows (B,)`` of the counts or ``log1p`` values ``X (n, n_genes)``, which blocks may share."""
 
     X: sparse.csr_matrix
-    labels: np.ndarray
-    index: np.ndarray
-    target_sums: np.ndarray
+    labels: np.ndarray  # codes (B,), −1 for an unlabelled cell
+    index: np.ndarray  # rows of the source (B,)
+    target_sums: np.ndarray  # sum that the tokenizer scales each cell to (B,)
     rows: np.ndarray
 
 
 @dataclass(frozen=True)
 class Views:
-    """Other rows that stand in for some cells in training, drawn anew in each epoch.
-
-    Parameters
-    ----------
-    X
-        The other rows ``(M, n_genes)``.
-    of_cell
-        Rows of ``X`` for each cell ``(n_cells, K)``, of which one is drawn; −1 for none.
-    share
-        Probability that a cell is replaced.
-
-    """
+    """Other rows ``X (M, n_genes)`` that stand in for some cells in training, drawn anew in each epoch."""
 
     X: sparse.csr_matrix
-    of_cell: np.ndarray
-    share: float
+    of_cell: np.ndarray  # rows of X for each cell (n_cells, K), of which one is drawn; −1 for none
+    share: float  # probability that a cell is replaced
 
     def shown(self, block: CellBlock, rng: np.random.Generator) -> CellBlock:
         """Replace some cells of the block by one of their views."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 __all__ = ["BadValueError", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
-#: Library size to which every cell is scaled before ``log1p``.
-TARGET_SUM = 1e4
+TARGET_SUM = 1e4  #: library size to which every cell is scaled before ``log1p``
 
 
 class TokenBatch(NamedTuple):
@@ -31,7 +30,6 @@ class TokenBatch(NamedTuple):
         ``log1p`` of counts per 10,000 ``(B, T)``, float32; 0 where padded.
     padding_mask
         True where padded ``(B, T)``.
-
     """
 
     gene_ids: Tensor
@@ -46,11 +44,8 @@ class TokenBatches:
 
     Parameters
     ----------
-    flat
-        Tokens of all minibatches, each part flat ``(N,)``.
-    shapes
-        (B, T) of each minibatch.
-
+    flat, shapes
+        Tokens of all minibatches, each part flat ``(N,)``, and (B, T) of each minibatch.
     """
 
     flat: TokenBatch
@@ -79,10 +74,8 @@ class Tokenizer:
 
     Parameters
     ----------
-    n_bins
-        Bins, with the zero bin, 3 to 256.
-    max_genes
-        Most tokens of a cell, ``None`` for no limit.
+    n_bins, max_genes
+        Bins, with the zero bin, 3 to 256, and most tokens of a cell, ``None`` for no limit.
 
     Notes
     -----
@@ -95,7 +88,6 @@ class Tokenizer:
     >>> X = sparse.csr_matrix([[0, 1, 5, 2]])
     >>> Tokenizer(n_bins=5)(X, np.arange(4, dtype=np.int32)).values.tolist()
     [[1, 4, 2]]
-
     """
 
     n_bins: int = 51
@@ -121,8 +113,8 @@ class Tokenizer:
         """Return the rows of ``X`` as one minibatch; see :meth:`minibatches`."""
         sizes = [X.shape[0] if rows is None else len(rows)]
         (tokens,) = self.minibatches(
-            X, gene_map, sizes, rows=rows, is_log=is_log, target_sum=target_sum,
-            token_dropout=token_dropout, seeds=seeds,
+            X, gene_map, sizes,
+            rows=rows, is_log=is_log, target_sum=target_sum, token_dropout=token_dropout, seeds=seeds,
         )  # fmt: skip
         return tokens
 
@@ -145,16 +137,14 @@ class Tokenizer:
 
         Parameters
         ----------
-        X
-            Counts, or with ``is_log`` their ``log1p`` values, ``(n_obs, n_vars)``.
+        X, is_log
+            Counts, or with ``is_log`` their natural ``log1p`` values, ``(n_obs, n_vars)``.
         gene_map
             Vocabulary row of each column ``(n_vars,)``, int32; −1 skips the column.
         sizes
             Cells of each minibatch, in order; a minibatch is as wide as its longest cell.
         rows
             Rows of ``X`` to read, without a copy of them ``(B,)``; ``None`` is all.
-        is_log
-            Whether the values are natural ``log1p`` values, so not proportional to counts.
         target_sum
             Sum of a cell's linear values in mapped genes before ``log1p``, one for all cells or ``(B,)``.
         token_dropout
@@ -167,7 +157,6 @@ class Tokenizer:
         ------
         BadValueError
             If a value is negative, NaN or infinite; its row is a position in ``rows``.
-
         """
         if token_dropout and seeds is None:
             raise ValueError("token_dropout was given without seeds; pass one seed per cell.")
@@ -182,34 +171,24 @@ class Tokenizer:
         n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
         if self.max_genes is not None:
             n_kept = np.minimum(n_kept, self.max_genes)
-        shapes = shapes_of(n_kept, sizes)
+        shapes = [(len(part), max(1, int(part.max(initial=0)))) for part in np.split(n_kept, np.cumsum(sizes)[:-1])]
         ends = np.cumsum(np.repeat([width for _, width in shapes], sizes), dtype=np.int64)
         size = int(ends[-1]) if len(ends) else 0
-        gene_ids, values = np.zeros(size, np.int32), np.zeros(size, np.uint8)
-        expression = np.zeros(size, np.float32)
+        gene_ids, values, expression = (np.zeros(size, kind) for kind in (np.int32, np.uint8, np.float32))
+        target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
+        seeds = np.empty(0, np.uint64) if seeds is None else seeds
         _fill_tokens(
-            spans, X.indices, bits, gene_map, n_tokens, n_kept,
-            self.n_bins, is_log, np.broadcast_to(np.float64(target_sum), len(n_kept)).copy(),
-            np.empty(0, np.uint64) if seeds is None else seeds,
-            ends, (gene_ids, values, expression),
+            spans, X.indices, bits, gene_map, n_tokens, n_kept, self.n_bins, is_log, target_sums, seeds, ends,
+            (gene_ids, values, expression),
         )  # fmt: skip
         whole = map(torch.from_numpy, (gene_ids, values, expression, values == 0))
         return TokenBatches(TokenBatch(*whole), shapes)
 
 
-def shapes_of(n_tokens: np.ndarray, sizes: list[int]) -> list[tuple[int, int]]:
-    """Return (B, T) of minibatches of ``sizes`` cells, each as wide as its longest cell; ``n_tokens (N,)``."""
-    parts = np.split(n_tokens, np.cumsum(sizes)[:-1])
-    return [(len(part), max(1, int(part.max(initial=0)))) for part in parts]
-
-
 @numba.njit(cache=True, nogil=True)
 def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-def]
-    """Return mapped non-zeros of each cell ``(B,)``, and the first cell with a bad value or −1.
-
-    ``spans (B, 2)`` are first and last entries of the cells. Bits of a float32, as integers, are 1 to
-    ``_INFINITE`` − 1 for positive finite values, and 0 or −0 for zero.
-    """
+    """Return mapped non-zeros of each cell ``(B,)`` with entries ``spans (B, 2)``, and the first bad cell or −1."""
+    # Bits of a float32, as integers, are 1 to _INFINITE − 1 for positive finite values, and 0 or −0 for zero.
     n_tokens = np.empty(len(spans), np.int64)
     for b in range(len(spans)):
         n = n_bad = 0
@@ -236,17 +215,13 @@ def _next_random(state):  # type: ignore[no-untyped-def]
 
 
 class _Distinct(NamedTuple):
-    """Hash table of one cell's distinct values; a slot is used if the upper half of ``tag`` is the cell's row.
+    """Hash table of one cell's distinct values; a slot is used if the upper half of ``tag`` is the cell's row."""
 
-    The lower half of ``tag`` and ``bits`` are the float32 value's. ``n_equal (slots, 4)`` counts its tokens in four
-    columns in turn: most counts are 1, and additions to one place wait for each other. ``order`` sorts the slots by
-    value.
-    """
-
-    tag: np.ndarray
-    bits: np.ndarray
+    tag: np.ndarray  # its lower half is bits
+    bits: np.ndarray  # of the float32 value
+    # (slots, 4): tokens are counted in four columns in turn, as additions to one place wait for each other.
     n_equal: np.ndarray
-    order: np.ndarray
+    order: np.ndarray  # slots by value
     bin: np.ndarray
     rank: np.ndarray
     log: np.ndarray
@@ -268,8 +243,7 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
         size *= 2
     distinct = _Distinct(
         np.full(size, -1, np.int64), np.empty(size, np.int32), np.empty((size, 4), np.int32),
-        np.empty(longest, np.int32),
-        np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
+        np.empty(longest, np.int32), np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
     )  # fmt: skip
     mapped = _Mapped(np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.bool_))
     return distinct, mapped
@@ -277,11 +251,8 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[no-untyped-def]
-    """Fill ``mapped`` and ``distinct``; return the number of distinct values.
-
-    Positive floats sort as their bits, and a cell has few distinct values, so bins and logarithms are computed once
-    per distinct value: sorting the row would cost several times more.
-    """
+    """Fill ``mapped`` and ``distinct``; return the number of distinct values."""
+    # Positive floats sort as their bits, and a cell has few distinct values: sorting the row would cost far more.
     size_mask, row_tag = np.uint64(len(distinct.bits) - 1), np.int64(row) << 32
     n_distinct, n = 0, np.uint64(0)
     for i in range(len(bits)):
@@ -321,11 +292,9 @@ def _sort(order, keys):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ignore[no-untyped-def]
-    """Compute bin, rank and expression of each distinct value of a cell with ``n`` tokens.
-
-    Quantile edge j is at position j (n − 1) / (n_bins − 2) of the sorted row, so the number of edges <= a value
-    follows, in integers, from the last position of the value.
-    """
+    """Compute bin, rank and expression of each distinct value of a cell with ``n`` tokens."""
+    # Quantile edge j is at position j (n − 1) / (n_bins − 2) of the sorted row, so the number of edges <= a value
+    # follows, in integers, from the last position of the value.
     values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
     total = 0.0
     for slot in order:
@@ -363,9 +332,8 @@ def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _fill_tokens(  # type: ignore[no-untyped-def]
-    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds,
-    ends, flat,
-):  # fmt: skip
+    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat
+):
     """Write genes, bins and expression of each row to the arrays ``flat``, where row b ends at ``ends[b]``."""
     distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
     for b in range(len(n_tokens)):

@@ -22,7 +22,6 @@ class Decision:
     ----------
     temperature
         Divisor of the logits, above 0; above 1 it lowers the confidence.
-
     """
 
     temperature: float = 1.0
@@ -36,7 +35,6 @@ class Decision:
             Logits ``(N, C)``.
         candidates
             Codes of possible classes, ``None`` for all; the others get probability 0.
-
         """
         scaled = logits.astype(np.float64) / self.temperature
         if candidates is not None:
@@ -62,18 +60,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         z = (log_temperature - np.log(TYPICAL_TEMPERATURE)) / TEMPERATURE_SPREAD
         return float((nll + z**2 / 2) / len(labels))
 
-    bound = np.log(5.0)
-    return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
-
-
-def choose(probabilities: np.ndarray, names: Sequence[str], threshold: float | None, unknown_label: str) -> np.ndarray:
-    """Return the most probable name of each cell ``(N,)``, ``unknown_label`` below the probability ``threshold``."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} was given; a probability between 0 and 1 is needed.")
-    labels = np.asarray(names, dtype=object)[probabilities.argmax(axis=1)]
-    if threshold is not None:
-        labels[probabilities.max(axis=1) < threshold] = unknown_label
-    return labels.astype(str)
+    return float(np.exp(minimize_scalar(loss, bounds=(-np.log(5.0), np.log(5.0)), method="bounded").x))
 
 
 def second_best(probabilities: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -67,22 +67,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of N cells.
+    """Labels of N cells."""
 
-    Parameters
-    ----------
-    probabilities
-        ``(N, names of the level)``; rows sum to 1.
-    names
-        Label of each cell ``(N,)``.
-    levels
-        Its level ``(N,)``: "class", "parent" or "unknown".
-
-    """
-
-    probabilities: np.ndarray
-    names: np.ndarray
-    levels: np.ndarray
+    probabilities: np.ndarray  # (N, names of the level); rows sum to 1
+    names: np.ndarray  # (N,)
+    levels: np.ndarray  # "class", "parent" or "unknown" (N,)
 
 
 def probabilities_of(
@@ -107,9 +96,7 @@ def label(outputs: Outputs, decision: Decision, tree: LabelTree, question: Quest
     is_sure = [_is_sure(part, outputs, question.least) for part in parts]
     names = [np.array(tree.levels[level])[part.argmax(axis=1)] for level, part in zip(levels, parts, strict=True)]
     return Labels(
-        parts[0],
-        np.select(is_sure, names, question.unknown_label).astype(str),
-        np.select(is_sure, levels, "unknown"),
+        parts[0], np.select(is_sure, names, question.unknown_label).astype(str), np.select(is_sure, levels, "unknown")
     )
 
 
@@ -167,11 +154,7 @@ def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, que
         "shift": outputs.shift,
         "propagation": "none"
         if spread is None
-        else {
-            "labelled_cells": spread.n_labelled,
-            "cells": spread.n_cells,
-            "neighbor_weight": spread.neighbor_weight,
-        },
+        else {"labelled_cells": spread.n_labelled, "cells": spread.n_cells, "neighbor_weight": spread.neighbor_weight},
         "false_alarm_rate": _or_none(question.false_alarm_rate),
     }
 

@@ -17,37 +17,26 @@ from celler.data._profile import Profile, class_sums, profile
 N_GENES, N_COMPONENTS = 2000, 50
 #: Cells that the distance is fitted on, in proportion to the classes, and minimum of each class.
 N_CELLS, N_OF_CLASS = 5000, 50
-#: Cells per block.
-BLOCK_SIZE = 1000
-#: Shrinkage of the covariance towards a sphere of the same trace.
-SHRINKAGE = 0.05
-#: Pseudo-cells with the mean profile, added to each class so that a small class excludes no gene.
-PRIOR_CELLS = 5.0
-#: Folds of the cross-validation that scores known cells.
-N_FOLDS = 5
-#: Ridge of the least-squares projection where genes are missing.
-RIDGE = 0.1
-#: Weight, in cells, of all classes in the location and spread of each class.
-CLASS_PRIOR = 10.0
-#: Fewest labelled cells for a novelty score.
-MIN_CELLS = 20
+BLOCK_SIZE = 1000  #: cells per block
+SHRINKAGE = 0.05  #: of the covariance towards a sphere of the same trace
+PRIOR_CELLS = 5.0  #: pseudo-cells with the mean profile, added to each class so that a small class excludes no gene
+N_FOLDS = 5  #: folds of the cross-validation that scores known cells
+RIDGE = 0.1  #: of the least-squares projection where genes are missing
+CLASS_PRIOR = 10.0  #: weight, in cells, of all classes in the location and spread of each class
+MIN_CELLS = 20  #: fewest labelled cells for a novelty score
 
 
 @dataclass(frozen=True)
 class Space:
-    """Space of the distances: ``(x[genes] - center) * scale`` projected on ``components (k, H)``.
-
-    ``means (C, k)`` are the classes', ``whitening (k, k)`` turns the within-class covariance into a sphere, and
-    ``detection (G,)`` is the share of reference cells that express a gene.
-    """
+    """Space of the distances: ``(x[genes] - center) * scale`` projected on ``components (k, H)``."""
 
     genes: np.ndarray
     center: np.ndarray
     scale: np.ndarray
     components: np.ndarray
-    means: np.ndarray
-    whitening: np.ndarray
-    detection: np.ndarray
+    means: np.ndarray  # of the classes (C, k)
+    whitening: np.ndarray  # turns the within-class covariance into a sphere (k, k)
+    detection: np.ndarray  # share of reference cells that express a gene (G,)
 
 
 @dataclass(frozen=True)
@@ -56,15 +45,12 @@ class Novelty:
 
     Parameters
     ----------
-    space
-        Space of the Mahalanobis distance.
-    slope
-        Slope of each part over sequencing depth ``(2,)``.
+    space, slope
+        Space of the Mahalanobis distance, and slope of each part over sequencing depth ``(2,)``.
     location, spread
         Mean and standard deviation of each part in known cells ``(2, C)``.
     known
         Sorted scores of held-out known cells ``(n,)``.
-
     """
 
     space: Space
@@ -78,19 +64,15 @@ class Novelty:
 
         Parameters
         ----------
-        X
+        X, is_log
             Counts, or with ``is_log`` their ``log1p`` values, ``(N, G)``.
         reference
             Profile of the classes.
         is_shared
             False for genes that the query lacks ``(G,)``.
-        is_log
-            Whether ``X`` holds logarithms.
-
         """
         nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
-        standard = _standardise(parts, nearest, depth, self.slope, self.location, self.spread)
-        return np.asarray(standard.sum(axis=0))
+        return np.asarray(_standardise(parts, nearest, depth, self.slope, self.location, self.spread).sum(axis=0))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of known cells exceeds."""
@@ -114,26 +96,16 @@ class Novelty:
 
 
 def fit_novelty(
-    rows: Callable[[np.ndarray], sparse.csr_matrix],
-    labels: np.ndarray,
-    reference: Profile,
-    *,
-    is_log: bool,
-    seed: int,
+    rows: Callable[[np.ndarray], sparse.csr_matrix], labels: np.ndarray, reference: Profile, *, is_log: bool, seed: int
 ) -> Novelty | None:
-    """Return the score of a reference with codes ``labels (N,)``, ``None`` for fewer than 20 cells.
-
-    ``rows`` returns counts, or ``log1p`` values, ``(n, G)`` at given positions. Known cells are scored by five-fold
-    cross-validation.
-    """
+    """Return the score of a reference with codes ``labels (N,)``, from cross-validation; ``None`` below 20 cells."""
     if len(labels) < MIN_CELLS:
         return None
     rng = np.random.default_rng(seed)
     cells = _sample(labels, rng)
     X, codes = rows(cells), labels[cells]
     everywhere, folds = np.ones(X.shape[1], bool), _folds(codes, rng)
-    nearest, depth = np.zeros(len(codes), int), np.zeros(len(codes))
-    parts = np.zeros((2, len(codes)))
+    nearest, depth, parts = np.zeros(len(codes), int), np.zeros(len(codes)), np.zeros((2, len(codes)))
     for fold in range(N_FOLDS):
         held_out = folds == fold
         classes, renumbered = np.unique(codes[~held_out], return_inverse=True)
@@ -141,9 +113,8 @@ def fit_novelty(
         found, depth[held_out], parts[:, held_out] = measure(space, part, X[held_out], everywhere, is_log=is_log)
         nearest[held_out] = classes[found]
     seen = parts[:, folds >= 0], nearest[folds >= 0], depth[folds >= 0]
-    how = _calibrate(*seen, len(reference.n_cells))
-    known = _standardise(*seen, *how).sum(axis=0)
-    slope, location, spread = how
+    slope, location, spread = _calibrate(*seen, len(reference.n_cells))
+    known = _standardise(*seen, slope, location, spread).sum(axis=0)
     total = max(float(known.std()), 1e-9)
     space, _ = fit_space(X, codes, is_log=is_log)
     stored = (slope, location, spread * total, np.sort(known / total))
@@ -177,20 +148,13 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     means = in_class.T @ P
     residual = P - means[labels]
     covariance = residual.T @ residual / max(1, n_cells - n_classes)
-    size = np.trace(covariance) / len(covariance)
-    sphere = max(size, 1e-9) * np.eye(len(covariance))
+    sphere = max(np.trace(covariance) / len(covariance), 1e-9) * np.eye(len(covariance))
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * sphere
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     values = (center, scale, components, means, whitening, detected / n_cells)
     space = Space(genes, *(value.astype(np.float32) for value in values))
-    everything = profile(
-        lambda block: X[block],
-        lambda block: np.eye(n_classes)[labels[block]],
-        n_cells,
-        is_log=is_log,
-        block_size=BLOCK_SIZE,
-    )
-    return space, everything
+    of_class: Callable[[np.ndarray], np.ndarray] = lambda block: np.eye(n_classes)[labels[block]]
+    return space, profile(lambda block: X[block], of_class, n_cells, is_log=is_log, block_size=BLOCK_SIZE)
 
 
 def measure(
@@ -204,14 +168,11 @@ def measure(
     mean cell.
     """
     if X.shape[0] > BLOCK_SIZE:
-        starts = range(0, X.shape[0], BLOCK_SIZE)
-        blocks = [
-            measure(space, reference, X[start : start + BLOCK_SIZE], is_shared, is_log=is_log) for start in starts
-        ]
-        nearest, depth, parts = zip(*blocks, strict=True)
+        blocks = (X[start : start + BLOCK_SIZE] for start in range(0, X.shape[0], BLOCK_SIZE))
+        measured = [measure(space, reference, block, is_shared, is_log=is_log) for block in blocks]
+        nearest, depth, parts = zip(*measured, strict=True)
         return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
-    share = reference.share
-    logs = _logs(X, is_log=is_log, target=1e4 * float(share[is_shared].sum()))
+    logs = _logs(X, is_log=is_log, target=1e4 * float(reference.share[is_shared].sum()))
     P = _project(space, logs, is_shared)
     whitening = space.whitening.astype(np.float64).T
     distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")

@@ -9,25 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Propagation:
-    """Class probabilities spread over neighbouring cells.
-
-    Parameters
-    ----------
-    probabilities
-        The probabilities ``(N, C)``.
-    n_labelled
-        Labelled cells, which kept their labels.
-    n_cells
-        Other cells.
-    neighbor_weight
-        Weight of the neighbours against the cell's own probabilities.
-
-    """
+    """Class probabilities ``(N, C)`` spread over neighbouring cells."""
 
     probabilities: np.ndarray
-    n_labelled: int
-    n_cells: int
-    neighbor_weight: float
+    n_labelled: int  # cells that kept their labels
+    n_cells: int  # other cells
+    neighbor_weight: float  # against the cell's own probabilities
 
 
 @dataclass(frozen=True)
@@ -36,21 +23,16 @@ class Outputs:
 
     Parameters
     ----------
-    logits
-        Class logits ``(N, C)``.
-    embedding
-        Cell embedding ``(N, D)``.
+    logits, embedding
+        Class logits ``(N, C)`` and cell embedding ``(N, D)``.
     has_counts
         False for a cell without counts in the model's genes ``(N,)``.
     factors
         What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction.
-    novelty
-        Novelty of each cell ``(N,)``, where it was computed.
-    novelty_threshold
-        Novelty above which a cell is unknown; ``None`` for no bound.
+    novelty, novelty_threshold
+        Novelty of each cell ``(N,)``, where it was computed, and the bound above which a cell is unknown.
     propagation
         Probabilities that replace those of the logits.
-
     """
 
     logits: np.ndarray

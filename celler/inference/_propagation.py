@@ -12,24 +12,17 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-#: Principal components in which distances are taken, and neighbours of each cell.
-N_COMPONENTS, N_NEIGHBORS = 30, 10
+N_COMPONENTS, N_NEIGHBORS = 30, 10  #: principal components in which distances are taken, and neighbours of each cell
 #: Cells up to which all distances are computed: 8 s on a core, growing with the square. Beyond, nearest-neighbour
 #: descent finds most of the neighbours in a time that grows with the number of cells.
 EXACT_CELLS = 50_000
-#: Most cells that the components are fitted on; all are projected.
-FIT_CELLS = 20_000
-#: Largest weight of the neighbours; 0.95 was worse on some data.
-MAX_WEIGHT = 0.8
-#: Change of the probabilities at which the iteration stops.
-TOLERANCE = 1e-7
+FIT_CELLS = 20_000  #: most cells that the components are fitted on; all are projected
+MAX_WEIGHT = 0.8  #: largest weight of the neighbours; 0.95 was worse on some data
+TOLERANCE = 1e-7  #: change of the probabilities at which the iteration stops
 
 
 def neighbor_weight(n_unlabelled: int, n_labelled: int) -> float:
-    """Return the weight of the neighbours in a cell's probabilities.
-
-    It is r / (r + 2) with r unlabelled cells per labelled one, at most 0.8.
-    """
+    """Return the neighbours' weight in a cell's probabilities: r / (r + 2), r unlabelled cells per labelled, <= 0.8."""
     return min(MAX_WEIGHT, n_unlabelled / max(1, n_unlabelled + 2 * n_labelled))
 
 
@@ -68,11 +61,9 @@ def neighbor_graph(points: np.ndarray) -> sparse.csr_matrix:
     farthest = distance.max(axis=1, keepdims=True)
     ratio = np.divide(distance, farthest, out=np.zeros_like(distance), where=farthest > 0)
     start = np.arange(0, neighbor.size + 1, neighbor.shape[1])
-    weights = sparse.csr_matrix(
-        (np.exp(-(ratio.astype(np.float64) ** 2)).ravel(), neighbor.ravel(), start),
-        shape=(n_cells, n_cells),
-    )
-    weights = weights.maximum(weights.T)
+    weights = np.exp(-(ratio.astype(np.float64) ** 2))
+    directed = sparse.csr_matrix((weights.ravel(), neighbor.ravel(), start), shape=(n_cells, n_cells))
+    weights = directed.maximum(directed.T)
     return sparse.csr_matrix(sparse.diags_array(1 / np.asarray(weights.sum(axis=1)).ravel()) @ weights)
 
 
@@ -88,9 +79,7 @@ def nearest(points: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarra
         if (neighbor >= 0).all():
             shape = (len(points), n_neighbors)
             return distance[~is_left_out].reshape(shape), neighbor[~is_left_out].reshape(shape)
-    exact = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points)
-    distance, neighbor = exact.kneighbors()
-    return distance, neighbor
+    return NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(points).kneighbors()
 
 
 def propagate(graph: sparse.csr_matrix, prior: np.ndarray, is_held: np.ndarray, weight: float) -> np.ndarray:
@@ -98,10 +87,8 @@ def propagate(graph: sparse.csr_matrix, prior: np.ndarray, is_held: np.ndarray, 
 
     .. math:: P = (1 - w)\, P^0 + w\, W P, \qquad P_i = P^0_i \text{ where held}
 
-    Label spreading :cite:p:`Zhou04` with a classifier as the prior. Rows sum to 1.
-
-    ``graph (N, N)`` is W, whose rows sum to 1, ``prior (N, C)`` is :math:`P^0`, ``is_held (N,)`` marks cells that keep
-    it, and ``weight`` is w, below 1.
+    Label spreading :cite:p:`Zhou04` with a classifier as the prior. Rows sum to 1, as do those of W, the ``graph``.
+    ``prior (N, C)`` is :math:`P^0`, ``is_held (N,)`` marks cells that keep it, and ``weight`` is w, below 1.
     """
     probabilities = prior.copy()
     of_free, own = graph[~is_held], (1 - weight) * prior[~is_held]

@@ -6,17 +6,13 @@ import numpy as np
 
 from celler.data._profile import Profile
 
-#: Counts per 10,000 added to both means, so that a gene with few counts has a ratio near 1.
-PSEUDO_COUNT = 0.02
-#: Variance, between cell types, of the log ratio of a gene around their common ratio.
-HETEROGENEITY = 0.25
+PSEUDO_COUNT = 0.02  #: counts per 10,000 added to both means, so that a gene with few counts has a ratio near 1
+HETEROGENEITY = 0.25  #: variance, between cell types, of the log ratio of a gene around their common ratio
 #: Share of a log ratio that is corrected; a full correction would amplify the noise of genes that the query
 #: hardly detects.
 STRENGTH = 0.5
-#: Largest factor, and its inverse the smallest.
-MAX_FACTOR = 4.0
-#: Types with fewer cells, in the reference or expected in the query, are not compared.
-MIN_CELLS = 5
+MAX_FACTOR = 4.0  #: largest factor, and its inverse the smallest
+MIN_CELLS = 5  #: types with fewer cells, in the reference or expected in the query, are not compared
 
 
 def shift_factors(reference: Profile, query: Profile) -> np.ndarray:

@@ -15,10 +15,8 @@ class NetworkConfig:
 
     Parameters
     ----------
-    n_genes, n_classes
-        Genes of the vocabulary and classes.
-    n_bins
-        Bins of expression values, with the zero bin.
+    n_genes, n_classes, n_bins
+        Genes of the vocabulary, classes, and bins of expression values, with the zero bin.
     encoder
         ``"additive"`` sums gene embeddings, ``"latent"`` adds attention of a few latents, ``"transformer"`` is the
         paper's self-attention over all tokens, and ``"scgpt"`` takes the weights of scGPT.
@@ -26,13 +24,10 @@ class NetworkConfig:
         ``"mlp"`` has one hidden layer, ``"vgg"`` is the paper's convolutions.
     n_layers, d_model, n_heads, n_latents
         Attention blocks, width of the embedding, attention heads, and latents of the ``"latent"`` encoder.
-    dropout_rate
-        Share of activations set to zero in training.
-    use_evidence
-        Whether the evidence table is the second expert.
+    dropout_rate, use_evidence
+        Share of activations set to zero in training, and whether the evidence table is the second expert.
     d_feed, pad_value
         Width of the feed-forward layers and value of the cell token, of the ``"scgpt"`` encoder.
-
     """
 
     n_genes: int

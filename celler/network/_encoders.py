@@ -23,12 +23,11 @@ class EvidenceTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.n_classes))
 
     def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """Return logits ``(B, C)``."""
         return weighted_sum(self.weight, gene_ids, expression) + self.bias
 
 
 class AdditiveEncoder(nn.Module):
-    """Sum of gene embeddings, each weighted by the gene's expression, then layer norm; the default."""
+    """Sum of gene embeddings, each weighted by the gene's expression, then layer norm; ``values`` are not read."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -36,7 +35,6 @@ class AdditiveEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding; ``values`` are not read."""
         embedding: Tensor = self.norm(weighted_sum(self.gene, gene_ids, expression))
         return embedding
 
@@ -53,7 +51,6 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        """Return ``(B, K)``."""
         ctx.save_for_backward(table, gene_ids, expression)
         return F.embedding_bag(gene_ids, table, per_sample_weights=expression, mode="sum")
 
@@ -64,9 +61,8 @@ class _WeightedSum(torch.autograd.Function):
         # scatter_add: padding repeats gene 0.
         by_gene = expression.new_zeros(len(gene_ids), len(table))
         by_gene.scatter_add_(1, gene_ids, expression)
-        of_expression = None
-        if ctx.needs_input_grad[2]:
-            of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2)
+        needs_expression = ctx.needs_input_grad[2]
+        of_expression = (F.embedding(gene_ids, table) @ grad[:, :, None]).squeeze(2) if needs_expression else None
         return by_gene.T @ grad, None, of_expression
 
 
@@ -83,7 +79,6 @@ class TransformerEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding; ``expression`` is not read."""
         return self.tokens(gene_ids, values, expression, padding_mask)[0]
 
     def tokens(
@@ -101,10 +96,7 @@ class TransformerEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then a feed-forward layer four times as wide.
-
-    ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to.
-    """
+    """Pre-norm transformer block on ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -115,7 +107,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``(B, S, D)``."""
         projected = self.in_projection(self.attention_norm(x))
         x = x + self.dropout(self.out_projection(attention(projected, self.n_heads, mask)))
         return x + self.dropout(self.feed(self.feed_norm(x)))
@@ -123,8 +114,7 @@ class Block(nn.Module):
 
 def attention(projected: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
     """Return multi-head self-attention ``(B, S, D)`` of queries, keys and values ``projected (B, S, 3 D)``."""
-    heads = projected.unflatten(-1, (3, n_heads, -1))
-    query, key, value = heads.permute(2, 0, 3, 1, 4)
+    query, key, value = projected.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2)
 
@@ -156,7 +146,6 @@ class LatentEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding."""
         additive = self.sum_norm(weighted_sum(self.gene, gene_ids, expression))
         latents = self.latent + self.attend(gene_ids, values, padding_mask)
         for block in self.blocks:
@@ -168,11 +157,7 @@ class LatentEncoder(nn.Module):
         """Return the attention of the latents to the tokens ``(B, n_latents, D)``; zeros for an empty cell."""
         # Only padding has bin 0, so a large negative score in that row masks it; no mask per token is needed.
         is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
-        tables = (
-            self.scores(self.gene),
-            self.scores(self.value) - 1e4 * is_padding,
-            self.value_projection(self.gene),
-        )
+        tables = (self.scores(self.gene), self.scores(self.value) - 1e4 * is_padding, self.value_projection(self.gene))
         order, groups = groups_by_length(padding_mask)
         seen = torch.cat([attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups])
         # One product serves all heads; each keeps its own columns. Splitting the tokens by head is slower.
@@ -191,13 +176,9 @@ class LatentEncoder(nn.Module):
 
 
 def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-    """Return an order of the cells, and groups of them with the number of tokens each needs.
-
-    On a CPU, cells with similar numbers of tokens form groups, as one long cell would pad a whole minibatch. On a
-    GPU there is one group: measuring lengths would stall it.
-    """
+    """Return an order of the cells, and groups of similar length with the number of tokens each needs."""
     n_cells, n_most = padding_mask.shape
-    if padding_mask.device.type != "cpu":
+    if padding_mask.device.type != "cpu":  # measuring lengths would stall a GPU
         order = torch.arange(n_cells, device=padding_mask.device)
         return order, [(order, n_most)]
     n_tokens, order = (~padding_mask).sum(1).sort()
@@ -208,10 +189,6 @@ def groups_by_length(padding_mask: Tensor) -> tuple[Tensor, list[tuple[Tensor, i
 def attend_rows(
     gene_ids: Tensor, values: Tensor, gene_scores: Tensor, value_scores: Tensor, contents: Tensor
 ) -> Tensor:
-    """Return the attention ``(B, Q, D)`` of Q queries to tokens ``(B, T)``, from tables by gene and by bin.
-
-    ``gene_scores`` and ``value_scores``, ``(rows, Q)`` each, are summed before the softmax over the tokens;
-    ``contents (rows, D)`` is averaged.
-    """
+    """Return the attention ``(B, Q, D)`` of Q queries to tokens, from scores ``(rows, Q)`` by gene and by bin."""
     scores = F.embedding(gene_ids, gene_scores) + F.embedding(values, value_scores)
     return scores.softmax(1).transpose(1, 2) @ F.embedding(gene_ids, contents)

@@ -32,7 +32,6 @@ class Standardize(nn.Module):
         self.scale.copy_(embedding.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return ``(B, D)``."""
         return (embedding - self.mean) / self.scale
 
 
@@ -58,29 +57,17 @@ class VGGHead(nn.Sequential):
         layers: list[nn.Module] = [nn.Unflatten(1, (1, config.d_model))]
         for n_in, n_out in zip((1, *n_channels), n_channels, strict=False):
             layers += [nn.Conv1d(n_in, n_out, 3, padding=1), nn.ReLU()]
-            layers += [
-                nn.Conv1d(n_out, n_out, 3, padding=1),
-                nn.ReLU(),
-                nn.MaxPool1d(2, ceil_mode=True),
-            ]
-        width = n_channels[-1] * -(-config.d_model // 4)
-        super().__init__(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(width, 2 * config.d_model),
-            nn.ReLU(),
-            nn.Dropout(config.dropout_rate),
-            nn.Linear(2 * config.d_model, config.n_classes),
-        )
+            layers += [nn.Conv1d(n_out, n_out, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2, ceil_mode=True)]
+        d, width = config.d_model, n_channels[-1] * -(-config.d_model // 4)
+        dense = [nn.Linear(width, 2 * d), nn.ReLU(), nn.Dropout(config.dropout_rate)]
+        super().__init__(*layers, nn.Flatten(), *dense, nn.Linear(2 * d, config.n_classes))
 
 
 class GeneDecoder(nn.Module):
     """Predict bin and presence of hidden genes, as products of a cell vector and a gene vector.
 
     The cell vector is made from the embedding, the lowest visible bin (it shows how many counts are ties), the number
-    of visible genes, and the donor/assay batch, which enters here and never the encoder.
-
-    ``n_batches`` are the categories of ``batch_key``; code −1 is a batch that pretraining did not see.
+    of visible genes, and the donor/assay batch, which enters here and never the encoder; code −1 is an unknown batch.
     """
 
     def __init__(self, config: NetworkConfig, n_batches: int = 0) -> None:
@@ -95,41 +82,29 @@ class GeneDecoder(nn.Module):
         self.token = nn.Linear(d, 2 * d) if config.encoder == "transformer" else None
 
     def forward(
-        self,
-        embedding: Tensor,
-        context: Tensor,
-        batch: Tensor,
-        gene_ids: Tensor,
-        tokens: Tensor | None = None,
+        self, embedding: Tensor, context: Tensor, batch: Tensor, gene_ids: Tensor, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return bins as shares of the highest, and logits of presence, ``(B, M)`` each.
+        """Return bins as shares of the highest, and logits of presence of ``gene_ids``, ``(B, M)`` each.
 
-        ``context (B, 2)`` is from :func:`context_of`, ``batch (B,)`` are batch codes, ``gene_ids (B, M)`` the genes to
-        predict, and ``tokens (B, M, D)`` the encoder's output for each of them, where it has one.
+        ``context (B, 2)`` is from :func:`context_of`; ``tokens (B, M, D)`` are the encoder's outputs for the genes.
         """
-        cell = self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1]
-        hidden = cell[:, None]
+        hidden = (self.cell(torch.cat([embedding, context], dim=1)) + self.batch[batch + 1])[:, None]
         if self.token is not None and tokens is not None:
             hidden = hidden + self.token(tokens)
         products = (hidden * F.embedding(gene_ids, self.gene)).unflatten(2, (2, -1)).sum(3)
-        value, presence = (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
-        return value, presence
+        return (products + F.embedding(gene_ids, self.gene_bias)).unbind(2)
 
     def start_from(self, bins: sparse.csr_matrix) -> None:
-        """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``.
-
-        Bins are shares of the highest. Training then learns how a cell differs from the mean; ``bin_variance``,
-        the variance around the means, is the unit of the loss.
-        """
+        """Initialise the biases with each gene's mean bin and odds of presence in cells ``bins (N, n_genes)``."""
         n_cells, n_present = bins.shape[0], bins.getnnz(axis=0)
         mean = (np.asarray(bins.sum(axis=0)).ravel() + bins.data.mean()) / (n_present + 1)
         # Pretraining draws one absent gene, of all, per hidden gene: the odds are scaled to that.
         odds = (n_present + 0.5) / (n_cells - n_present + 0.5) / (len(bins.data) / np.prod(bins.shape))
         bias = np.stack([mean, np.log(odds)], axis=1).astype(np.float32)
-        residual = bins.data - mean[bins.indices]
+        variance = float(np.square(bins.data - mean[bins.indices]).mean())
         with torch.no_grad():
             self.gene_bias.copy_(torch.from_numpy(bias))
-            self.bin_variance.fill_(max(float(np.square(residual).mean()), 1e-6))
+            self.bin_variance.fill_(max(variance, 1e-6))  # the unit of the loss
 
 
 def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:

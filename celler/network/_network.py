@@ -10,25 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
-from celler.network._encoders import (
-    AdditiveEncoder,
-    EvidenceTable,
-    LatentEncoder,
-    TransformerEncoder,
-)
+from celler.network._encoders import AdditiveEncoder, EvidenceTable, LatentEncoder, TransformerEncoder
 from celler.network._heads import MLPHead, Standardize, VGGHead
 from celler.network._scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkOutput", "build_network", "extend_network"]
 ENCODERS = {
-    "additive": AdditiveEncoder,
-    "latent": LatentEncoder,
-    "transformer": TransformerEncoder,
-    "scgpt": ScGPTEncoder,
-}
+    "additive": AdditiveEncoder, "latent": LatentEncoder, "transformer": TransformerEncoder, "scgpt": ScGPTEncoder
+}  # fmt: skip
 HEADS = {"mlp": MLPHead, "vgg": VGGHead}
-#: Labelled cells at which the encoder's weight is halfway between its minimum and 0.5.
-FEW_CELLS = 1000
+FEW_CELLS = 1000  #: labelled cells at which the encoder's weight is halfway between its minimum and 0.5
 
 
 class NetworkOutput(NamedTuple):
@@ -36,13 +27,10 @@ class NetworkOutput(NamedTuple):
 
     Attributes
     ----------
-    expert_logits
-        Logits of each expert ``(E, B, C)``, the encoder's first.
-    embedding
-        Cell embedding ``(B, D)``.
+    expert_logits, embedding
+        Logits of each expert ``(E, B, C)``, the encoder's first, and cell embedding ``(B, D)``.
     encoder_share
         Weight of the encoder in :attr:`logits`, 0 to 1.
-
     """
 
     expert_logits: Tensor
@@ -73,7 +61,6 @@ class GeneTransformer(nn.Module):
     ----------
     encoder_share
         Weight of the encoder in the joint logits, 0 to 1; part of :meth:`state_dict`.
-
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -108,19 +95,14 @@ class GeneTransformer(nn.Module):
         padding_mask: Tensor,
         embedding: Tensor | None = None,
     ) -> NetworkOutput:
-        """Return logits and embeddings of a :class:`~celler.data.TokenBatch`, with parts ``(B, T)``.
-
-        A known ``embedding (B, D)`` replaces the encoder's.
-        """
+        """Return logits and embeddings of tokens ``(B, T)``; a known ``embedding (B, D)`` replaces the encoder's."""
         gene_ids, values = gene_ids.long(), values.long()
         if embedding is None:
             embedding = self.encoder(gene_ids, values, expression, padding_mask)
-        features = embedding if self.standardize is None else self.standardize(embedding)
-        logits = [self.head(features)]
+        logits = [self.head(embedding if self.standardize is None else self.standardize(embedding))]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
-        experts = torch.stack([z.float() for z in logits])
-        return NetworkOutput(experts, embedding.float(), self.encoder_share)
+        return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float(), self.encoder_share)
 
 
 def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -129,11 +111,8 @@ def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], pre
 
 
 def encoder_share(n_cells: int, *, knows_genes: bool) -> float:
-    """Return the encoder's weight after training on ``n_cells``: 0.5, and less with few cells.
-
-    ``knows_genes`` is whether it was pretrained on unlabelled cells. If not, it learns the genes from the labelled
-    cells alone and, with a hundred of them, makes the predictions worse than the evidence table's.
-    """
+    """Return the encoder's weight after training on ``n_cells``: 0.5, and less with few cells."""
+    # An encoder that was not pretrained makes the predictions of a hundred labelled cells worse.
     least = 0.25 if knows_genes else 0.05
     return least + (0.5 - least) * n_cells**2 / (n_cells**2 + FEW_CELLS**2)
 

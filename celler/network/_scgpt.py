@@ -24,7 +24,7 @@ from celler.network._encoders import attention, groups_by_length
 class ScGPTEncoder(nn.Module):
     """The encoder of scGPT :cite:p:`Cui24`; the embedding is the output at its cell token, ``<cls>``.
 
-    A token is the normalised embedding of its gene plus an encoding of its bin, read as a number.
+    A token is the normalised embedding of its gene plus an encoding of its bin; ``expression`` is not read.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -33,11 +33,7 @@ class ScGPTEncoder(nn.Module):
         self.gene = nn.Parameter(torch.randn(config.n_genes, d) * 0.02)
         self.cell_token, self.gene_norm = nn.Parameter(torch.randn(d) * 0.02), nn.LayerNorm(d)
         self.value = nn.Sequential(
-            nn.Linear(1, d),
-            nn.ReLU(),
-            nn.Linear(d, d),
-            nn.LayerNorm(d),
-            nn.Dropout(config.dropout_rate),
+            nn.Linear(1, d), nn.ReLU(), nn.Linear(d, d), nn.LayerNorm(d), nn.Dropout(config.dropout_rate)
         )
         self.blocks = nn.ModuleList(PostNormBlock(config) for _ in range(config.n_layers))
         # Only padding has bin 0, so its row can hold the value of <cls>. scGPT clamps values at 512; bins end at 255.
@@ -45,7 +41,6 @@ class ScGPTEncoder(nn.Module):
         self.register_buffer("levels", levels[:, None], persistent=False)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return the embedding; ``expression`` is not read."""
         order, groups = groups_by_length(padding_mask)
         embedding = [self.encode(gene_ids[rows, :n], values[rows, :n], padding_mask[rows, :n]) for rows, n in groups]
         return torch.cat(embedding)[order.argsort()]
@@ -66,10 +61,7 @@ class ScGPTEncoder(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """torch's encoder layer with ``norm_first=False`` and ReLU, without dropout of attention weights.
-
-    With that dropout, attention would have to store its weights, the square of the number of tokens.
-    """
+    """torch's encoder layer with ``norm_first=False`` and ReLU; dropout of attention would have to store weights."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -80,7 +72,6 @@ class PostNormBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return ``(B, S, D)``; arguments as in :class:`~celler.network._encoders.Block`."""
         attended = self.out_projection(attention(self.in_projection(x), self.n_heads, mask))
         x = self.attention_norm(x + self.dropout(attended))
         hidden = self.dropout(F.relu(self.feed_in(x)))
@@ -100,15 +91,10 @@ SIZES: dict[str, tuple[str, Any]] = {
     "pad_value": ("pad_value", -2),
 }
 #: Settings of args.json with the only value that is supported, their default.
-SUPPORTED: dict[str, Any] = {
-    "input_emb_style": "continuous",
-    "input_style": "binned",
-    "pre_norm": False,
-}
+SUPPORTED: dict[str, Any] = {"input_emb_style": "continuous", "input_style": "binned", "pre_norm": False}
 #: Parts of scGPT that do not affect the cell embedding.
 HEADS = (
-    "decoder.", "cls_decoder.", "mvc_decoder.", "flag_encoder.", "batch_encoder.",
-    "grad_reverse_discriminator.",
+    "decoder.", "cls_decoder.", "mvc_decoder.", "flag_encoder.", "batch_encoder.", "grad_reverse_discriminator."
 )  # fmt: skip
 #: Parts that do: an unknown tensor of theirs would change it.
 ENCODER = ("encoder.", "value_encoder.", "transformer_encoder.", "dsbn.")
@@ -117,25 +103,19 @@ EMBEDDING = "encoder.embedding.weight"
 
 @dataclass(frozen=True)
 class ScGPTCheckpoint:
-    """Contents of an scGPT folder.
+    """Contents of an scGPT folder."""
 
-    ``sizes`` are arguments of :class:`~celler.network.NetworkConfig`. ``rows (n_genes,)`` are the rows of
-    ``gene_names`` in ``embedding (n_tokens, D)``, and ``cell_row`` is that of ``<cls>``. ``weights`` are the encoder's
-    others, under the names of :class:`ScGPTEncoder`.
-    """
-
-    sizes: dict[str, Any]
+    sizes: dict[str, Any]  # arguments of NetworkConfig
     gene_names: pd.Index
-    rows: np.ndarray
-    embedding: Tensor
-    cell_row: int
-    weights: dict[str, Tensor]
+    rows: np.ndarray  # of the genes in the embedding (n_genes,)
+    embedding: Tensor  # (n_tokens, D)
+    cell_row: int  # of <cls>
+    weights: dict[str, Tensor]  # the encoder's others, under its names
 
     def encoder_weights(self, genes: np.ndarray) -> dict[str, Tensor]:
         """Return the state of an encoder for ``genes (n,)``, positions in :attr:`gene_names`."""
         rows = torch.from_numpy(self.rows[genes])
-        tables = {"gene": self.embedding[rows], "cell_token": self.embedding[self.cell_row]}
-        return self.weights | tables
+        return self.weights | {"gene": self.embedding[rows], "cell_token": self.embedding[self.cell_row]}
 
 
 def is_scgpt_folder(folder: Path) -> bool:
@@ -144,16 +124,7 @@ def is_scgpt_folder(folder: Path) -> bool:
 
 
 def read_scgpt(folder: Path) -> ScGPTCheckpoint:
-    """Read an scGPT folder as data only, so that nothing in it can run; warn of tensors outside scGPT's layout.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If a file is damaged, holds more than tensors, or does not fit the others.
-
-    """
+    """Read an scGPT folder as data only, so that nothing in it can run; warn of tensors outside scGPT's layout."""
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     missing = [name for name in (ARGS, VOCABULARY) if not (folder / name).is_file()]
     missing += [] if found else [" or ".join(WEIGHTS)]

@@ -24,10 +24,9 @@ from celler._utils._distributed import gather_objects
 class BestWeights(Callback):
     """Hold the weights of the latest epoch within one standard error of the best score so far.
 
-    With few validation cells the highest macro-F1 is mostly luck, and a lucky early epoch would cost the end of
-    the schedule. With many the error is small, and a loss has none: this is then the best epoch.
-    ``monitor`` is the metric, minimised where it is a loss; ``<monitor>_error`` is its standard error, 0 where it is
-    not logged. Training stops after ``patience`` epochs below the best score, ``None`` for never.
+    With few validation cells the highest macro-F1 is mostly luck, and a lucky early epoch would cost the end of the
+    schedule. With many, or a loss, the error ``<monitor>_error`` is small or none: this is then the best epoch.
+    Training stops after ``patience`` epochs below the best score, ``None`` for never.
     """
 
     def __init__(self, module: nn.Module, patience: int | None, monitor: str = "validation_macro_f1") -> None:
@@ -36,18 +35,14 @@ class BestWeights(Callback):
         self.state: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs."""
         return {"best": self.best, "n_epochs": self.n_epochs, "state": self.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what :meth:`state_dict` returned."""
-        self.best, self.n_epochs, self.state = (state_dict[name] for name in ("best", "n_epochs", "state"))
+        self.best, self.n_epochs, self.state = state_dict["best"], state_dict["n_epochs"], state_dict["state"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the epoch that just ended."""
         metrics = trainer.callback_metrics
-        sign = -1 if self.monitor.endswith("loss") else 1
-        score = sign * float(metrics[self.monitor])
+        score = float(metrics[self.monitor]) * (-1 if self.monitor.endswith("loss") else 1)
         self.best = max(self.best, score)
         if score >= self.best - float(metrics.get(f"{self.monitor}_error", 0)):
             self.state = deepcopy(self.module.state_dict())
@@ -64,20 +59,13 @@ class ProgressBar(Callback):
         self.title, self.shown = title, shown
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
-        self.bar = tqdm(
-            total=int(trainer.estimated_stepping_batches),
-            desc=self.title,
-            unit="minibatch",
-            disable=not trainer.is_global_zero,
-        )
+        n_steps = int(trainer.estimated_stepping_batches)
+        self.bar = tqdm(total=n_steps, desc=self.title, unit="minibatch", disable=not trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Advance by one minibatch."""
         self.bar.update()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the metrics of the epoch."""
         figures = {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"}
         for metric, name in self.shown.items():
             if metric in trainer.callback_metrics:
@@ -85,11 +73,9 @@ class ProgressBar(Callback):
         self.bar.set_postfix(figures, refresh=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar: Lightning calls no teardown after an error."""
-        self.teardown(trainer, pl_module, "fit")
+        self.teardown(trainer, pl_module, "fit")  # Lightning does not, after an error
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the bar, also after an early stop."""
         if hasattr(self, "bar"):
             self.bar.close()
 
@@ -107,27 +93,26 @@ class EachEpoch(Checkpoint):
         self.found: dict[str, Any] | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file; Lightning calls checkpoint callbacks last."""
         part = self.path.with_name(self.path.name + ".part")
         trainer.save_checkpoint(part, weights_only=False)
         if trainer.is_global_zero:
             os.replace(part, self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add settings, curves, hard cells and random states."""
-        hard_cells = pl_module.hard_cells
+        hard_cells, device = pl_module.hard_cells, pl_module.device
+        random = {"noise": pl_module.generator.get_state(), "torch": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
         checkpoint["celler"] = {
             "given": self.given,
             "curves": pl_module.curves,
             "hard_cells": None if hard_cells is None else hard_cells.to_plain(),
-            "random": gather_objects(random_state(pl_module)),
+            "random": gather_objects(random),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Restore what :meth:`on_save_checkpoint` added; raise ``ValueError`` for other settings."""
         found = checkpoint.get("celler", {})
-        given = found.get("given", {})
-        differing = [name for name in self.given if given.get(name) != self.given[name]]
+        differing = [name for name, value in self.given.items() if found.get("given", {}).get(name) != value]
         if differing:
             raise ValueError(
                 f"ckpt_path={str(self.path)!r} belongs to a training with other {', '.join(differing)}; repeat that "
@@ -148,11 +133,3 @@ class EachEpoch(Checkpoint):
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], pl_module.device)
-
-
-def random_state(plan: Any) -> dict[str, torch.Tensor]:
-    """Return the random states of noise and dropout."""
-    state = {"noise": plan.generator.get_state(), "torch": torch.get_rng_state()}
-    if plan.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(plan.device)
-    return state

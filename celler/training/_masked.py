@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
 from celler.training._plan import PretrainingConfig, one_cycle, parameter_groups
-from celler.training._run import by_metric, run_plan
+from celler.training._run import run_plan
 
 
 class MaskedTask(nn.Module):
@@ -28,19 +29,12 @@ class MaskedTask(nn.Module):
     def __init__(self, decoder: GeneDecoder, minibatches: Iterable[MaskedMinibatch], weight: float) -> None:
         super().__init__()
         self.decoder, self.weight = decoder, weight
-        self._minibatches = endless(minibatches)
+        self._minibatches = chain.from_iterable(repeat(minibatches))  # the sampler draws each epoch anew
 
     def forward(self, encoder: nn.Module) -> Tensor:
-        """Return the weighted loss of ``encoder`` and the decoder, a scalar."""
         minibatch = next(self._minibatches).to(self.decoder.gene.device)
         loss, _ = MaskedLoss(encoder, self.decoder)(minibatch)
         return self.weight * loss
-
-
-def endless(minibatches: Iterable[MaskedMinibatch]) -> Iterator[MaskedMinibatch]:
-    """Repeat the epochs without end; the sampler draws each anew."""
-    while True:
-        yield from minibatches
 
 
 #: Cells whose principal components initialise the gene embeddings, and number of components.
@@ -69,17 +63,12 @@ class MaskedLoss:
     decoder: GeneDecoder
 
     def outputs(self, minibatch: MaskedMinibatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return bins ``(B, M)``, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each.
-
-        Presence is ``None`` for an encoder that sees the hidden genes without their values.
-        """
-        tokens, position = minibatch.tokens, minibatch.position
+        """Return bins, and logits of presence of the hidden and of the absent genes, ``(B, M)`` each."""
+        tokens, position, context, batch = minibatch.tokens, minibatch.position, minibatch.context, minibatch.batch
         parts = (tokens.gene_ids.long(), tokens.values.long(), *tokens[2:])
-        context, batch = minibatch.context, minibatch.batch
-        if self.decoder.token is not None:
+        if self.decoder.token is not None:  # the encoder sees which genes are hidden
             embedding, outputs = self.encoder.tokens(*parts)
-            index = position[:, :, None].expand(-1, -1, outputs.shape[2])
-            each = outputs.gather(1, index)
+            each = outputs.gather(1, position[:, :, None].expand(-1, -1, outputs.shape[2]))
             value, _ = self.decoder(embedding, context, batch, minibatch.gene_ids, each)
             return value.float(), None, None
         gene_ids = torch.cat([minibatch.gene_ids, minibatch.absent], dim=1)
@@ -90,12 +79,10 @@ class MaskedLoss:
     def sums(self, minibatch: MaskedMinibatch) -> tuple[MaskedSums, Tensor]:
         """Return the sums that make the loss, and the predicted bins ``(B, M)``."""
         value, present, absent = self.outputs(minibatch)
-        is_hidden, is_absent = minibatch.is_hidden, minibatch.is_absent
+        is_hidden, is_absent, n_hidden = minibatch.is_hidden, minibatch.is_absent, minibatch.is_hidden.sum()
         squares = ((value - minibatch.bins).square() * is_hidden).sum()
-        n_hidden = is_hidden.sum()
         if present is None or absent is None:
-            nothing = torch.zeros_like(squares)
-            return MaskedSums(squares, n_hidden, nothing, torch.zeros_like(n_hidden)), value
+            return MaskedSums(squares, n_hidden, torch.zeros_like(squares), torch.zeros_like(n_hidden)), value
         presence = (F.softplus(-present) * is_hidden).sum() + (F.softplus(absent) * is_absent).sum()
         return MaskedSums(squares, n_hidden, presence, n_hidden + is_absent.sum()), value
 
@@ -116,7 +103,6 @@ class PretrainingPlan(LightningModule):
         self.curves: list[dict[str, float]] = []
 
     def training_step(self, minibatch: MaskedMinibatch, _: int) -> Tensor:
-        """Return the masked loss."""
         loss, _value = MaskedLoss(self.encoder, self.decoder)(minibatch)
         self.losses.append(loss.detach())
         return loss
@@ -132,20 +118,17 @@ class PretrainingPlan(LightningModule):
         sums, value, bins = zip(*self.outcomes, strict=True)
         self.outcomes.clear()
         total = MaskedSums(*(torch.stack(part).sum() for part in zip(*sums, strict=True)))
-        pairs = torch.stack([torch.cat(value), torch.cat(bins)])
         self.log("validation_loss", total.loss(self.decoder.bin_variance))
-        self.log("validation_correlation", torch.corrcoef(pairs)[0, 1])
+        self.log("validation_correlation", torch.corrcoef(torch.stack([torch.cat(value), torch.cat(bins)]))[0, 1])
 
     def on_train_epoch_end(self) -> None:
         """Store the metrics of the epoch; the loss is the mean over the ranks."""
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        loss = torch.stack(self.losses).mean()
-        row["train_loss"] = float(self.trainer.strategy.reduce(loss, reduce_op="mean"))
+        row["train_loss"] = float(self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean"))
         self.losses.clear()
         self.curves.append(row)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule over all steps; biases and norms are not decayed."""
         n_steps = int(self.trainer.estimated_stepping_batches)
         return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
@@ -160,41 +143,30 @@ def fit_masked(
     """Pretrain the encoder of ``network`` and ``decoder`` in place and return the curves, a value per epoch."""
     plan = PretrainingPlan(network, decoder, config)
     patience = max(5, config.max_epochs // 4) if config.early_stopping else None
-    best = BestWeights(plan, patience, "validation_loss")
-    is_small = network.config.encoder != "transformer"
-    run_plan(
+    curves = run_plan(
         plan,
         train,
         validation,
         config,
-        callbacks=[] if validation is None else [best],
+        best=BestWeights(plan, patience, "validation_loss"),
         title="Pretraining",
         shown={"validation_loss": "loss", "validation_correlation": "correlation"},
-        n_threads=max(1, config.batch_size // 128) if is_small else None,
+        n_threads=None if network.config.encoder == "transformer" else max(1, config.batch_size // 128),
     )
-    if best.state is not None:
-        plan.load_state_dict(best.state)
     network.to(config.device).eval()
-    decoder.to(config.device).eval()
-    return by_metric(plan.curves)
+    return curves
 
 
 def start_from_components(
-    network: GeneTransformer,
-    log_rows: Callable[[np.ndarray], sparse.csr_matrix],
-    n_cells: int,
-    seed: int,
+    network: GeneTransformer, log_rows: Callable[[np.ndarray], sparse.csr_matrix], n_cells: int, seed: int
 ) -> None:
     """Set the gene embeddings of a summing encoder to the principal components of the cells.
 
     They are the optimum of the linear model of the same task, so most epochs are saved. Each component is scaled to
-    variance 1 over the cells. An encoder that attends to all tokens is left as it is.
-
-    ``log_rows`` returns ``log1p`` of counts per 10,000 of the cells at given positions, ``(n, G)``.
+    variance 1 over the cells. An encoder that attends to all tokens is left as it is. ``log_rows`` returns ``log1p`` of
+    counts per 10,000 of the cells at given positions, ``(n, G)``.
     """
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(n_cells)[:PCA_CELLS])
-    X = log_rows(rows)
+    X = log_rows(np.sort(np.random.default_rng(seed).permutation(n_cells)[:PCA_CELLS]))
     n = min(N_COMPONENTS, network.config.d_model, min(X.shape) - 1)
     if network.config.encoder == "transformer" or n < 1:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,41 +17,21 @@ from celler.data._sources import CellBlock, CellSource
 from celler.data._tokenizer import TokenBatch, Tokenizer
 from celler.network._heads import context_of
 
-#: Cells whose bins are made in one call: tokens take several times the memory of counts.
-BLOCK = 1024
+BLOCK = 1024  #: cells whose bins are made in one call: tokens take several times the memory of counts
 
 
 class MaskedMinibatch(NamedTuple):
-    """B cells with up to M hidden genes each.
+    """B cells with up to M hidden genes each; parts are ``(B, M)`` where no other shape is given."""
 
-    Parameters
-    ----------
-    tokens
-        The visible genes.
-    gene_ids, bins
-        Hidden genes ``(B, M)`` and their bins as shares of the highest bin.
-    is_hidden
-        False where a cell has fewer than M hidden genes ``(B, M)``.
-    position
-        Tokens of the hidden genes ``(B, M)``, for an encoder that sees a gene without its value.
-    absent, is_absent
-        Genes drawn at random ``(B, M)``, and whether the cell lacks them.
-    context
-        Lowest visible bin, as a share of the highest, and log1p of the number of visible genes over 5 ``(B, 2)``.
-    batch
-        Batch codes ``(B,)``.
-
-    """
-
-    tokens: TokenBatch
-    gene_ids: Tensor
-    bins: Tensor
-    is_hidden: Tensor
-    position: Tensor
-    absent: Tensor
-    is_absent: Tensor
-    context: Tensor
-    batch: Tensor
+    tokens: TokenBatch  # the visible genes
+    gene_ids: Tensor  # the hidden genes
+    bins: Tensor  # of the hidden genes, as shares of the highest bin
+    is_hidden: Tensor  # False where a cell has fewer than M hidden genes
+    position: Tensor  # tokens of the hidden genes, for an encoder that sees a gene without its value
+    absent: Tensor  # genes drawn at random
+    is_absent: Tensor  # whether the cell lacks them
+    context: Tensor  # of context_of (B, 2)
+    batch: Tensor  # codes (B,)
 
     def to(self, device: torch.device) -> MaskedMinibatch:
         """The same with every tensor on ``device``."""
@@ -71,29 +51,24 @@ def hide(
 ) -> MaskedMinibatch:
     """Hide the share ``mask_ratio`` of each cell's genes, drawn at random, and at least one where it has two.
 
-    With ``keep_genes`` a gene stays visible and only its value is hidden (bin 0), as in the paper, for an
-    encoder with an output for each token. Otherwise the gene is left out.
+    With ``keep_genes`` a gene stays visible and only its value is hidden (bin 0), as in the paper, for an encoder with
+    an output for each token. Otherwise the gene is left out.
     """
     gene_ids, values, expression, padding_mask = tokens
     n_tokens = (~padding_mask).sum(1)
     n_hidden = (n_tokens * mask_ratio).round().long().clamp(min=1)
     n_hidden = torch.where(n_tokens > 1, torch.minimum(n_hidden, n_tokens - 1), 0)
-    draw = torch.rand(padding_mask.shape, generator=generator) + padding_mask
-    order = draw.argsort(1)
+    order = (torch.rand(padding_mask.shape, generator=generator) + padding_mask).argsort(1)
     position = order[:, : max(1, int(n_hidden.max()))]
     is_hidden = torch.arange(position.shape[1]) < n_hidden[:, None]
     hidden_ids = gene_ids.gather(1, position).long()
     bins = values.gather(1, position).float() / (n_bins - 1)
-    is_hidden_token = torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
-    is_visible = ~padding_mask & ~is_hidden_token
-    context = context_of(values, is_visible, n_bins)
-
+    is_visible = ~padding_mask & ~torch.zeros_like(padding_mask).scatter_(1, position, is_hidden)
     expressed = torch.zeros(len(gene_ids), n_genes, dtype=torch.bool)
     expressed.scatter_(1, gene_ids.long(), ~padding_mask)
     expressed[torch.arange(len(gene_ids)), gene_ids[:, 0].long()] = n_tokens > 0  # padding repeats gene 0
     absent = torch.randint(n_genes, position.shape, generator=generator)
     is_absent = is_hidden & ~expressed.gather(1, absent)
-
     if keep_genes:
         seen = TokenBatch(gene_ids, values * is_visible, expression * is_visible, padding_mask)
     else:
@@ -103,6 +78,7 @@ def hide(
         seen_mask = is_visible.gather(1, order)
         ids, bin_, level = (part.gather(1, order) * seen_mask for part in tokens[:3])
         seen = TokenBatch(ids, bin_, level, ~seen_mask)
+    context = context_of(values, is_visible, n_bins)
     return MaskedMinibatch(seen, hidden_ids, bins, is_hidden, position, absent, is_absent, context, batch)
 
 
@@ -136,32 +112,15 @@ class Masking:
         )
 
 
+@dataclass(eq=False)
 class MaskedLoader:
-    """Minibatches of cells with hidden genes.
+    """Minibatches of cells with hidden genes."""
 
-    Parameters
-    ----------
-    source
-        The cells; their labels are batch codes.
-    row_sampler
-        Rows of each minibatch.
-    masking
-        Hides the genes.
-    is_fixed
-        Hide the same genes in every epoch, for validation.
-
-    """
-
-    def __init__(
-        self,
-        source: CellSource,
-        row_sampler: RowSampler,
-        masking: Masking,
-        *,
-        is_fixed: bool = False,
-    ) -> None:
-        self.source, self.row_sampler = source, row_sampler
-        self.masking, self.is_fixed, self.n_given = masking, is_fixed, 0
+    source: CellSource  # its labels are batch codes
+    row_sampler: RowSampler
+    masking: Masking
+    is_fixed: bool = field(default=False, kw_only=True)  # the same genes in every epoch, for validation
+    n_given: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self.row_sampler)
@@ -169,8 +128,7 @@ class MaskedLoader:
     def __iter__(self) -> Iterator[MaskedMinibatch]:
         for block in self.source.blocks(self.row_sampler):
             self.n_given += 1
-            rank = rank_and_size()[0]
-            draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank)
+            draw = (1, int(block.index[0]), 0) if self.is_fixed else (0, self.n_given, rank_and_size()[0])
             yield self.masking(block, draw)
 
 

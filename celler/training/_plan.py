@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from celler.data._loader import Minibatch
@@ -18,8 +18,7 @@ from celler.losses import DEFAULT, Loss
 from celler.mining import HardCells, Replay
 from celler.network._network import GeneTransformer
 
-#: Factor of the learning rate for a pretrained encoder: 1e-4 with the default rate.
-PRETRAINED_RATE = 1 / 30
+PRETRAINED_RATE = 1 / 30  #: factor of the learning rate for a pretrained encoder: 1e-4 with the default rate
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Teacher:
         Codes of its classes in the extended network ``(K,)``.
     strength
         Loss in nats per nat of divergence, for each expert.
-
     """
 
     network: GeneTransformer
@@ -60,25 +58,19 @@ class TrainingConfig:
 
     Parameters
     ----------
-    encoder_rate
-        Factor of the learning rate for the encoder.
-    evidence_l2
-        Strength of the L2 penalty on the evidence table, 1 / C of scikit-learn's logistic regression.
-    warmup
-        Share of the steps in which the learning rate rises.
-    gradient_clip
-        Largest norm of the gradient.
+    encoder_rate, evidence_l2
+        Factor of the learning rate for the encoder, and strength of the L2 penalty on the evidence table, 1 / C of
+        scikit-learn's logistic regression.
+    warmup, gradient_clip
+        Share of the steps in which the learning rate rises, and largest norm of the gradient.
     token_dropout
         Share of a cell's tokens left out at random in each epoch.
     teacher
         Network whose predictions are kept, ``None`` for none.
     masked_task
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
-    processes
-        Processes on each machine, and machines.
-    ckpt_path
-        File that :class:`~celler.training._callbacks.EachEpoch` writes, ``None`` for none.
-
+    processes, ckpt_path
+        Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
     """
 
     max_epochs: int
@@ -120,7 +112,6 @@ class PretrainingConfig:
     ----------
     mask_ratio
         Share of a cell's genes that are hidden, above 0 and below 1.
-
     """
 
     max_epochs: int
@@ -157,8 +148,7 @@ def check_schedule(config: RunConfig) -> None:
 class TrainingPlan(LightningModule):
     """Loss of each expert, AdamW on a one-cycle schedule, and macro-F1 on the validation cells.
 
-    :attr:`curves` gets a row of metrics per epoch, with ``hard_cells`` also those of
-    :meth:`celler.mining.HardCells.report`.
+    :attr:`curves` gets a row of metrics per epoch, and those of :meth:`celler.mining.HardCells.report`.
     """
 
     def __init__(
@@ -230,7 +220,7 @@ class TrainingPlan(LightningModule):
             sums[:-1] = confusion_of(logits, labels).flatten()
             sums[-1] = F.cross_entropy(logits.float(), labels, reduction="sum")
         self.outcomes.clear()
-        sums = summed(self.trainer, sums)
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         macro_f1, standard_error = macro_f1_with_error(sums[:-1].view(n_classes, n_classes))
         self.log("validation_loss", sums[-1] / sums[:-1].sum())
         self.log("validation_macro_f1", macro_f1)
@@ -241,7 +231,8 @@ class TrainingPlan(LightningModule):
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         losses, n_cells = zip(*self.losses, strict=True)
         total = torch.stack(losses).cpu().numpy() @ np.array(n_cells)
-        sums = summed(self.trainer, torch.tensor([total, sum(n_cells)], device=self.device))
+        part = torch.tensor([total, sum(n_cells)], device=self.device)
+        sums = self.trainer.strategy.reduce(part, reduce_op="sum")
         row["train_loss"] = float(sums[0] / sums[1])
         self.losses.clear()
         if self.masked_losses:
@@ -257,16 +248,13 @@ class TrainingPlan(LightningModule):
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule over all steps."""
         n_steps = int(self.trainer.estimated_stepping_batches)
-        groups = parameter_groups(self.network, self.config)
-        return one_cycle(groups, self.config, n_steps, self.config.warmup)
+        return one_cycle(parameter_groups(self.network, self.config), self.config, n_steps, self.config.warmup)
 
 
 def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     """Return AdamW's groups: with and without weight decay, the encoder apart where it has its own rate."""
-    named = [*module.named_parameters()]
-    encoder_rate = 1.0
+    named, encoder_rate = [*module.named_parameters()], 1.0
     if isinstance(config, TrainingConfig):
         encoder_rate = config.encoder_rate
         named += [] if config.masked_task is None else config.masked_task.named_parameters()
@@ -298,12 +286,6 @@ def one_cycle(groups: list[dict[str, Any]], config: RunConfig, n_steps: int, war
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def summed(trainer: Trainer, values: Tensor) -> Tensor:
-    """Return the sum of ``values`` over all ranks."""
-    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum")
-    return total
-
-
 def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the confusion matrix ``(C, C)``: true classes in rows, predicted in columns."""
     n_classes = logits.shape[1]
@@ -314,8 +296,7 @@ def confusion_of(logits: Tensor, labels: Tensor) -> Tensor:
 def macro_f1_with_error(confusion: Tensor) -> tuple[Tensor, Tensor]:
     """Return macro-F1 over the classes with cells in ``confusion (C, C)``, and the standard error of their mean recall.
 
-    The error is binomial in each class. One success and one failure are added, so that a class with a single
-    cell does not count as certain.
+    The error is binomial in each class. One success and one failure are added: a single cell is not certain.
     """
     hits, n_cells, n_predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     present = n_cells > 0

@@ -10,80 +10,69 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from celler._utils._devices import autocast, cpu_threads
 from celler._utils._distributed import merged
 from celler._utils._messages import has_progress
-from celler.data._loader import Minibatches
+from celler.data._loader import Minibatch
 from celler.mining import HardCells
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights, EachEpoch, ProgressBar
 from celler.training._plan import RunConfig, TrainingConfig, TrainingPlan
 
 
-def by_metric(curves: list[dict[str, float]]) -> dict[str, list[float]]:
-    """Turn a row of metrics per epoch into a list per metric, NaN where an epoch lacks it."""
-    names = sorted({name for row in curves for name in row})
-    return {name: [row.get(name, float("nan")) for row in curves] for name in names}
-
-
 def run_plan(
-    plan: LightningModule,
+    plan: Any,
     train: Iterable[Any],
     validation: Iterable[Any] | None,
     config: RunConfig,
     *,
-    callbacks: list[Callback],
+    best: BestWeights,
     title: str,
     shown: dict[str, str],
     n_threads: int | None,
-    ckpt_path: Path | None = None,
-) -> None:
-    """Fit ``plan``; the global random state and the number of threads are restored afterwards.
+    each_epoch: EachEpoch | None = None,
+) -> dict[str, list[float]]:
+    """Fit ``plan``, give it its best weights and return its curves; random state and threads are restored.
 
-    ``shown`` maps metrics of the progress bar to short names, ``n_threads`` limits the CPU threads (``None`` for
-    all), and ``ckpt_path`` is the checkpoint to resume from, where it exists.
+    ``shown`` maps metrics of the progress bar to short names, and ``n_threads`` limits the CPU threads, ``None`` for
+    all. Training resumes from the file of ``each_epoch``, where it exists.
     """
-    if has_bars(config):
-        callbacks = [ProgressBar(title, shown), *callbacks]
+    callbacks: list[Callback] = [ProgressBar(title, shown)] if has_bars(config) else []
+    callbacks += [] if validation is None else [best]
+    callbacks += [] if each_epoch is None else [each_epoch]
+    n_devices, n_machines = config.processes
+    is_alone, index = n_devices * n_machines == 1, config.device.index
     with torch.random.fork_rng(), _quiet_lightning(), cpu_threads(n_threads):
         torch.manual_seed(config.seed)
         trainer = Trainer(
             max_epochs=config.max_epochs,
             accelerator=config.device.type,
-            **placement(config),
+            devices=[index] if is_alone and index is not None else n_devices,
+            num_nodes=n_machines,
+            strategy="auto" if is_alone else "ddp",
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
             callbacks=callbacks,
             enable_progress_bar=False,
             logger=False,
-            enable_checkpointing=ckpt_path is not None,
+            enable_checkpointing=each_epoch is not None,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers split the minibatches over the ranks
         )
-        is_resumed = ckpt_path is not None and ckpt_path.is_file()
+        found = each_epoch.path if each_epoch is not None and each_epoch.path.is_file() else None
         # weights_only: a foreign file must not run code.
-        trainer.fit(
-            plan,
-            train,
-            validation,
-            ckpt_path=ckpt_path if is_resumed else None,
-            weights_only=is_resumed or None,
-        )
-
-
-def placement(config: RunConfig) -> dict[str, Any]:
-    """Return the Trainer's devices and number of machines."""
-    n_devices, n_machines = config.processes
-    if n_devices * n_machines > 1:
-        return {"devices": n_devices, "num_nodes": n_machines, "strategy": "ddp"}
-    return {"devices": 1 if config.device.index is None else [config.device.index]}
+        trainer.fit(plan, train, validation, ckpt_path=found, weights_only=True if found else None)
+    if best.state is not None:
+        plan.load_state_dict(best.state)
+    plan.to(config.device).eval()
+    names = sorted({name for row in plan.curves for name in row})
+    return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
 
 
 def has_bars(config: RunConfig) -> bool:
@@ -109,8 +98,8 @@ def _quiet_lightning() -> Iterator[None]:
 
 def fit(
     network: GeneTransformer,
-    train: Minibatches,
-    validation: Minibatches | None,
+    train: Iterable[Minibatch],
+    validation: Iterable[Minibatch] | None,
     class_counts: np.ndarray,
     config: TrainingConfig,
     *,
@@ -119,38 +108,29 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train ``network`` in place on ``config.device`` and return its curves, a value per epoch.
 
-    ``class_counts (C,)`` are those of the training cells. ``hard_cells`` chooses the cells to replay; the sampler
-    of ``train`` must hold the same object.
+    ``class_counts (C,)`` are those of the training cells; the sampler of ``train`` must hold the same ``hard_cells``.
     """
     if config.teacher is not None:
         config.teacher.network.to(config.device)
     plan = TrainingPlan(network, class_counts, config, hard_cells)
     best = BestWeights(plan, max(10, config.max_epochs // 2) if config.early_stopping else None)
-    n_threads = None
     attends = network.config.encoder in ("transformer", "scgpt")
-    if not (attends and any(weights.requires_grad for weights in network.encoder.parameters())):
-        # Without attention the matrix products are small: a second thread was never faster on minibatches of 32,
-        # and twice as slow on busy cores or with a passive wait policy.
-        n_threads = max(1, config.batch_size // 128)
-    callbacks: list[Callback] = [] if validation is None else [best]
-    if config.ckpt_path is not None:
-        settings = given(network, class_counts, config)
-        callbacks.append(EachEpoch(config.ckpt_path, settings, train))
-    run_plan(
+    is_large = attends and any(weights.requires_grad for weights in network.encoder.parameters())
+    # Without attention the matrix products are small: a second thread was never faster on minibatches of 32,
+    # and twice as slow on busy cores or with a passive wait policy.
+    n_threads = None if is_large else max(1, config.batch_size // 128)
+    path = config.ckpt_path
+    return run_plan(
         plan,
         train,
         validation,
         config,
-        callbacks=callbacks,
+        best=best,
         title=title,
         shown={"validation_macro_f1": "macro_f1"},
         n_threads=n_threads,
-        ckpt_path=config.ckpt_path,
+        each_epoch=None if path is None else EachEpoch(path, given(network, class_counts, config), train),
     )
-    if best.state is not None:
-        plan.load_state_dict(best.state)
-    plan.to(config.device).eval()
-    return by_metric(plan.curves)
 
 
 def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
@@ -166,7 +146,7 @@ def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingCo
 
 @torch.inference_mode()
 def validation_logits(
-    network: GeneTransformer, minibatches: Minibatches, precision: str
+    network: GeneTransformer, minibatches: Iterable[Minibatch], precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return logits ``(N, C)`` and labels ``(N,)`` of the cells of all ranks."""
     device = network.device

@@ -104,8 +104,3 @@ def test_prefetch_starts_with_the_first_next():
     ahead = prefetch(iter([1]), 1)
     assert n_threads() == 0
     assert list(ahead) == [1]
-
-
-def test_prefetch_with_n_of_zero():
-    with pytest.raises(ValueError, match="n=0 was given"):
-        prefetch([], 0)

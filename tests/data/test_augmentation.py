@@ -55,7 +55,7 @@ def test_views_by_epoch_and_seed(rng):
 
     def seen(seed, epoch):
         sampler = ShuffledSampler(np.arange(40), 10, seed)
-        sampler.set_epoch(epoch)
+        sampler.epoch = epoch
         blocks = source.blocks(sampler)
         return np.concatenate([block.X[block.rows].sum(axis=1).A1[np.argsort(block.index)] for block in blocks])
 

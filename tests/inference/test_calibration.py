@@ -9,11 +9,13 @@ from celler.inference._calibration import (
     TEMPERATURE_SPREAD,
     TYPICAL_TEMPERATURE,
     Decision,
-    choose,
     fit_temperature,
     margin,
     second_best,
 )
+from celler.inference._labels import Question, label
+from celler.inference._outputs import Outputs, Propagation
+from celler.labels import LabelTree
 
 NAMES = ("B", "NK", "T")
 
@@ -74,22 +76,30 @@ def test_probabilities_of_candidates(rng):
     np.testing.assert_array_equal(only, np.eye(4)[[2] * 6])
 
 
-def test_choose_with_a_threshold():
+def names_of(probabilities, threshold, unknown_label="?"):
+    """Labels of cells with these probabilities."""
+    logits, propagation = np.log(probabilities), Propagation(probabilities, 0, len(probabilities), 0.5)
+    outputs = Outputs(logits, logits, np.ones(len(logits), bool), propagation=propagation)
+    question = Question(threshold=threshold, unknown_label=unknown_label)
+    return label(outputs, Decision(), LabelTree(NAMES), question).names
+
+
+def test_label_with_a_threshold():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5], [0.1, 0.5, 0.4]])
-    assert choose(probabilities, NAMES, None, "Unknown").tolist() == ["B", "T", "NK"]
-    labels = choose(probabilities, NAMES, 0.6, "a rather long name")
+    assert names_of(probabilities, None).tolist() == ["B", "T", "NK"]
+    labels = names_of(probabilities, 0.6, "a rather long name")
     assert labels.tolist() == ["B", "a rather long name", "a rather long name"]
     assert labels.dtype.kind == "U"
-    assert choose(probabilities, NAMES, 0.5, "?").tolist() == ["B", "T", "NK"], "0.5 is not below"
-    assert choose(probabilities, NAMES, 0.0, "?").tolist() == ["B", "T", "NK"]
-    assert choose(probabilities, NAMES, 1.0, "?").tolist() == ["?"] * 3
-    assert choose(probabilities[:0], NAMES, 0.5, "?").tolist() == []
+    assert names_of(probabilities, 0.5).tolist() == ["B", "T", "NK"], "0.5 is not below"
+    assert names_of(probabilities, 0.0).tolist() == ["B", "T", "NK"]
+    assert names_of(probabilities, 1.0).tolist() == ["?"] * 3
+    assert names_of(probabilities[:0], 0.5).tolist() == []
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, np.nan])
-def test_choose_with_a_bad_threshold(threshold):
+def test_question_with_a_bad_threshold(threshold):
     with pytest.raises(ValueError, match=f"threshold={threshold} was given; a probability"):
-        choose(np.ones((1, 1)), ["a"], threshold, "?")
+        Question(threshold=threshold).check(LabelTree(NAMES))
 
 
 def test_margin_is_best_less_second(rng):

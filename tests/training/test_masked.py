@@ -22,7 +22,6 @@ from celler.training._masked import (
     MaskedTask,
     PretrainingConfig,
     PretrainingPlan,
-    endless,
     start_from_components,
 )
 from celler.training._masking import MaskedMinibatch, Masking
@@ -140,10 +139,11 @@ def masked_minibatches(model):
     )[0]
 
 
-def test_endless_minibatches_differ_by_epoch():
+def test_minibatches_of_the_task_are_endless_and_differ_by_epoch():
     minibatches = masked_minibatches(pretrained(max_epochs=1))
     n = len(minibatches)
-    first, second = (list(islice(endless(minibatches), 2 * n)) for _ in range(2))
+    tasks = [MaskedTask(torch.nn.Identity(), minibatches, 1.0) for _ in range(2)]
+    first, second = (list(islice(task._minibatches, 2 * n)) for task in tasks)
     assert len(first) == 2 * n
     hidden = [np.concatenate([m.gene_ids[:, 0] for m in part]) for part in (first[:n], first[n:])]
     assert not np.array_equal(*hidden)
