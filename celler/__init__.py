@@ -7,19 +7,7 @@ import lazy_loader
 # Loaded on first use: `celler --help` must not wait for torch and scvi-tools.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "atlas",
-        "benchmark",
-        "datasets",
-        "labels",
-        "losses",
-        "metrics",
-        "mining",
-        "model",
-        "pl",
-        "pp",
-        "tl",
-    ],
+    submodules=["atlas", "benchmark", "datasets", "labels", "losses", "metrics", "mining", "model", "pl", "pp", "tl"],
     submod_attrs={"_utils._version": ["__version__"]},
 )
 

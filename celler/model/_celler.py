@@ -20,16 +20,7 @@ from celler.inference._labels import Question
 from celler.labels import LabelTree
 from celler.losses import Loss
 from celler.mining import Replay
-from celler.model import (
-    _checkpoint,
-    _explain,
-    _expression,
-    _extend,
-    _predict,
-    _pretrain,
-    _train,
-    _transfer,
-)
+from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _train, _transfer
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
 from celler.model._forward import Reading, Reference
@@ -342,12 +333,7 @@ class Celler(BaseModelClass):
             If under 20 % of the model's genes are in ``adata``, or options contradict each other.
         """
         question = Question(
-            "class" if level is None else level,
-            threshold,
-            unknown_label,
-            candidates,
-            false_alarm_rate,
-            backoff,
+            "class" if level is None else level, threshold, unknown_label, candidates, false_alarm_rate, backoff
         )
         reading = Reading(batch_size, correct_shift)
         self._state.trained()
@@ -861,12 +847,7 @@ class Celler(BaseModelClass):
         _checkpoint.write_checkpoint(dir_path, contents, overwrite=overwrite)
 
     @classmethod
-    def load(
-        cls,
-        dir_path: str | os.PathLike[str],
-        adata: AnnData | None = None,
-        accelerator: str = "auto",
-    ) -> Celler:
+    def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, accelerator: str = "auto") -> Celler:
         """Load the model that :meth:`save` wrote, ready to predict.
 
         Parameters
@@ -997,11 +978,7 @@ class Celler(BaseModelClass):
         return Cells(adata, rows_of(adata, None), self._reference)
 
     def _cells(
-        self,
-        adata: AnnData | None,
-        indices: np.ndarray | list[int] | None = None,
-        *,
-        needs_classes: bool = True,
+        self, adata: AnnData | None, indices: np.ndarray | list[int] | None = None, *, needs_classes: bool = True
     ) -> Cells:
         """The cells that a method is called on."""
         if needs_classes:

@@ -121,11 +121,7 @@ def extended_genes(state: ModelState, adata: AnnData, gene_key: str | None) -> E
 
 
 def extended_state(
-    reference: ModelState,
-    setup: Setup,
-    tree: LabelTree,
-    genes: ExtendedGenes,
-    arguments: dict[str, Any],
+    reference: ModelState, setup: Setup, tree: LabelTree, genes: ExtendedGenes, arguments: dict[str, Any]
 ) -> ModelState:
     """A model with the genes and classes of both, which starts from the reference's weights."""
     places = tree.encode(np.array(reference.tree.classes, object))
@@ -141,11 +137,7 @@ def extended_state(
 
 
 def training_cells(
-    state: ModelState,
-    reader: ExpressionReader,
-    labels: pd.Series,
-    seed: int,
-    columns: np.ndarray | None = None,
+    state: ModelState, reader: ExpressionReader, labels: pd.Series, seed: int, columns: np.ndarray | None = None
 ) -> TrainingCells:
     """The labelled cells of a registered AnnData and, in an extended model, generated cells of the old classes."""
     old = state.old

@@ -146,11 +146,7 @@ def fit_network(
 
 
 def run(
-    network: GeneTransformer,
-    loaders: Loaders,
-    rows: np.ndarray,
-    held_out: TokenLoader | None,
-    title: str,
+    network: GeneTransformer, loaders: Loaders, rows: np.ndarray, held_out: TokenLoader | None, title: str
 ) -> tuple[dict[str, list[float]], HardCells | None]:
     """Train once on ``rows`` of the source: its curves, and the hard cells it ended with."""
     config, counts = loaders.config, loaders.class_counts(rows)
@@ -234,11 +230,7 @@ def _name_classes(curves: dict[str, list[float]], classes: tuple[str, ...]) -> d
     return named
 
 
-def hard_cell_table(
-    hard_cells: HardCells | None,
-    names: CellNames,
-    classes: tuple[str, ...],
-) -> dict[str, list[Any]]:
+def hard_cell_table(hard_cells: HardCells | None, names: CellNames, classes: tuple[str, ...]) -> dict[str, list[Any]]:
     """Columns of :attr:`celler.model.Celler.hard_cells_` as plain lists, a row per cell."""
     if hard_cells is None:
         return {name: [] for name in HARD_CELL_COLUMNS}

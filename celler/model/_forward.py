@@ -18,12 +18,7 @@ from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, align_query, token_passes, warn_once
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._outputs import Outputs, Propagation
-from celler.inference._propagation import (
-    neighbor_graph,
-    neighbor_weight,
-    principal_components,
-    propagate,
-)
+from celler.inference._propagation import neighbor_graph, neighbor_weight, principal_components, propagate
 from celler.inference._shift import shift_factors
 from celler.labels import as_strings, indices_of
 from celler.model._setup import LABELS_COLUMN
@@ -89,11 +84,7 @@ def shift_of(
 
 @torch.inference_mode()
 def network_outputs(
-    state: ModelState,
-    query: Query,
-    index: np.ndarray,
-    batch_size: int | None,
-    factors: np.ndarray | None = None,
+    state: ModelState, query: Query, index: np.ndarray, batch_size: int | None, factors: np.ndarray | None = None
 ) -> Outputs:
     """Outputs for the rows ``index (N,)``, whose expression is multiplied by ``factors (n_genes,)``."""
     config, device = state.network.config, state.network.device
@@ -183,8 +174,7 @@ class Reference:
             rows = np.flatnonzero(codes >= 0)
         if not len(rows):
             warn_once(
-                f"no labelled cells take part in propagate=True: {why}. Only the query's own cells do.",
-                self.reported,
+                f"no labelled cells take part in propagate=True: {why}. Only the query's own cells do.", self.reported
             )
         return rows, codes[rows]
 

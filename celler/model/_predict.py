@@ -69,13 +69,7 @@ def answer_of(state: ModelState, question: Question, *, soft: bool) -> Answer:
 
 
 def predict(
-    state: ModelState,
-    cells: Cells,
-    question: Question,
-    reading: Reading,
-    *,
-    soft: bool,
-    propagate: bool,
+    state: ModelState, cells: Cells, question: Question, reading: Reading, *, soft: bool, propagate: bool
 ) -> np.ndarray | pd.DataFrame:
     """Label cells of an AnnData; see :meth:`celler.model.Celler.predict`."""
     answer = answer_of(state, question, soft=soft)
@@ -88,13 +82,7 @@ def predict(
 
 
 def predict_store(
-    state: ModelState,
-    blocks: CellBlocks,
-    question: Question,
-    reading: Reading,
-    *,
-    soft: bool,
-    reported: set[str],
+    state: ModelState, blocks: CellBlocks, question: Question, reading: Reading, *, soft: bool, reported: set[str]
 ) -> np.ndarray | pd.DataFrame:
     """Label cells of a store in its order, with torch.distributed those of all ranks."""
     answer = answer_of(state, question, soft=soft)

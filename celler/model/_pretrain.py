@@ -24,12 +24,7 @@ from celler.model._predict import Cells
 from celler.model._state import ModelState, Pretrained
 from celler.network._heads import GeneDecoder
 from celler.network._network import build_network
-from celler.training._masked import (
-    PCA_CELLS,
-    MaskedTask,
-    fit_masked,
-    start_from_components,
-)
+from celler.training._masked import PCA_CELLS, MaskedTask, fit_masked, start_from_components
 from celler.training._masking import MaskedLoader, Masking, bins_of
 from celler.training._plan import PretrainingConfig, TrainingConfig
 
@@ -77,11 +72,7 @@ class PretrainOptions:
 
 
 def pretrain(
-    state: ModelState,
-    own: Cells | None,
-    more: Cells | None,
-    datamodule: DataModule | None,
-    options: PretrainOptions,
+    state: ModelState, own: Cells | None, more: Cells | None, datamodule: DataModule | None, options: PretrainOptions
 ) -> ModelState:
     """Learn genes from the model's ``own`` cells and ``more``, or from those of a store."""
     require_untrained(state)
@@ -177,9 +168,7 @@ def streamed_unlabelled(state: ModelState, datamodule: DataModule, more: Cells |
 
 
 def check_fits(
-    state: ModelState,
-    datamodule: DataModule,
-    keys: tuple[str, ...] = ("gene_names", "classes", "parents"),
+    state: ModelState, datamodule: DataModule, keys: tuple[str, ...] = ("gene_names", "classes", "parents")
 ) -> None:
     """Raise ``ValueError`` unless genes and classes of the model are those of the store."""
     if not isinstance(datamodule, DataModule):

@@ -123,11 +123,7 @@ def describe(adata: AnnData, setup: Setup, vocabulary: pd.Index | None = None) -
     names = gene_names(adata.var, setup.gene_key)
     if vocabulary is not None:
         names = names[align_to_vocabulary(adata, setup, vocabulary).gene_map >= 0]
-    return {
-        "gene_names": [str(name) for name in names],
-        "classes": list(tree.classes),
-        "parents": list(tree.parents),
-    }
+    return {"gene_names": [str(name) for name in names], "classes": list(tree.classes), "parents": list(tree.parents)}
 
 
 def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> GeneAlignment:
@@ -137,10 +133,7 @@ def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> G
 
 
 def new_state(
-    setup: Setup,
-    described: dict[str, Any],
-    arguments: dict[str, Any],
-    network: GeneTransformer | None = None,
+    setup: Setup, described: dict[str, Any], arguments: dict[str, Any], network: GeneTransformer | None = None
 ) -> ModelState:
     """An untrained model, from what :func:`describe` returns and the arguments of the class."""
     scgpt = ScGPTOrigin(**described["scgpt"]) if "scgpt" in described else None

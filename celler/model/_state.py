@@ -234,11 +234,7 @@ def _untrained(state: ModelState, classes: str, network: str) -> list[str]:
             "next      model.get_latent_representation(adata), or from_pretrained(folder, reference) to train",
         ]
     if pretrained is None:
-        return [
-            f"Celler, not trained: {classes}",
-            f"network   {network}",
-            "next      model.train()",
-        ]
+        return [f"Celler, not trained: {classes}", f"network   {network}", "next      model.train()"]
     embed = "Celler(labelled cells).load_encoder(this model), or get_latent_representation(adata)"
     return [
         f"Celler, pretrained: {classes}",

@@ -84,19 +84,12 @@ def scgpt_registry(checkpoint: ScGPTCheckpoint, *, is_frozen: bool, is_vocabular
         "scvi_version": scvi.__version__,
         "setup_args": asdict(Setup()),
         "field_registries": {},
-        "celler": {
-            names: [str(name) for name in checkpoint.gene_names],
-            "scgpt": asdict(origin),
-        },
+        "celler": {names: [str(name) for name in checkpoint.gene_names], "scgpt": asdict(origin)},
     }
 
 
 def with_checkpoint(
-    state: ModelState,
-    adata: AnnData | None,
-    checkpoint: ScGPTCheckpoint,
-    accelerator: str,
-    precision: str,
+    state: ModelState, adata: AnnData | None, checkpoint: ScGPTCheckpoint, accelerator: str, precision: str
 ) -> ModelState:
     """Load the checkpoint's encoder; warn of genes of a registered AnnData that are not in its vocabulary."""
     genes = np.arange(len(checkpoint.gene_names))
