@@ -27,6 +27,9 @@ FLOORS = {
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
 #: `train` keeps scANVI's seven parameters beside its own.
 WIDE = {"train": 16}
+MAX_PRIVATE = 7
+#: A compiled loop over arrays, and what the plans of training and of pretraining differ in.
+WIDE_PRIVATE = {"_fill_tokens", "run_plan"}
 # Documented by scvi-tools for those who build on BaseModelClass, although their names start with "_".
 ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
 
@@ -143,6 +146,19 @@ def modules_imported_by(path: Path) -> set[str]:
     found = {f"{module}.{name}" for module, name, _ in imports_of(parse(path))}
     found |= {module for module, _, _ in imports_of(parse(path))}
     return {name for name in found & MODULES.keys() if MODULES[name].name != "__init__.py"}
+
+
+def test_private_functions_take_few_parameters():
+    public = {name.rsplit(".", 1)[1] for name in public_names()}
+    wide = [
+        f"{name_of(path)}:{node.lineno} {node.name}"
+        for path in FILES
+        for node in parse(path).body
+        if isinstance(node, ast.FunctionDef)
+        and node.name not in public | WIDE_PRIVATE
+        and len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) > MAX_PRIVATE
+    ]
+    assert wide == []
 
 
 def test_no_import_circle():

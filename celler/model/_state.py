@@ -20,6 +20,7 @@ from celler.labels import LabelTree
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
+from celler.training._callbacks import kept_epoch
 from celler.training._plan import Teacher
 
 HARD_CELL_COLUMNS = ("cell", "label", "prediction", "confidence", "n_epochs", "n_failed")
@@ -252,7 +253,6 @@ def _training(fitted: Fitted) -> str:
         parts.append(f"seed {fitted.seed}")
     if len(fitted.validation_indices):
         score, error = (np.array(history[f"validation_macro_f1{suffix}"]) for suffix in ("", "_error"))
-        # the rule of celler.training.BestWeights: the latest within a standard error of the best so far
-        kept = np.flatnonzero(score >= np.maximum.accumulate(score) - error)[-1]
+        kept = kept_epoch(score, error)
         parts.append(f"macro-F1 {score[kept]:.3f} on {len(fitted.validation_indices):,} held-out cells")
     return ", ".join(parts)

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -50,6 +51,11 @@ class BestWeights(Callback):
         n_without = trainer.current_epoch + 1 - self.n_epochs
         # |=: another callback or a signal may have asked for the stop.
         trainer.should_stop |= self.patience is not None and n_without >= self.patience
+
+
+def kept_epoch(scores: np.ndarray, errors: np.ndarray) -> int:
+    """Return the epoch whose weights :class:`BestWeights` keeps, of ``scores (n,)`` and their standard errors."""
+    return int(np.flatnonzero(scores >= np.maximum.accumulate(scores) - errors)[-1])
 
 
 class ProgressBar(Callback):

@@ -9,7 +9,7 @@ import toy
 from torch import nn
 from training_cases import config, loader, network
 
-from celler.training._callbacks import BestWeights, EachEpoch
+from celler.training._callbacks import BestWeights, EachEpoch, kept_epoch
 from celler.training._run import fit
 
 
@@ -37,6 +37,16 @@ def test_best_weights_are_the_latest_within_an_error(scores, errors, kept):
 
 def trainer_at(epoch, metrics, should_stop=False) -> SimpleNamespace:
     return SimpleNamespace(callback_metrics=metrics, current_epoch=epoch, should_stop=should_stop)
+
+
+def test_kept_epoch_is_the_one_that_best_weights_keep(rng):
+    scores, errors = rng.random((20, 30)), 0.3 * rng.random((20, 30))
+    for run, spread in zip(scores, errors, strict=True):
+        best = BestWeights(nn.Linear(1, 1), patience=None)
+        for epoch, (score, error) in enumerate(zip(run, spread, strict=True)):
+            metrics = {"validation_macro_f1": score, "validation_macro_f1_error": error}
+            best.on_validation_end(trainer_at(epoch, metrics), None)
+        assert kept_epoch(run, spread) == best.n_epochs - 1
 
 
 def test_best_weights_of_a_loss():
