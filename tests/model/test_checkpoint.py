@@ -234,7 +234,7 @@ def test_load_with_an_anndata(folder, query):
     model = Celler.load(folder, query)
     assert_equal_frames(model.predict(soft=True), soft(query))
     assert_unchanged(query, before)
-    with pytest.raises(ValueError, match="without an AnnData; pass the cells as adata"):
+    with pytest.raises(ValueError, match="has no AnnData; pass the cells as adata"):
         Celler.load(folder).predict()
 
 
