@@ -47,7 +47,7 @@ class LabelTree:
 
     @classmethod
     def from_labels(cls, labels: np.ndarray, unlabeled_category: str, parents: np.ndarray | None = None) -> LabelTree:
-        """Collect the classes of ``labels (n,)``, and the parent of each from ``parents (n,)``.
+        """Collect the classes of ``labels (n,)`` except ``unlabeled_category``, and their ``parents (n,)``.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class LabelTree:
         return probabilities @ self._is_member.astype(probabilities.dtype)
 
     def agreeing_parents(self, probabilities: np.ndarray, is_class: np.ndarray) -> np.ndarray:
-        """Sum probabilities ``(N, C)`` to parents ``(N, parents)`` that agree with the labels.
+        """Sum ``probabilities (N, C)`` to parents ``(N, parents)`` that agree with the labels.
 
         Where a cell is labelled with its most probable class ``is_class (N,)``, only the parent of that class
         is kept: without a class of half of the probability, another parent may have the largest sum.

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib
 import importlib.metadata
+import inspect
 import re
 import subprocess
 import sys
@@ -310,3 +311,42 @@ def test_every_documented_name_exists():
         module, _, name = full_name.rpartition(".")
         found = hasattr(importlib.import_module(module), name)
         assert found, f"docs/api documents {full_name}, which does not exist"
+
+
+def public_callables() -> Iterator[tuple[str, object]]:
+    """Public functions and classes, and the public methods that the classes define, by full name."""
+    for full_name in sorted(public_names()):
+        room, _, name = full_name.rpartition(".")
+        thing = getattr(importlib.import_module(room), name)
+        if not (inspect.isfunction(thing) or inspect.isclass(thing)):
+            continue
+        yield full_name, thing
+        for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+            function = getattr(value, "__func__", value)
+            if inspect.isfunction(function) and not member.startswith("_") and function.__doc__:
+                yield f"{full_name}.{member}", function
+
+
+def described_parameters(docstring: str) -> set[str]:
+    """Names under the headings Parameters and Attributes of a numpydoc docstring."""
+    sections = re.split(r"\n\n([A-Z]\w+)\n-+\n", f"\n\n{docstring}")
+    names = set()
+    for heading, section in zip(sections[1::2], sections[2::2], strict=True):
+        if heading in ("Parameters", "Attributes"):
+            entries = [line for line in section.splitlines() if line and not line.startswith(" ")]
+            names |= {name.strip("* ") for line in entries for name in line.split(",")}
+    return names
+
+
+def test_public_parameters_are_described_in_numpydoc():
+    """Every parameter of a public function has an entry, or stands with its shape in the text of a small method."""
+    missing = {}
+    for name, thing in public_callables():
+        docstring = inspect.getdoc(thing) or ""
+        parameters = set(inspect.signature(thing).parameters) - {"self", "cls", "args", "kwargs"}
+        is_short = "\n" not in docstring.strip() or (len(parameters) < 2 and inspect.isclass(thing))
+        described = described_parameters(docstring) | set(re.findall(r"``(\w+)", docstring))
+        lacking = parameters - described
+        if lacking and not is_short:
+            missing[name] = sorted(lacking)
+    assert missing == {}

@@ -180,14 +180,14 @@ class StoreCells:
         return self._minibatches(block, np.arange(len(index)), found[1].X)
 
     def _minibatches(self, block: Block, rows: np.ndarray, X: sparse.csr_matrix) -> Iterator[CellBlock]:
-        """The minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""
+        """Return the minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""
         for minibatch in block.minibatches:
             index = block.index[minibatch]
             labels = self.labels[index].astype(np.int64)
             yield CellBlock(X, labels, index, np.full(len(index), TARGET_SUM), rows[minibatch])
 
     def _read(self, plan: Iterable[Block]) -> Iterator[tuple[Block, np.ndarray, sparse.csr_matrix]]:
-        """The parts of each block: rows, the place of each among the counts, and these in their order on disk."""
+        """Return the parts of each block: rows, the place of each among the counts, and these as they lie on disk."""
         waiting: deque[Block] = deque()
 
         def wanted() -> Iterator[list[np.ndarray]]:

@@ -98,7 +98,7 @@ class Query:
         return np.array_equal(self.gene_map, np.arange(self.n_genes))
 
     def block(self, adata: AnnData) -> Query:
-        """The same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
+        """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
         return replace(self, reader=ExpressionReader(adata))
 
     def values(self, rows: np.ndarray, kept: np.ndarray | None = None) -> sparse.csr_matrix:

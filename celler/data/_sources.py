@@ -61,10 +61,10 @@ class CellSource(Protocol):
         """Values ``(n, n_genes)`` of the cells ``index (n,)``."""
 
     def typical(self, index: np.ndarray) -> np.ndarray:
-        """The part of the cells ``index (n,)`` that class profiles are made from."""
+        """Return the part of the cells ``index (n,)`` that class profiles are made from."""
 
     def blocks(self, sampler: RowSampler) -> Iterator[CellBlock]:
-        """The minibatches of the sampler's next epoch."""
+        """Return the minibatches of the sampler's next epoch."""
 
 
 class InMemoryCells(Dataset[CellBlock]):

@@ -160,5 +160,5 @@ def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, que
 
 
 def _or_none(value: float | None) -> float | str:
-    """A value that an h5ad file can hold."""
+    """Return a value that an h5ad file can hold."""
     return "none" if value is None else value

@@ -19,7 +19,7 @@ VOTED = ("_majority", "_majority_share")
 
 
 def check_target(adata: AnnData, key: str, cluster_key: str | None) -> pd.Categorical | None:
-    """The clusters, where they are used; raise, before any work, where the annotation could not be written."""
+    """Return the clusters, where they are used; raise, before any work, where the annotation could not be written."""
     if adata.is_view and adata.isbacked:
         raise ValueError(
             "adata is a view of a file in backed mode, which cannot be written to; take it into memory first, "
@@ -38,7 +38,7 @@ def check_target(adata: AnnData, key: str, cluster_key: str | None) -> pd.Catego
 def majority_columns(
     labels: pd.Categorical, clusters: pd.Categorical, key: str
 ) -> dict[str, pd.Categorical | np.ndarray]:
-    """The most frequent label of each cell's cluster and its share; without a cluster the cell's own, NaN."""
+    """Return the most frequent label of each cell's cluster and its share; without a cluster the cell's own, NaN."""
     winner, share = cluster_votes(labels, clusters)
     codes = np.where(clusters.codes >= 0, winner[clusters.codes], labels.codes)
     return {

@@ -980,7 +980,7 @@ class Celler(BaseModelClass):
     def _cells(
         self, adata: AnnData | None, indices: np.ndarray | list[int] | None = None, *, needs_classes: bool = True
     ) -> Cells:
-        """The cells that a method is called on."""
+        """Return the cells that a method is called on."""
         if needs_classes:
             self._state.trained()
         adata = self.adata if adata is None else adata
@@ -990,7 +990,7 @@ class Celler(BaseModelClass):
 
     @classmethod
     def _trained(cls, model: Celler | str | os.PathLike[str], accelerator: str) -> Celler:
-        """A trained model, loaded if need be."""
+        """Return a trained model, loaded if need be."""
         if isinstance(model, str | os.PathLike):
             return cls.load(model, accelerator=accelerator)
         if not isinstance(model, cls):

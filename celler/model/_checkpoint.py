@@ -89,7 +89,7 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """A trained or pretrained model in tensors and plain values."""
+    """Write a trained or pretrained model as tensors and plain values."""
     kept = ("model_name", "setup_method_name", "scvi_version")
     plain_registry = {name: registry[name] for name in kept} | {
         "setup_args": _plain(asdict(state.setup)),
@@ -106,7 +106,7 @@ def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str
 
 
 def restored(state: ModelState, contents: dict[str, Any], accelerator: str) -> ModelState:
-    """The model of a checkpoint, from an untrained one of the same sizes."""
+    """Restore the model of a checkpoint from an untrained one of the same sizes."""
     fitted, pretrained, network = contents["fitted"], contents.get("pretrained"), state.network
     if pretrained is not None:
         state = state.with_pretrained(Pretrained.from_plain(pretrained, network.config))
@@ -119,5 +119,5 @@ def restored(state: ModelState, contents: dict[str, Any], accelerator: str) -> M
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with Python's numbers and strings for NumPy's."""
+    """Return the same with Python's numbers and strings for NumPy's."""
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

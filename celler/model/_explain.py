@@ -103,7 +103,7 @@ class _Means(NamedTuple):
 
 
 def contributions(network: GeneTransformer, tokens: TokenBatch, targets: list[Tensor], method: Method) -> list[Tensor]:
-    r"""What each token adds to weighted sums of the logits: ``(B, T)`` for each of ``targets (B, C)``.
+    r"""Return what each token adds to weighted sums of the logits: ``(B, T)`` for each of ``targets (B, C)``.
 
     Gradient times input, :math:`e_t \cdot \partial z / \partial e_t` with the token's gene embedding
     :math:`e_t` and its row of the evidence table; where an encoder reads expression times embedding that is

@@ -38,7 +38,7 @@ def check_decoder(state: ModelState) -> None:
 
 
 def predict_expression(state: ModelState, cells: Cells, genes: str | list[str] | None) -> pd.DataFrame:
-    """Expected expression of genes; see :meth:`celler.model.Celler.predict_expression`."""
+    """Predict the expression of genes; see :meth:`celler.model.Celler.predict_expression`."""
     index, names = cells.index, state.genes.names
     genes = [genes] if isinstance(genes, str) else genes
     wanted = np.arange(len(names)) if genes is None else gene_positions(genes, names)

@@ -106,7 +106,7 @@ def extended_tree(state: ModelState, adata: AnnData, setup: Setup, *, extend_lab
 
 
 def extended_genes(state: ModelState, adata: AnnData, gene_key: str | None) -> ExtendedGenes:
-    """The reference's genes and, after them, those of ``adata`` that it lacks."""
+    """Return the reference's genes and, after them, those of ``adata`` that it lacks."""
     genes = state.genes if gene_key is None else replace(state.genes, key=gene_key)
     alignment, _ = genes.align(adata)
     names = genes.names_of(adata)
@@ -123,7 +123,7 @@ def extended_genes(state: ModelState, adata: AnnData, gene_key: str | None) -> E
 def extended_state(
     reference: ModelState, setup: Setup, tree: LabelTree, genes: ExtendedGenes, arguments: dict[str, Any]
 ) -> ModelState:
-    """A model with the genes and classes of both, which starts from the reference's weights."""
+    """Make a model with the genes and classes of both, which starts from the reference's weights."""
     places = tree.encode(np.array(reference.tree.classes, object))
     names = [*reference.genes.names, *genes.added]
     network = extend_network(reference.network, len(names), places, len(tree.classes), seed=0)
@@ -139,7 +139,7 @@ def extended_state(
 def training_cells(
     state: ModelState, reader: ExpressionReader, labels: pd.Series, seed: int, columns: np.ndarray | None = None
 ) -> TrainingCells:
-    """The labelled cells of a registered AnnData and, in an extended model, generated cells of the old classes."""
+    """Return the labelled cells of a registered AnnData and, to extend a model, generated cells of old classes."""
     old = state.old
     known = () if old is None else old.teacher.classes
     source = training_source(reader, labels, state.tree, known, columns)
@@ -152,7 +152,7 @@ def training_cells(
 
 
 def with_generated(old: OldKnowledge, new: InMemoryCells, *, is_log: bool, seed: int) -> InMemoryCells:
-    """The new cells, as counts of the model's genes, and after them generated cells of the old classes."""
+    """Return the new cells, as counts of the model's genes, and after them generated cells of the old classes."""
     to_model = selector(old.gene_map, old.n_genes)
     X = new.X.astype(np.float32)
     X = sparse.csr_matrix((X.expm1() if is_log else X) @ to_model)
@@ -210,7 +210,7 @@ def _old_profile(old: OldKnowledge) -> Profile:
 
 
 def _gene_share(old: OldKnowledge, X: sparse.csr_matrix, labels: np.ndarray) -> np.ndarray:
-    """The reference's shares and, in the same unit, those of new genes: the sum exceeds 1 with them.
+    """Return the reference's shares and, in the same unit, those of new genes: the sum exceeds 1 with them.
 
     So the genes of the reference keep the expression they had in a cell.
     """

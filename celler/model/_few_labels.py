@@ -57,7 +57,7 @@ def with_neighbourhoods(
 
 
 def _compared_rows(source: InMemoryCells, seed: int) -> np.ndarray:
-    """The labelled cells and up to 20,000 others with counts, in order."""
+    """Return the labelled cells and up to 20,000 others with counts, in order."""
     has_counts = np.asarray(source.X.sum(axis=1)).ravel() > 0
     free = np.flatnonzero((source.labels < 0) & has_counts)
     if len(free) > MAX_UNLABELLED:
@@ -80,7 +80,7 @@ def _first_labels(state: ModelState, cells: TrainingCells, compared: Cells, conf
 
 
 def _with_views(cells: TrainingCells, source: InMemoryCells, views: Views, rows: np.ndarray) -> TrainingCells:
-    """The cells with other rows to show in training; ``views`` are of positions in ``rows``."""
+    """Return the cells with other rows to show in training; ``views`` are of positions in ``rows``."""
     of_cell = np.full((len(source), views.of_cell.shape[1]), -1)
     of_cell[rows] = views.of_cell
     views = replace(views, of_cell=of_cell)

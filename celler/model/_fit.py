@@ -157,7 +157,7 @@ def run(
 
 
 def _of_refit(config: TrainingConfig) -> TrainingConfig:
-    """The same with a checkpoint of its own, next to that of the first training."""
+    """Return the same with a checkpoint of its own, next to that of the first training."""
     path = config.ckpt_path
     return replace(config, ckpt_path=path and path.with_name(path.name + ".refit"))
 
@@ -202,7 +202,7 @@ def embed(network: GeneTransformer, cells: TokenLoader, config: TrainingConfig) 
 def describe_reference(
     found: FittedNetwork, cells: TrainingCells, classes: tuple[str, ...], config: TrainingConfig
 ) -> Fitted:
-    """What the model keeps of a training and of its cells: curves, hard cells, class profiles, novelty."""
+    """Collect what the model keeps of a training and of its cells: curves, hard cells, class profiles, novelty."""
     source, is_log = cells.source, cells.is_log
     expression = class_profile(source, found.train, len(classes), is_log=is_log)
     expression = Profile(*(values.astype(np.float32) for values in vars(expression).values()))

@@ -39,7 +39,7 @@ class Reading:
 
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
-    """Outputs for the rows ``index (N,)``, with the shift estimated from a sample of all rows."""
+    """Compute outputs for the rows ``index (N,)``, with the shift estimated from a sample of all rows."""
     warn_of_binned(query.reader)
     outputs, factors, n_cells = None, None, query.adata.n_obs
     if reading.correct_shift and len(index):
@@ -60,7 +60,7 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
 def shift_of(
     state: ModelState, query: Query, rows: np.ndarray, batch_size: int | None
 ) -> tuple[Outputs | None, np.ndarray | None]:
-    """Outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
+    """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
 
     No factors where there is no shift. No outputs either where the model has no class profiles, or reads
     ranks of genes alone.
@@ -86,7 +86,7 @@ def shift_of(
 def network_outputs(
     state: ModelState, query: Query, index: np.ndarray, batch_size: int | None, factors: np.ndarray | None = None
 ) -> Outputs:
-    """Outputs for the rows ``index (N,)``, whose expression is multiplied by ``factors (n_genes,)``."""
+    """Compute outputs for the rows ``index (N,)``, whose expression is multiplied by ``factors (n_genes,)``."""
     config, device = state.network.config, state.network.device
     logits = np.zeros((len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model), np.float32)
@@ -114,7 +114,7 @@ def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> N
 
 
 def fitted_novelty(state: ModelState) -> Novelty:
-    """The model's novelty score; raise ``RuntimeError`` where it has none."""
+    """Return the model's novelty score; raise ``RuntimeError`` where it has none."""
     novelty = state.trained().novelty
     if novelty is None:
         raise RuntimeError(
@@ -256,7 +256,7 @@ class Part:
 
 
 def _labelled_part(state: ModelState, query: Query, labelled: np.ndarray, reference: Reference) -> Part:
-    """The ``labelled`` rows of the reference, in the genes that it and the query have."""
+    """Return the ``labelled`` rows of the reference, in the genes that it and the query have."""
     cells = query
     if len(labelled) and query.adata is not reference.adata:
         assert reference.adata is not None

@@ -44,7 +44,7 @@ class Cells:
     reference: Reference
 
     def align(self, state: ModelState) -> Query:
-        """The cells in the model's genes."""
+        """Return the cells in the model's genes."""
         return align_query(state.genes, self.adata, state.setup.layer, self.reference.reported)
 
 
@@ -52,7 +52,7 @@ Answer = Callable[[Query, np.ndarray, Outputs], "np.ndarray | pd.DataFrame"]
 
 
 def answer_of(state: ModelState, question: Question, *, soft: bool) -> Answer:
-    """What :meth:`celler.model.Celler.predict` returns of some cells; raises for options that cannot be."""
+    """Return the function that labels some cells; raise for options that contradict each other."""
     question.check(state.tree, soft=soft)
     limit = novelty_threshold(state, question.false_alarm_rate)
 

@@ -97,7 +97,7 @@ def pretrain(
 
 
 def pretraining_config(options: PretrainOptions, n_cells: int) -> PretrainingConfig:
-    """The settings of a pretraining, with the epochs chosen by the number of cells where ``None``."""
+    """Return the settings of a pretraining, with the epochs chosen by the number of cells where ``None``."""
     device = choose_device(options.accelerator, options.devices)
     max_epochs, batch_size = options.max_epochs, options.batch_size
     return PretrainingConfig(
@@ -126,7 +126,7 @@ def require_untrained(state: ModelState) -> None:
 
 
 def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -> UnlabelledCells:
-    """The model's own cells and ``more``, without empty ones."""
+    """Return the model's own cells and ``more``, without empty ones."""
     blocks, of_cells = [], []
     for cells in filter(None, (own, more)):
         if cells is own and own.reference.is_registered:
@@ -149,7 +149,7 @@ def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -
 
 
 def streamed_unlabelled(state: ModelState, datamodule: DataModule, more: Cells | None) -> UnlabelledCells:
-    """The training cells of a store, without empty ones; the sample is the first of them, since a store is shuffled."""
+    """Return the training cells of a store, without empty ones; a store is shuffled, so the first are a sample."""
     check_fits(state, datamodule, ("gene_names",))
     if more is not None:
         raise ValueError(
@@ -255,7 +255,7 @@ def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
 
 
 def known_key(state: ModelState, adata: AnnData) -> str | None:
-    """The model's batch column, where ``adata`` has it."""
+    """Return the model's batch column, where ``adata`` has it."""
     key = state.setup.batch_key
     return key if key in adata.obs.columns else None
 
@@ -275,7 +275,7 @@ def n_epochs(n_cells: int, batch_size: int) -> int:
 
 
 def new_decoder(state: ModelState, cells: UnlabelledCells, seed: int) -> GeneDecoder:
-    """A decoder for the model's encoder that starts at each gene's mean, other weights from ``seed``."""
+    """Make a decoder for the model's encoder that starts at each gene's mean, other weights from ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder = GeneDecoder(state.network.config, len(cells.batches))

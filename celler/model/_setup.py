@@ -55,7 +55,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
 
 
 def _checked(adata: AnnData, setup: Setup) -> np.ndarray:
-    """The labels ``(n_obs,)`` of an AnnData that can be registered; raises where it cannot."""
+    """Return the labels ``(n_obs,)`` of an AnnData that can be registered; raise where it cannot."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if adata.n_obs == 0 or adata.n_vars == 0:
@@ -135,7 +135,7 @@ def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> G
 def new_state(
     setup: Setup, described: dict[str, Any], arguments: dict[str, Any], network: GeneTransformer | None = None
 ) -> ModelState:
-    """An untrained model, from what :func:`describe` returns and the arguments of the class."""
+    """Make an untrained model from what :func:`describe` returns and the arguments of the class."""
     scgpt = ScGPTOrigin(**described["scgpt"]) if "scgpt" in described else None
     names = pd.Index(described["gene_names"])
     share = np.full(len(names), 1 / len(names))

@@ -174,7 +174,7 @@ class ModelState:
         }
 
     def trained(self) -> Fitted:
-        """What training left; raise ``RuntimeError`` before it."""
+        """Return what training left; raise ``RuntimeError`` before it."""
         if self.fitted is not None:
             return self.fitted
         if self.scgpt is not None:
@@ -185,16 +185,16 @@ class ModelState:
         raise RuntimeError("this Celler is not trained; call train() first, or load a trained one.")
 
     def on(self, device: torch.device, precision: str) -> ModelState:
-        """The state ready to predict on ``device``."""
+        """Return the state ready to predict on ``device``."""
         self.network.to(device).eval()
         return replace(self, precision=choose_precision(precision, device))
 
     def with_fitted(self, fitted: Fitted) -> ModelState:
-        """The state after training."""
+        """Return the state after training."""
         return replace(self, fitted=fitted, genes=replace(self.genes, share=fitted.gene_share))
 
     def with_pretrained(self, pretrained: Pretrained) -> ModelState:
-        """The state after pretraining."""
+        """Return the state after pretraining."""
         genes = replace(self.genes, share=pretrained.gene_share)
         return replace(self, pretrained=pretrained, genes=genes)
 
@@ -208,7 +208,7 @@ ENCODERS = {
 
 
 def summary(state: ModelState) -> str:
-    """What the model is in one line, then the network, the training and what to call next."""
+    """Describe the model in one line, then the network, the training and what to call next."""
     config = state.network.config
     classes = f"{len(state.tree.classes)} classes, {config.n_genes:,} genes"
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"

@@ -72,7 +72,7 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
 
 
 def training_config(state: ModelState, source: CellSource, options: Options) -> TrainingConfig:
-    """The settings of a training, with those chosen by the number of labelled cells."""
+    """Return the settings of a training, with those chosen by the number of labelled cells."""
     device = choose_device(options.accelerator, options.devices)
     max_epochs, batch_size = schedule(source, options.max_epochs, options.batch_size)
     return TrainingConfig(
@@ -111,7 +111,7 @@ def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None)
 
 
 def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, seed: int) -> GeneTransformer:
-    """What training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+    """Return what training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
     if state.fitted is not None or state.old is not None:
         return state.network
     network = build_network(state.network.config, seed)
@@ -125,7 +125,7 @@ def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, 
 
 
 def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
-    """The path of a file; raises ``FileNotFoundError`` or ``IsADirectoryError`` where none can be written."""
+    """Return the path of a file; raise ``FileNotFoundError`` or ``IsADirectoryError`` where none can be written."""
     if ckpt_path is None:
         return None
     path = Path(ckpt_path)
@@ -147,7 +147,7 @@ def _check_masked(options: Options, datamodule: DataModule | None) -> None:
 
 
 def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> TrainingCells:
-    """The labelled cells of the registered AnnData."""
+    """Return the labelled cells of the registered AnnData."""
     if registered is None:
         build = "Celler(adata)" if state.scgpt is None else "from_pretrained(scgpt_folder, adata)"
         raise RuntimeError(
@@ -162,7 +162,7 @@ def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> 
 
 
 def _streamed_cells(state: ModelState, datamodule: DataModule) -> TrainingCells:
-    """The labelled training cells of a store; raises ``ValueError`` where the model was not made for it."""
+    """Return the labelled training cells of a store; raise ``ValueError`` where the model was not made for it."""
     check_fits(state, datamodule)
     if datamodule.labels_key is None:
         raise ValueError(

@@ -69,12 +69,12 @@ def check_celler_folder(path: Path, options: ScGPTOptions) -> None:
 
 
 def scgpt_needs() -> str:
-    """The files of an scGPT folder, in words."""
+    """Return the files of an scGPT folder, in words."""
     return f"An scGPT folder needs {ARGS}, {VOCABULARY} and {' or '.join(WEIGHTS)}."
 
 
 def scgpt_registry(checkpoint: ScGPTCheckpoint, *, is_frozen: bool, is_vocabulary: bool) -> dict[str, Any]:
-    """The registry that a model of the checkpoint is made from, with or without an AnnData."""
+    """Return the registry that a model of the checkpoint is made from, with or without an AnnData."""
     sizes = {name: checkpoint.sizes[name] for name in ("d_feed", "pad_value")}
     origin = ScGPTOrigin(**sizes, is_frozen=is_frozen, is_vocabulary=is_vocabulary)
     names = "gene_names" if is_vocabulary else "vocabulary"

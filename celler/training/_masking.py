@@ -34,7 +34,7 @@ class MaskedMinibatch(NamedTuple):
     batch: Tensor  # codes (B,)
 
     def to(self, device: torch.device) -> MaskedMinibatch:
-        """The same with every tensor on ``device``."""
+        """Return the same with every tensor on ``device``."""
         tokens = TokenBatch(*(part.to(device) for part in self.tokens))
         return MaskedMinibatch(tokens, *(part.to(device) for part in self[1:]))
 
