@@ -267,20 +267,19 @@ def _labelled_part(state: ModelState, query: Query, labelled: np.ndarray, refere
 
 
 def _overlap(labelled: Part, query: Query) -> tuple[np.ndarray, np.ndarray]:
-    """Labelled cells ``(n,)`` that are in the query, as in a copy of the reference, and their rows ``(n_obs,)``."""
-    rows = labelled.index
+    """Find labelled cells ``(n,)`` that are in the query, as in a copy of the reference, and its rows ``(n_obs,)``."""
+    rows, is_labelled = labelled.index, np.zeros(query.adata.n_obs, bool)
+    is_in_query = np.ones(len(rows), bool)
     if labelled.query is not query:
-        names = labelled.query.adata.obs_names[rows]
-        others = query.adata.obs_names
+        names, others = labelled.query.adata.obs_names[rows], query.adata.obs_names
         rows = others.get_indexer(names) if others.is_unique else np.full(len(names), -1)
-    is_in_query = rows >= 0
-    if labelled.query is not query:
-        for same in np.array_split(np.flatnonzero(is_in_query), 1 + len(rows) // CHUNK_SIZE):
+        is_in_query = rows >= 0
+        found = np.flatnonzero(is_in_query)
+        for start in range(0, len(found), CHUNK_SIZE):
             # A name alone is not enough: barcodes repeat from sample to sample.
+            same = found[start : start + CHUNK_SIZE]
             own = labelled.query.values(labelled.index[same], labelled.is_shared)
-            theirs = query.values(rows[same], labelled.is_shared)
-            is_in_query[same] = (own != theirs).getnnz(axis=1) == 0
-    is_labelled = np.zeros(query.adata.n_obs, bool)
+            is_in_query[same] = (own != query.values(rows[same], labelled.is_shared)).getnnz(axis=1) == 0
     is_labelled[rows[is_in_query]] = True
     return is_in_query, is_labelled
 
