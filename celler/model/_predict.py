@@ -16,7 +16,7 @@ from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import Query, align_query
-from celler.inference._labels import Question, annotation_columns, annotation_record, label
+from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
 from celler.inference._outputs import Outputs
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
@@ -59,11 +59,11 @@ def answer_of(state: ModelState, question: Question, *, soft: bool) -> Answer:
     def answer(query: Query, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
         if limit is not None:
             outputs = with_novelty(state, query, index, outputs, limit)
-        labels = label(outputs, state.decision, state.tree, question)
         if not soft:
-            return labels.names
+            return label(outputs, state.decision, state.tree, question).names
+        of_class = probabilities_of(outputs, state.decision, state.tree, question.candidates)
         names, columns = query.adata.obs_names[index], list(state.tree.levels[question.level])
-        return pd.DataFrame(labels.probabilities, index=names, columns=columns)
+        return pd.DataFrame(state.tree.roll_up(of_class, question.level), index=names, columns=columns)
 
     return answer
 
