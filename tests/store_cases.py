@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 import toy
 
+#: Arguments of a DataModule, or of setup_anndata, for the cells of ``reference``.
+SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
+
 
 def write_store(folder: Path, adata: ad.AnnData, n_datasets: int = 2) -> Path:
     """The cells of ``adata`` in their order, split over ``n_datasets``; obs columns as categories."""

@@ -4,38 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import toy
-from store_cases import reference, write_store
 
 from celler.atlas import DataModule, _store, build
-from celler.model import Celler
 
 pytest.importorskip("annbatch")
-
-
-SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
-
-
-@pytest.fixture(scope="module")
-def cells():
-    return reference(1500, ["a", "b"])
-
-
-@pytest.fixture(scope="module")
-def folder(cells, tmp_path_factory):
-    pytest.importorskip("annbatch")
-    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=3)
-
-
-@pytest.fixture(scope="module")
-def dm(folder):
-    return DataModule(folder, **SETUP)
-
-
-@pytest.fixture(scope="module")
-def streamed(dm):
-    model = Celler(registry=dm.registry, **toy.SMALL)
-    model.train(datamodule=dm, **toy.QUICK)
-    return model
 
 
 def test_rows_and_names_match_the_cells(dm, cells, rng):

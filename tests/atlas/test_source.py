@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy
 from sklearn.metrics import f1_score
-from store_cases import reference, write_store
+from store_cases import SETUP
 
 from celler.atlas import DataModule, _source
 from celler.atlas._source import MAX_COPIES, StoreCells, check_balance, drawn_rows, n_drawn
@@ -15,31 +15,6 @@ from celler.data._samplers import ShuffledSampler
 from celler.data._sources import InMemoryCells
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
-
-SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
-
-
-@pytest.fixture(scope="module")
-def cells():
-    return reference(1500, ["a", "b"])
-
-
-@pytest.fixture(scope="module")
-def folder(cells, tmp_path_factory):
-    pytest.importorskip("annbatch")
-    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=3)
-
-
-@pytest.fixture(scope="module")
-def dm(folder):
-    return DataModule(folder, **SETUP)
-
-
-@pytest.fixture(scope="module")
-def streamed(dm):
-    model = Celler(registry=dm.registry, **toy.SMALL)
-    model.train(datamodule=dm, **toy.QUICK)
-    return model
 
 
 @pytest.fixture(scope="module")

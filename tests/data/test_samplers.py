@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_cases import reference, write_store
 
-from celler.atlas import DataModule
 from celler.data import _samplers, _sources
 from celler.data._samplers import OrderedSampler, ShuffledSampler, split
 from celler.mining import HardCells, Replay
@@ -176,26 +174,7 @@ def test_shuffled_sampler_over_ranks(n_ranks, batch_size, data, seed):
     assert dealt == [minibatch.tolist() for minibatch in alone]
 
 
-SETUP = {"labels_key": "cell_type", "parent_labels_key": "parent_type"}
-
-
-@pytest.fixture(scope="module")
-def cells():
-    return reference(1500, ["a", "b"])
-
-
-@pytest.fixture(scope="module")
-def folder(cells, tmp_path_factory):
-    pytest.importorskip("annbatch")
-    return write_store(tmp_path_factory.mktemp("store"), cells, n_datasets=3)
-
-
-@pytest.fixture(scope="module")
-def dm(folder):
-    return DataModule(folder, **SETUP)
-
-
-def test_split_with_max_validation(dm, monkeypatch):
+def test_split_with_max_validation():
     labels = np.repeat([0, 1, 2], [9000, 900, 60])
     train, validation = split(labels, train_size=0.8, validation_size=None, seed=0, max_validation=400)
     np.testing.assert_array_equal(np.bincount(labels[validation]), [361, 50, 12])
