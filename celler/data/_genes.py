@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from celler._utils._messages import column
+from celler.data._gene_table import WAYS, Found, find_genes, human_rows, release
 
 MIN_OVERLAP = 0.2  #: share of the model's genes that a query must have
 N_PROBED = 2000  #: names read to recognise their kind
@@ -48,6 +50,8 @@ class GeneAlignment:
         Share of the reference's expression that the matched genes carry, if known.
     n_other_case
         Number of missing genes that would match if case were ignored, as those of another species do.
+    n_orthologs
+        Number of missing genes that would match by one-to-one orthologs; 0 where both are of one species.
     """
 
     gene_map: np.ndarray
@@ -59,6 +63,7 @@ class GeneAlignment:
     kinds: str = ""
     expression_share: float | None = None
     n_other_case: int = 0
+    n_orthologs: int = 0
 
     @property
     def n_matched(self) -> int:
@@ -106,10 +111,13 @@ class GeneAlignment:
             found.append(f"The names are those of adata.var[{self.column!r}], because var_names do not match.")
         if self.n_inexact:
             ways = ", ".join(f"{n:,} {way}" for way, n in self.n_inexact.items())
-            found.append(f"Not by equal names: {ways}.")
+            table = f" (table of {release()})" if BY_TABLE & set(self.n_inexact) else ""
+            found.append(f"Not by equal names: {ways}{table}.")
         if self.n_inexact.get(IN_ANOTHER_CASE, 0) > self.n_matched / 2:
             found.append("Most names differ in case: check that both are of one species.")
-        if self.n_other_case:
+        if self.n_orthologs:
+            found.append(f"{_orthologs(self.n_orthologs)}.")
+        elif self.n_other_case:
             found.append(_other_case(self.n_other_case))
         if self.n_repeated:
             found.append(
@@ -128,23 +136,33 @@ def align_genes(
     *,
     is_vocabulary: bool = False,
     ignore_case: bool = False,
+    orthologs: bool = False,
 ) -> GeneAlignment:
     """Match genes by name: equal names first, then names that can only mean the same gene.
 
     What remains is compared without the version of Ensembl ids, then without the ``-1`` of ``var_names_make_unique``,
-    then with ``ignore_case`` in any case. An ambiguous name is not matched. A text column of the query's ``var`` that
-    matches more than twice as many genes as ``query`` replaces it. Raises ``ValueError`` if under 20 % of the
-    reference's genes match, or of the query's where the reference ``is_vocabulary``, all genes of a species.
+    then by the table of genes, across species with ``orthologs`` only, then with ``ignore_case`` in any case. An
+    ambiguous name is not matched. A text column of the query's ``var`` that matches more than twice as many genes as
+    ``query`` replaces it. Raises ``ValueError`` if under 20 % of the reference's genes match, or of the query's where
+    the reference ``is_vocabulary``, all genes of a species.
     """
-    found, column = _Match(query, reference, ignore_case), None
+    found, column = _Match(query, reference), None
     n_expected = len(query) if is_vocabulary else len(reference)
     needed = MIN_OVERLAP * n_expected
-    if var is not None and 2 * found.n_matched < n_expected:
-        is_text = [isinstance(kind, pd.CategoricalDtype) or pd.api.types.is_string_dtype(kind) for kind in var.dtypes]
-        for name in var.columns[is_text]:
-            other = _Match(gene_names(var, name), reference, ignore_case)
-            if other.n_matched >= max(needed, 2 * found.n_matched + 1):
+    n_of = lambda match: match.n_matched + (match.n_other_case if ignore_case else 0)
+    for by_table in (False, True):
+        if by_table:
+            found.add_by_table(orthologs)
+        if var is None or column is not None or 2 * n_of(found) >= n_expected:
+            continue
+        for name in _text_columns(var):
+            other = _Match(gene_names(var, name), reference)
+            if by_table:
+                other.add_by_table(orthologs)
+            if n_of(other) >= max(needed, 2 * n_of(found) + 1):
                 found, column = other, str(name)
+    if ignore_case:
+        found.add(IN_ANOTHER_CASE)
     if found.n_matched < needed:
         raise _too_few(found, var, is_vocabulary=is_vocabulary)
     missing = np.delete(reference.to_numpy(), found.gene_map[found.gene_map >= 0])
@@ -157,7 +175,14 @@ def align_genes(
         column=column,
         kinds=_other_kinds(found.query, reference) if len(missing) else "",
         n_other_case=found.n_other_case if len(missing) else 0,
+        n_orthologs=found.n_orthologs,
     )
+
+
+def _text_columns(var: pd.DataFrame) -> pd.Index:
+    """Columns of ``var`` that can hold names."""
+    is_text = [isinstance(kind, pd.CategoricalDtype) or pd.api.types.is_string_dtype(kind) for kind in var.dtypes]
+    return var.columns[is_text]
 
 
 def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
@@ -184,7 +209,9 @@ def without_suffix(names: pd.Index) -> pd.Index:
 _Key = Callable[[pd.Index], pd.Index]
 _unchanged: _Key = lambda names: names
 _upper: _Key = lambda names: pd.Index([name.upper() for name in names], dtype=object)
-_EXACT, IN_ANOTHER_CASE = "by equal names", "in another case"
+_EXACT, IN_ANOTHER_CASE, BY_ORTHOLOG = "by equal names", "in another case", "by one-to-one ortholog"
+_BY_WAY = tuple(f"by {way}" for way in WAYS)
+BY_TABLE = {*_BY_WAY, BY_ORTHOLOG}  #: ways of matching that need the table of genes
 #: In order: what makes a name of the query and one of the reference comparable.
 _WAYS: dict[str, tuple[_Key, _Key]] = {
     _EXACT: (_unchanged, _unchanged),
@@ -197,22 +224,72 @@ _WAYS: dict[str, tuple[_Key, _Key]] = {
 class _Match:
     """The genes of ``query`` found in ``reference``, the arrays of a :class:`GeneAlignment`."""
 
-    def __init__(self, query: pd.Index, reference: pd.Index, ignore_case: bool) -> None:
+    def __init__(self, query: pd.Index, reference: pd.Index) -> None:
         self.query, self.reference = query, reference
         self.gene_map, self.repeated = np.full((2, len(query)), -1, np.int32)
         self.n_inexact: dict[str, int] = {}
+        self.n_orthologs = 0
         for way in _WAYS:
-            if way == IN_ANOTHER_CASE and not ignore_case:
-                break
-            columns, rows, is_shared = self._hits(way)
-            self.gene_map[columns[~is_shared]] = rows[~is_shared]
-            self.repeated[columns[is_shared]] = rows[is_shared]
-            if way != _EXACT and not is_shared.all():
-                self.n_inexact[way] = int((~is_shared).sum())
+            if way != IN_ANOTHER_CASE:
+                self.add(way)
 
     @property
     def n_matched(self) -> int:
         return int((self.gene_map >= 0).sum())
+
+    def add(self, way: str) -> None:
+        """Match free genes in one way."""
+        columns, rows, is_shared = self._hits(way)
+        self.gene_map[columns[~is_shared]] = rows[~is_shared]
+        self.repeated[columns[is_shared]] = rows[is_shared]
+        if way != _EXACT and not is_shared.all():
+            self.n_inexact[way] = int((~is_shared).sum())
+
+    def add_by_table(self, orthologs: bool) -> None:
+        """Match free genes by the table of genes, those of another species with ``orthologs`` only."""
+        is_free = self._free()
+        if (self.gene_map >= 0).all() or not is_free.any():
+            return
+        query, reference = find_genes(self.query), find_genes(self.reference).unique()
+        if not query.organism or not reference.organism:
+            return
+        is_across = query.organism != reference.organism
+        genes, targets = (human_rows(found) if is_across else found.rows for found in (query, reference))
+        row_of_gene = np.full(max(genes.max(), targets.max()) + 2, -1, np.int32)
+        known = np.flatnonzero(is_free & (targets >= 0))
+        row_of_gene[targets[known]] = known
+        row_of_gene[-1] = -1
+        rows = np.where(self._is_open(), row_of_gene[genes], -1)
+        columns = np.flatnonzero(rows >= 0)
+        if is_across and not orthologs:
+            self.n_orthologs = len(np.unique(rows[columns]))
+            return
+        self._claim(columns, rows[columns], query)
+        matched = columns[self.gene_map[columns] >= 0]
+        ways = np.maximum(query.ways[matched], reference.ways[self.gene_map[matched]])
+        names = [BY_ORTHOLOG] * len(ways) if is_across else [_BY_WAY[way] for way in ways]
+        self.n_inexact |= Counter(names)
+
+    def _claim(self, columns: np.ndarray, rows: np.ndarray, query: Found) -> None:
+        """Give each row to the column that claims it, of several to the one under the gene's current name."""
+        n_columns = np.bincount(rows, minlength=len(self.reference))
+        is_current = query.is_current[columns]
+        n_current = np.bincount(rows[is_current], minlength=len(self.reference))
+        is_first = (n_columns[rows] == 1) | (is_current & (n_current[rows] == 1))
+        self.gene_map[columns[is_first]] = rows[is_first]
+        is_shared = (n_columns[rows] > 1) & (n_current[rows] != 1)
+        self.repeated[columns[is_shared]] = rows[is_shared]
+
+    def _is_open(self) -> np.ndarray:
+        """Whether a gene of the query is neither matched nor one of several that claim a gene ``(n_vars,)``."""
+        return (self.gene_map < 0) & (self.repeated < 0)
+
+    def _free(self) -> np.ndarray:
+        """Whether no gene of the query claims a gene of the reference ``(n_genes,)``."""
+        is_free = np.ones(len(self.reference), bool)
+        is_free[self.gene_map[self.gene_map >= 0]] = False
+        is_free[self.repeated[self.repeated >= 0]] = False
+        return is_free
 
     @property
     def n_other_case(self) -> int:
@@ -221,10 +298,7 @@ class _Match:
 
     def _hits(self, way: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Free query genes found among the free reference genes, their rows, and whether several claim it."""
-        is_free = np.ones(len(self.reference), bool)
-        is_free[self.gene_map[self.gene_map >= 0]] = False
-        is_free[self.repeated[self.repeated >= 0]] = False
-        columns = np.flatnonzero((self.gene_map < 0) & (self.repeated < 0))
+        is_free, columns = self._free(), np.flatnonzero(self._is_open())
         if not len(columns) or not is_free.any():
             return columns[:0], columns[:0], np.zeros(0, bool)
         query_key, reference_key = _WAYS[way]
@@ -277,11 +351,20 @@ def _other_case(n_genes: int) -> str:
     )
 
 
+def _orthologs(n_genes: int) -> str:
+    return (
+        f"{n_genes:,} of the model's genes have a one-to-one ortholog in the query, which is of another species; "
+        "cl.pp.align_genes(..., orthologs=True) matches them"
+    )
+
+
 def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) -> ValueError:
     """Return the error for a query of other genes: what both have, and what would connect them."""
     query, reference = match.query, match.reference
     query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
-    if n_other_case := match.n_other_case:
+    if match.n_orthologs:
+        what_to_do = _orthologs(match.n_orthologs)
+    elif n_other_case := match.n_other_case:
         what_to_do = _other_case(n_other_case)[:-1]
     elif query_kinds == reference_kinds:
         what_to_do = "Both look alike: pass the query with all measured genes, of the same species"
@@ -291,7 +374,7 @@ def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) ->
             "cl.pp.align_genes(query, model) do it, with gene_key= for the var column that holds "
             f"{reference_kinds} or mapping= for a dict or Series from {query_kinds} to {reference_kinds}"
         )
-    if query_kinds == reference_kinds:
+    if query_kinds == reference_kinds and not match.n_orthologs:
         what_to_do += (
             ". Genes of another species need their orthologs, "
             "cl.pp.align_genes(query, model, mapping={'old name': 'new name'})"

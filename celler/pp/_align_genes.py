@@ -23,12 +23,14 @@ def align_genes(
     mapping: Mapping[str, str] | pd.Series | None = None,
     duplicates: Literal["error", "drop", "sum"] = "error",
     ignore_case: bool = False,
+    orthologs: bool = False,
 ) -> tuple[AnnData, GeneAlignment]:
     """Copy ``adata`` with the genes of a reference, under its names and in its order.
 
     Equal names match first, then Ensembl ids without their version, then names without the ``-1`` of
-    ``var_names_make_unique``. Ambiguous names are not matched. Genes that do not match are dropped, which
-    does not change a prediction; genes that ``adata`` lacks are not added. Nothing is downloaded.
+    ``var_names_make_unique``, then human or mouse names that mean one gene: Ensembl id and symbol, earlier
+    symbol or alias, ``HLA.DRA``, ``GRCh38_CD3E``. Ambiguous names are not matched. Genes that do not match are
+    dropped, which does not change a prediction; genes that ``adata`` lacks are not added. Nothing is downloaded.
 
     Parameters
     ----------
@@ -45,6 +47,9 @@ def align_genes(
         ``"error"``, ``"drop"`` them all, as ``predict`` does, or ``"sum"`` their values.
     ignore_case
         Match the remaining names in any case, within a species only: mouse and human symbols often differ in case.
+    orthologs
+        Match mouse genes with their one-to-one orthologs in human, or the reverse. A label may not mean the same
+        in both species.
 
     Returns
     -------
@@ -75,7 +80,7 @@ def align_genes(
     old_names = gene_names(adata.var, gene_key)
     new_names = old_names if mapping is None else _mapped(old_names, mapping, names)
     var = adata.var if gene_key is None and mapping is None else None
-    alignment = align_names(new_names, names, var, ignore_case=ignore_case)
+    alignment = align_names(new_names, names, var, ignore_case=ignore_case, orthologs=orthologs)
     if alignment.n_repeated and duplicates == "error":
         raise _repeated(alignment, new_names, names)
     if duplicates == "sum":

@@ -164,6 +164,107 @@ def test_align_genes_with_several_of_one_gene_leaves_them_out():
     assert "1 are claimed by several genes of the query and left out; cl.pp" in str(alignment)
 
 
+# ---- names that the table of genes knows ----
+
+
+#: Human genes, current symbols: Ensembl ids, earlier symbols, R-style names and genome prefixes meet them.
+CURRENT = {
+    "MS4A1": "ENSG00000156738", "MARCHF1": "ENSG00000145416", "TENT5C": "ENSG00000183508", "SEPTIN9": "ENSG00000184640",
+    "HLA-DRA": "ENSG00000204287", "CD3E": "ENSG00000198851", "NKG7": "ENSG00000105374", "LYZ": "ENSG00000090382",
+    "PPBP": "ENSG00000163736", "H3-3A": "ENSG00000163041",
+}  # fmt: skip
+MARKERS = ["CD3E", "CD8A", "CD14", "LYZ", "NKG7", "GNLY", "PPBP", "FCER1A", "CST3", "IL7R"]
+OLD = ["MS4A1", "MARCH1", "FAM46C", "SEPT9", "HLA-DRA", "CD3E", "NKG7", "LYZ", "PPBP", "H3F3A"]
+#: name: (query, reference, genes by way)
+TABLE = {
+    "ids, symbols": (list(CURRENT.values()), list(CURRENT), {"by Ensembl id": 10}),
+    "ids with versions, symbols": ([f"{i}.3" for i in CURRENT.values()], list(CURRENT), {"by Ensembl id": 10}),
+    "symbols, ids": (list(CURRENT), list(CURRENT.values()), {"by Ensembl id": 10}),
+    "earlier symbols, current ones": (OLD, list(CURRENT), {"by earlier symbol or alias": 4}),
+    "current symbols, earlier ones": (list(CURRENT), OLD, {"by earlier symbol or alias": 4}),
+    "earlier symbols, ids": (
+        OLD, list(CURRENT.values()), {"by Ensembl id": 6, "by earlier symbol or alias": 4},
+    ),
+    "R, symbols": ([name.replace("-", ".") for name in OLD], OLD, {"by R-style name": 1}),
+    "genome prefixes": (
+        [f"GRCh38_{name}" for name in CURRENT], list(CURRENT), {"by name without its genome prefix": 10},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_align_genes_by_the_table(case, rng):
+    query, reference, ways = TABLE[case]
+    order = rng.permutation(10)
+    alignment = align_genes(pd.Index(query), pd.Index(reference)[order])
+    assert order[alignment.gene_map].tolist() == list(range(10))
+    assert alignment.n_inexact == ways
+    assert not alignment.is_exact
+    first = next(iter(ways))
+    assert f"Not by equal names: {ways[first]} {first}" in str(alignment)
+    assert "(table of Ensembl 114)." in str(alignment)
+
+
+def test_align_genes_by_the_table_does_not_guess():
+    # an alias of two genes, a gene twice in the query, and one twice in the reference
+    query = pd.Index(["CD16", "FAM46C", "ENSG00000183508", "CD20", "GRCh38_CD20", "CD4", *MARKERS])
+    reference = pd.Index(["FCGR3A", "FCGR3B", "TENT5C", "MS4A1", *MARKERS])
+    alignment = align_genes(query, reference)
+    assert alignment.gene_map.tolist() == [-1, -1, 2, -1, -1, -1, *range(4, 4 + len(MARKERS))]
+    assert alignment.repeated[:6].tolist() == [-1, -1, -1, 3, 3, -1]
+    assert list(alignment.missing) == ["FCGR3A", "FCGR3B", "MS4A1"]
+    twice = pd.Index(["ENSG00000145416", *MARKERS])
+    assert align_genes(twice, pd.Index(["MARCH1", "MARCHF1", *MARKERS])).gene_map[0] == 1
+    assert align_genes(twice, pd.Index(["CD20", "GRCh38_CD20", *MARKERS])).gene_map[0] == -1
+
+
+def test_align_genes_with_equal_names_does_not_read_the_table(monkeypatch):
+    monkeypatch.setattr("celler.data._genes.find_genes", None)
+    known = pd.Index(OLD)
+    assert align_genes(known[::-1], known).gene_map.tolist() == list(range(10))[::-1]
+    assert align_genes(known.append(pd.Index(["CD4", "x"])), known).n_extra == 2
+    assert align_genes(known[:5], known).n_matched == 5
+
+
+@pytest.mark.parametrize("name", ["gene_{:04d}", "Gene {}", "{}", "ENSG_{}", "g{}"])
+def test_align_genes_with_placeholders_matches_none_by_the_table(name):
+    placeholders = pd.Index([name.format(i) for i in range(300)])
+    for query, reference in ((placeholders, pd.Index(MARKERS)), (pd.Index(MARKERS), placeholders)):
+        with pytest.raises(ValueError, match="only 0 of the model's"):
+            align_genes(query, reference)
+    mixed = align_genes(placeholders.append(pd.Index(MARKERS)), pd.Index([*MARKERS, *CURRENT.values()]))
+    assert (mixed.n_matched, mixed.n_inexact) == (10, {})
+
+
+#: Symbols of one-to-one orthologs; H2-Ab1 and Lyz2 have none.
+MOUSE_OF_HUMAN = {"MS4A1": "Ms4a1", "MARCHF1": "March1", "TENT5C": "Fam46c", "CD3E": "Cd3e", "NKG7": "Nkg7"}
+
+
+def test_align_genes_of_another_species_needs_orthologs():
+    mouse, human = pd.Index([*MOUSE_OF_HUMAN.values(), "H2-Ab1", "Lyz2"]), pd.Index([*MOUSE_OF_HUMAN, "LYZ", "PPBP"])
+    message = r"only 0 of the model's 7 .* 5 of the model's genes have a one-to-one ortholog .*orthologs=True\) matches"
+    with pytest.raises(ValueError, match=message):
+        align_genes(mouse, human)
+    alignment = align_genes(mouse, human, orthologs=True)
+    assert alignment.gene_map.tolist() == [0, 1, 2, 3, 4, -1, -1]
+    assert alignment.n_inexact == {"by one-to-one ortholog": 5}
+    back = align_genes(human, mouse, orthologs=True)
+    assert back.gene_map.tolist() == [0, 1, 2, 3, 4, -1, -1]
+    shared = align_genes(mouse.append(human[5:]), human)
+    assert (shared.n_matched, shared.n_orthologs) == (2, 5)
+    assert "5 of the model's genes have a one-to-one ortholog in the query" in str(shared)
+    within = align_genes(pd.Index(OLD), pd.Index(list(CURRENT)), orthologs=True)
+    assert within.n_inexact == {"by earlier symbol or alias": 4}
+
+
+def test_align_genes_with_a_column_that_only_the_table_matches():
+    query = names(range(10))
+    alignment = align_genes(query, pd.Index(list(CURRENT)), var_of(query, gene_ids=list(CURRENT.values())))
+    assert (alignment.column, alignment.n_inexact) == ("gene_ids", {"by Ensembl id": 10})
+    var = var_of(pd.Index(OLD), gene_ids=list(CURRENT.values()))
+    assert align_genes(pd.Index(OLD), pd.Index(list(CURRENT.values())), var).column == "gene_ids"
+
+
 # ---- names in another column ----
 
 

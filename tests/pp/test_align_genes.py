@@ -21,6 +21,7 @@ from toy import (
 
 import celler as cl
 from celler.data._expression import ExpressionReader
+from celler.data._gene_table import FILE
 
 ENSEMBL = [f"ENSG{i:011d}" for i in range(80)]
 
@@ -111,6 +112,49 @@ def test_align_genes_with_another_case_needs_ignore_case(query):
     aligned, report = cl.pp.align_genes(other, trained(), ignore_case=True)
     assert "Most names differ in case: check that both are of one species." in str(report)
     assert_close(soft(aligned), expected)
+
+
+def genes_with_ortholog() -> pd.DataFrame:
+    """Human symbol and id, and mouse symbol and id, of 80 genes; read from the table's arrays."""
+    with np.load(FILE) as table:
+        human, mouse = (table[f"{name}_symbols"].tobytes().decode().split("\n") for name in ("human", "mouse"))
+        ids = {name: table[f"{name}_ids"] for name in ("human", "mouse")}
+        of_mouse = table["mouse_ortholog"]
+    rows = np.flatnonzero((of_mouse >= 0) & (ids["mouse"] > 0))[2000:10000:100]
+    return pd.DataFrame(
+        {
+            "human": [human[of_mouse[i]] for i in rows],
+            "human id": [f"ENSG{ids['human'][of_mouse[i]]:011d}.4" for i in rows],
+            "mouse": [mouse[i] for i in rows],
+            "mouse id": [f"ENSMUSG{ids['mouse'][i]:011d}" for i in rows],
+        }
+    )
+
+
+@pytest.mark.parametrize("names", ["human id", "R", "prefix", "mouse", "mouse id"])
+def test_align_genes_by_the_table_gives_the_labels_of_a_mapping(query, names, rng):
+    genes = genes_with_ortholog().assign(
+        prefix=lambda t: "hg19_" + t["human"], R=lambda t: t["human"].str.replace("-", ".")
+    )
+    reference = cells()
+    reference.var_names = genes["human"].to_numpy()
+    model = fit(reference)
+    other = query[:, rng.permutation(80)].copy()
+    old_names = dict(zip(query.var_names, genes["human"], strict=True))
+    expected = model.predict(cl.pp.align_genes(other, model, mapping=old_names)[0], soft=True)
+    other.var_names = genes[names].set_axis(query.var_names)[other.var_names].to_numpy()
+    before = snapshot(other)
+    if names.startswith("mouse"):
+        with pytest.raises(ValueError, match="80 of the model's genes have a one-to-one ortholog"):
+            model.predict(other)
+    elif names != "R":
+        with pytest.warns(UserWarning, match=r"80 of the model's 80 genes .* Not by equal names: 80 by .*Ensembl 114"):
+            assert_close(model.predict(other, soft=True), expected)
+    aligned, report = cl.pp.align_genes(other, model, orthologs=names.startswith("mouse"))
+    assert_unchanged(other, before)
+    assert report.n_matched == 80
+    assert list(aligned.var_names) == list(genes["human"])
+    assert_close(model.predict(aligned, soft=True), expected)
 
 
 class WithGenes:
