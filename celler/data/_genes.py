@@ -174,7 +174,7 @@ def align_genes(
         repeated=found.repeated,
         column=column,
         kinds=_other_kinds(found.query, reference) if len(missing) else "",
-        n_other_case=found.n_other_case if len(missing) else 0,
+        n_other_case=found.n_other_case if len(missing) and BY_ORTHOLOG not in found.n_inexact else 0,
         n_orthologs=found.n_orthologs,
     )
 
@@ -366,7 +366,7 @@ def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) ->
         what_to_do = _orthologs(match.n_orthologs)
     elif n_other_case := match.n_other_case:
         what_to_do = _other_case(n_other_case)[:-1]
-    elif query_kinds == reference_kinds:
+    elif query_kinds == reference_kinds or BY_TABLE & set(match.n_inexact):
         what_to_do = "Both look alike: pass the query with all measured genes, of the same species"
     else:
         what_to_do = (
@@ -376,8 +376,8 @@ def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) ->
         )
     if query_kinds == reference_kinds and not match.n_orthologs:
         what_to_do += (
-            ". Genes of another species need their orthologs, "
-            "cl.pp.align_genes(query, model, mapping={'old name': 'new name'})"
+            ". Genes of another species need their orthologs, cl.pp.align_genes(query, model, orthologs=True) between "
+            "human and mouse or else mapping={'old name': 'new name'}"
         )
     found = f"only {match.n_matched:,} of the model's {len(reference):,} genes are in the query"
     if is_vocabulary:

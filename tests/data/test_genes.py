@@ -253,8 +253,18 @@ def test_align_genes_of_another_species_needs_orthologs():
     shared = align_genes(mouse.append(human[5:]), human)
     assert (shared.n_matched, shared.n_orthologs) == (2, 5)
     assert "5 of the model's genes have a one-to-one ortholog in the query" in str(shared)
+    same_and_ortholog = align_genes(
+        pd.Index(["Ms4a1", "Cd3e", "Nkg7", "mt-Nd1", "MT-ND2"]), pd.Index([*human, "MT-ND2"]), orthologs=True
+    )
+    assert (same_and_ortholog.n_matched, same_and_ortholog.n_other_case) == (4, 0)
     within = align_genes(pd.Index(OLD), pd.Index(list(CURRENT)), orthologs=True)
     assert within.n_inexact == {"by earlier symbol or alias": 4}
+
+
+def test_align_genes_with_few_genes_under_known_names_asks_for_more_genes():
+    query, reference = pd.Index(list(CURRENT.values())[:2]), pd.Index([*CURRENT, *(f"other gene {i}" for i in range(30))])
+    with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* pass the query with all measured genes"):
+        align_genes(query, reference)
 
 
 def test_align_genes_with_a_column_that_only_the_table_matches():
