@@ -240,10 +240,6 @@ class _Species:
         get = self.row_of_symbol.get
         rows = np.array([get(name, -1) for name in names], np.int32)
         ways = np.where(rows >= 0, SYMBOL, UNKNOWN).astype(np.int8)
-        if is_upper:
-            for i in np.flatnonzero(rows < 0):
-                rows[i] = self.row_in_capitals.get(names[i], -1)
-            ways[(rows >= 0) & (ways == UNKNOWN)] = CAPITALS
         is_own = rows >= 0
         columns, numbers = self._ids_in(names)
         place = np.searchsorted(self.ids, numbers).clip(max=len(self.ids) - 1)
@@ -251,6 +247,9 @@ class _Species:
         columns, found = columns[is_known], self.row_of_id[place[is_known]]
         rows[columns], ways[columns] = found, ENSEMBL
         is_own[columns] = self.own_ids[found] == numbers[is_known]
+        for i in _unknown(names, rows) if is_upper else ():
+            if (row := self.row_in_capitals.get(names[i], -1)) >= 0:
+                rows[i], ways[i], is_own[i] = row, CAPITALS, True
         return rows, ways, is_own
 
     def _ids_in(self, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -295,13 +294,18 @@ def _organism(names: list[str], is_upper: bool) -> str:
 
 def _add_other_names(names: list[str], species: _Species, rows: np.ndarray, ways: np.ndarray) -> None:
     """Fill in, for names that are no current ones, genes by earlier symbol or alias and by R-style name."""
-    for i in np.flatnonzero(rows < 0):
+    for i in _unknown(names, rows):
         name = names[i]
         row, way = species.row_of_earlier.get(name, -1), EARLIER
         if row < 0 and ("." in name or name[:1] == "X"):
             row, way = _r_style(name, species), R_STYLE
         if row >= 0:
             rows[i], ways[i] = row, way
+
+
+def _unknown(names: list[str], rows: np.ndarray) -> list[int]:
+    """Places of names without a gene that are no Ensembl ids."""
+    return [i for i in np.flatnonzero(rows < 0).tolist() if not names[i].startswith("ENS")]
 
 
 def _r_style(name: str, species: _Species) -> int:

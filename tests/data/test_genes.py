@@ -262,7 +262,10 @@ def test_align_genes_of_another_species_needs_orthologs():
 
 
 def test_align_genes_with_few_genes_under_known_names_asks_for_more_genes():
-    query, reference = pd.Index(list(CURRENT.values())[:2]), pd.Index([*CURRENT, *(f"other gene {i}" for i in range(30))])
+    query, reference = (
+        pd.Index(list(CURRENT.values())[:2]),
+        pd.Index([*CURRENT, *(f"other gene {i}" for i in range(30))]),
+    )
     with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* pass the query with all measured genes"):
         align_genes(query, reference)
 
