@@ -288,18 +288,19 @@ def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
 
 def _key(cells: Cells, method: str, versions: str) -> str:
     """Hash all that a result depends on but the seed."""
-    code = [file.read_text(encoding="utf-8") for file in _code(method)]
+    code = [file.read_bytes() for file in _code(method)]
     return str(joblib.hash([cells.fingerprint, versions, code]))[:12]
 
 
 def _code(method: str) -> list[Path]:
-    """Return the files whose code decides what a method returns."""
+    """Return the files that decide what a method returns: its own, and of Celler's all code and data."""
     ours = Path(__file__).parents[1]
     origin = getattr(find_spec(METHODS[method].module), "origin", "")
     files = {Path(origin or ""), ours / "benchmark" / "methods" / "_sklearn.py"}
     if "celler" in METHODS[method].packages:  # its version stays the same while it is developed
         others = {"atlas", "benchmark", "cli", "datasets.py", "pl", "pp", "tl"}
-        files |= {f for f in ours.rglob("*.py") if f.relative_to(ours).parts[0] not in others}
+        files |= {f for f in ours.rglob("*") if f.relative_to(ours).parts[0] not in others}
+        files = {file for file in files if file.parent.name != "__pycache__"}
     return sorted(file for file in files if file.is_file())
 
 

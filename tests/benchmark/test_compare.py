@@ -1,5 +1,7 @@
 """Comparison of methods: rows against scikit-learn by hand, what is skipped, what fails, continuing."""
 
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -275,7 +277,40 @@ def test_run_with_a_failing_method(reference, query, tmp_path, monkeypatch, caps
 def test_code_of_celler_includes_its_training():
     names = {file.name for file in comparison._code("celler")}
     assert {"_celler.py", "_sklearn.py", "_plan.py", "_tokenizer.py", "losses.py"} <= names
-    assert {file.name for file in comparison._code("scanvi")} == {"_scanvi.py", "_sklearn.py"}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("celler")])
+def test_code_of_peers_is_their_own(method):
+    own = METHODS[method].module.rpartition(".")[2]
+    assert {file.name for file in comparison._code(method)} == {f"{own}.py", "_sklearn.py"}
+
+
+def test_key_changes_with_celler_for_celler_alone(tmp_path, monkeypatch):
+    """New modules, changed code and changed weights of Celler leave the rows of its peers."""
+    methods = tmp_path / "celler" / "benchmark" / "methods"
+    methods.mkdir(parents=True)
+    (methods / "_sklearn.py").write_text("")
+    monkeypatch.setattr(comparison, "__file__", str(methods.parent / "_compare.py"))
+    cells = SimpleNamespace(fingerprint="cells")
+
+    def keys(name, content):
+        file = tmp_path / "celler" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        return [comparison._key(cells, method, "1.0") for method in ("celler", "scanvi", "logreg")]
+
+    ours, *peers = keys("model/_defaults.py", b"")
+    changes = [
+        ("model/_defaults.py", b"1"),
+        ("model/_new.py", b""),
+        *((f"model/base.{kind}", bytes([0, 255])) for kind in ("safetensors", "tsv")),
+    ]
+    for change in changes:
+        before, (ours, *others) = ours, keys(*change)
+        assert ours != before, change
+        assert others == peers, change
+    for change in [("model/__pycache__/_new.nbi", b"1"), ("cli/_new.py", b"1"), ("benchmark/_compare.py", b"1")]:
+        assert keys(*change) == [ours, *peers], change
 
 
 # ---- summaries ----
