@@ -132,6 +132,7 @@ def fit_network(
     trained = nn.ModuleList([network, *filter(None, [config.masked_task])])
     initial = {name: weights.clone() for name, weights in trained.state_dict().items()}
     held_out = loaders.validation(validation) if len(validation) else None
+    has_dropout = network.training
     curves, hard_cells = run(network, loaders, train, held_out, title)
     decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
@@ -139,6 +140,7 @@ def fit_network(
         if len(labelled) < REFIT_BELOW if how.refit is None else how.refit:
             train = labelled
             trained.load_state_dict(initial)
+            network.train(has_dropout)  # the first training left evaluation mode
             loaders = replace(loaders, config=_of_refit(config))
             _, hard_cells = run(network, loaders, train, None, "Refitting")
     counts = loaders.class_counts(train)

@@ -15,6 +15,7 @@ from celler.mining import HardCells, Replay
 from celler.model import Celler
 from celler.model._fit import hard_cell_table
 from celler.model._state import HARD_CELL_COLUMNS
+from celler.training import _run
 
 N_PLANTED = 20
 
@@ -316,6 +317,19 @@ def test_fit_network_with_refit():
     assert model.class_counts_.sum() == 300
     assert 0 < len(model.validation_indices) < 60
     assert not model.predict(soft=True).equals(fit(cells(), refit=False).predict(soft=True))
+
+
+def test_fit_network_refits_with_dropout(monkeypatch):
+    """The first training ends in evaluation mode."""
+    modes = []
+
+    def watched(network, *arguments, **options):
+        modes.append(network.training)
+        return _run.fit(network, *arguments, **options)
+
+    monkeypatch.setattr("celler.model._fit.fit", watched)
+    assert not fit(cells(), refit=True).module.training
+    assert modes == [True, True]
 
 
 def calibration_error(probabilities: pd.DataFrame, labels: np.ndarray) -> float:
