@@ -217,7 +217,9 @@ class Celler(BaseModelClass):
             Stop when validation macro-F1 stays more than a standard error below its best for half of the
             epochs (10 at least).
         loss
-            One of :mod:`celler.losses`; ``None`` is GInf with Hard Data Mining, ``losses.DEFAULT``.
+            One of :mod:`celler.losses`, for both experts. ``None`` is GInf with Hard Data Mining,
+            ``losses.DEFAULT``, for the encoder, and a balanced logistic regression for the evidence table,
+            with a margin for rare classes that cross-validation chooses for both.
         replay
             Which misclassified cells of an epoch the next one trains again; ``None`` for none.
             :attr:`hard_cells_` lists them afterwards.

@@ -27,6 +27,7 @@ from celler.labels import LabelTree
 from celler.mining import HardCells, rank_in_class
 from celler.model._state import HARD_CELL_COLUMNS, Fitted
 from celler.network._network import GeneTransformer
+from celler.training._linear import solve_evidence
 from celler.training._plan import TrainingConfig
 from celler.training._run import fit, has_bars, validation_logits
 
@@ -63,8 +64,12 @@ class Loaders:
         return self._over(ShuffledSampler(rows, config.batch_size, config.seed, hard_cells))
 
     def validation(self, rows: np.ndarray) -> TokenLoader:
-        """Minibatches of the cells ``rows`` in order, whole."""
+        """Minibatches of the cells ``rows`` in order, whole; connected processes share them."""
         return self._over(OrderedSampler(rows, 4 * self.config.batch_size, is_shared=True))
+
+    def all_of(self, rows: np.ndarray) -> TokenLoader:
+        """Minibatches of all cells ``rows`` in order, whole, the same for each of several processes."""
+        return self._over(OrderedSampler(rows, 4 * self.config.batch_size))
 
     def class_counts(self, rows: np.ndarray) -> np.ndarray:
         """Cells of each class among ``rows``, ``(C,)``."""
@@ -154,7 +159,17 @@ def run(
     config, counts = loaders.config, loaders.class_counts(rows)
     hard_cells = None if config.replay is None else HardCells(config.replay, counts)
     train = loaders.training(rows, hard_cells)
+    source = loaders.cells.source
+    # Views, which stand in for labelled cells, come in minibatches alone.
+    has_views = isinstance(source, InMemoryCells) and source.views is not None
+    if config.solves_evidence and network.evidence is not None and not has_views:
+        margin = solve_evidence(network, loaders.all_of, rows, source.labels, config.seed)
+        network.evidence.requires_grad_(False)
+        # The whole prior costs accuracy where types overlap, the margin alone costs rare types: the mean.
+        counts = counts ** ((1 + margin) / 2)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
+    if network.evidence is not None:
+        network.evidence.requires_grad_(True)
     return curves, hard_cells
 
 

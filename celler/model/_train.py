@@ -89,6 +89,8 @@ def training_config(state: ModelState, source: CellSource, options: Options) -> 
         show_progress=options.show_progress,
         seed=options.seed,
         teacher=None if state.old is None else state.old.teacher,
+        # A loss of the user's trains both experts; a teacher's predictions are kept in minibatches alone.
+        solves_evidence=options.loss is None and state.old is None,
         processes=choose_processes(options.devices),
         ckpt_path=checkpoint_file(options.ckpt_path),
     )

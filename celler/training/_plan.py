@@ -69,6 +69,8 @@ class TrainingConfig:
         Network whose predictions are kept, ``None`` for none.
     masked_task
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
+    solves_evidence
+        Whether the evidence table is solved as a logistic regression before training, and then frozen.
     processes, ckpt_path
         Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
     """
@@ -91,6 +93,7 @@ class TrainingConfig:
     seed: int = 0
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
+    solves_evidence: bool = False
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None
 
@@ -184,7 +187,9 @@ class TrainingPlan(LightningModule):
         if self.config.teacher is not None:
             loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
         if self.hard_cells is not None:
-            self.hard_cells.watch(index, labels, output.logits)
+            # A table that was solved is right about nearly all the cells that it was solved for.
+            is_solved = self.network.evidence is not None and not self.network.evidence.weight.requires_grad
+            self.hard_cells.watch(index, labels, output.expert_logits[0] if is_solved else output.logits)
         self.losses.append((loss.detach(), len(labels)))
         if self.masked_task is not None:
             other = self.masked_task(self.network.encoder)

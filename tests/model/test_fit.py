@@ -118,7 +118,7 @@ def test_history_of_replayed_shares(planted):
     assert history["replayed_share"].between(0, REPLAY.max_share).all()
     assert history["replayed_share"].max() == REPLAY.max_share
     # The planted cells alone would fill half of it, if they did not leave.
-    assert history["replayed_share"].iloc[-4:].mean() < 0.07
+    assert history["replayed_share"].iloc[-4:].mean() < 0.09
 
 
 def test_hard_cells_are_a_copy(planted):
@@ -227,7 +227,7 @@ def test_run_with_every_option_of_replay():
     small = model(max_share=0.02).history["replayed_share"]
     assert small.max() == 0.02
     impatient, patient = (model(patience=n).history["replayed_share"].sum() for n in (1, 12))
-    assert impatient < 0.8 * patient
+    assert impatient < 0.9 * patient
 
 
 def test_history_names_replayed_classes_only():

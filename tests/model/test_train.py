@@ -259,8 +259,18 @@ def test_train_with_every_loss_learns(loss):
     assert macro_f1(query, fit(reference, loss=loss, max_epochs=10).predict(query)) > 0.9
 
 
-def test_train_with_the_default_loss(plain):
-    assert_equal_frames(fit(cells(), loss=DEFAULT).predict(cells(seed=1), soft=True), plain)
+def test_train_with_a_given_loss_trains_the_evidence_table(plain):
+    """As the default without its linear solution: see test_linear.py."""
+    model = fit(cells(), loss=DEFAULT)
+    assert all(weights.requires_grad for weights in model.module.evidence.parameters())
+    assert not model.predict(cells(seed=1), soft=True).equals(plain)
+
+
+def test_train_again_with_a_given_loss_trains_the_evidence_table():
+    model = fit(cells())
+    before = weights_of(model)["evidence.weight"]
+    model.train(**QUICK, loss=DEFAULT)
+    assert not torch.equal(weights_of(model)["evidence.weight"], before)
 
 
 def test_train_with_a_callable_as_loss():
@@ -286,7 +296,8 @@ def test_train_drops_genes_at_the_dropout_rate(monkeypatch):
     monkeypatch.setattr(TokenLoader, "_tokenized", counting)
     for rate in (0.0, 0.6):
         n_read.clear(), n_there.clear()
-        fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000)
+        # The default reads all cells whole once more, for the evidence table.
+        fit(cells(), network={"dropout_rate": rate}, max_epochs=1, batch_size=1000, loss=DEFAULT)
         (train, *validation), (all_genes, *held_out) = n_read, n_there
         assert train / all_genes == pytest.approx(1 - rate, abs=0.05)
         assert validation == held_out
