@@ -10,7 +10,7 @@ from celler.network._network import GeneTransformer, build_network
 SMALL = {"n_genes": 40, "n_classes": 5, "n_bins": 11, "d_model": 16, "n_heads": 4, "n_latents": 3}
 KINDS = [
     {"encoder": encoder, "head": head}
-    for encoder, head in itertools.product(("additive", "latent", "transformer"), ("mlp", "vgg"))
+    for encoder, head in itertools.product(("base", "additive", "latent", "transformer"), ("linear", "mlp", "vgg"))
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Encoder = Literal["additive", "latent", "transformer", "scgpt"]
-Head = Literal["mlp", "vgg"]
+Encoder = Literal["base", "additive", "latent", "transformer", "scgpt"]
+Head = Literal["linear", "mlp", "vgg"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,16 @@ class NetworkConfig:
     n_genes, n_classes, n_bins
         Genes of the vocabulary, classes, and bins of expression values, with the zero bin.
     encoder
-        ``"additive"`` sums gene embeddings, ``"latent"`` adds attention of a few latents, ``"transformer"`` is the
-        paper's self-attention over all tokens, and ``"scgpt"`` takes the weights of scGPT.
+        ``"base"`` is the pretrained transformer that comes with the package, ``"additive"`` sums gene embeddings,
+        ``"latent"`` adds attention of a few latents, ``"transformer"`` is the paper's self-attention over all tokens,
+        and ``"scgpt"`` takes the weights of scGPT.
     head
-        ``"mlp"`` has one hidden layer, ``"vgg"`` is the paper's convolutions.
+        ``"mlp"`` has one hidden layer, ``"linear"`` none, ``"vgg"`` is the paper's convolutions.
     n_layers, d_model, n_heads, n_latents
-        Attention blocks, width of the embedding, attention heads, and latents of the ``"latent"`` encoder.
+        Attention blocks, width of the embedding, attention heads, and latents of the ``"base"`` and ``"latent"``
+        encoders.
+    d_sum
+        Width of the sum of gene embeddings that is trained beside a ``"base"`` encoder.
     dropout_rate, use_evidence
         Share of activations set to zero in training, and whether the evidence table is the second expert.
     d_feed, pad_value
@@ -37,6 +41,7 @@ class NetworkConfig:
     head: Head = "mlp"
     n_layers: int = 1
     d_model: int = 64
+    d_sum: int = 64
     n_heads: int = 4
     n_latents: int = 8
     dropout_rate: float = 0.3
@@ -47,10 +52,10 @@ class NetworkConfig:
     @property
     def reads_expression(self) -> bool:
         """Whether an expert reads expression values and not their bins alone."""
-        return self.use_evidence or self.encoder in ("additive", "latent")
+        return self.use_evidence or self.encoder in ("base", "additive", "latent")
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "n_latents", "d_feed"):
+        for name in ("n_layers", "d_model", "d_sum", "n_heads", "n_latents", "d_feed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
         if self.encoder != "additive" and self.d_model % self.n_heads:

@@ -5,6 +5,9 @@ An encoder takes ``gene_ids``, ``values``, ``expression`` and ``padding_mask``, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,14 +99,17 @@ class TransformerEncoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to."""
+    """Pre-norm transformer block on ``x (B, S, D)``; ``mask (B, 1, 1, S)`` is True where a token is attended to.
 
-    def __init__(self, config: NetworkConfig) -> None:
+    The hidden layer of its feed-forward part is ``widening`` times as wide as ``x``.
+    """
+
+    def __init__(self, config: NetworkConfig, widening: int = 4) -> None:
         super().__init__()
         d, self.n_heads = config.d_model, config.n_heads
         self.attention_norm, self.feed_norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.in_projection, self.out_projection = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.feed = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Linear(4 * d, d))
+        self.feed = nn.Sequential(nn.Linear(d, widening * d), nn.GELU(), nn.Linear(widening * d, d))
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -117,6 +123,86 @@ def attention(projected: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
     query, key, value = projected.unflatten(-1, (3, n_heads, -1)).permute(2, 0, 3, 1, 4)
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2)
+
+
+#: Widths of what a latent of the base reads from a token and of the latent, and largest score of a gene. Narrow
+#: latents keep prediction fast: blocks as wide as the embedding would take most of its time.
+D_VALUE, D_LATENT, MAX_SCORE = 32, 32, 6.0
+
+
+class BaseEncoder(nn.Module):
+    r"""Encoder of the pretrained base: latents attend to the gene tokens and to each other, beside their sum.
+
+    The score of a token is a number of its gene and latent plus the latent's slope times expression,
+    :math:`k_{gl} + a_l x`. So its weight is the product :math:`e^{k_{gl}} e^{a_l x}`, and softmax attention is the
+    ratio of two weighted sums over the tokens: as fast as the sum of gene embeddings. A gene without a score, of
+    which :math:`k` is :math:`-\infty`, is not seen.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        d, n = config.d_model, config.n_latents
+        self.gene = nn.Parameter(torch.randn(config.n_genes, d) / d**0.5)
+        self.score = nn.Parameter(torch.randn(config.n_genes, n) * 0.3)
+        self.slope = nn.Parameter(torch.tensor([0.25, 1.0]))  # of the first half of the latents and the second
+        self.read = nn.Linear(d, n * D_VALUE, bias=False)
+        self.write = nn.Parameter(torch.randn(n, D_VALUE, D_LATENT) / D_VALUE**0.5)
+        self.level = nn.Parameter(torch.zeros(n, D_LATENT))
+        self.latent = nn.Parameter(torch.randn(n, D_LATENT) * 0.02)
+        narrow = replace(config, d_model=D_LATENT, dropout_rate=0.0)
+        self.blocks = nn.ModuleList(Block(narrow, widening=2) for _ in range(config.n_layers))
+        self.sum_norm, self.attention_norm = nn.LayerNorm(d), nn.LayerNorm(n * D_LATENT)
+        self.pool, self.gate = nn.Linear(n * D_LATENT, d), nn.Parameter(torch.full((d,), 0.1))
+        self._fixed: list[tuple[Tensor, Tensor]] | None = None
+
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
+        tables = self._tables(self.gene, self.score) if self._fixed is None else self._fixed
+        return self._embed(self.gene, tables, expression, lambda table, x: weighted_sum(table, gene_ids, x))
+
+    def embed_panel(self, genes: Tensor, expression: Tensor) -> Tensor:
+        """Return the embedding ``(B, D)`` of ``expression (B, P)`` of the ``genes (P,)``: dense, for pretraining."""
+        gene = self.gene[genes]
+        tables = self._tables(gene, self.score[genes])
+        return self._embed(gene, tables, expression, lambda table, x: x @ table)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Make the tables of the genes once: the weights must not change within."""
+        self._fixed = self._tables(self.gene, self.score)
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    def _tables(self, gene: Tensor, score: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return, for each half of the latents, a gene's weighted contents and weight, flat, and its weight alone."""
+        n_latents, n_half = len(self.latent), len(self.latent) // 2
+        weight = score.clamp(max=MAX_SCORE).exp()
+        contents = self.read(gene).unflatten(1, (n_latents, D_VALUE)) * gene.shape[1] ** 0.5
+        table = torch.cat([contents * weight[:, :, None], weight[:, :, None]], dim=2)
+        return [(table[:, half].flatten(1), weight[:, half]) for half in (slice(n_half), slice(n_half, None))]
+
+    def _embed(
+        self,
+        gene: Tensor,
+        tables: list[tuple[Tensor, Tensor]],
+        expression: Tensor,
+        total: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Return the embedding, where ``total(table, x)`` sums the rows of ``table`` of each cell, weighted by x."""
+        seen = []
+        for slope, (table, weight) in zip(self.slope, tables, strict=True):
+            by_value = (slope * expression).exp() * (expression > 0)
+            sums = total(table, by_value).unflatten(1, (-1, D_VALUE + 1))
+            level = total(weight, by_value * expression)[:, :, None]
+            seen.append(torch.cat([sums[:, :, :-1], level], dim=2) / (sums[:, :, -1:] + 1e-6))
+        contents, level = torch.cat(seen, dim=1).split((D_VALUE, 1), dim=2)
+        latents = self.latent + torch.einsum("blv,lvd->bld", contents, self.write) + level * self.level
+        for block in self.blocks:
+            latents = block(latents)
+        attended = self.pool(self.attention_norm(latents.flatten(1)))
+        embedding: Tensor = self.sum_norm(total(gene, expression)) + self.gate * attended
+        return embedding
 
 
 #: Cells per group: small groups hold less padding, large ones take fewer operations. Measured on a CPU.

@@ -35,6 +35,13 @@ class Standardize(nn.Module):
         return (embedding - self.mean) / self.scale
 
 
+class LinearHead(nn.Sequential):
+    """No hidden layer, from ``(B, D)`` to logits ``(B, C)``."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(nn.Dropout(config.dropout_rate), nn.Linear(config.d_model, config.n_classes))
+
+
 class MLPHead(nn.Sequential):
     """One hidden layer, from ``(B, D)`` to logits ``(B, C)``."""
 
@@ -105,6 +112,33 @@ class GeneDecoder(nn.Module):
         with torch.no_grad():
             self.gene_bias.copy_(torch.from_numpy(bias))
             self.bin_variance.fill_(max(variance, 1e-6))  # the unit of the loss
+
+
+class TypeHead(nn.Module):
+    """Logits of the types of atlases: cosines between an embedding ``(B, D)`` and a vector of each type, times 16."""
+
+    def __init__(self, n_types: int, d_model: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(n_types, d_model) * 0.1)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return 16 * F.normalize(embedding, dim=1) @ F.normalize(self.vectors, dim=1).T
+
+
+class PanelDecoder(nn.Module):
+    """Predict the values of all genes of a panel: products of a cell vector and gene vectors, plus a gene's bias."""
+
+    def __init__(self, n_genes: int, d_model: int) -> None:
+        super().__init__()
+        self.cell = nn.Sequential(nn.Linear(d_model + 1, 2 * d_model), nn.GELU(), nn.Linear(2 * d_model, d_model))
+        self.gene = nn.Parameter(torch.randn(n_genes, d_model) * 0.02)
+        self.gene_bias = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, embedding: Tensor, n_expressed: Tensor, genes: Tensor) -> Tensor:
+        """Return values ``(B, P)`` of ``genes (P,)``, given the number of expressed genes ``(B,)``."""
+        size = n_expressed.float().log1p()[:, None] / 5
+        cell = self.cell(torch.cat([embedding, size], dim=1))
+        return cell @ self.gene[genes].T + self.gene_bias[genes]
 
 
 def context_of(values: Tensor, is_visible: Tensor, n_bins: int) -> Tensor:

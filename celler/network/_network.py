@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,15 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
-from celler.network._encoders import AdditiveEncoder, EvidenceTable, LatentEncoder, TransformerEncoder
-from celler.network._heads import MLPHead, Standardize, VGGHead
+from celler.network._encoders import (
+    AdditiveEncoder,
+    BaseEncoder,
+    EvidenceTable,
+    LatentEncoder,
+    TransformerEncoder,
+)
+from celler.network._heads import LinearHead, MLPHead, Standardize, VGGHead
 from celler.network._scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkOutput", "build_network", "extend_network"]
 ENCODERS = {
-    "additive": AdditiveEncoder, "latent": LatentEncoder, "transformer": TransformerEncoder, "scgpt": ScGPTEncoder
-}  # fmt: skip
-HEADS = {"mlp": MLPHead, "vgg": VGGHead}
+    "base": BaseEncoder,
+    "additive": AdditiveEncoder,
+    "latent": LatentEncoder,
+    "transformer": TransformerEncoder,
+    "scgpt": ScGPTEncoder,
+}
+HEADS = {"linear": LinearHead, "mlp": MLPHead, "vgg": VGGHead}
+PRETRAINED = ("base", "scgpt")  #: encoders that come with weights
+#: Weights with a row for each gene, and the value that hides a gene from the encoder.
+UNSEEN = {"encoder.gene": 0.0, "encoder.score": -torch.inf, "sum.encoder.gene": 0.0}
+BASE_SHARE = 0.5  #: weight of a base, where a query does not say more
 FEW_CELLS = 1000  #: labelled cells at which the encoder's weight is halfway between its minimum and 0.5
 
 
@@ -29,13 +44,21 @@ class NetworkOutput(NamedTuple):
     ----------
     expert_logits, embedding
         Logits of each expert ``(E, B, C)``, the encoder's first, and cell embedding ``(B, D)``.
-    encoder_share
-        Weight of the encoder in :attr:`logits`, 0 to 1.
+    encoder_share, sum_share
+        Weight of the encoder in :attr:`logits`, and that of a base's sum among the other experts, 0 to 1.
     """
 
     expert_logits: Tensor
     embedding: Tensor
     encoder_share: float = 0.5
+    sum_share: float = 0.0
+
+    @property
+    def own_logits(self) -> Tensor:
+        """Weighted mean of the logits ``(B, C)`` of the experts that learn from the reference alone."""
+        if len(self.expert_logits) == 2:
+            return self.expert_logits[1]
+        return self.sum_share * self.expert_logits[1] + (1 - self.sum_share) * self.expert_logits[2]
 
     @property
     def logits(self) -> Tensor:
@@ -43,14 +66,15 @@ class NetworkOutput(NamedTuple):
         encoder = self.expert_logits[0]
         if len(self.expert_logits) == 1:
             return encoder
-        return self.encoder_share * encoder + (1 - self.encoder_share) * self.expert_logits[1]
+        return self.encoder_share * encoder + (1 - self.encoder_share) * self.own_logits
 
 
 class GeneTransformer(nn.Module):
-    """Two experts on the same tokens: an encoder with a head, and a linear evidence table.
+    """Experts on the same tokens: an encoder with a head, and a linear evidence table.
 
     The evidence table learns from few cells, the encoder learns what is not linear in the genes. Each is trained on
-    its own loss, so that neither can hide behind the other.
+    its own loss, so that neither can hide behind the other. Beside a ``"base"`` encoder, which knows genes from
+    outside and stays as it is, a sum of gene embeddings learns from the reference.
 
     Parameters
     ----------
@@ -59,8 +83,9 @@ class GeneTransformer(nn.Module):
 
     Attributes
     ----------
-    encoder_share
-        Weight of the encoder in the joint logits, 0 to 1; part of :meth:`state_dict`.
+    encoder_share, sum_share
+        Weight of the encoder in the joint logits, and that of a base's sum among the other experts, 0 to 1; part of
+        :meth:`state_dict`.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -68,24 +93,29 @@ class GeneTransformer(nn.Module):
         self.config = config
         self.encoder: nn.Module = ENCODERS[config.encoder](config)
         self.head: nn.Sequential = HEADS[config.head](config)
-        # Embeddings of scGPT differ little between cells, around a large common part.
-        self.standardize = Standardize(config) if config.encoder == "scgpt" else None
+        # Embeddings of pretrained encoders were not scaled for this head.
+        self.standardize = Standardize(config) if config.encoder in PRETRAINED else None
+        self.sum = SumExpert(config) if config.encoder == "base" and config.use_evidence else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
-        self.encoder_share = 0.5
+        self.encoder_share, self.sum_share = 0.5, 0.0
         self.register_load_state_dict_pre_hook(_add_missing_share)
 
     def get_extra_state(self) -> Tensor:
-        """Return :attr:`encoder_share` for :meth:`state_dict`, exact in float64 and always on the CPU."""
-        return torch.tensor(self.encoder_share, dtype=torch.float64)
+        """Return the shares of the experts for :meth:`state_dict`, exact in float64 and always on the CPU."""
+        return torch.tensor([self.encoder_share, self.sum_share], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Set :attr:`encoder_share` from a :meth:`state_dict`."""
-        self.encoder_share = float(state)
+        """Set the shares of the experts from a :meth:`state_dict`; that of an earlier version has one."""
+        self.encoder_share, self.sum_share = [*state.reshape(-1).tolist(), 0.0][:2]
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+    def fixed(self) -> AbstractContextManager[None]:
+        """Enter a block in which the weights do not change, so that tables of genes are made once."""
+        return self.encoder.fixed() if isinstance(self.encoder, BaseEncoder) else nullcontext()
 
     def forward(
         self,
@@ -100,13 +130,29 @@ class GeneTransformer(nn.Module):
         if embedding is None:
             embedding = self.encoder(gene_ids, values, expression, padding_mask)
         logits = [self.head(embedding if self.standardize is None else self.standardize(embedding))]
+        if self.sum is not None:
+            logits.append(self.sum(gene_ids, values, expression, padding_mask))
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
-        return NetworkOutput(torch.stack([z.float() for z in logits]), embedding.float(), self.encoder_share)
+        joint = torch.stack([z.float() for z in logits])
+        return NetworkOutput(joint, embedding.float(), self.encoder_share, self.sum_share)
+
+
+class SumExpert(nn.Module):
+    """Sum of gene embeddings with a head, for a network whose encoder does not learn from the reference."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        config = replace(config, encoder="additive", d_model=config.d_sum)
+        self.encoder, self.head = AdditiveEncoder(config), MLPHead(config)
+
+    def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(gene_ids, values, expression, padding_mask))
+        return logits
 
 
 def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Keep the present :attr:`encoder_share` where ``state_dict`` is older than its entry."""
+    """Keep the present shares where ``state_dict`` is older than its entry."""
     state_dict.setdefault(f"{prefix}_extra_state", network.get_extra_state())
 
 
@@ -135,13 +181,14 @@ def extend_network(
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
     state, codes = wider.state_dict(), torch.as_tensor(classes, device=network.device)
-    last = f"head.{len(network.head) - 1}"
+    heads = {"head": network.head} | ({} if network.sum is None else {"sum.head": network.sum.head})
+    of_class = {f"{name}.{len(head) - 1}.{part}" for name, head in heads.items() for part in ("weight", "bias")}
     for name, weights in network.state_dict().items():
         if name == "evidence.weight":
             state[name][: len(weights), codes] = weights
-        elif name == "encoder.gene":
-            state[name].zero_()[: len(weights)] = weights
-        elif name in ("evidence.bias", f"{last}.weight", f"{last}.bias"):
+        elif name in UNSEEN:
+            state[name].fill_(UNSEEN[name])[: len(weights)] = weights
+        elif name == "evidence.bias" or name in of_class:
             state[name][codes] = weights
         else:
             state[name].copy_(weights)

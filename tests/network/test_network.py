@@ -1,6 +1,7 @@
 """The network's laws as a set function, its experts, its state_dict and its extension."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def test_forward_with_another_gene_or_value(tokens, options):
     bins[0, 0] = bins[0, 0] % 10 + 1
     more = expression.clone()
     more[0, 0] += 1
-    is_additive = options["encoder"] == "additive"  # which reads the expression and not its bin
-    by_value = (gene_ids, values, more) if is_additive else (gene_ids, bins, expression)
+    reads_bins = options["encoder"] in ("latent", "transformer")  # and the others the expression
+    by_value = (gene_ids, bins, expression) if reads_bins else (gene_ids, values, more)
     for changed in ((genes, values, expression), by_value):
         other = model(*changed, is_padding).embedding
         assert (other[0] - embedding[0]).abs().max() > 1e-3
@@ -170,6 +171,86 @@ def test_logits_are_the_weighted_mean(rng):
     expected = 0.2 * experts[0] + 0.8 * experts[1]
     torch.testing.assert_close(NetworkOutput(experts, embedding, 0.2).logits, expected)
     torch.testing.assert_close(NetworkOutput(experts[:1], embedding, 0.2).logits, experts[0])
+
+
+def test_logits_of_three_experts(rng):
+    """The encoder against the sum and the evidence table, which share what is left."""
+    experts = torch.as_tensor(rng.normal(size=(3, 5, 4)))
+    output = NetworkOutput(experts, torch.zeros(5, 2), 0.25, 0.4)
+    torch.testing.assert_close(output.own_logits, 0.4 * experts[1] + 0.6 * experts[2])
+    torch.testing.assert_close(output.logits, 0.25 * experts[0] + 0.3 * experts[1] + 0.45 * experts[2])
+    two = NetworkOutput(experts[:2], torch.zeros(5, 2), 0.25, 0.4)
+    assert torch.equal(two.own_logits, experts[1])
+    torch.testing.assert_close(two.logits, 0.25 * experts[0] + 0.75 * experts[1])
+
+
+def test_experts_beside_the_base(tokens):
+    """A sum of gene embeddings of its own width, with the weights of no other expert, and the evidence table."""
+    model = network(encoder="base", d_sum=8)
+    output = model(*tokens)
+    assert output.expert_logits.shape == (3, 5, 5)
+    assert model.sum.encoder.gene.shape == (40, 8)
+    alone = network(encoder="base", use_evidence=False)
+    assert alone.sum is None
+    assert alone(*tokens).expert_logits.shape == (1, 5, 5)
+    for k, name in enumerate(("encoder.", "sum.", "evidence.")):
+        changed = deepcopy(model)
+        with torch.no_grad():
+            for other, weights in changed.named_parameters():
+                if other.startswith(name):
+                    weights.add_(torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+        same = (changed(*tokens).expert_logits == output.expert_logits).flatten(1).all(1)
+        assert same.tolist() == [n != k for n in range(3)], name
+
+
+def test_forward_of_a_known_embedding(tokens):
+    for options in KINDS:
+        model = network(**options)
+        expected = model(*tokens)
+        assert_same(model(*tokens, expected.embedding)[:2], expected[:2])
+
+
+@pytest.mark.parametrize("through", ["memory", "file"])
+def test_state_dict_restores_both_shares(tokens, tmp_path, through):
+    model, other = network(encoder="base"), build_network(NetworkConfig(**SMALL | {"encoder": "base"}), 1)
+    model.encoder_share, model.sum_share = 1 / 3, 1 / 7
+    state = model.state_dict()
+    if through == "file":
+        torch.save(state, tmp_path / "weights.pt")
+        state = torch.load(tmp_path / "weights.pt", weights_only=True)
+    other.load_state_dict(state)
+    assert (other.encoder_share, other.sum_share) == (1 / 3, 1 / 7)
+    assert torch.equal(model(*tokens).logits, other.eval()(*tokens).logits)
+
+
+def test_load_state_dict_of_before_the_base():
+    """It held the encoder's share alone, as a scalar."""
+    model = network()
+    state = model.state_dict() | {"_extra_state": torch.tensor(0.3, dtype=torch.float64)}
+    model.load_state_dict(state)
+    assert (model.encoder_share, model.sum_share) == (0.3, 0.0)
+
+
+@pytest.mark.parametrize("options", [{"encoder": "base"}, *KINDS], ids=str)
+def test_extend_network_changes_no_known_class(tokens, options):
+    """With new genes beside the cell's own, which no expert sees before they are trained."""
+    model = network(**options)
+    model.encoder_share, model.sum_share = 0.25, 0.75
+    if options == {"encoder": "base"}:  # one known gene and one unknown
+        with torch.no_grad():
+            model.encoder.gene[7], model.encoder.score[7] = 0, -torch.inf
+    places = np.array([1, 2, 4, 5, 6])
+    wider = extend_network(model, 43, places, 7, seed=0).eval()
+    assert (wider.encoder_share, wider.sum_share) == (0.25, 0.75)
+    expected = model(*tokens).expert_logits
+    torch.testing.assert_close(wider(*tokens).expert_logits[..., places], expected, rtol=1e-5, atol=1e-5)
+    if options["encoder"] in ("latent", "transformer"):  # whose values by bin are those of any gene
+        return
+    more = (torch.tensor([[40, 42]]).int(), torch.tensor([[3, 9]]).byte(), torch.tensor([[1.0, 4.0]]))
+    with_new = [torch.cat([part, new.expand(5, 2)], 1) for part, new in zip(tokens, more, strict=False)]
+    with_new.append(torch.cat([tokens[-1], torch.zeros(5, 2, dtype=torch.bool)], 1))
+    actual = wider(*with_new).expert_logits[..., places]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_encoder_share_grows_with_the_cells():
