@@ -26,18 +26,16 @@ def embedded(seen: dict[str, object], model) -> None:
     """What a frozen encoder's embedding is, computed while the processes are connected."""
     import toy
 
-    from celler.data._loader import TokenLoader
-    from celler.data._samplers import OrderedSampler
     from celler.data._sources import InMemoryCells
-    from celler.model._fit import embed
+    from celler.model._fit import Loaders, TrainingCells, embed
     from celler.training._plan import TrainingConfig
 
     adata = toy.cells(101)
     source = InMemoryCells(adata.X, np.zeros(101, np.int64))
     config = TrainingConfig(max_epochs=1, batch_size=8, show_progress=False)
-    sampler = OrderedSampler(np.arange(1, 101), 4 * config.batch_size, is_shared=True)
-    loader = TokenLoader(source, model._state.tokenizer, sampler, False)
-    seen["embedding"] = embed(model.module, loader, config).numpy()
+    cells = TrainingCells(source, adata.obs_names.__getitem__, False)
+    loaders = Loaders(cells, model._state.tokenizer, config)
+    seen["embedding"] = embed(model.module, loaders, np.arange(1, 101)).numpy()
 
 
 def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
@@ -82,6 +80,24 @@ def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
     seen["pretrained_weights"] = pretrained.module.encoder.gene.detach().numpy()
 
 
+def of_base(seen: dict[str, object]) -> None:
+    """The base learns profiles and a reference, before and while the processes are connected."""
+    import anndata as ad
+    import toy
+    from base_cases import N_GENES, SYMBOLS, known_cells, untrained
+
+    from celler.model import _profiles
+
+    _profiles.EPOCH = 4
+    profiles = ad.AnnData(np.random.default_rng(0).gamma(0.5, size=(4, N_GENES)))
+    profiles.var_names = list(SYMBOLS)
+    for name in ("base", "base_again"):
+        model = untrained(known_cells(200))
+        model.learn_profiles(profiles, max_epochs=1, batch_size=32, accelerator="cpu", show_progress=False)
+        model.train(**toy.QUICK, accelerator="cpu")
+        seen[name] = {k: v.numpy() for k, v in model.module.state_dict().items()}
+
+
 def child(folder: Path, store: str) -> None:
     import toy
 
@@ -118,6 +134,7 @@ def child(folder: Path, store: str) -> None:
         "hard": model.hard_cells_,
     }
     if store != "none":
+        of_base(seen)
         embedded(seen, model)
         stopped_early(seen)
         of_store(seen, folder, store)

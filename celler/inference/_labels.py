@@ -152,6 +152,7 @@ def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, que
         "novelty_threshold": _or_none(outputs.novelty_threshold),
         "backoff": question.backoff,
         "shift": outputs.shift,
+        "encoder_share": _or_none(outputs.encoder_share),
         "propagation": "none"
         if spread is None
         else {"labelled_cells": spread.n_labelled, "cells": spread.n_cells, "neighbor_weight": spread.neighbor_weight},

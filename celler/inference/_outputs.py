@@ -24,24 +24,31 @@ class Outputs:
     Parameters
     ----------
     logits, embedding
-        Class logits ``(N, C)`` and cell embedding ``(N, D)``.
+        Class logits ``(N, C)`` and cell embedding ``(N, D)``; ``(N, 0)`` where it was not kept.
     has_counts
         False for a cell without counts in the model's genes ``(N,)``.
     factors
         What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction.
+    encoder_share
+        Weight of a pretrained encoder in the logits; ``None`` for that of the model.
     novelty, novelty_threshold
         Novelty of each cell ``(N,)``, where it was computed, and the bound above which a cell is unknown.
     propagation
         Probabilities that replace those of the logits.
+    encoder_logits, own_logits
+        Logits ``(N, C)`` of a pretrained encoder and of what was learned from the reference, where both are needed.
     """
 
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
     factors: np.ndarray | None = None
+    encoder_share: float | None = None
     novelty: np.ndarray | None = None
     novelty_threshold: float | None = None
     propagation: Propagation | None = None
+    encoder_logits: np.ndarray | None = None
+    own_logits: np.ndarray | None = None
 
     @property
     def is_unknown(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from celler.inference._labels import Question
 from celler.labels import LabelTree
 from celler.losses import Loss
 from celler.mining import Replay
-from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _train, _transfer
+from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _profiles, _train, _transfer
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
 from celler.model._forward import Reading, Reference
@@ -43,9 +43,9 @@ class _Unsupported:
 class Celler(BaseModelClass):
     """Cell-type annotation that keeps the rare types.
 
-    A registered reference trains two experts, a linear evidence table and an encoder of the cell's
-    genes, with the GInf and Hard Data Mining losses. :meth:`predict` then labels any AnnData, with
-    genes matched by name.
+    A registered reference trains experts with the GInf and Hard Data Mining losses: a head on the
+    pretrained transformer that comes with the package, where it knows the genes, a sum of gene embeddings
+    and a linear evidence table. :meth:`predict` then labels any AnnData, with genes matched by name.
 
     Parameters
     ----------
@@ -54,16 +54,19 @@ class Celler(BaseModelClass):
     registry
         Genes and classes of a store: ``dm.registry`` of a :class:`celler.atlas.DataModule`.
     encoder
+        ``"base"``, the gene transformer pretrained on public atlases of human and mouse, which stays as it is;
         ``"additive"``, the sum of gene embeddings weighted by expression; ``"latent"``, which adds the
         attention of a few learned latents; or ``"transformer"``, the paper's full self-attention over
-        all genes and a cell token, far slower than the others. ``None`` is additive, or latent where a size of
-        the attention is given. ``"scgpt"`` is for :meth:`from_pretrained`.
+        all genes and a cell token, far slower than the others. ``None`` is base where it knows at least 100 and a
+        fifth of the genes, else additive, or latent where a size of the attention is given. ``"scgpt"`` is for
+        :meth:`from_pretrained`.
     head
-        ``"mlp"``, or ``"vgg"`` for the paper's convolutions.
+        ``"linear"``, ``"mlp"`` with a hidden layer, or ``"vgg"`` for the paper's convolutions. ``None`` is linear
+        on a base and else mlp.
     n_layers
         Blocks of an encoder with attention; ``None`` is 1.
     d_model
-        Width of the encoder and of the cell embedding.
+        Width of the encoder and of the cell embedding; with a base, of the sum of gene embeddings beside it.
     n_heads
         Heads of the attention; ``None`` is 4.
     n_latents
@@ -103,8 +106,8 @@ class Celler(BaseModelClass):
         adata: AnnData | None = None,
         registry: dict[str, Any] | None = None,
         *,
-        encoder: Literal["additive", "latent", "transformer", "scgpt"] | None = None,
-        head: Literal["mlp", "vgg"] = "mlp",
+        encoder: Literal["base", "additive", "latent", "transformer", "scgpt"] | None = None,
+        head: Literal["linear", "mlp", "vgg"] | None = None,
         n_layers: int | None = None,
         d_model: int = 64,
         n_heads: int | None = None,
@@ -490,7 +493,7 @@ class Celler(BaseModelClass):
 
         Returns
         -------
-        Cell embedding ``(N, d_model)``.
+        Cell embedding ``(N, D)``: 384 wide with the base, else ``d_model``.
         """
         cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
         reading = Reading(batch_size, correct_shift)
@@ -612,6 +615,74 @@ class Celler(BaseModelClass):
         own = None if self.adata is None else self._all_of(self.adata)
         more = None if adata is None else self._all_of(adata)
         self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
+
+    def learn_profiles(
+        self,
+        profiles: AnnData,
+        dataset_key: str | None = None,
+        *,
+        max_epochs: int = 10,
+        mask_ratio: float = 0.15,
+        batch_size: int = 256,
+        learning_rate: float = 1e-4,
+        accelerator: str = "auto",
+        seed: int = 0,
+        show_progress: bool = True,
+    ) -> pd.DataFrame:
+        """Teach the base more cell types from their mean expression, in this model's genes; then :meth:`train`.
+
+        Each profile generates pseudo-cells, with the noise of sequencing and gene-wise shifts between studies. The
+        base learns to name their types and to predict hidden values.
+
+        Parameters
+        ----------
+        profiles
+            AnnData with a row for each cell type and mean counts in ``X``, NaN where a gene was not measured; genes
+            are matched by name.
+        dataset_key
+            Column of ``profiles.obs`` with the data set of each type: types are told apart within a data set.
+            ``None`` is one for all.
+        max_epochs
+            Epochs of 100 minibatches.
+        mask_ratio
+            Share of the values that are hidden.
+        batch_size
+            Pseudo-cells per minibatch.
+        learning_rate
+            Peak of the one-cycle schedule; small, so that what the base knows is kept.
+        accelerator, seed, show_progress
+            As in :meth:`train`.
+
+        Returns
+        -------
+        Loss, error of hidden values and accuracy, one row per epoch.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is trained, or does not start from the base.
+        ValueError
+            If values cannot be used or the genes do not match.
+
+        Examples
+        --------
+        >>> profiles = sc.get.aggregate(atlas, "cell_type", func="mean", layer="counts")
+        >>> profiles.X = profiles.layers["mean"]
+        >>> model.learn_profiles(profiles)
+        """
+        options = _profiles.ProfileOptions(
+            precision=self._arguments["precision"],
+            max_epochs=max_epochs,
+            mask_ratio=mask_ratio,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            accelerator=accelerator,
+            seed=seed,
+            show_progress=show_progress,
+        )
+        state, curves = _profiles.learn_profiles(self._state, profiles, dataset_key, options)
+        self._become(state)
+        return pd.DataFrame(curves).rename_axis("epoch")
 
     def load_encoder(self, pretrained: Celler | str | os.PathLike[str]) -> None:
         """Start from the encoder of another pretrained model, matched by gene name; then :meth:`train`.
@@ -741,7 +812,8 @@ class Celler(BaseModelClass):
         tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
         genes = _extend.extended_genes(state, adata, setup.gene_key)
         cls.setup_anndata(adata, **vars(setup))
-        model = cls(adata, **reference._arguments)
+        # The encoder is the reference's, whether or not a new one for these genes could be made.
+        model = cls(adata, **reference._arguments | {"encoder": None})
         model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
         return model
 
@@ -873,7 +945,7 @@ class Celler(BaseModelClass):
             If the file is damaged, foreign or of a later version.
         """
         contents = _checkpoint.read_checkpoint(dir_path)
-        model = cls(registry=contents["registry"], **contents["init_params"])
+        model = cls(registry=_checkpoint.registry_of(contents), **contents["init_params"])
         model._loaded_adata = adata
         model._become(_checkpoint.restored(model._state, contents, accelerator))
         return model

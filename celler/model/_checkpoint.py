@@ -88,6 +88,13 @@ def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return contents
 
 
+def registry_of(contents: dict[str, Any]) -> dict[str, Any]:
+    """Registry of a checkpoint."""
+    registry: dict[str, Any] = contents["registry"]
+    # Before there was a base, a file did not say that its model has none.
+    return registry | {"celler": {"base": None} | registry["celler"]}
+
+
 def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Write a trained or pretrained model as tensors and plain values."""
     kept = ("model_name", "setup_method_name", "scvi_version")
@@ -98,7 +105,7 @@ def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str
     }
     return {
         "registry": plain_registry,
-        "init_params": _plain(arguments),
+        "init_params": _plain(arguments) | {"encoder": state.network.config.encoder},
         "fitted": state.fitted and state.fitted.to_plain(),
         "pretrained": state.pretrained and state.pretrained.to_plain(),
         "weights": {name: tensor.cpu() for name, tensor in state.network.state_dict().items()},

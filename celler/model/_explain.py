@@ -102,7 +102,13 @@ class _Means(NamedTuple):
     elsewhere: np.ndarray
 
 
-def contributions(network: GeneTransformer, tokens: TokenBatch, targets: list[Tensor], method: Method) -> list[Tensor]:
+def contributions(
+    network: GeneTransformer,
+    tokens: TokenBatch,
+    targets: list[Tensor],
+    method: Method,
+    encoder_share: float | None = None,
+) -> list[Tensor]:
     r"""Return what each token adds to weighted sums of the logits: ``(B, T)`` for each of ``targets (B, C)``.
 
     Gradient times input, :math:`e_t \cdot \partial z / \partial e_t` with the token's gene embedding
@@ -121,11 +127,14 @@ def contributions(network: GeneTransformer, tokens: TokenBatch, targets: list[Te
     # A row of its own for every token, so that the gradient of a row is that of the token.
     rows = {
         name: weights[name][gene_ids.flatten()].requires_grad_()
-        for name in ("encoder.gene", "evidence.weight")
+        for name in ("encoder.gene", "sum.encoder.gene", "evidence.weight")
         if name in weights
     }
+    if "encoder.score" in weights:  # which tokens a latent attends to is kept
+        weights["encoder.score"] = weights["encoder.score"][gene_ids.flatten()]
     own = torch.arange(gene_ids.numel(), device=gene_ids.device).view_as(gene_ids)
-    logits = functional_call(network, weights | rows, (own, *tokens[1:])).logits
+    output = functional_call(network, weights | rows, (own, *tokens[1:]))
+    logits = (output if encoder_share is None else output._replace(encoder_share=encoder_share)).logits
     parts = []
     for target in targets:
         gradients = torch.autograd.grad(
@@ -170,7 +179,7 @@ def _cell_table(cells: _Cells, wanted: Explanation) -> pd.DataFrame:
     for positions, tokens in cells.passes(np.flatnonzero(cells.outputs.has_counts), wanted.method):
         second, label = torch.as_tensor(codes[positions], device=network.device).T
         target = (F.one_hot(label, len(classes)) - F.one_hot(second, len(classes))).float()
-        (parts,) = contributions(network, tokens, [target], wanted.method)
+        (parts,) = contributions(network, tokens, [target], wanted.method, cells.outputs.encoder_share)
         for row, position in enumerate(positions):
             n_tokens = int((~tokens.padding_mask[row]).sum())
             importance = parts[row, :n_tokens].cpu().numpy().astype(np.float64)
@@ -234,7 +243,8 @@ def _gradient_means(cells: _Cells, group_of: np.ndarray, labels: np.ndarray) -> 
     targets = torch.eye(n_classes, device=network.device)[torch.as_tensor(labels)] - 1 / n_classes
     for rows, tokens in cells.passes(positions, "gradient"):
         of_cells = [target.expand(len(rows), -1) for target in targets]
-        for k, part in enumerate(contributions(network, tokens, of_cells, "gradient")):
+        of_groups = contributions(network, tokens, of_cells, "gradient", cells.outputs.encoder_share)
+        for k, part in enumerate(of_groups):
             is_own = group_of[rows] == k
             share = 1 / n_cells[group_of[rows]]
             for mean, weight in zip(means, (share * is_own, share * ~is_own / max(1, n_groups - 1)), strict=True):

@@ -127,7 +127,7 @@ def extended_state(
     places = tree.encode(np.array(reference.tree.classes, object))
     names = [*reference.genes.names, *genes.added]
     network = extend_network(reference.network, len(names), places, len(tree.classes), seed=0)
-    described = {"gene_names": names, "classes": tree.classes, "parents": tree.parents}
+    described = reference.described | {"gene_names": names, "classes": tree.classes, "parents": tree.parents}
     state = new_state(setup, described, arguments, network)
     teacher = Teacher(deepcopy(network), places)
     old = OldKnowledge(reference.trained(), genes.gene_map, len(names), teacher)

@@ -26,8 +26,9 @@ from celler.inference._novelty import Novelty, fit_novelty
 from celler.labels import LabelTree
 from celler.mining import HardCells, rank_in_class
 from celler.model._state import HARD_CELL_COLUMNS, Fitted
+from celler.network._heads import LinearHead
 from celler.network._network import GeneTransformer
-from celler.training._linear import solve_evidence
+from celler.training._linear import MAX_CELLS, solve_evidence, solve_head, thinned
 from celler.training._plan import TrainingConfig
 from celler.training._run import fit, has_bars, validation_logits
 
@@ -36,6 +37,8 @@ from celler.training._run import fit, has_bars, validation_logits
 REFIT_BELOW = 5000
 #: Cells from which the embedding of a pretrained encoder is standardized.
 MEASURED_CELLS = 256
+#: Values of the embedding of all cells that are kept in memory in training: 256 MB.
+MAX_KEPT = 2**26
 
 
 CellNames: TypeAlias = Callable[[np.ndarray], Iterable[object]]
@@ -162,14 +165,23 @@ def run(
     source = loaders.cells.source
     # Views, which stand in for labelled cells, come in minibatches alone.
     has_views = isinstance(source, InMemoryCells) and source.views is not None
+    solved: list[nn.Module] = []
     if config.solves_evidence and network.evidence is not None and not has_views:
         margin = solve_evidence(network, loaders.all_of, rows, source.labels, config.seed)
-        network.evidence.requires_grad_(False)
         # The whole prior costs accuracy where types overlap, the margin alone costs rare types: the mean.
         counts = counts ** ((1 + margin) / 2)
+        solved.append(network.evidence)
+        if network.sum is not None and isinstance(network.head, LinearHead):
+            few = rows[thinned(source.labels[rows], MAX_CELLS, np.random.default_rng(config.seed))]
+            embedding = loaders.embedding
+            embedding = embed(network, loaders, few) if embedding is None else embedding[few]
+            solve_head(network, embedding, source.labels[few])
+            solved.append(network.head)
+    for part in solved:
+        part.requires_grad_(False)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
-    if network.evidence is not None:
-        network.evidence.requires_grad_(True)
+    for part in solved:
+        part.requires_grad_(True)
     return curves, hard_cells
 
 
@@ -182,33 +194,49 @@ def _of_refit(config: TrainingConfig) -> TrainingConfig:
 def frozen_embedding(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tensor | None:
     """Embedding of the cells ``rows`` by a frozen encoder, which then does not run in training; else ``None``.
 
-    The head of a pretrained encoder gets its embedding standardized, which is measured here once.
+    The encoder runs in training where the embedding would fill the memory, or a cell is shown with other values. The
+    head of a pretrained encoder gets its embedding standardized, which is measured here once.
     """
     if network.standardize is None:
         return None
-    is_frozen = not any(weights.requires_grad for weights in network.encoder.parameters())
-    if not is_frozen:
+    source = loaders.cells.source
+    is_kept = not any(weights.requires_grad for weights in network.encoder.parameters())
+    is_kept &= len(source) * network.config.d_model <= MAX_KEPT
+    is_kept &= not (isinstance(source, InMemoryCells) and source.views is not None)
+    if not is_kept:
         rng = np.random.default_rng(loaders.config.seed)
         rows = np.sort(rng.permutation(rows)[:MEASURED_CELLS])
-    if is_frozen or not network.standardize.is_measured:
-        embedding = embed(network, loaders.validation(rows), loaders.config)
+    if not is_kept and network.standardize.is_measured:
+        return None
+    embedding = embed(network, loaders, rows)
+    if network.config.encoder == "scgpt":
+        network.eval()  # dropout costs an encoder that is fine-tuned on few cells far more than it gives
     if not network.standardize.is_measured:
-        network.standardize.measure(embedding[rows])
-    return embedding if is_frozen else None
+        network.standardize.measure(embedding)
+    if not is_kept:
+        return None
+    of_all = torch.zeros(len(source), network.config.d_model)
+    of_all[rows] = embedding
+    return of_all
 
 
 @torch.no_grad()
-def embed(network: GeneTransformer, cells: TokenLoader, config: TrainingConfig) -> Tensor:
-    """Embedding ``(n_cells, D)`` of all cells of the source, zeros where the loader has none of them.
+def embed(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tensor:
+    """Embedding ``(n, D)`` of the cells ``rows (n,)``, which ascend.
 
     Connected processes share the cells, and each gets the embedding of all.
     """
-    embedding = torch.zeros(len(cells.source), network.config.d_model)
+    config = loaders.config
+    embedding = torch.zeros(len(rows), network.config.d_model)
+    is_training = network.training
     network.to(config.device).eval()
-    for minibatch in tqdm(cells, "Embedding", disable=not has_bars(config)):
-        with autocast(config.device, config.precision):
-            output = network(*(part.to(config.device) for part in minibatch.tokens))
-        embedding[minibatch.source_index] = output.embedding.float().cpu()
+    with network.fixed():
+        for minibatch in tqdm(loaders.validation(rows), "Embedding", disable=not has_bars(config)):
+            with autocast(config.device, config.precision):
+                output = network(*(part.to(config.device) for part in minibatch.tokens))
+            places = np.searchsorted(rows, minibatch.source_index.numpy())
+            embedding[places] = output.embedding.float().cpu()
+    network.train(is_training)
     if rank_and_size()[1] == 1:
         return embedding
     embedding = embedding.to(config.device)

@@ -19,6 +19,8 @@ from celler.data._query import CHUNK_SIZE, Query, align_query, token_passes, war
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._outputs import Outputs, Propagation
 from celler.inference._propagation import neighbor_graph, neighbor_weight, principal_components, propagate
+from celler.inference._share import MIN_CELLS as MIN_COMPARED
+from celler.inference._share import share_of_query
 from celler.inference._shift import shift_factors
 from celler.labels import as_strings, indices_of
 from celler.model._setup import LABELS_COLUMN
@@ -26,39 +28,81 @@ from celler.model._state import ModelState
 
 #: Cells from which a query's shift is estimated.
 SHIFT_CELLS = 5000
+#: Cells of these whose neighbours are compared, to find the base's share.
+COMPARED_CELLS = 1000
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How cells are read: cells per pass (``None`` fills a number of tokens), and whether their shift is undone."""
+    """How cells are read: cells per pass (``None`` fills a number of tokens), and whether their shift is undone.
+
+    The embedding is kept on demand only: it is wider than all else that is computed for a cell.
+    """
 
     batch_size: int | None = None
     correct_shift: bool = True
+    keep_embedding: bool = False
 
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
-    """Compute outputs for the rows ``index (N,)``, with the shift estimated from a sample of all rows."""
+    """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query."""
     warn_of_binned(query.reader)
-    outputs, factors, n_cells = None, None, query.adata.n_obs
+    n_cells = query.adata.n_obs
+    outputs, how = None, Adaptation()
     if reading.correct_shift and len(index):
         rows = np.arange(n_cells)
         if n_cells > SHIFT_CELLS:
             rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
-        plain, factors = shift_of(state, query, rows, reading.batch_size)
-        if plain is not None and factors is None and len(rows) == n_cells:
-            # There is no shift: the outputs of all rows are those of the sample.
-            parts = (plain.logits, plain.embedding, plain.has_counts)
-            outputs = Outputs(*(part[index] for part in parts))
+        sample, how = adaptation_to(state, query, rows, reading)
+        if sample is not None and len(rows) == n_cells:
+            # The outputs of all rows are those of the sample.
+            logits, embedding, has_counts = sample.logits[index], sample.embedding[index], sample.has_counts[index]
+            outputs = Outputs(logits, embedding, has_counts, how.factors, how.encoder_share)
     if outputs is None:
-        outputs = network_outputs(state, query, index, reading.batch_size, factors)
+        outputs = network_outputs(state, query, index, reading, how)
     report_empty(outputs.has_counts, index, query.adata)
     return outputs
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What a sample of a query says about it: the factors ``(n_genes,)`` that undo its shift, and the encoder's share.
+
+    ``None`` for no shift, and for the share that the model was trained with.
+    """
+
+    factors: np.ndarray | None = None
+    encoder_share: float | None = None
+
+
+def adaptation_to(
+    state: ModelState, query: Query, rows: np.ndarray, reading: Reading
+) -> tuple[Outputs | None, Adaptation]:
+    """Compute the outputs of ``rows``, adapted to themselves; no outputs where the model adapts to nothing."""
+    plain, factors = shift_of(state, query, rows, reading)
+    if plain is None:
+        return None, Adaptation()
+    how = Adaptation(factors)
+    sample = plain if factors is None else network_outputs(state, query, rows, reading, how)
+    if state.base is None or sample.own_logits is None or sample.encoder_logits is None:
+        return sample, how
+    is_compared = np.flatnonzero(sample.has_counts)
+    if len(is_compared) < MIN_COMPARED:
+        return sample, how
+    if len(is_compared) > COMPARED_CELLS:
+        is_compared = np.sort(np.random.default_rng(0).choice(is_compared, COMPARED_CELLS, replace=False))
+    part = Part(query, rows[is_compared], query.is_shared, np.ones(int(query.is_shared.sum())))
+    points = principal_components(part.logs, len(is_compared))
+    encoder, own = (logits[is_compared].argmax(1) for logits in (sample.encoder_logits, sample.own_logits))
+    share = share_of_query(encoder, own, points)
+    logits = share * sample.encoder_logits + (1 - share) * sample.own_logits
+    return replace(sample, logits=logits, encoder_share=share), replace(how, encoder_share=share)
+
+
 def shift_of(
-    state: ModelState, query: Query, rows: np.ndarray, batch_size: int | None
+    state: ModelState, query: Query, rows: np.ndarray, reading: Reading
 ) -> tuple[Outputs | None, np.ndarray | None]:
     """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
 
@@ -67,7 +111,7 @@ def shift_of(
     """
     if state.profile is None or not state.network.config.reads_expression:
         return None, None
-    plain = network_outputs(state, query, rows, batch_size)
+    plain = network_outputs(state, query, rows, reading, Adaptation())
     weights = state.decision.probabilities(plain.logits) * plain.has_counts[:, None]
     weights[weights < NEGLIGIBLE] = 0
     found = profile(
@@ -83,24 +127,31 @@ def shift_of(
 
 
 @torch.inference_mode()
-def network_outputs(
-    state: ModelState, query: Query, index: np.ndarray, batch_size: int | None, factors: np.ndarray | None = None
-) -> Outputs:
-    """Compute outputs for the rows ``index (N,)``, whose expression is multiplied by ``factors (n_genes,)``."""
+def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Outputs:
+    """Compute outputs for the rows ``index (N,)``, read as ``how`` says."""
     config, device = state.network.config, state.network.device
-    logits = np.zeros((len(index), config.n_classes), np.float32)
-    embedding = np.zeros((len(index), config.d_model), np.float32)
+    # A share that is known needs no experts apart.
+    keeps_experts = state.network.sum is not None and how.encoder_share is None and len(index) <= SHIFT_CELLS
+    logits = np.zeros((3 if keeps_experts else 1, len(index), config.n_classes), np.float32)
+    embedding = np.zeros((len(index), config.d_model if reading.keep_embedding else 0), np.float32)
     has_counts = np.zeros(len(index), bool)
     state.network.eval()
-    passes = token_passes(state.tokenizer, query, index, batch_size=batch_size, factors=factors)
-    with cpu_threads():
+    passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
+    with cpu_threads(), state.network.fixed():
         for rows, tokens in passes:
             with autocast(device, state.precision):
                 output = state.network(*(part.to(device) for part in tokens))
-            logits[rows] = output.logits.cpu().numpy()
-            embedding[rows] = output.embedding.cpu().numpy()
+            if how.encoder_share is not None:
+                output = output._replace(encoder_share=how.encoder_share)
+            logits[0, rows] = output.logits.cpu().numpy()
+            if keeps_experts:
+                logits[1, rows] = output.expert_logits[0].cpu().numpy()
+                logits[2, rows] = output.own_logits.cpu().numpy()
+            if reading.keep_embedding:
+                embedding[rows] = output.embedding.cpu().numpy()
             has_counts[rows] = ~tokens.padding_mask.all(1).numpy()
-    return Outputs(logits, embedding, has_counts, factors)
+    experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
+    return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, **experts)
 
 
 def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:

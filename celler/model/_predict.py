@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from celler.inference._outputs import Outputs
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
     SHIFT_CELLS,
+    Adaptation,
     Reading,
     Reference,
+    adaptation_to,
     fitted_novelty,
     forward,
     network_outputs,
     novelty_threshold,
     report_empty,
-    shift_of,
     with_novelty,
     with_propagation,
 )
@@ -165,6 +166,7 @@ def _columns(
 
 def embedding(state: ModelState, cells: Cells, reading: Reading, *, normalize: bool) -> np.ndarray:
     """Cell embedding; see :meth:`celler.model.Celler.get_latent_representation`."""
+    reading = replace(reading, keep_embedding=True)
     found = forward(state, cells.align(state), cells.index, reading).embedding
     if normalize:
         found /= np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
@@ -199,15 +201,15 @@ def block_outputs(
 ) -> Iterator[tuple[np.ndarray, Query, Outputs]]:
     """Rows of the store, their cells and outputs, block by block.
 
-    The shift is estimated once, from a sample of all cells.
+    The adaptation is estimated once, from a sample of all cells.
     """
     sample = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
-    factors = None
+    how = Adaptation()
     if reading.correct_shift:
         rows = np.arange(sample.adata.n_obs)
-        factors = shift_of(state, sample, rows, reading.batch_size)[1]
+        how = adaptation_to(state, sample, rows, reading)[1]
     for index, adata in blocks:
         query, rows = sample.block(adata), np.arange(adata.n_obs)
-        outputs = network_outputs(state, query, rows, reading.batch_size, factors)
+        outputs = network_outputs(state, query, rows, reading, how)
         report_empty(outputs.has_counts, rows, adata)
         yield index, query, outputs

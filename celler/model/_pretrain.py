@@ -84,9 +84,10 @@ def pretrain(
     else:
         cells = streamed_unlabelled(state, datamodule, more)
     config = pretraining_config(options, len(cells.index))
-    if before is None:
+    if before is None and state.base is None:
         state = replace(state, network=build_network(state.network.config, seed))
         start_from_components(state.network, cells.log_rows, cells.sample.shape[0], seed)
+    state.network.encoder.requires_grad_(not state.is_frozen)  # a loaded one's weights are all trainable
     decoder = new_decoder(state, cells, seed) if before is None else before.decoder
     train, validation = masked_loaders(state, cells, options.validation_size, config)
     history = fit_masked(state.network, decoder, train, validation, config)

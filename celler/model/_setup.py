@@ -20,10 +20,13 @@ from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_na
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
 from celler.labels import LabelTree, as_strings, parent_mapping
+from celler.model._base import BaseOrigin, base_origin, load_base
 from celler.model._state import ModelState, ScGPTOrigin, Setup
 from celler.network._config import NetworkConfig
 from celler.network._network import GeneTransformer, build_network
 
+#: Sizes of attention.
+ATTENTION = ("n_layers", "n_heads", "n_latents", "n_bins")
 #: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.
 LABELS_COLUMN = "_celler_labels"
 
@@ -135,15 +138,25 @@ def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> G
 def new_state(
     setup: Setup, described: dict[str, Any], arguments: dict[str, Any], network: GeneTransformer | None = None
 ) -> ModelState:
-    """Make an untrained model from what :func:`describe` returns and the arguments of the class."""
+    """Make an untrained model from what :func:`describe` returns and the arguments of the class.
+
+    A saved model's ``described`` says whether it started from the base; a new one does where the base knows its genes.
+    """
     scgpt = ScGPTOrigin(**described["scgpt"]) if "scgpt" in described else None
     names = pd.Index(described["gene_names"])
     share = np.full(len(names), 1 / len(names))
     is_vocabulary = scgpt is not None and scgpt.is_vocabulary
+    if "base" in described:
+        base = described["base"] and BaseOrigin(**described["base"])
+    else:
+        has_sizes = any(arguments[name] is not None for name in ATTENTION)
+        base = base_origin(names, arguments["encoder"], has_sizes=has_sizes)
     if network is None:
         classes = described.get("classes", ())
-        config = network_config(arguments, len(names), max(1, len(classes)), scgpt)
+        config = network_config(arguments, len(names), max(1, len(classes)), scgpt, base)
         network = build_network(config, seed=0)
+        if base is not None and "base" not in described:
+            load_base(network, names)
     return ModelState(
         setup,
         Genes(names, share, setup.gene_key, is_vocabulary),
@@ -152,15 +165,22 @@ def new_state(
         Tokenizer(n_bins=network.config.n_bins, max_genes=arguments["max_genes"]),
         choose_precision(arguments["precision"], choose_device()),
         scgpt,
+        base,
     )
 
 
-def network_config(arguments: dict[str, Any], n_genes: int, n_classes: int, scgpt: ScGPTOrigin | None) -> NetworkConfig:
+def network_config(
+    arguments: dict[str, Any], n_genes: int, n_classes: int, scgpt: ScGPTOrigin | None, base: BaseOrigin | None
+) -> NetworkConfig:
     """Sizes of the network, from the arguments of :class:`celler.model.Celler` and the data.
 
     ``None`` is the default; sizes of attention without an ``encoder`` choose the latent encoder.
     """
     arguments = arguments | {"n_genes": n_genes, "n_classes": n_classes}
+    if base is not None:
+        _check_base_sizes(arguments)
+        arguments |= {"encoder": "base", "d_sum": arguments["d_model"]} | dict(base.sizes)
+        arguments["head"] = arguments["head"] or "linear"
     if arguments["encoder"] == "scgpt":
         if scgpt is None:
             raise ValueError(
@@ -168,7 +188,7 @@ def network_config(arguments: dict[str, Any], n_genes: int, n_classes: int, scgp
             )
         arguments |= {"d_feed": scgpt.d_feed, "pad_value": scgpt.pad_value}
     arguments["use_evidence"] = arguments.pop("evidence")
-    attention = [name for name in ("n_layers", "n_heads", "n_latents", "n_bins") if arguments[name] is not None]
+    attention = [name for name in ATTENTION if arguments[name] is not None and base is None]
     if attention and arguments["encoder"] is None:
         arguments["encoder"] = "latent"
     if attention and arguments["encoder"] == "additive":
@@ -178,3 +198,13 @@ def network_config(arguments: dict[str, Any], n_genes: int, n_classes: int, scgp
         )
     names = [field.name for field in fields(NetworkConfig)]
     return NetworkConfig(**{name: arguments[name] for name in names if arguments.get(name) is not None})
+
+
+def _check_base_sizes(arguments: dict[str, Any]) -> None:
+    """Raise for sizes of attention, which the base has already."""
+    given = [name for name in ATTENTION if arguments[name] is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]}={arguments[given[0]]} was given with encoder='base', whose sizes are those it was pretrained "
+            "with; leave it out, or pass encoder='latent' or 'transformer'."
+        )

@@ -17,6 +17,7 @@ from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
 from celler.inference._novelty import Novelty
 from celler.labels import LabelTree
+from celler.model._base import BaseOrigin
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
@@ -43,8 +44,8 @@ class Setup:
 class ScGPTOrigin:
     """What a model keeps of the scGPT checkpoint it came from."""
 
-    d_feed: int  # width of the feed-forward layers, and value of the cell token
-    pad_value: float  # width of the feed-forward layers, and value of the cell token
+    d_feed: int  # width of the feed-forward layers
+    pad_value: float  # value of the cell token
     is_frozen: bool  # whether training leaves the encoder as it is
     is_vocabulary: bool  # whether the genes are the whole vocabulary rather than those of a reference
 
@@ -144,6 +145,7 @@ class ModelState:
     tokenizer: Tokenizer  # makes tokens of cells
     precision: str  # "float32" or "bfloat16"
     scgpt: ScGPTOrigin | None = None  # the scGPT checkpoint it came from
+    base: BaseOrigin | None = None  # the base that it starts from
     fitted: Fitted | None = None  # what training left
     pretrained: Pretrained | None = None  # what pretraining left
     old: OldKnowledge | None = None  # what an extended model keeps of the model it came from
@@ -160,14 +162,20 @@ class ModelState:
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the encoder has learned without labels."""
-        return self.pretrained is not None or self.scgpt is not None
+        """Whether the encoder has learned without the reference's labels."""
+        return self.pretrained is not None or self.scgpt is not None or self.base is not None
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether training leaves the encoder as it is."""
+        return self.base is not None or (self.scgpt is not None and self.scgpt.is_frozen)
 
     @property
     def described(self) -> dict[str, Any]:
         """Genes, classes and parents as plain values, for a checkpoint."""
         scgpt = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
         return scgpt | {
+            "base": self.base and asdict(self.base),
             "gene_names": [str(name) for name in self.genes.names],
             "classes": list(self.tree.classes),
             "parents": list(self.tree.parents),
@@ -200,6 +208,7 @@ class ModelState:
 
 
 ENCODERS = {
+    "base": "Celler-base",
     "additive": "sum of gene embeddings",
     "latent": "latent attention",
     "transformer": "full self-attention",
@@ -212,6 +221,8 @@ def summary(state: ModelState) -> str:
     config = state.network.config
     classes = f"{len(state.tree.classes)} classes, {config.n_genes:,} genes"
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
+    network = network if state.base is None else f"{network[:-1]}, {state.base.describe(config.n_genes)})"
+    network += f" + sum of gene embeddings ({config.d_sum} wide)" if state.network.sum is not None else ""
     network += " + evidence table" if config.use_evidence else ""
     if state.fitted is None:
         return "\n  ".join(_untrained(state, classes, network))

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from celler._utils._devices import choose_device, choose_precision, choose_processes
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
@@ -13,6 +15,7 @@ from celler.data._expression import ExpressionReader
 from celler.data._sources import CellSource
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
+from celler.model._base import start_line
 from celler.model._extend import complete, training_cells
 from celler.model._few_labels import with_neighbourhoods
 from celler.model._fit import (
@@ -27,8 +30,9 @@ from celler.model._predict import Cells
 from celler.model._pretrain import check_fits, with_masked_task
 from celler.model._setup import LABELS_COLUMN
 from celler.model._state import ModelState
-from celler.network._network import GeneTransformer, build_network, encoder_share
+from celler.network._network import BASE_SHARE, GeneTransformer, build_network, encoder_share
 from celler.training._plan import PRETRAINED_RATE, TrainingConfig
+from celler.training._run import has_bars
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
     has_task = options.masked_weight > 0
     network = starting_network(state, cells.source.n_labelled, has_task, options.seed)
     start = replace(state, network=network, precision=config.precision)
+    if has_bars(config) and state.fitted is None and state.old is None and state.scgpt is None:
+        tqdm.write(start_line(state.genes.names, state.base))
     if registered is not None:
         cells = with_neighbourhoods(start, cells, registered, config)
     config, pretrained = with_masked_task(start, registered, config, options.masked_weight)
@@ -115,14 +121,18 @@ def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None)
 def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, seed: int) -> GeneTransformer:
     """Return what training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
     if state.fitted is not None or state.old is not None:
+        state.network.encoder.requires_grad_(not state.is_frozen)
         return state.network
     network = build_network(state.network.config, seed)
-    if state.scgpt is None:
+    if state.base is not None:
+        network.encoder_share = BASE_SHARE
+        network.sum_share = encoder_share(n_labelled, knows_genes=False)
+    elif state.scgpt is None:
         knows_genes = state.is_pretrained or has_masked_task
         network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
     if state.is_pretrained:
         network.encoder.load_state_dict(state.network.encoder.state_dict())
-    network.encoder.requires_grad_(state.scgpt is None or not state.scgpt.is_frozen)
+    network.encoder.requires_grad_(not state.is_frozen)
     return network
 
 

@@ -1,8 +1,9 @@
-"""Linear expert: the exact solution of a balanced logistic regression, and the margin of its rare classes."""
+"""Linear experts: exact solutions of balanced logistic regressions, and the margin of rare classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from celler.data._loader import Minibatch
 from celler.network._network import GeneTransformer
 from celler.training._plan import confusion_of, macro_f1_with_error
 
-L2 = 10.0  #: 1 / C of scikit-learn's logistic regression
+#: 1 / C of scikit-learn's logistic regression, on expression and on a standardized embedding.
+L2, L2_OF_EMBEDDING = 10.0, 30.0
 #: Cells that are read at most, and most products of expressed values and classes: one solution takes a few seconds.
 MAX_CELLS, MAX_PRODUCTS = 10_000, 1e8
 N_STEPS = 100  #: of L-BFGS
@@ -51,6 +53,17 @@ def solve_evidence(
     return margin
 
 
+def solve_head(network: GeneTransformer, embedding: Tensor, codes: np.ndarray) -> None:
+    """Solve the linear head of a frozen encoder for cells with this ``embedding (n, D)`` and labels ``codes (n,)``."""
+    assert network.standardize is not None
+    with torch.no_grad():
+        X = network.standardize(embedding.to(network.device)).cpu().numpy()
+        weight, bias = logistic_regression(X, codes, network.config.n_classes, L2_OF_EMBEDDING)
+        linear: Any = network.head[-1]
+        linear.weight.copy_(torch.from_numpy(weight.T))
+        linear.bias.copy_(torch.from_numpy(bias))
+
+
 def thinned(codes: np.ndarray, n_most: int, rng: np.random.Generator) -> np.ndarray:
     """Return sorted positions of at most ``n_most`` cells, or one of each class; large classes give cells first."""
     if len(codes) <= n_most:
@@ -77,14 +90,16 @@ def expression(minibatches: Iterable[Minibatch], n_genes: int) -> sparse.csr_mat
     return sparse.vstack(blocks, format="csr")
 
 
-def logistic_regression(X: sparse.csr_matrix, codes: np.ndarray, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def logistic_regression(
+    X: sparse.csr_matrix | np.ndarray, codes: np.ndarray, n_classes: int, l2: float = L2
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Return weights ``(G, C)`` and biases ``(C,)`` of a logistic regression in which all classes weigh the same.
 
     The minimum of :math:`\tfrac{\lambda}{2} \lVert W \rVert^2 - \sum_i \tfrac{n}{C N_{y_i}} \log p_{i y_i}`, with
-    :math:`\lambda` = ``L2``.
+    :math:`\lambda` = ``l2``.
     """
     n_cells, n_genes = X.shape
-    transposed, cells = X.T.tocsr(), np.arange(n_cells)
+    transposed, cells = X.T if isinstance(X, np.ndarray) else X.T.tocsr(), np.arange(n_cells)
     counts = np.bincount(codes, minlength=n_classes).clip(min=1)
     importance = (n_cells / (n_classes * counts))[codes].astype(np.float32)
     # Centred genes need a third of the steps; as the bias is free, the solution is the same.
@@ -103,9 +118,9 @@ def logistic_regression(X: sparse.csr_matrix, codes: np.ndarray, n_classes: int)
         p[cells, codes] -= 1
         p *= importance[:, None]
         of_bias = p.sum(axis=0)
-        of_weight = transposed @ p - np.outer(center, of_bias) + L2 * weight
+        of_weight = transposed @ p - np.outer(center, of_bias) + l2 * weight
         gradient = np.vstack([of_weight, of_bias]).ravel().astype(np.float64)
-        penalty = L2 / 2 * np.square(weight, dtype=np.float64).sum()
+        penalty = l2 / 2 * np.square(weight, dtype=np.float64).sum()
         return float(nll + penalty) / n_cells, gradient / n_cells
 
     start = np.zeros((n_genes + 1) * n_classes)

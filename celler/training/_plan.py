@@ -187,9 +187,10 @@ class TrainingPlan(LightningModule):
         if self.config.teacher is not None:
             loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
         if self.hard_cells is not None:
-            # A table that was solved is right about nearly all the cells that it was solved for.
+            # Experts that were solved are right about nearly all the cells that they were solved for.
             is_solved = self.network.evidence is not None and not self.network.evidence.weight.requires_grad
-            self.hard_cells.watch(index, labels, output.expert_logits[0] if is_solved else output.logits)
+            learning = output.expert_logits[0 if self.network.sum is None else 1]
+            self.hard_cells.watch(index, labels, learning if is_solved else output.logits)
         self.losses.append((loss.detach(), len(labels)))
         if self.masked_task is not None:
             other = self.masked_task(self.network.encoder)

@@ -21,7 +21,7 @@ def test_celler_without_setup_anndata():
 #: arguments of Celler: what the message says
 NETWORK = {
     "encoder": ("cnn", ["encoder='cnn'", "'additive'", "'latent'", "'transformer'"]),
-    "head": ("linear", ["head='linear'", "'mlp'", "'vgg'"]),
+    "head": ("resnet", ["head='resnet'", "'linear'", "'mlp'", "'vgg'"]),
     "n_layers": (0, ["n_layers=0", "at least 1"]),
     "d_model": (0, ["d_model=0", "at least 1"]),
     "n_heads": (5, ["d_model=64", "n_heads=5", "take d_model=65"]),

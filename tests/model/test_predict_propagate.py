@@ -48,10 +48,14 @@ def test_predict_propagate_matches_the_equation(model, both):
     assert list(actual.columns) == list(own.columns)
 
 
-def test_predict_propagate_is_more_accurate(model, both):
-    plain, spread = (model.predict(indices=ALL[100:], propagate=on) for on in (False, True))
-    expected = truth(both)[100:]
-    assert (spread == expected).mean() > (plain == expected).mean()
+def test_predict_propagate_is_more_accurate():
+    """With few labels; with a hundred of four clear types there is nothing to gain."""
+    adata = cells(400)
+    adata.obs["label"] = np.where(np.arange(400) < 60, truth(adata), "Unknown")
+    model = fit(adata, {"labels_key": "label"})
+    plain, spread = (model.predict(indices=ALL[60:], propagate=on) for on in (False, True))
+    expected = truth(adata)[60:]
+    assert (spread == expected).mean() > (plain == expected).mean() + 0.03
 
 
 def test_predict_propagate_of_labelled_cells(model):

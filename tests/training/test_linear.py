@@ -15,11 +15,13 @@ from celler.losses import DEFAULT
 from celler.training import _linear
 from celler.training._linear import (
     L2,
+    L2_OF_EMBEDDING,
     best_margin,
     cross_fitted,
     expression,
     logistic_regression,
     solve_evidence,
+    solve_head,
     thinned,
 )
 
@@ -42,6 +44,21 @@ def test_logistic_regression_matches_sklearn():
     weight, bias = logistic_regression(X, codes, 4)
     expected = of_sklearn(X, codes).predict_log_proba(X)
     np.testing.assert_allclose(log_softmax(X @ weight + bias, axis=1), expected, rtol=0.01, atol=0.02)
+
+
+def test_solve_head_matches_sklearn(rng):
+    """On the standardized embedding; the logits of the network's head are the solution's."""
+    codes = rng.permutation(np.repeat([0, 1, 2, 3], [120, 50, 20, 10]))
+    embedding = rng.normal(size=(200, 8)) * np.logspace(-1, 1, 8) + 0.8 * rng.normal(size=(4, 8))[codes] + 5
+    model = network(encoder="base", head="linear").eval()
+    given = torch.as_tensor(embedding, dtype=torch.float32)
+    model.standardize.measure(given)
+    solve_head(model, given, codes)
+    X = (embedding - embedding.mean(0)) / embedding.std(0)
+    fitted = LogisticRegression(C=1 / L2_OF_EMBEDDING, class_weight="balanced", tol=1e-8, max_iter=10_000).fit(X, codes)
+    with torch.no_grad():
+        actual = model.head(model.standardize(given)).log_softmax(1)
+    np.testing.assert_allclose(actual, fitted.predict_log_proba(X), rtol=0.01, atol=0.02)
 
 
 def test_logistic_regression_with_an_absent_class(rng):
