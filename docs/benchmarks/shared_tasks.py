@@ -110,7 +110,7 @@ SCORES = {
     **{"fit_seconds": 1, "cells_per_second": 0, "peak_memory_mb": 0},
 }
 LESS_IS_BETTER = {"ece", "fit_seconds", "peak_memory_mb"}
-OURS = ("celler", "celler_transductive")
+OURS = ("celler", "celler_additive", "celler_transductive")
 #: Methods that draw nothing: on a fixed split each seed gives the same.
 DETERMINISTIC = {"logreg", "xgboost", "celltypist"}
 TASKS: dict[str, Callable[[Path, list[int]], Task]] = {

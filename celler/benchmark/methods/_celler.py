@@ -1,8 +1,9 @@
-"""Celler with its defaults, alone and with ``propagate``."""
+"""Celler with its defaults, without the pretrained base, and with ``propagate``."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from anndata import AnnData
 
@@ -20,8 +21,13 @@ def celler_transductive(reference: AnnData, labels_key: str, query: AnnData, see
     return partial(_train(reference, labels_key, seed).predict, soft=True, propagate=True)
 
 
-def _train(reference: AnnData, labels_key: str, seed: int) -> Celler:
+def celler_additive(reference: AnnData, labels_key: str, query: AnnData, seed: int) -> Predict:
+    """Train Celler without the pretrained base: it knows the reference alone, as the other methods do."""
+    return partial(_train(reference, labels_key, seed, "additive").predict, soft=True)
+
+
+def _train(reference: AnnData, labels_key: str, seed: int, encoder: Literal["additive"] | None = None) -> Celler:
     Celler.setup_anndata(reference, labels_key=labels_key)
-    model = Celler(reference)
+    model = Celler(reference, encoder=encoder)
     model.train(seed=seed, show_progress=False)
     return model

@@ -84,6 +84,7 @@ class Method:
 _OURS, _CELLTYPIST, _SCANVI = (f"celler.benchmark.methods._{name}" for name in ("celler", "celltypist", "scanvi"))
 METHODS: dict[str, Method] = {
     "celler": Method("Celler", ("celler", "torch"), module=_OURS),
+    "celler_additive": Method("Celler without base", ("celler", "torch"), module=_OURS),
     "celler_transductive": Method("Celler, propagated", ("celler", "torch"), module=_OURS),
     "celltypist": Method("CellTypist", ("celltypist", "scikit-learn"), module=_CELLTYPIST),
     "scanvi": Method("scANVI", ("scvi-tools", "torch", "scikit-misc"), True, _SCANVI),
