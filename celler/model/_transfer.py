@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +30,9 @@ from celler.network._scgpt import ARGS, VOCABULARY, WEIGHTS, ScGPTCheckpoint
 #: Sizes of a checkpoint that are arguments of the model.
 SIZES = ("d_model", "n_heads", "n_layers", "n_bins", "dropout_rate")
 #: Parameters with a row for each gene; all others are copied whole.
-BY_GENE = ("gene", "gene_bias")
+BY_GENE = ("gene", "gene_bias", "score")
 #: Sizes that two models may differ in: the encoder does not depend on them.
-FREE_SIZES = ("n_genes", "n_classes", "head", "dropout_rate", "use_evidence")
+FREE_SIZES = ("n_genes", "n_classes", "head", "d_sum", "dropout_rate", "use_evidence")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def load_encoder(state: ModelState, other: ModelState) -> ModelState:
     names = state.genes.names
     gene_map = align_genes(other.genes.names, names).gene_map
     is_known = np.isin(np.arange(len(names)), gene_map)
-    network = build_network(own, seed=0)
+    # A base knows genes that the other model lacks.
+    network = build_network(own, seed=0) if state.base is None else deepcopy(state.network)
     decoder = GeneDecoder(own, len(before.batches))
     copy_weights(other.network.encoder, network.encoder, gene_map)
     copy_weights(before.decoder, decoder, gene_map)

@@ -273,3 +273,14 @@ def test_train_from_a_store(query, tmp_path):
     predicted = model.predict(dataloader=dm.inference_dataloader(), soft=True)
     assert len(predicted) == 400
     assert np.isfinite(predicted).all().all()
+
+
+def test_load_encoder_between_genes_in_another_order():
+    one, order = untrained(known_cells()), np.random.default_rng(0).permutation(N_GENES)
+    one.pretrain(max_epochs=1, batch_size=32, show_progress=False)
+    adata = known_cells()[:, order].copy()
+    other = untrained(adata)
+    expected = {name: weights.clone() for name, weights in other.module.encoder.state_dict().items()}
+    other.load_encoder(one)
+    for name, weights in other.module.encoder.state_dict().items():
+        assert torch.equal(weights, expected[name]), name
