@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from celler.inference._propagation import nearest
+from celler.inference._propagation import N_NEIGHBORS, nearest
 
-N_NEIGHBORS = 10
 MIN_CELLS = 100  #: cells of a query below which the share stays as it was trained
 #: Difference of the agreements at which the share is halfway between the least and the most, and its scale.
 HALFWAY, SCALE = 0.02, 0.03

@@ -39,20 +39,20 @@ def base_rows(names: pd.Index) -> tuple[np.ndarray, str]:
     return read_base().rows_of(resolved.names), resolved.organism
 
 
-def base_origin(names: pd.Index, encoder: str | None, *, has_sizes: bool) -> BaseOrigin | None:
-    """Return the base for a new model of these genes; ``None`` where it wants another encoder.
+def base_for(names: pd.Index, encoder: str | None, *, has_sizes: bool) -> tuple[BaseOrigin | None, np.ndarray]:
+    """Return the base for a new model of these genes, and its rows for them; ``None`` where it wants another encoder.
 
     Raises ``ValueError`` where ``encoder="base"`` was given and the base knows too few of the genes.
     """
     if encoder not in (None, "base") or (encoder is None and has_sizes):
-        return None
+        return None, np.empty(0, np.int64)
     rows, organism = base_rows(names)
     n_known = int((rows >= 0).sum())
     if n_known >= MIN_KNOWN and n_known >= MIN_SHARE * len(names):
         base = read_base()
-        return BaseOrigin(str(base.about["name"]), n_known, organism, base.sizes)
+        return BaseOrigin(str(base.about["name"]), n_known, organism, base.sizes), rows
     if encoder is None:
-        return None
+        return None, rows
     raise ValueError(
         f"encoder='base' was given and the base knows {n_known:,} of the {len(names):,} genes such as "
         f"{list(names[:3])}; at least {MIN_KNOWN} and {MIN_SHARE:.0%} are needed. Name genes by symbols or Ensembl ids "
@@ -68,8 +68,7 @@ def start_line(names: pd.Index, base: BaseOrigin | None) -> str:
     return f"Learning genes from the reference alone: celler-base knows {n_known:,} of its {len(names):,}."
 
 
-def load_base(network: GeneTransformer, names: pd.Index) -> None:
-    """Give the encoder of ``network`` the base's weights for its genes, in place, and freeze it."""
-    rows, _organism = base_rows(names)
+def load_base(network: GeneTransformer, rows: np.ndarray) -> None:
+    """Give the encoder of ``network`` the base's weights of ``rows (n_genes,)``, in place, and freeze it."""
     network.encoder.load_state_dict(read_base().encoder_weights(rows))
     network.encoder.requires_grad_(False)

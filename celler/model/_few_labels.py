@@ -31,12 +31,12 @@ def with_neighbourhoods(
     that was not pretrained, without unlabelled cells, and where labels are many. ``state.network`` is what training
     starts from; it stays as it is.
     """
-    source = cells.source
+    source, pretrained = cells.source, state.pretrained
     share = mean_share(source.n_labelled, len(state.tree.classes))
-    if state.pretrained is None or state.old is not None or state.fitted is not None or not share:
+    if pretrained is None or state.old is not None or state.fitted is not None or not share:
         return cells
     # Full attention does not predict presence of genes from its cell token, which then knows little of types.
-    if state.network.config.encoder == "transformer" or not isinstance(source, InMemoryCells):
+    if pretrained.decoder.token is not None or not isinstance(source, InMemoryCells):
         return cells
     rows = _compared_rows(source, config.seed)
     labels = source.labels[rows]

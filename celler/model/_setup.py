@@ -20,7 +20,7 @@ from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_na
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
 from celler.labels import LabelTree, as_strings, parent_mapping
-from celler.model._base import BaseOrigin, base_origin, load_base
+from celler.model._base import BaseOrigin, base_for, load_base
 from celler.model._state import ModelState, ScGPTOrigin, Setup
 from celler.network._config import NetworkConfig
 from celler.network._network import GeneTransformer, build_network
@@ -146,17 +146,18 @@ def new_state(
     names = pd.Index(described["gene_names"])
     share = np.full(len(names), 1 / len(names))
     is_vocabulary = scgpt is not None and scgpt.is_vocabulary
-    if "base" in described:
+    is_new = "base" not in described
+    if not is_new:
         base = described["base"] and BaseOrigin(**described["base"])
     else:
         has_sizes = any(arguments[name] is not None for name in ATTENTION)
-        base = base_origin(names, arguments["encoder"], has_sizes=has_sizes)
+        base, base_rows = base_for(names, arguments["encoder"], has_sizes=has_sizes)
     if network is None:
         classes = described.get("classes", ())
         config = network_config(arguments, len(names), max(1, len(classes)), scgpt, base)
         network = build_network(config, seed=0)
-        if base is not None and "base" not in described:
-            load_base(network, names)
+        if is_new and base is not None:
+            load_base(network, base_rows)
     return ModelState(
         setup,
         Genes(names, share, setup.gene_key, is_vocabulary),

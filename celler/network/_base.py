@@ -16,12 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from celler.network._config import NetworkConfig
-from celler.network._encoders import BaseEncoder
+from celler.network._encoders import UNSEEN, BaseEncoder
 
 FILE = Path(__file__).with_name("base.safetensors")  #: made by docs/benchmarks/base.py
 SIZES = ("d_model", "n_latents", "n_layers", "n_heads")
-#: Weights with a row for each gene, and the row of a gene that the base does not know.
-BY_GENE = {"gene": 0.0, "score": -torch.inf}
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,12 @@ class Base:
     def encoder_weights(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Weights of an encoder for genes with these ``rows (n_genes,)``; one with -1 is never seen."""
         index, is_known = torch.from_numpy(np.maximum(rows, 0)).long(), torch.from_numpy(rows >= 0)
-        weights = {name: weight.float() for name, weight in self.weights.items() if name != "gene_scale"}
-        weights["gene"] *= self.weights["gene_scale"][:, None].float()
-        for name, unseen in BY_GENE.items():
-            weights[name] = torch.where(is_known[:, None], weights[name][index], unseen)
-        return weights
+        weights = {name: weight.float() for name, weight in self.weights.items() if name not in (*UNSEEN, "gene_scale")}
+        rows_of = {name: self.weights[name][index].float() for name in UNSEEN}
+        rows_of["gene"] *= self.weights["gene_scale"][index, None].float()
+        return weights | {
+            name: torch.where(is_known[:, None], rows_of[name], unseen) for name, unseen in UNSEEN.items()
+        }
 
 
 @cache

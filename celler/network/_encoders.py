@@ -128,6 +128,8 @@ def attention(projected: Tensor, n_heads: int, mask: Tensor | None) -> Tensor:
 #: Widths of what a latent of the base reads from a token and of the latent, and largest score of a gene. Narrow
 #: latents keep prediction fast: blocks as wide as the embedding would take most of its time.
 D_VALUE, D_LATENT, MAX_SCORE = 32, 32, 6.0
+#: Weights of the base with a row for each gene, and the values by which a gene is never seen.
+UNSEEN = {"gene": 0.0, "score": -torch.inf}
 
 
 class BaseEncoder(nn.Module):

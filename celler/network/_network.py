@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
 from celler.network._encoders import (
+    UNSEEN,
     AdditiveEncoder,
     BaseEncoder,
     EvidenceTable,
@@ -31,8 +32,8 @@ ENCODERS = {
 }
 HEADS = {"linear": LinearHead, "mlp": MLPHead, "vgg": VGGHead}
 PRETRAINED = ("base", "scgpt")  #: encoders that come with weights
-#: Weights with a row for each gene, and the value that hides a gene from the encoder.
-UNSEEN = {"encoder.gene": 0.0, "encoder.score": -torch.inf, "sum.encoder.gene": 0.0}
+#: Weights with a row for each gene, and the values of a gene that was not learned.
+UNLEARNED = {f"encoder.{name}": value for name, value in UNSEEN.items()} | {"sum.encoder.gene": 0.0}
 BASE_SHARE = 0.5  #: weight of a base, where a query does not say more
 FEW_CELLS = 1000  #: labelled cells at which the encoder's weight is halfway between its minimum and 0.5
 
@@ -186,8 +187,8 @@ def extend_network(
     for name, weights in network.state_dict().items():
         if name == "evidence.weight":
             state[name][: len(weights), codes] = weights
-        elif name in UNSEEN:
-            state[name].fill_(UNSEEN[name])[: len(weights)] = weights
+        elif name in UNLEARNED:
+            state[name].fill_(UNLEARNED[name])[: len(weights)] = weights
         elif name == "evidence.bias" or name in of_class:
             state[name][codes] = weights
         else:
