@@ -24,7 +24,7 @@ from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
 from celler.atlas._store import FILE_NAME, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
 from celler.atlas._write import close_collection, types_of, write_blocks, write_dataset
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 
 
 class UnfinishedBuild(ValueError):

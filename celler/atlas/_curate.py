@@ -14,7 +14,7 @@ import pandas as pd
 from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
 from celler.data._genes import MIN_OVERLAP, align_genes, check_unique, gene_names, kinds_of, without_version
-from celler.labels import read_obo
+from celler.labels._ontology import read_obo
 
 #: Why a cell is left out, by code; 0 is kept.
 REASONS = ("kept", "not primary", "dropped class", "duplicate")

@@ -13,7 +13,7 @@ import scvi
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
-from celler.labels import parent_mapping
+from celler.labels._tree import parent_mapping
 
 
 class DataModule:

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from celler._utils._messages import closest
-from celler.labels import LabelTree, parent_mapping, read_obo
+from celler.labels._ontology import read_obo
+from celler.labels._tree import LabelTree, parent_mapping
 
 #: Columns of obs of a store other than ``split``, and the columns of a source that hold them by default.
 COLUMNS = {

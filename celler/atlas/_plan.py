@@ -20,7 +20,7 @@ from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, Settings, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 
 #: Penalty of a class that a part lacks although two donors have it; a share that is off by 1 counts 1.
 MISSING_IN_TEST, MISSING_IN_TRAIN = 1.0, 10.0

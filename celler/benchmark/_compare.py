@@ -25,7 +25,7 @@ from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
 from celler.data._expression import ExpressionReader, check_values
 from celler.data._genes import align_genes, check_unique
-from celler.labels import as_strings
+from celler.labels._tree import as_strings
 from celler.metrics import expected_calibration_error, per_class
 from celler.metrics import summary as overall
 

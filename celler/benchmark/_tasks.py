@@ -7,7 +7,7 @@ from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
 from celler._utils._messages import column
-from celler.labels import as_strings
+from celler.labels._tree import as_strings
 
 __all__ = ["long_tail_split", "thin"]
 

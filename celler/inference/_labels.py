@@ -11,7 +11,7 @@ import pandas as pd
 from celler._utils._version import __version__
 from celler.inference._calibration import Decision, margin, second_best
 from celler.inference._outputs import Outputs
-from celler.labels import LabelTree, indices_of
+from celler.labels._tree import LabelTree, indices_of
 
 #: Threshold of back-off where none is given: of the blood, cord-blood and cortex cells backed off at it, half
 #: had the right class and 94 to 100 % the right parent.

@@ -17,7 +17,7 @@ from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
 from celler.inference._labels import Question
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 from celler.losses import Loss
 from celler.mining import Replay
 from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _profiles, _train, _transfer

@@ -23,7 +23,7 @@ from celler.data._genes import GeneAlignment, gene_names, selector
 from celler.data._profile import Profile
 from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 from celler.model._fit import TrainingCells, class_profile, training_source
 from celler.model._setup import new_state, read_labels, read_tree
 from celler.model._state import Fitted, ModelState, OldKnowledge, Setup

@@ -23,7 +23,7 @@ from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import TYPICAL_TEMPERATURE, Decision, fit_temperature
 from celler.inference._novelty import Novelty, fit_novelty
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 from celler.mining import HardCells, rank_in_class
 from celler.model._state import HARD_CELL_COLUMNS, Fitted
 from celler.network._heads import LinearHead

@@ -22,7 +22,7 @@ from celler.inference._propagation import neighbor_graph, neighbor_weight, princ
 from celler.inference._share import MIN_CELLS as MIN_COMPARED
 from celler.inference._share import share_of_query
 from celler.inference._shift import shift_factors
-from celler.labels import as_strings, indices_of
+from celler.labels._tree import as_strings, indices_of
 from celler.model._setup import LABELS_COLUMN
 from celler.model._state import ModelState
 

@@ -19,7 +19,7 @@ from celler.data._expression import ExpressionReader, check_values, is_log, warn
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
-from celler.labels import LabelTree, as_strings, parent_mapping
+from celler.labels._tree import LabelTree, as_strings, parent_mapping
 from celler.model._base import BaseOrigin, base_for, load_base
 from celler.model._state import ModelState, ScGPTOrigin, Setup
 from celler.network._config import NetworkConfig

@@ -16,7 +16,7 @@ from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
 from celler.inference._novelty import Novelty
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 from celler.model._base import BaseOrigin
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.labels import LabelTree, as_strings, indices_of, read_obo
+from celler.labels._ontology import read_obo
+from celler.labels._tree import LabelTree, as_strings, indices_of
 
 UNKNOWN = "Unknown"
-FILE = Path(__file__).parent / "data" / "cells.obo"
+FILE = Path(__file__).parents[1] / "data" / "cells.obo"
 TERMS = ["CL:0000084", "CL:0000623", "CL:0000236", "CL:0000576"]  # T, NK, B, monocyte
 
 # ---- columns ----
