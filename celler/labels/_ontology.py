@@ -1,4 +1,4 @@
-"""Ontologies: terms with names, synonyms and what they are a kind of, from an OBO file.
+"""Ontologies: terms with names, synonyms and what they are a kind of, from an OBO file or the one that comes along.
 
 The OBO parser is ours: obonet is twice as slow (1.6 s against 0.7 s for 20,000 terms), refuses files with a byte
 order mark, a bad byte or a line without a tag, and leaves synonyms and escapes to the caller, which is most of it.
@@ -7,14 +7,19 @@ order mark, a bad byte or a line without a tag, and leaves synonyms and escapes 
 from __future__ import annotations
 
 import graphlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from celler._utils._messages import similar
 
+#: The Cell Ontology, made by docs/benchmarks/cell_ontology.py.
+FILE = Path(__file__).with_name("cell_ontology.tsv")
 #: A quoted synonym and its scope; quotes inside are written \".
 SYNONYM = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(EXACT|BROAD|NARROW|RELATED)?')
 N_LISTED = 8
@@ -38,9 +43,10 @@ class Term:
 
 
 class Ontology:
-    """Terms by id, name and synonym."""
+    """Terms by id, name and synonym; ``about`` names the source, version and licence where they are known."""
 
-    def __init__(self, terms: Iterable[Term]) -> None:
+    def __init__(self, terms: Iterable[Term], about: Mapping[str, Any] | None = None) -> None:
+        self.about = dict(about or {})
         self.terms = {term.id: term for term in terms}
         self._ids = {i.casefold(): t for t in self.terms.values() for i in (t.id, *t.other_ids)}
         # in the order in which a name is looked up; loose synonyms only serve as a hint
@@ -55,7 +61,7 @@ class Ontology:
         by_id = self._ids.get(name.strip().casefold())
         found = [by_id] if by_id is not None else []
         for kind in ("name", "exact"):
-            named = self._named[kind].get(_plain(name), [])
+            named = self.named(kind, name)
             found = found or [t for t in named if not t.is_obsolete] or named
         if not found:
             raise ValueError(self._not_found(name))
@@ -66,6 +72,10 @@ class Ontology:
             advice = f"It was replaced by {new}: pass that." if new else "Pass another term."
             raise ValueError(f"{name!r} is {found[0]}, which is obsolete. {advice}")
         return found[0]
+
+    def named(self, kind: str, name: str) -> list[Term]:
+        """Terms with this ``"name"``, ``"exact"`` or ``"loose"`` synonym, in any case."""
+        return self._named[kind].get(_plain(name), [])
 
     def above(self, term: Term) -> dict[str, Term]:
         """``term`` and all terms above it by id; ids that the file lacks are left out."""
@@ -91,7 +101,7 @@ class Ontology:
         return [other for other in own if other.id not in higher]
 
     def _not_found(self, name: str) -> str:
-        if loose := self._named["loose"].get(_plain(name), []):
+        if loose := self.named("loose", name):
             return (
                 f"{name!r} is no name or exact synonym of a term, only a related, broad or narrow one of "
                 f"{' and of '.join(map(str, loose[:N_LISTED]))}. If that is meant, pass its name or id."
@@ -101,6 +111,30 @@ class Ontology:
         close = similar(_plain(name), name_of)
         hint = f" Closest: {name_of[close[0]]!r}." if close else ""
         return f"{name!r} is no id, name or exact synonym of a term.{hint}"
+
+
+@cache
+def cell_ontology() -> Ontology:
+    """Read the Cell Ontology that comes with Celler, once."""
+    return read_table(FILE)
+
+
+def read_table(path: Path) -> Ontology:
+    """Read a file that :func:`write_table` wrote."""
+    first, *lines = path.read_text(encoding="utf-8").splitlines()
+    terms = []
+    for line in lines:
+        identifier, name, parents, synonyms = line.split("\t")
+        terms.append(Term(identifier, name, parents.split(), synonyms.split("|") if synonyms else []))
+    return Ontology(terms, json.loads(first.removeprefix("# ")))
+
+
+def write_table(path: Path, ontology: Ontology) -> None:
+    """Write ``about`` as JSON, then id, name, parents and exact synonyms of each term, one a line."""
+    lines = ["# " + json.dumps(ontology.about)]
+    for term in ontology.terms.values():
+        lines.append("\t".join([term.id, term.name, " ".join(term.is_a), "|".join(term.exact)]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_obo(path: str | os.PathLike[str]) -> Ontology:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest
-from celler.labels._ontology import N_LISTED, Ontology, Term, read_obo
+from celler.labels._cell_types import cell_type_names
+from celler.labels._ontology import N_LISTED, Ontology, Term, cell_ontology, read_obo
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,47 @@ class LabelTree:
             The file does not exist.
         """
         ontology = read_obo(path)
-        term_of = _terms(ontology, labels, unlabeled_category, "labels")
-        candidates = None
-        if parents is not None:
-            candidates = {t.id: t for t in _terms(ontology, parents, "", "parents").values()}
-        parent_of = {name: _parent_term(ontology, name, term, candidates) for name, term in term_of.items()}
+        parent_of = _parents_by(ontology, ontology.find, labels, parents, unlabeled_category)
+        return cls(tuple(sorted(parent_of))).with_parents(parent_of)
+
+    @classmethod
+    def from_cell_ontology(
+        cls,
+        labels: Iterable[str] | Mapping[str, str],
+        parents: Sequence[str] | None = None,
+        *,
+        unlabeled_category: str = "Unknown",
+    ) -> LabelTree:
+        """Find classes and their parents in the Cell Ontology that comes with Celler.
+
+        A term is found as :func:`celler.labels.find_ids` finds it. Parents get the ontology's names.
+
+        Parameters
+        ----------
+        labels
+            Names of the classes, such as ``adata.obs["cell_type"]``, or a mapping from class to term.
+        parents
+            Terms that may be a parent; a class gets the nearest above it, or itself. ``None``: the one directly above.
+        unlabeled_category
+            Label to skip; missing labels are skipped too.
+
+        Returns
+        -------
+        LabelTree
+            The classes, each with its parent.
+
+        Raises
+        ------
+        ValueError
+            A label or a parent is unknown or may be several terms, or a class has no parent or several.
+
+        Examples
+        --------
+        >>> LabelTree.from_cell_ontology(["CD14+ Monocytes", "NK"], ["lymphocyte", "monocyte"]).parent_of
+        {'CD14+ Monocytes': 'monocyte', 'NK': 'lymphocyte'}
+        """
+        find = cell_type_names().term
+        parent_of = _parents_by(cell_ontology(), find, labels, parents, unlabeled_category)
         return cls(tuple(sorted(parent_of))).with_parents(parent_of)
 
     def with_parents(self, parents: Mapping[str, str] | pd.Series | LabelTree) -> LabelTree:
@@ -232,8 +269,23 @@ def indices_of(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
 
 
 # ---- the ontology ----
+def _parents_by(
+    ontology: Ontology,
+    find: Callable[[str], Term],
+    labels: Iterable[str] | Mapping[str, str],
+    parents: Sequence[str] | None,
+    unlabeled: str,
+) -> dict[str, str]:
+    """Name of the parent of each label."""
+    term_of = _terms(find, labels, unlabeled, "labels")
+    candidates = None
+    if parents is not None:
+        candidates = {term.id: term for term in _terms(find, parents, "", "parents").values()}
+    return {name: _parent_term(ontology, name, term, candidates) for name, term in term_of.items()}
+
+
 def _terms(
-    ontology: Ontology, labels: Iterable[str] | Mapping[str, str], unlabeled: str, argument: str
+    find: Callable[[str], Term], labels: Iterable[str] | Mapping[str, str], unlabeled: str, argument: str
 ) -> dict[str, Term]:
     """Term of each label; one error lists all labels without a term."""
     if isinstance(labels, str):
@@ -244,7 +296,7 @@ def _terms(
         if pd.isna(label) or str(label) == unlabeled:
             continue
         try:
-            found[str(label)] = ontology.find(str(name))
+            found[str(label)] = find(str(name))
         except ValueError as error:
             problems.append(str(error))
     if problems:

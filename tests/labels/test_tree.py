@@ -1,4 +1,4 @@
-"""Label columns of every kind, the tree and its errors, roll-up by hand, and an ontology worked by hand."""
+"""Label columns of every kind, the tree and its errors, roll-up by hand, and parents from an ontology."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.labels._ontology import read_obo
 from celler.labels._tree import LabelTree, as_strings, indices_of
 
 UNKNOWN = "Unknown"
@@ -203,57 +202,6 @@ def test_indices_of_wrong_candidates():
         indices_of([], classes)
 
 
-# ---- ontologies ----
-
-
-def write(tmp_path, *stanzas: str, encoding: str = "utf-8") -> Path:
-    path = tmp_path / "some.obo"
-    path.write_text("\n\n".join(f"[Term]\n{stanza}" for stanza in stanzas), encoding=encoding)
-    return path
-
-
-def test_read_obo_holds_the_terms_of_the_file():
-    terms = read_obo(FILE).terms
-    assert len(terms) == 11
-    assert "part_of" not in terms
-    cell = terms["CL:0000084"]
-    assert (cell.name, cell.exact) == ("T cell", ["T lymphocyte", "T-lymphocyte"])
-    assert cell.is_a == ["CL:0000542", "CL:0000738"]
-    assert (cell.loose, cell.other_ids) == (["thymocyte"], ["CL:0000804"])
-    assert terms["CL:0000624"].is_a == ["CL:0000084"]
-    assert terms["CL:0000624"].exact == ['the "helper" cell']
-    assert [i for i, term in terms.items() if term.is_obsolete] == ["CL:0000999", "CL:0000998"]
-
-
-def test_read_obo_with_other_line_ends_and_a_byte_order_mark(tmp_path):
-    path = write(tmp_path, "id: X:1\nname: a", "id: X:2\r\nname: b\r\nis_a: X:1 ! a\r", encoding="utf-8-sig")
-    assert read_obo(path).terms["X:2"].is_a == ["X:1"]
-
-
-@pytest.mark.parametrize("name", ["T cell", "CL:0000084", "cl:0000804", "t  CELL", "T-lymphocyte", " T lymphocyte"])
-def test_find_by_id_name_or_exact_synonym(name):
-    assert read_obo(FILE).find(name).id == "CL:0000084"
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("T cel", "'T cel' is no id, name or exact synonym of a term. Closest: 'T cell'"),
-        ("t lymphocytes", "Closest: 'T cell'"),
-        ("thymocyte", r"only a related, .* one of T cell \(CL:0000084\)"),
-        ("killer", r"natural killer cell \(CL:0000623\) and of mature NK T cell \(CL:0000814\)"),
-        (
-            "CL:0000999",
-            r"obsolete\. It was replaced by CD4-positive, alpha-beta T cell \(CL:0000624\)",
-        ),
-        ("obsolete thing", "which is obsolete. Pass another term."),
-    ],
-)
-def test_find_with_names_of_no_term(name, words):
-    with pytest.raises(ValueError, match=words):
-        read_obo(FILE).find(name)
-
-
 # ---- trees ----
 
 
@@ -356,16 +304,42 @@ def test_from_obo_with_the_term_itself_as_parent():
     assert tree.parents == ("mature NK T cell",)
 
 
-def test_from_obo_with_a_circle_of_is_a(tmp_path):
-    path = write(tmp_path, "id: X:1\nname: a\nis_a: X:2", "id: X:2\nname: b\nis_a: X:1 ! a")
-    with pytest.raises(ValueError, match=r"circle: a \(X:1\) is a b \(X:2\) is a a \(X:1\)"):
-        LabelTree.from_obo(path, ["a"], ["b"])
+# ---- the Cell Ontology ----
 
 
-def test_read_obo_with_files_that_are_no_ontology(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.obo does not exist; .*downloads nothing"):
-        read_obo(tmp_path / "none.obo")
-    path = tmp_path / "cl.owl"
-    path.write_text("<rdf:RDF>")
-    with pytest.raises(ValueError, match="so it is not an OBO file"):
-        LabelTree.from_obo(path, ["a"])
+def test_from_cell_ontology_finds_names_as_people_write_them():
+    tree = LabelTree.from_cell_ontology(["CD4 T", "B cells", "NK", "CD14+ Monocytes"], ["lymphocyte", "monocyte"])
+    assert tree.parent_of == {
+        "B cells": "lymphocyte",
+        "CD14+ Monocytes": "monocyte",
+        "CD4 T": "lymphocyte",
+        "NK": "lymphocyte",
+    }
+
+
+def test_from_cell_ontology_agrees_with_a_file_of_it():
+    """The excerpt in tests/data was written by hand from the Cell Ontology."""
+    labels = ["B cell", "CD4-positive, alpha-beta T cell", "T cell", "monocyte"]
+    assert LabelTree.from_cell_ontology(labels, TERMS) == LabelTree.from_obo(FILE, labels, TERMS)
+
+
+def test_from_cell_ontology_with_a_mapping_and_missing_labels():
+    tree = LabelTree.from_cell_ontology({"my T": "CL:0000084"}, ["lymphocyte"])
+    assert tree.parent_of == {"my T": "lymphocyte"}
+    labels = pd.Series(["monocites", None, "?"])
+    with pytest.raises(ValueError, match=r"^'monocites' is no id, name, .*Closest: monocyte \(CL:0000576\)"):
+        LabelTree.from_cell_ontology(labels, ["leukocyte"], unlabeled_category="?")
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "words"),
+    [
+        (["alpha"], ValueError, r"'alpha' may be pancreatic A cell \(CL:0000171\) or .*pass one of these ids"),
+        (["no such thing"], ValueError, "short name of the Cell Ontology.*pass labels as a mapping"),
+        (["hepatocyte"], ValueError, "'hepatocyte' is under none of the parents"),
+        ("T cell", TypeError, "labels='T cell' is one string"),
+    ],
+)
+def test_from_cell_ontology_with_labels_that_cannot_be(labels, error, words):
+    with pytest.raises(error, match=words):
+        LabelTree.from_cell_ontology(labels, ["lymphocyte"])
