@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,12 @@ from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
-from celler.data._tokenizer import TARGET_SUM, BadValueError, TokenBatch, Tokenizer
+from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 
 CHUNK_SIZE = 4096  #: cells read at once
-TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass
+TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
+CELLS_PER_PASS = 512  #: cells of one forward pass without padding
+Tokens = TypeVar("Tokens", TokenBatch, FlatTokens)
 
 
 @dataclass(frozen=True)
@@ -143,24 +146,47 @@ def token_passes(
     rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the expression of each
     gene is multiplied by ``factors (n_genes,)``.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
+    _check(batch_size)
+    split = partial(_by_length, batch_size=batch_size, n_tokens=n_tokens)
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
-    for rows, tokens in prefetch(_tokenized(tokenizer, query, index, batch_size, n_tokens)):
+    for rows, tokens in prefetch(_tokenized(query, index, split, tokenizer)):
         yield rows, tokens if by_gene is None else rescaled(tokens, by_gene)
 
 
+def flat_passes(
+    tokenizer: Tokenizer,
+    query: Query,
+    index: np.ndarray,
+    *,
+    batch_size: int | None = None,
+    factors: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, FlatTokens]]:
+    """As :func:`token_passes`, without padding: a pass has ``batch_size`` cells in their order, or fewer."""
+    _check(batch_size)
+    size = CELLS_PER_PASS if batch_size is None else batch_size
+    by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
+    # Tokens of several passes are made at once: a thread that often takes the GIL would hold up the network's.
+    split = partial(_in_order, n_tokens=TOKENS_PER_PASS)
+    for rows, tokens in prefetch(_tokenized(query, index, split, tokenizer.flat)):
+        tokens = tokens if by_gene is None else rescaled_flat(tokens, by_gene)
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size], tokens.cells(start, start + size)
+
+
 def _tokenized(
-    tokenizer: Tokenizer, query: Query, index: np.ndarray, batch_size: int | None, n_tokens: int
-) -> Iterator[tuple[np.ndarray, TokenBatch]]:
-    """As :func:`token_passes`, without factors."""
+    query: Query,
+    index: np.ndarray,
+    split: Callable[[np.ndarray], list[np.ndarray]],
+    tokenize: Callable[..., Tokens],
+) -> Iterator[tuple[np.ndarray, Tokens]]:
+    """Positions in ``index (N,)`` and the tokens of those cells; ``split`` makes passes from lengths."""
     target_sum = TARGET_SUM * query.expression_share
     for start in range(0, len(index), CHUNK_SIZE):
         chunk = index[start : start + CHUNK_SIZE]
         X = query.reader.rows(chunk)
-        for rows in _passes(np.diff(X.indptr), batch_size, n_tokens):
+        for rows in split(np.diff(X.indptr)):
             try:
-                tokens = tokenizer(X, query.gene_map, rows=rows, is_log=query.is_log, target_sum=target_sum)
+                tokens = tokenize(X, query.gene_map, rows=rows, is_log=query.is_log, target_sum=target_sum)
             except BadValueError as error:
                 cell = str(query.adata.obs_names[chunk[rows[error.row]]])
                 raise bad_value(error.value, query.reader, cell) from None
@@ -172,6 +198,16 @@ def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
     linear = tokens.expression.expm1()
     changed = linear * factors[tokens.gene_ids.long()]
     changed *= linear.sum(1, keepdim=True) / changed.sum(1, keepdim=True).clamp(min=1e-9)
+    return tokens._replace(expression=changed.log1p())
+
+
+def rescaled_flat(tokens: FlatTokens, factors: Tensor) -> FlatTokens:
+    """As :func:`rescaled`, without padding."""
+    linear, n_cells = tokens.expression.expm1(), len(tokens.starts)
+    changed = linear * factors[tokens.gene_ids]
+    cell = torch.arange(n_cells).repeat_interleave(tokens.lengths)
+    before, after = (torch.zeros(n_cells).index_add_(0, cell, part) for part in (linear, changed))
+    changed *= (before / after.clamp(min=1e-9))[cell]
     return tokens._replace(expression=changed.log1p())
 
 
@@ -198,9 +234,20 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
     return index.astype(np.int64) % max(1, adata.n_obs)
 
 
-def _passes(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
+def _check(batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
+
+
+def _by_length(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
     """Rows in groups of similar length, which keeps padding short."""
     order = np.argsort(lengths, kind="stable")
     if batch_size is None:
         batch_size = max(1, n_tokens // max(1, int(lengths.max(initial=1))))
     return np.array_split(order, -(-len(order) // batch_size))
+
+
+def _in_order(lengths: np.ndarray, n_tokens: int) -> list[np.ndarray]:
+    """Rows in groups of about ``n_tokens``."""
+    n_groups = -(-int(lengths.sum()) // n_tokens)
+    return np.array_split(np.arange(len(lengths)), min(max(1, n_groups), len(lengths)))

@@ -12,7 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-__all__ = ["BadValueError", "TokenBatch", "TokenBatches", "Tokenizer"]
+__all__ = ["BadValueError", "FlatTokens", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
 TARGET_SUM = 1e4  #: library size to which every cell is scaled before ``log1p``
 
@@ -36,6 +36,33 @@ class TokenBatch(NamedTuple):
     values: Tensor
     expression: Tensor
     padding_mask: Tensor
+
+
+class FlatTokens(NamedTuple):
+    """Expressed genes of B cells, one cell after the other without padding.
+
+    Attributes
+    ----------
+    gene_ids, expression
+        As those of a :class:`TokenBatch`, ``(N,)``.
+    starts
+        Where the tokens of each cell begin ``(B,)``, int32.
+    """
+
+    gene_ids: Tensor
+    expression: Tensor
+    starts: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of tokens of each cell ``(B,)``."""
+        return self.starts.diff(append=self.starts.new_tensor([len(self.gene_ids)]))
+
+    def cells(self, first: int, end: int) -> FlatTokens:
+        """Return the tokens of the cells from ``first`` up to ``end``."""
+        start = int(self.starts[first])
+        stop = int(self.starts[end]) if end < len(self.starts) else len(self.gene_ids)
+        return FlatTokens(self.gene_ids[start:stop], self.expression[start:stop], self.starts[first:end] - start)
 
 
 @dataclass(frozen=True)
@@ -160,29 +187,72 @@ class Tokenizer:
         """
         if token_dropout and seeds is None:
             raise ValueError("token_dropout was given without seeds; pass one seed per cell.")
-        data = np.ascontiguousarray(X.data, dtype=np.float32)
-        bits = data.view(np.int32)
-        rows = np.arange(X.shape[0]) if rows is None else rows
-        spans = np.stack([X.indptr[rows], X.indptr[rows + 1]], axis=1)
-        n_tokens, bad_row = _count_tokens(spans, X.indices, bits, gene_map)
-        if bad_row >= 0:
-            row = data[slice(*spans[bad_row])]
-            raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
-        n_kept = np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64)
-        if self.max_genes is not None:
-            n_kept = np.minimum(n_kept, self.max_genes)
+        cells = _cells(X, gene_map, rows)
+        n_kept = self._limited(np.ceil(cells.n_tokens * (1.0 - token_dropout)).astype(np.int64))
         shapes = [(len(part), max(1, int(part.max(initial=0)))) for part in np.split(n_kept, np.cumsum(sizes)[:-1])]
         ends = np.cumsum(np.repeat([width for _, width in shapes], sizes), dtype=np.int64)
-        size = int(ends[-1]) if len(ends) else 0
-        gene_ids, values, expression = (np.zeros(size, kind) for kind in (np.int32, np.uint8, np.float32))
-        target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
-        seeds = np.empty(0, np.uint64) if seeds is None else seeds
-        _fill_tokens(
-            spans, X.indices, bits, gene_map, n_tokens, n_kept, self.n_bins, is_log, target_sums, seeds, ends,
-            (gene_ids, values, expression),
-        )  # fmt: skip
+        gene_ids, values, expression = self._filled(cells, n_kept, ends, is_log, target_sum, seeds)
         whole = map(torch.from_numpy, (gene_ids, values, expression, values == 0))
         return TokenBatches(TokenBatch(*whole), shapes)
+
+    def flat(
+        self,
+        X: sparse.csr_matrix,
+        gene_map: np.ndarray,
+        *,
+        rows: np.ndarray | None = None,
+        is_log: bool = False,
+        target_sum: float = TARGET_SUM,
+    ) -> FlatTokens:
+        """Return the rows of ``X`` without padding, for prediction; see :meth:`minibatches`."""
+        cells = _cells(X, gene_map, rows)
+        n_kept = self._limited(cells.n_tokens)
+        ends = np.cumsum(n_kept, dtype=np.int64)
+        gene_ids, _, expression = self._filled(cells, n_kept, ends, is_log, target_sum, None)
+        return FlatTokens(*map(torch.from_numpy, (gene_ids, expression, (ends - n_kept).astype(np.int32))))
+
+    def _limited(self, n_tokens: np.ndarray) -> np.ndarray:
+        return n_tokens if self.max_genes is None else np.minimum(n_tokens, self.max_genes)
+
+    def _filled(
+        self,
+        cells: _Cells,
+        n_kept: np.ndarray,
+        ends: np.ndarray,
+        is_log: bool,
+        target_sum: float | np.ndarray,
+        seeds: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return genes, bins and expression, 0 where there is no token; row b ends at ``ends[b]``."""
+        size = int(ends[-1]) if len(ends) else 0
+        flat = np.zeros(size, np.int32), np.zeros(size, np.uint8), np.zeros(size, np.float32)
+        target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
+        seeds = np.empty(0, np.uint64) if seeds is None else seeds
+        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat)
+        return flat
+
+
+class _Cells(NamedTuple):
+    """Entries ``spans (B, 2)`` of cells in a matrix, and how many become tokens."""
+
+    spans: np.ndarray
+    indices: np.ndarray
+    bits: np.ndarray
+    gene_map: np.ndarray
+    n_tokens: np.ndarray
+
+
+def _cells(X: sparse.csr_matrix, gene_map: np.ndarray, rows: np.ndarray | None) -> _Cells:
+    """Return the ``rows (B,)`` of ``X``, or all; raise :class:`BadValueError` for a value that is none."""
+    data = np.ascontiguousarray(X.data, dtype=np.float32)
+    bits = data.view(np.int32)
+    rows = np.arange(X.shape[0]) if rows is None else rows
+    spans = np.stack([X.indptr[rows], X.indptr[rows + 1]], axis=1)
+    n_tokens, bad_row = _count_tokens(spans, X.indices, bits, gene_map)
+    if bad_row >= 0:
+        row = data[slice(*spans[bad_row])]
+        raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
+    return _Cells(spans, X.indices, bits, gene_map, n_tokens)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from toy import assert_close, celler_warning, cells, fit, soft
+from toy import assert_close, celler_warning, cells, fit, soft, trained
 
 import celler as cl
+from celler.data._query import _in_order, align_query, flat_passes, token_passes
 
 
 @pytest.fixture
@@ -159,7 +160,8 @@ def test_predict_of_more_cells_than_a_chunk(query, monkeypatch):
 
 
 def test_predict_reads_a_chunk_at_once(query, monkeypatch):
-    sizes = []
+    """Of a view, which copies the rows that it is asked for."""
+    sizes, query = [], query[:]
     read = ad.AnnData.__getitem__
     monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
     monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
@@ -172,6 +174,40 @@ def test_predict_reads_a_chunk_at_once(query, monkeypatch):
     soft(query)
     assert sizes
     assert max(sizes) <= 7
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(None, 3), (4, 4), (100, 7)])
+@pytest.mark.parametrize("is_shifted", [False, True])
+def test_flat_passes_are_the_tokens_of_each_cell(query, rng, monkeypatch, batch_size, most, is_shifted):
+    """Without a batch_size three cells a pass; a cell without counts has no token."""
+    monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
+    monkeypatch.setattr("celler.data._query.CELLS_PER_PASS", 3)
+    query.X = sparse.csr_matrix(query.X.toarray() * (np.arange(60) != 11)[:, None])
+    state = trained()._state
+    aligned, index = align_query(state.genes, query, None), rng.permutation(60)[:31]
+    factors = np.exp(rng.normal(size=80)) if is_shifted else None
+    parts = state.tokenizer, aligned, index
+    expected = {}
+    for rows, tokens in token_passes(*parts, factors=factors):
+        for row, genes, _, expression, is_padding in zip(rows, *tokens, strict=True):
+            expected[row] = genes[~is_padding].tolist(), expression[~is_padding].tolist()
+    seen = []
+    for rows, tokens in flat_passes(*parts, factors=factors, batch_size=batch_size):
+        assert 1 <= len(rows) <= most
+        for i, row in enumerate(rows):
+            cell = tokens.cells(i, i + 1)
+            assert cell.gene_ids.tolist() == expected[row][0]
+            np.testing.assert_allclose(cell.expression, expected[row][1], rtol=1e-5)
+        seen.extend(rows)
+    assert seen == list(range(31))
+
+
+@pytest.mark.parametrize(("length", "n_tokens", "sizes"), [(50, 100, [2, 2, 1]), (400, 100, [1] * 5), (0, 100, [5])])
+def test_flat_passes_of_long_cells(length, n_tokens, sizes):
+    """Groups of rows have so many tokens, and one cell at least."""
+    groups = _in_order(np.full(5, length), n_tokens)
+    assert [len(rows) for rows in groups] == sizes
+    assert np.concatenate(groups).tolist() == list(range(5))
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,23 @@ def test_tokenizer_of_many_distinct_values(rng):
     assert_same_tokens(batch, [reference.tokens(row, identity(values), 51) for row in values])
 
 
+@QUICK
+@given(COUNTS, st.sampled_from([None, 1, 4]), st.randoms())
+def test_flat_tokens_are_those_without_padding(counts, max_genes, random):
+    """Some rows in any order, and any run of them; the highest genes where there are too many."""
+    X, tokenizer = sparse.csr_matrix(counts), Tokenizer(max_genes=max_genes)
+    rows = np.array([random.randrange(len(counts)) for _ in range(7)])
+    first, end = sorted(random.sample(range(8), 2))
+    batch = tokenizer(X, identity(X), rows=rows, target_sum=100.0)
+    whole = tokenizer.flat(X, identity(X), rows=rows, target_sum=100.0)
+    for tokens, kept in ((whole, slice(None)), (whole.cells(first, end), slice(first, end))):
+        is_real = ~batch.padding_mask[kept]
+        assert torch.equal(tokens.gene_ids, batch.gene_ids[kept][is_real])
+        assert torch.equal(tokens.expression, batch.expression[kept][is_real])
+        assert tokens.lengths.tolist() == is_real.sum(1).tolist()
+        assert tokens.starts.tolist() == (is_real.sum(1).cumsum(0) - is_real.sum(1)).tolist()
+
+
 def test_tokenizer_worked_by_hand():
     """Five bins: the edges of 1, 2, 3, 4 are 1, 2, 3, 4 and of 1, 1, 1, 5 they are 1, 1, 1, 5."""
     X = sparse.csr_matrix([[1, 2, 3, 4], [1, 1, 5, 1], [7, 0, 0, 0], [2, 2, 2, 0], [0, 0, 0, 0]])
