@@ -33,8 +33,7 @@ class ExpressionReader:
             raise KeyError(
                 f"layer={self.layer!r} is not in adata.layers, which has {layers}.{closest(self.layer, layers)}"
             )
-        # No row of X is read: a view would copy all of its rows, a file would read them.
-        if self.layer is None and not self.adata.isbacked and self.adata[:0].X is None:
+        if self.layer is None and not self.adata.isbacked and self._first().X is None:
             raise ValueError("adata.X is None; pass layer= to name the layer with the expression values.")
 
     @property
@@ -78,7 +77,16 @@ class ExpressionReader:
     def _values(self, rows: slice | np.ndarray) -> Any:
         if self._converted is not None:
             return self._converted[rows]
+        if not (self.adata.is_view or self.adata.isbacked):
+            X = self._stored(self.adata)
+            # An AnnData of these rows would copy obs as well, which takes longer than their values.
+            if isinstance(X, np.ndarray) or sparse.issparse(X):
+                return X[rows]
         return self._stored(self._indexable[rows])
+
+    def _first(self) -> AnnData:
+        """Return an AnnData with the same kind of matrices: a view would copy all of its rows, a file read them."""
+        return self.adata[:0] if self.adata.is_view or self.adata.isbacked else self.adata
 
     def _stored(self, adata: AnnData) -> Any:
         return adata.X if self.layer is None else adata.layers[self.layer]
@@ -88,7 +96,7 @@ class ExpressionReader:
         """A CSC matrix in memory as CSR, because each row of CSC costs a pass over all values."""
         if self.adata.isbacked:
             return None
-        X = self._stored(self.adata[:0])  # cheap, also for a view
+        X = self._stored(self._first())
         return self._whole() if sparse.issparse(X) and X.format == "csc" else None
 
     @cached_property
@@ -105,7 +113,8 @@ def _canonical(X: Any) -> sparse.csr_matrix:
     """``X`` as CSR float32 with each entry once; not copied if it already is."""
     block = sparse.csr_matrix(X, dtype=np.float32)
     if not block.has_canonical_format:
-        block = block.copy()
+        # To columns and back orders the entries in linear time, three times as fast as sorting.
+        block = block.copy() if block.has_sorted_indices else block.tocsc().tocsr()
         block.sum_duplicates()
     return block
 

@@ -243,6 +243,20 @@ def test_rows_with_repeated_entries_sums_a_copy():
     assert X.nnz == 3
 
 
+def test_rows_with_columns_out_of_order_are_a_copy_in_order(rng):
+    """Repeated entries are summed there as well."""
+    dense = rng.poisson(1.0, (9, 30)).astype(np.float32)
+    rows, columns = np.repeat(dense.nonzero(), 2, axis=1)
+    order = np.lexsort((rng.random(len(rows)), rows))
+    values = np.repeat(dense[dense.nonzero()] / 2, 2)[order]
+    X = sparse.csr_matrix((values, columns[order], np.r_[0, 2 * (dense > 0).sum(1).cumsum()]), shape=dense.shape)
+    before = X.indices.copy()
+    found = ExpressionReader(ad.AnnData(X)).rows(np.arange(9))
+    assert found.has_canonical_format
+    np.testing.assert_array_equal(found.toarray(), dense)
+    np.testing.assert_array_equal(X.indices, before)
+
+
 def test_rows_with_csc_converts_once(rng):
     X = sparse.csc_matrix(rng.poisson(1.0, (20, 5)).astype(np.float32))
     reader = ExpressionReader(ad.AnnData(X))
