@@ -46,6 +46,8 @@ def principal_components(
     else:
         pca = PCA(N_COMPONENTS, svd_solver="arpack", random_state=0).fit(X)
     offset = pca.mean_ @ pca.components_.T
+    if n_cells <= min(block_size, FIT_CELLS):
+        return np.asarray(X @ pca.components_.T - offset)
     blocks = np.split(every, range(block_size, n_cells, block_size))
     return np.concatenate([rows(block) @ pca.components_.T - offset for block in blocks])
 
