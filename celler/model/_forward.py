@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +17,7 @@ from celler._utils._devices import autocast, cpu_threads
 from celler._utils._messages import warn
 from celler.data._expression import warn_of_binned
 from celler.data._profile import profile
-from celler.data._query import CHUNK_SIZE, Query, align_query, token_passes, warn_once
+from celler.data._query import CHUNK_SIZE, Query, align_query, flat_passes, token_passes, warn_once
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._outputs import Outputs, Propagation
 from celler.inference._propagation import neighbor_graph, neighbor_weight, principal_components, propagate
@@ -25,6 +27,8 @@ from celler.inference._shift import shift_factors
 from celler.labels._tree import as_strings, indices_of
 from celler.model._setup import LABELS_COLUMN
 from celler.model._state import ModelState
+from celler.network._folded import FoldedBase, can_fold
+from celler.network._network import NetworkOutput
 
 #: Cells from which a query's shift is estimated.
 SHIFT_CELLS = 5000
@@ -50,18 +54,24 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
     """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query."""
     warn_of_binned(query.reader)
     n_cells = query.adata.n_obs
-    outputs, how = None, Adaptation()
+    sample, rows, how = None, np.arange(n_cells), Adaptation()
     if reading.correct_shift and len(index):
-        rows = np.arange(n_cells)
         if n_cells > SHIFT_CELLS:
             rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
         sample, how = adaptation_to(state, query, rows, reading)
-        if sample is not None and len(rows) == n_cells:
-            # The outputs of all rows are those of the sample.
-            logits, embedding, has_counts = sample.logits[index], sample.embedding[index], sample.has_counts[index]
-            outputs = Outputs(logits, embedding, has_counts, how.factors, how.encoder_share)
-    if outputs is None:
+    if sample is None:
         outputs = network_outputs(state, query, index, reading, how)
+    else:
+        # Rows of the sample have their outputs; place (n_cells,) is where the outputs of each row are.
+        others = np.setdiff1d(index, rows)
+        found = [sample] + ([network_outputs(state, query, others, reading, how)] if len(others) else [])
+        place = np.zeros(n_cells, np.int64)
+        place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
+        logits, embedding, has_counts = (
+            np.concatenate([getattr(part, name) for part in found])[place[index]]
+            for name in ("logits", "embedding", "has_counts")
+        )
+        outputs = Outputs(logits, embedding, has_counts, how.factors, how.encoder_share)
     report_empty(outputs.has_counts, index, query.adata)
     return outputs
 
@@ -129,18 +139,17 @@ def shift_of(
 @torch.inference_mode()
 def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Outputs:
     """Compute outputs for the rows ``index (N,)``, read as ``how`` says."""
-    config, device = state.network.config, state.network.device
+    config = state.network.config
     # A share that is known needs no experts apart.
     keeps_experts = state.network.sum is not None and how.encoder_share is None and len(index) <= SHIFT_CELLS
     logits = np.zeros((3 if keeps_experts else 1, len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model if reading.keep_embedding else 0), np.float32)
     has_counts = np.zeros(len(index), bool)
     state.network.eval()
-    passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
-    with cpu_threads(), state.network.fixed():
-        for rows, tokens in passes:
-            with autocast(device, state.precision):
-                output = state.network(*(part.to(device) for part in tokens))
+    is_folded = can_fold(state.network) and not reading.keep_embedding
+    read, fixed = (_folded, nullcontext()) if is_folded else (_whole, state.network.fixed())
+    with cpu_threads(), fixed:
+        for rows, has_tokens, output in read(state, query, index, reading, how):
             if how.encoder_share is not None:
                 output = output._replace(encoder_share=how.encoder_share)
             logits[0, rows] = output.logits.cpu().numpy()
@@ -149,9 +158,30 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
                 logits[2, rows] = output.own_logits.cpu().numpy()
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
-            has_counts[rows] = ~tokens.padding_mask.all(1).numpy()
+            has_counts[rows] = has_tokens
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
     return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, **experts)
+
+
+Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]
+
+
+def _whole(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
+    """Positions in ``index (N,)``, whether these cells have counts, and their output, pass by pass."""
+    device = state.network.device
+    passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
+    for rows, tokens in passes:
+        with autocast(device, state.precision):
+            output = state.network(*(part.to(device) for part in tokens))
+        yield rows, ~tokens.padding_mask[:, 0].numpy(), output
+
+
+def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
+    """As :func:`_whole`, without embedding."""
+    network, device = FoldedBase(state.network), state.network.device
+    passes = flat_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
+    for rows, tokens in passes:
+        yield rows, tokens.lengths.numpy() > 0, network(*(part.to(device) for part in tokens))
 
 
 def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:

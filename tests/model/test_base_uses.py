@@ -217,6 +217,24 @@ def test_get_gene_importance_with_the_share_of_the_query(model, query, monkeypat
     assert (tables[2] - tables[0]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_predict_is_that_of_the_whole_network(model, monkeypatch, batch_size):
+    """With a shift, which both read, and a cell without counts."""
+    query = known_cells(300, seed=9)
+    factors = np.exp(np.random.default_rng(0).normal(scale=1.5, size=N_GENES))
+    counts = np.round(query.X.toarray() * factors) * (np.arange(300) != 5)[:, None]
+    query.X = sparse.csr_matrix(counts, dtype=np.float32)
+    found = []
+    for is_folded in (True, False):
+        if not is_folded:
+            monkeypatch.setattr(inference, "can_fold", lambda _: False)
+        with pytest.warns(UserWarning, match="1 cells have no counts"):
+            found.append(model.predict(query, soft=True, batch_size=batch_size))
+    np.testing.assert_allclose(*found, atol=1e-5)
+    with pytest.warns(UserWarning, match="1 cells have no counts"):
+        assert np.abs(found[0] - model.predict(query, soft=True, correct_shift=False)).max(axis=None) > 0.01
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_predict_with_the_share_of_the_query(model, query, monkeypatch, share):
     """Logits of the encoder and of the others are mixed anew, as the query says."""
@@ -247,6 +265,18 @@ def test_predict_of_a_large_query_follows_its_sample(model, monkeypatch):
     whole = model.predict(query, soft=True)
     monkeypatch.setattr(inference, "SHIFT_CELLS", 200)
     np.testing.assert_allclose(model.predict(query, soft=True), whole, atol=2e-6)
+    index = np.random.default_rng(1).choice(400, 50)  # some of the sample, some not, some twice
+    np.testing.assert_allclose(model.predict(query, index, soft=True), whole.iloc[index], atol=2e-6)
+
+
+def test_predict_computes_each_cell_once(model, monkeypatch):
+    """Cells of the sample have their outputs where the query has no shift."""
+    monkeypatch.setattr(inference, "SHIFT_CELLS", 200)
+    monkeypatch.setattr(inference, "shift_factors", lambda _, found: np.ones(N_GENES))
+    seen, compute = [], inference.network_outputs
+    monkeypatch.setattr(inference, "network_outputs", lambda *given: seen.extend(given[2]) or compute(*given))
+    model.predict(known_cells(400, seed=8))
+    assert sorted(seen) == list(range(400))
 
 
 def test_predict_other_outputs(model, query):
