@@ -15,15 +15,15 @@ import pandas as pd
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
-def warn(message: str) -> None:
-    """Issue a ``UserWarning`` at the line that called the package, however deep the cause."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning at the line that called the package, however deep the cause."""
     frame, level, found = inspect.currentframe(), 0, 1
     while frame is not None:
         level += 1
         if frame.f_code.co_filename.startswith(PACKAGE):
             found = level + 1
         frame = frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=found)
+    warnings.warn(message, category, stacklevel=found)
 
 
 def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:

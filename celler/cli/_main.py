@@ -86,7 +86,7 @@ def _add_annotate(commands: Any) -> None:
     annotate = commands.add_parser("annotate", help="label the cells of an .h5ad with a saved model")
     annotate.set_defaults(command=_annotate)
     add = annotate.add_argument
-    add("model", type=Path, metavar="MODEL", help="folder that train wrote")
+    add("model", metavar="MODEL", help="folder that train wrote, or hf://owner/name on a hub")
     add("query", type=Path, metavar="QUERY.h5ad")
     add("--key-added", default="celler", help="column of obs to write (default: celler)")
     add("--threshold", type=float, help="lowest probability of a label; Unknown below it")
@@ -111,10 +111,10 @@ def _demo(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from celler.data._expression import read_h5ad
     from celler.model import Celler
-    from celler.model._checkpoint import FILE_NAME
+    from celler.model._folder import holds_model
 
     # Now, not after an hour of training.
-    if (options.out / FILE_NAME).exists() and not options.overwrite:
+    if holds_model(options.out) and not options.overwrite:
         raise FileExistsError(f"{options.out} holds a model; pass --overwrite to replace it, or another --out.")
     adata = read_h5ad(options.reference)
     Celler.setup_anndata(adata, **{name: getattr(options, name) for name in SETUP})

@@ -21,13 +21,15 @@ from celler.labels._tree import LabelTree
 from celler.losses import Loss
 from celler.mining import Replay
 from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _profiles, _train, _transfer
+from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
 from celler.model._forward import Reading, Reference
+from celler.model._hub import Upload
 from celler.model._predict import Cells
 from celler.model._setup import describe, new_state, register
 from celler.model._state import ModelState, Setup, summary
-from celler.network._scgpt import is_scgpt_folder, read_scgpt
+from celler.network._scgpt import read_scgpt
 
 
 class _Unsupported:
@@ -690,8 +692,8 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         pretrained
-            A Celler after :meth:`pretrain`, or the folder it was saved to. Genes it lacks start fresh, and
-            a warning counts them.
+            A Celler after :meth:`pretrain`, or the folder or address it was saved to, as in :meth:`load`. Genes it
+            lacks start fresh, and a warning counts them.
 
         Raises
         ------
@@ -779,7 +781,7 @@ class Celler(BaseModelClass):
         adata
             The new cells. :meth:`setup_anndata` is run on them; after an error they are unchanged.
         reference_model
-            A trained model, which is not changed, or the folder of a saved one.
+            A trained model, which is not changed, or the folder or address of a saved one, as in :meth:`load`.
         extend_labels
             Make labels that the reference does not know new classes. Without it they are an error.
         labels_key, unlabeled_category, layer, batch_key, parent_labels_key, gene_key
@@ -829,7 +831,7 @@ class Celler(BaseModelClass):
         adata
             The cells; not changed.
         reference_model
-            A trained model, or the folder of a saved one.
+            A trained model, or the folder or address of a saved one, as in :meth:`load`.
 
         Returns
         -------
@@ -852,7 +854,7 @@ class Celler(BaseModelClass):
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         accelerator: str = "auto",
     ) -> Celler:
-        """Make a model from a folder: one that :meth:`save` wrote, or an scGPT checkpoint.
+        """Make a model from a folder: one that :meth:`save` wrote, also on a hub, or an scGPT checkpoint.
 
         An scGPT folder holds ``args.json``, ``vocab.json`` and ``best_model.pt`` or ``model.pt``. Only tensors
         are read; a file that holds anything else is refused. Genes outside the vocabulary are reported with a
@@ -861,7 +863,7 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         path
-            The folder.
+            The folder, or the address of a Celler model on a hub, as in :meth:`load`.
         adata
             AnnData registered with :meth:`setup_anndata`, to fine-tune on with :meth:`train`. Without it the
             model embeds cells, :meth:`get_latent_representation`, and has no classes.
@@ -884,50 +886,102 @@ class Celler(BaseModelClass):
         ValueError
             If a file cannot be used.
         """
-        path = Path(path)
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
-        if not is_scgpt_folder(path):
+        if not _transfer.is_scgpt(path):
             _transfer.check_celler_folder(path, options)
             try:
                 return cls.load(path, adata, accelerator)
             except ValueError as error:
                 raise ValueError(f"{error} {_transfer.scgpt_needs()}") from error
-        checkpoint, has_classes = read_scgpt(path), adata is not None
+        checkpoint, has_classes = read_scgpt(Path(path)), adata is not None
         registry = _transfer.scgpt_registry(checkpoint, is_frozen=freeze_encoder, is_vocabulary=not has_classes)
         model = cls(adata, registry, **options.arguments(checkpoint, has_classes=has_classes))
         model._become(_transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision))
         return model
 
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the trained or pretrained model to ``dir_path/model.pt``, whole or not at all.
+        """Write the trained or pretrained model to a folder, whole or not at all.
 
-        The file holds tensors and plain values only and opens on any supported Python.
+        ``config.json`` holds plain values, ``model.safetensors`` the arrays, and ``README.md`` is a model card:
+        classes, genes and training, with fields for the author. Nothing in them can be executed. Other files are left
+        alone.
 
         Parameters
         ----------
         dir_path
             The folder, made if needed.
         overwrite
-            Replace a model.
+            Replace a model, also the ``model.pt`` of Celler 0.1.0. A card that its author changed stays.
 
         Raises
         ------
         FileExistsError
             If the folder holds a model and ``overwrite`` is false.
+        ValueError
+            If training diverged, so that weights are not finite.
         """
-        if not self.is_pretrained:
-            self._state.trained()
-        contents = _checkpoint.contents_of(self._state, self.registry_, self._arguments)
-        _checkpoint.write_checkpoint(dir_path, contents, overwrite=overwrite)
+        _checkpoint.save(self._saved, dir_path, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """Upload the trained or pretrained model to a Hugging Face hub, in one commit.
+
+        The three files are those of :meth:`save`. Needs ``pip install "celler[hub]"``.
+
+        Parameters
+        ----------
+        repo_id
+            Repository, ``"owner/name"``, made if needed.
+        private
+            Whether a new repository is private; ``None`` is the owner's default.
+        token
+            Token with write access; ``None`` is that of ``hf auth login`` or ``HF_TOKEN``.
+        revision
+            Branch, made if needed; ``None`` is the main branch.
+        commit_message
+            Message of the commit.
+        license
+            Licence of the model, an identifier of the hub such as ``"cc-by-4.0"``, for the model card. A card that its
+            author changed, here or on the hub, stays otherwise as it is.
+
+        Returns
+        -------
+        Address of the commit, ``"hf://owner/name@commit"``, for :meth:`load`.
+
+        Raises
+        ------
+        PermissionError
+            If the hub refuses access.
+        ConnectionError
+            If the hub cannot be reached.
+
+        Examples
+        --------
+        >>> model.push_to_hub("owner/blood", license="cc-by-4.0")
+        >>> model = Celler.load("hf://owner/blood")
+        """
+        upload = Upload(private, token, revision, commit_message)
+        return _checkpoint.push(self._saved, repo_id, upload, license)
 
     @classmethod
     def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, accelerator: str = "auto") -> Celler:
-        """Load the model that :meth:`save` wrote, ready to predict.
+        """Load the model that :meth:`save` or :meth:`push_to_hub` wrote, ready to predict.
+
+        All contents are checked before a network is made.
 
         Parameters
         ----------
         dir_path
-            The folder.
+            The folder, or an address on a hub: ``"hf://owner/name"``, or ``"hf://owner/name@revision"`` with a branch,
+            tag or commit. A download is cached; ``print(model)`` shows its commit.
         adata
             Default of :meth:`predict`; neither registered nor changed.
         accelerator
@@ -940,12 +994,16 @@ class Celler(BaseModelClass):
         Raises
         ------
         FileNotFoundError
-            If the folder holds no model.
+            If there is no such folder or repository, or no model in it.
         ValueError
-            If the file is damaged, foreign or of a later version.
+            If a file is damaged, foreign or of a later version.
+        PermissionError
+            If the hub refuses access.
+        ConnectionError
+            If the hub cannot be reached and the cache lacks the model.
         """
-        contents = _checkpoint.read_checkpoint(dir_path)
-        model = cls(registry=_checkpoint.registry_of(contents), **contents["init_params"])
+        contents = _checkpoint.read(dir_path)
+        model = cls(registry=contents["registry"], **contents["init_params"])
         model._loaded_adata = adata
         model._become(_checkpoint.restored(model._state, contents, accelerator))
         return model
@@ -1037,6 +1095,13 @@ class Celler(BaseModelClass):
         """Arguments that the class was called with."""
         arguments: dict[str, Any] = self.init_params_["non_kwargs"]
         return arguments
+
+    @property
+    def _saved(self) -> Saved:
+        """The model as it is saved; raise ``RuntimeError`` for one that has learned nothing."""
+        if not self.is_pretrained:
+            self._state.trained()
+        return Saved(self._state, self.registry_, self._arguments)
 
     @property
     def _reference(self) -> Reference:

@@ -1,102 +1,109 @@
-"""Checkpoint: a trained model as one file of tensors and plain values, written atomically.
-
-A file is read twice when it is opened: ``torch.load`` does not check the checksums, and a flipped bit would be silent.
-"""
+"""Checkpoint: a model as plain values and arrays, written to a folder or a hub, and restored from them."""
 
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
 
 from celler._utils._devices import choose_device
-from celler._utils._version import __version__
+from celler._utils._messages import warn
+from celler.model import _hub
+from celler.model._arrays import check_shapes, check_values, layout
+from celler.model._card import license_of, model_card, with_license
+from celler.model._contents import decoded, encoded
+from celler.model._folder import CARD, CONFIG, check_target, plain_and_arrays, read_card, read_folder, write_folder
+from celler.model._legacy import holds_legacy_model, read_legacy
 from celler.model._state import Fitted, ModelState, Pretrained
 
-FORMAT = "celler"
-FORMAT_VERSION = 1
-FILE_NAME = "model.pt"
+DIVERGED = (
+    "It could not be loaded again, so it is not saved. NaN or infinite weights mean that training diverged: train "
+    "again with a lower learning_rate."
+)
 
 
-def write_checkpoint(folder: str | os.PathLike[str], contents: dict[str, Any], *, overwrite: bool) -> Path:
-    """Write ``contents`` to ``folder/model.pt`` and return its path.
+@dataclass(frozen=True)
+class Saved:
+    """A trained or pretrained model, with its registry and the arguments of the class."""
 
-    The file appears whole or not at all, and other files of the folder are left alone. ``contents``
-    holds tensors, str, int, float, bool, None, lists and dicts; the file opens with
-    ``torch.load(weights_only=True)``. Raises ``FileExistsError`` for an existing model unless ``overwrite``.
-    """
-    folder = Path(folder)
-    path = folder / FILE_NAME
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it, or another folder.")
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__}
-    temporary = folder / f".model-{uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            torch.save(header | contents, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        if is_new:
-            folder.rmdir()
-        raise
-    return path
+    state: ModelState
+    registry: dict[str, Any]
+    arguments: dict[str, Any]
 
 
-def read_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Contents of a folder written by :func:`write_checkpoint`.
-
-    Raises ``FileNotFoundError`` where there is no model, ``ValueError`` where the file is damaged,
-    of another program, or of a later version of Celler.
-    """
-    path = Path(folder) / FILE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; pass the folder that model.save() wrote.")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile("a checksum is wrong")
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its message advises to load the file unsafely
+def save(saved: Saved, folder: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Write a model to a folder; see :meth:`celler.model.Celler.save`."""
+    if _hub.is_address(folder):
         raise ValueError(
-            f"{path} holds more than tensors and plain values, so Celler did not write it; it was not opened."
-        ) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, cut short or no Celler model; save the model again. ({error})") from error
-    if (
-        not isinstance(contents, dict)
-        or contents.get("format") != FORMAT
-        or not isinstance(contents.get("format_version"), int)
-    ):
-        raise ValueError(f"{path} is a torch file, but not a Celler model.")
-    if contents["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} was written by Celler {contents.get('celler_version')} in format "
-            f"{contents['format_version']}; this version reads up to {FORMAT_VERSION}. Upgrade celler."
+            f"dir_path={os.fspath(folder)!r} is an address on a hub; model.push_to_hub(repo_id) writes there."
         )
-    return contents
+    folder = Path(folder)
+    _write(saved, folder, folder.name or "folder", overwrite=overwrite)
 
 
-def registry_of(contents: dict[str, Any]) -> dict[str, Any]:
-    """Registry of a checkpoint."""
-    registry: dict[str, Any] = contents["registry"]
-    # Before there was a base, a file did not say that its model has none.
-    return registry | {"celler": {"base": None} | registry["celler"]}
+def push(saved: Saved, repo_id: str, upload: _hub.Upload, license: str | None) -> str:
+    """Write a model to a hub and return its address; see :meth:`celler.model.Celler.push_to_hub`."""
+    address = _hub.address_of(repo_id, upload.revision)
+    with TemporaryDirectory() as made:
+        folder = Path(made) / "model"
+        _write(saved, folder, address, license=license)
+        path = folder / CARD
+
+        def keep(theirs: Path) -> None:
+            card = _with_changes(path.read_text("utf-8"), theirs, f"the card of {address}")
+            path.write_text(with_license(card, license), "utf-8", newline="\n")
+
+        return _hub.push(folder, repo_id, upload, keep)
 
 
-def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Write a trained or pretrained model as tensors and plain values."""
+def _write(saved: Saved, folder: Path, address: str, *, license: str | None = None, overwrite: bool = False) -> None:
+    """Write a model, of which ``Celler.load(address)`` is the way to load it, with a card that keeps its author's."""
+    check_target(folder, overwrite=overwrite)
+    contents, state = contents_of(saved), saved.state
+    plain, arrays = plain_and_arrays(_with_curves(contents, encoded))
+    expected, found = layout(contents, state.network.config), {k: (v.dtype.name, v.shape) for k, v in arrays.items()}
+    check_shapes(found, expected, "the model", DIVERGED)
+    check_values(arrays, expected, "the model", DIVERGED)
+    own = model_card(state, address)
+    card = with_license(own if state.card is None else state.card, license or state.license)
+    card = with_license(_with_changes(card, folder, str(folder / CARD)), license)
+    write_folder(folder, plain, arrays, card, own, overwrite=overwrite)
+
+
+def _with_changes(card: str, folder: Path, where: str) -> str:
+    """Return the card of a folder if its author changed it, else ``card`` with the licence that the author gave."""
+    theirs, is_changed = read_card(folder)
+    if theirs is None or theirs == card:
+        return card
+    if not is_changed:
+        return with_license(card, license_of(card) or license_of(theirs))
+    warn(
+        f"{where} was changed by its author and is kept; its figures may be of another model. Remove it before "
+        "saving to have it written anew."
+    )
+    return theirs
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the contents of a saved model, checked, from a folder or an address on a hub."""
+    located = _hub.locate(path)
+    folder = located.folder
+    if holds_legacy_model(folder) and not (folder / CONFIG).exists():
+        return read_legacy(folder) | {"origin": None, "card": None, "license": None}
+    contents = _with_curves(read_folder(folder), decoded)
+    card, is_changed = read_card(folder)
+    return contents | {"origin": located.origin, "card": card if is_changed else None, "license": license_of(card)}
+
+
+def contents_of(saved: Saved) -> dict[str, Any]:
+    """Return a trained or pretrained model as arrays and plain values."""
+    state, registry = saved.state, saved.registry
     kept = ("model_name", "setup_method_name", "scvi_version")
     plain_registry = {name: registry[name] for name in kept} | {
         "setup_args": _plain(asdict(state.setup)),
@@ -105,10 +112,10 @@ def contents_of(state: ModelState, registry: dict[str, Any], arguments: dict[str
     }
     return {
         "registry": plain_registry,
-        "init_params": _plain(arguments) | {"encoder": state.network.config.encoder},
+        "init_params": _plain(saved.arguments) | {"encoder": state.network.config.encoder},
         "fitted": state.fitted and state.fitted.to_plain(),
         "pretrained": state.pretrained and state.pretrained.to_plain(),
-        "weights": {name: tensor.cpu() for name, tensor in state.network.state_dict().items()},
+        "weights": {name: tensor.cpu().numpy() for name, tensor in state.network.state_dict().items()},
     }
 
 
@@ -119,10 +126,15 @@ def restored(state: ModelState, contents: dict[str, Any], accelerator: str) -> M
         state = state.with_pretrained(Pretrained.from_plain(pretrained, network.config))
     if fitted is not None:
         state = state.with_fitted(Fitted.from_plain(fitted))
-        # Earlier versions kept this weight apart from the others.
-        network.encoder_share = fitted.get("encoder_share", network.encoder_share)
-    network.load_state_dict(contents["weights"])
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in contents["weights"].items()})
+    state = replace(state, **{name: contents[name] for name in ("origin", "card", "license")})
     return state.on(choose_device(accelerator), contents["init_params"]["precision"])
+
+
+def _with_curves(contents: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the contents with changed curves of training and pretraining."""
+    parts = {name: contents[name] for name in ("fitted", "pretrained") if contents[name] is not None}
+    return contents | {name: part | {"history": change(part["history"])} for name, part in parts.items()}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from celler._utils._devices import choose_precision
 from celler.data._profile import Profile
@@ -66,32 +65,21 @@ class Fitted:
     novelty: Novelty | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """Convert to tensors and plain values, for a checkpoint."""
-        arrays = ("train_indices", "validation_indices", "class_counts", "gene_share")
-        plain: dict[str, Any] = {name: torch.from_numpy(getattr(self, name)) for name in arrays}
-        return plain | {
+        """Convert to arrays and plain values, for a checkpoint."""
+        return vars(self) | {
             "decision": asdict(self.decision),
-            "history": self.history,
-            "hard_cells": self.hard_cells,
-            "seed": self.seed,
-            "profile": self.profile and {name: torch.from_numpy(value) for name, value in asdict(self.profile).items()},
-            "novelty": self.novelty
-            and {name: torch.from_numpy(value) for name, value in self.novelty.to_plain().items()},
+            "profile": self.profile and dict(vars(self.profile)),
+            "novelty": self.novelty and self.novelty.to_plain(),
         }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Fitted:
         """Convert back from :meth:`to_plain`; a file of an earlier version may hold more."""
-        names = [field.name for field in fields(cls) if field.name in plain]
-        values: dict[str, Any] = {
-            name: plain[name].numpy() if isinstance(plain[name], Tensor) else plain[name] for name in names
-        }
+        values = {field.name: plain[field.name] for field in fields(cls) if field.name in plain}
         if values.get("profile") is not None:
-            arrays = {name: tensor.numpy() for name, tensor in plain["profile"].items()}
-            values["profile"] = Profile(**arrays)
+            values["profile"] = Profile(**values["profile"])
         if values.get("novelty") is not None:
-            arrays = {name: tensor.numpy() for name, tensor in plain["novelty"].items()}
-            values["novelty"] = Novelty.from_plain(arrays)
+            values["novelty"] = Novelty.from_plain(values["novelty"])
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
@@ -106,11 +94,11 @@ class Pretrained:
     history: dict[str, list[float]]  # curves, a value per epoch
 
     def to_plain(self) -> dict[str, Any]:
-        """Convert to tensors and plain values, for a checkpoint."""
+        """Convert to arrays and plain values, for a checkpoint."""
         return {
-            "decoder": {name: tensor.cpu() for name, tensor in self.decoder.state_dict().items()},
+            "decoder": {name: tensor.cpu().numpy() for name, tensor in self.decoder.state_dict().items()},
             "batches": list(self.batches),
-            "gene_share": torch.from_numpy(self.gene_share),
+            "gene_share": self.gene_share,
             "n_cells": self.n_cells,
             "history": self.history,
         }
@@ -119,9 +107,8 @@ class Pretrained:
     def from_plain(cls, plain: dict[str, Any], config: NetworkConfig) -> Pretrained:
         """Convert back from :meth:`to_plain`, for a network of the same sizes."""
         decoder = GeneDecoder(config, len(plain["batches"]))
-        decoder.load_state_dict(plain["decoder"])
-        share, n_cells = plain["gene_share"].numpy(), plain["n_cells"]
-        return cls(decoder.eval(), tuple(plain["batches"]), share, n_cells, plain["history"])
+        decoder.load_state_dict({name: torch.from_numpy(array) for name, array in plain["decoder"].items()})
+        return cls(decoder.eval(), tuple(plain["batches"]), plain["gene_share"], plain["n_cells"], plain["history"])
 
 
 @dataclass(frozen=True)
@@ -149,6 +136,9 @@ class ModelState:
     fitted: Fitted | None = None  # what training left
     pretrained: Pretrained | None = None  # what pretraining left
     old: OldKnowledge | None = None  # what an extended model keeps of the model it came from
+    origin: str | None = None  # address and commit of the hub it was loaded from
+    card: str | None = None  # the model card that it was loaded with, where its author changed it
+    license: str | None = None  # the licence in that card
 
     @property
     def decision(self) -> Decision:
@@ -220,25 +210,34 @@ def summary(state: ModelState) -> str:
     """Describe the model in one line, then the network, the training and what to call next."""
     config = state.network.config
     classes = f"{len(state.tree.classes)} classes, {config.n_genes:,} genes"
-    network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
-    network = network if state.base is None else f"{network[:-1]}, {state.base.describe(config.n_genes)})"
-    network += f" + sum of gene embeddings ({config.d_sum} wide)" if state.network.sum is not None else ""
-    network += " + evidence table" if config.use_evidence else ""
-    if state.fitted is None:
-        return "\n  ".join(_untrained(state, classes, network))
-    counts = state.fitted.class_counts
-    rows = [
-        f"Celler, trained: {classes}",
-        f"cells     {int(counts.sum()):,} labelled, {counts.max():,} to {counts.min():,} a class",
-        f"network   {network}, on {state.network.device}",
-        f"training  {_training(state.fitted)}",
-        "next      model.predict(adata), model.annotate(adata) or model.save(folder)",
-    ]
+    rows = _untrained(state, classes) if state.fitted is None else _trained(state, state.fitted, classes)
+    if state.origin is not None:
+        rows.insert(-1, f"loaded    {state.origin}")
     return "\n  ".join(rows)
 
 
-def _untrained(state: ModelState, classes: str, network: str) -> list[str]:
-    has_classes, pretrained = bool(state.tree.classes), state.pretrained
+def network_line(state: ModelState) -> str:
+    """Describe the network in one line."""
+    config = state.network.config
+    network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
+    network = network if state.base is None else f"{network[:-1]}, {state.base.describe(config.n_genes)})"
+    network += f" + sum of gene embeddings ({config.d_sum} wide)" if state.network.sum is not None else ""
+    return network + (" + evidence table" if config.use_evidence else "")
+
+
+def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
+    counts = fitted.class_counts
+    return [
+        f"Celler, trained: {classes}",
+        f"cells     {int(counts.sum()):,} labelled, {counts.max():,} to {counts.min():,} a class",
+        f"network   {network_line(state)}, on {state.network.device}",
+        f"training  {training_line(fitted)}",
+        "next      model.predict(adata), model.annotate(adata) or model.save(folder)",
+    ]
+
+
+def _untrained(state: ModelState, classes: str) -> list[str]:
+    has_classes, pretrained, network = bool(state.tree.classes), state.pretrained, network_line(state)
     if state.scgpt is not None and not has_classes:
         return [
             f"Celler, pretrained: no classes, {state.network.config.n_genes:,} genes",
@@ -256,7 +255,7 @@ def _untrained(state: ModelState, classes: str, network: str) -> list[str]:
     ]
 
 
-def _training(fitted: Fitted) -> str:
+def training_line(fitted: Fitted) -> str:
     """Epochs, seed and the validation macro-F1 of the weights that were kept."""
     history = fitted.history
     parts = [f"{len(history['train_loss'])} epochs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,14 +19,15 @@ from celler._utils._messages import warn
 from celler.data._expression import ExpressionReader
 from celler.data._genes import align_genes
 from celler.data._query import Genes
-from celler.model._checkpoint import FILE_NAME
+from celler.model._folder import CONFIG, holds_model
+from celler.model._hub import is_address
 from celler.model._pretrain import require_untrained
 from celler.model._setup import align_to_vocabulary
 from celler.model._state import ModelState, ScGPTOrigin, Setup
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder
 from celler.network._network import build_network
-from celler.network._scgpt import ARGS, VOCABULARY, WEIGHTS, ScGPTCheckpoint
+from celler.network._scgpt import ARGS, VOCABULARY, WEIGHTS, ScGPTCheckpoint, is_scgpt_folder
 
 #: Sizes of a checkpoint that are arguments of the model.
 SIZES = ("d_model", "n_heads", "n_layers", "n_bins", "dropout_rate")
@@ -56,11 +58,16 @@ class ScGPTOptions:
         }
 
 
-def check_celler_folder(path: Path, options: ScGPTOptions) -> None:
+def is_scgpt(path: str | os.PathLike[str]) -> bool:
+    """Return whether ``path`` is a folder of scGPT, rather than one of Celler or an address on a hub."""
+    return not is_address(path) and is_scgpt_folder(Path(path))
+
+
+def check_celler_folder(path: str | os.PathLike[str], options: ScGPTOptions) -> None:
     """Raise for a folder that is neither scGPT's nor Celler's, or for options that a saved Celler has already."""
-    if not (path / FILE_NAME).is_file():
+    if not is_address(path) and not holds_model(Path(path)):
         raise FileNotFoundError(
-            f"{path} holds no model: there is no {FILE_NAME}, which model.save() writes. {scgpt_needs()}"
+            f"{path} holds no model: there is no {CONFIG}, which model.save() writes. {scgpt_needs()}"
         )
     if options != ScGPTOptions():
         raise ValueError(

@@ -1,205 +1,18 @@
-"""save and load: equal to the bit in any process, refusals, and that a failure leaves no trace."""
+"""save and load: equal to the bit in any process, and that what was not learned is not saved."""
 
-import os
-import pickle
 import shutil
 import subprocess
 import sys
-from datetime import date
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
-from toy import SMALL, assert_equal_frames, assert_unchanged, cells, fit, snapshot, soft, trained
+from toy import SMALL, assert_equal_frames, assert_unchanged, cells, fit, pretrained, snapshot, soft, trained
 
 from celler.model import Celler
-from celler.model import _checkpoint as checkpoint
-from celler.model._checkpoint import FILE_NAME, FORMAT_VERSION, read_checkpoint, write_checkpoint
-
-CONTENTS = {
-    "weights": {"a": torch.arange(3000.0), "b": torch.ones(2, 3, dtype=torch.bfloat16)},
-    "classes": ["NK", "T cell/é"],
-    "temperature": 1.25,
-    "n_bins": 51,
-    "is_log": True,
-    "parents": None,
-}
-
-
-def files(folder) -> dict[str, bytes]:
-    """Every file below ``folder`` with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def store(folder, contents) -> None:
-    """A model file that torch wrote but celler did not."""
-    folder.mkdir(exist_ok=True)
-    torch.save(contents, folder / FILE_NAME)
-
-
-@pytest.fixture
-def model(tmp_path):
-    """A folder with a model and something of the user's."""
-    folder = tmp_path / "deep" / "model"
-    write_checkpoint(folder, CONTENTS, overwrite=False)
-    (folder / "notes.txt").write_text("mine")
-    return folder
-
-
-def test_read_checkpoint_returns_what_was_written(model):
-    contents = read_checkpoint(model)
-    for name, tensor in CONTENTS["weights"].items():
-        assert contents["weights"][name].dtype == tensor.dtype
-        assert torch.equal(contents["weights"][name], tensor)
-    for name in set(CONTENTS) - {"weights"}:
-        assert contents[name] == CONTENTS[name]
-        assert type(contents[name]) is type(CONTENTS[name])
-    assert contents["format"] == "celler"
-    assert str(model) == str(write_checkpoint(model, CONTENTS, overwrite=True).parent)
-
-
-def test_write_checkpoint_holds_no_code(model):
-    assert torch.load(model / FILE_NAME, weights_only=True)["n_bins"] == 51
-
-
-def test_write_checkpoint_with_a_path_as_text(tmp_path):
-    write_checkpoint(str(tmp_path), CONTENTS, overwrite=False)
-    assert read_checkpoint(str(tmp_path))["n_bins"] == 51
-
-
-def test_write_checkpoint_without_overwrite(model):
-    before = files(model)
-    with pytest.raises(FileExistsError, match=r"model\.pt exists; pass overwrite=True"):
-        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=False)
-    assert files(model) == before
-    write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
-    assert read_checkpoint(model)["n_bins"] == 7
-    assert set(files(model)) == set(before)
-    assert files(model)["notes.txt"] == b"mine"
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
-def test_write_checkpoint_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch, error):
-    def fail(contents, file):
-        file.write(b"half of a model")
-        raise error
-
-    before = files(tmp_path)
-    monkeypatch.setattr(checkpoint.torch, "save", fail)
-    with pytest.raises(type(error)):
-        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
-    with pytest.raises(type(error)):
-        write_checkpoint(tmp_path / "new", CONTENTS, overwrite=False)
-    assert files(tmp_path) == before
-    assert not (tmp_path / "new").exists()
-    monkeypatch.undo()
-    assert read_checkpoint(model)["n_bins"] == 51
-
-
-def test_write_checkpoint_that_cannot_rename_leaves_the_old_file(model, monkeypatch):
-    def fail(self, target):
-        raise PermissionError("held open")
-
-    before = files(model)
-    monkeypatch.setattr(checkpoint.Path, "replace", fail)
-    with pytest.raises(PermissionError):
-        write_checkpoint(model, CONTENTS | {"n_bins": 7}, overwrite=True)
-    assert files(model) == before
-
-
-def test_read_checkpoint_without_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"model\.pt does not exist; pass the folder"):
-        read_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        read_checkpoint(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999])
-def test_read_checkpoint_of_a_file_cut_short(model, share):
-    whole = (model / FILE_NAME).read_bytes()
-    (model / FILE_NAME).write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short .*save the model again"):
-        read_checkpoint(model)
-
-
-@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.8])
-def test_read_checkpoint_of_damaged_bytes(model, place):
-    """Also one bit inside a tensor, which would otherwise only change the predictions."""
-    whole = bytearray((model / FILE_NAME).read_bytes())
-    whole[int(place * len(whole))] ^= 1
-    (model / FILE_NAME).write_bytes(whole)
-    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
-        read_checkpoint(model)
-
-
-def test_read_checkpoint_of_text(tmp_path):
-    (tmp_path / FILE_NAME).write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
-    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
-        read_checkpoint(tmp_path)
-
-
-def test_read_checkpoint_does_not_execute_a_pickle(tmp_path, capsys):
-    class Trap:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    (tmp_path / FILE_NAME).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match=r"model\.pt is damaged, cut short or no Celler model"):
-        read_checkpoint(tmp_path)
-    for foreign in (Trap(), {"format": "celler", "when": date(2024, 1, 1)}):
-        store(tmp_path, foreign)
-        with pytest.raises(ValueError, match="more than tensors and plain values, so Celler did"):
-            read_checkpoint(tmp_path)
-    assert "executed" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "contents",
-    [
-        torch.ones(3),
-        [1, 2],
-        {"layer.weight": torch.ones(2, 2)},
-        {"model_state_dict": {}, "var_names": ["a"], "attr_dict": {"registry_": {}}},
-        {"format": "other", "format_version": 1},
-        {"format": torch.ones(3)},
-        {"format": "celler"},
-        {"format": "celler", "format_version": "1"},
-    ],
-    ids=["tensor", "list", "state dict", "scvi", "format", "tensor format", "no version", "text"],
-)
-def test_read_checkpoint_of_another_torch_file(tmp_path, contents):
-    store(tmp_path, contents)
-    with pytest.raises(ValueError, match=r"model\.pt is a torch file, but not a Celler model"):
-        read_checkpoint(tmp_path)
-
-
-def test_read_checkpoint_of_object_arrays(tmp_path):
-    store(tmp_path, {"var_names": np.array(["a", "b"], dtype=object)})
-    with pytest.raises(ValueError, match="so Celler did not write it"):
-        read_checkpoint(tmp_path)
-
-
-def test_read_checkpoint_of_a_later_format(model):
-    contents = read_checkpoint(model) | {"format_version": 2, "celler_version": "9.1.0"}
-    store(model, contents)
-    with pytest.raises(ValueError, match=r"Celler 9\.1\.0 in format 2; this version reads up to 1"):
-        read_checkpoint(model)
-
-
-def test_write_checkpoint_follows_the_umask(tmp_path):
-    umask = os.umask(0o027)
-    try:
-        path = write_checkpoint(tmp_path / "model", {"a": 1}, overwrite=False)
-    finally:
-        os.umask(umask)
-    assert path.stat().st_mode & 0o777 == 0o640
-
-
-STORED = Path(__file__).parents[1] / "data" / "saved_model"
+from celler.model._folder import CARD, FILES
 
 
 @pytest.fixture
@@ -308,40 +121,6 @@ np.save(sys.argv[3], Celler.load(sys.argv[2]).predict(adata, soft=True).to_numpy
     np.testing.assert_array_equal(np.load(tmp_path / "predicted.npy"), soft(query))
 
 
-def test_load_of_a_file_of_another_python():
-    """tests/data/make_saved_model.py wrote it, on Python 3.11 with pandas 2 and anndata 0.12."""
-    counts = pd.read_csv(STORED / "query.csv", index_col=0)
-    query = ad.AnnData(sparse.csr_matrix(counts.to_numpy(np.float32)))
-    query.obs_names, query.var_names = counts.index.astype(str), counts.columns.astype(str)
-    expected = pd.read_csv(STORED / "predicted.csv", index_col=0)
-    model = Celler.load(STORED)
-    actual = model.predict(query, soft=True)
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
-    assert list(actual.columns) == list(expected.columns) == list(model.classes_)
-    ranked = np.sort(expected.to_numpy(), axis=1)
-    is_clear = ranked[:, -1] - ranked[:, -2] > 1e-3
-    assert is_clear.mean() > 0.9
-    np.testing.assert_array_equal(model.predict(query)[is_clear], expected.idxmax(axis=1)[is_clear])
-    assert set(model.predict(query, level="parent")) == {"lineage 0", "lineage 1"}
-    assert set(model.hard_cells_["label"]) <= set(model.classes_)
-    assert model.hard_cells_["n_epochs"].is_monotonic_decreasing
-    assert len(model.hard_cells_) > 0
-
-
-def test_save_writes_tensors_and_plain_values(folder):
-    assert [path.name for path in folder.iterdir()] == [FILE_NAME]
-    contents = torch.load(folder / FILE_NAME, weights_only=True)
-
-    def check(value):
-        if isinstance(value, dict | list | tuple):
-            for part in value.values() if isinstance(value, dict) else value:
-                check(part)
-        else:
-            assert value is None or type(value) in (str, int, float, bool, torch.Tensor)
-
-    check(contents)
-
-
 def test_save_with_numpy_values(tmp_path, query):
     """As they come out of loops over arrays."""
     reference = cells()
@@ -356,14 +135,14 @@ def test_save_with_numpy_values(tmp_path, query):
 def test_save_without_overwrite(folder, query):
     (folder / "notes.txt").write_text("mine")
     other = fit(cells(), max_epochs=1)
-    before = (folder / FILE_NAME).read_bytes()
+    before = {name: (folder / name).read_bytes() for name in FILES}
     with pytest.raises(FileExistsError, match="overwrite=True"):
         other.save(folder)
-    assert (folder / FILE_NAME).read_bytes() == before
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
     other.save(folder, overwrite=True)
     expected = other.predict(query, soft=True)
     assert_equal_frames(Celler.load(folder).predict(query, soft=True), expected)
-    assert sorted(path.name for path in folder.iterdir()) == [FILE_NAME, "notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "notes.txt"])
 
 
 def test_save_before_training(tmp_path):
@@ -372,57 +151,6 @@ def test_save_before_training(tmp_path):
     with pytest.raises(RuntimeError, match=r"not trained; call train\(\)"):
         Celler(adata, **SMALL).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_byte(path):
-    content = bytearray(path.read_bytes())
-    weights = trained().module.state_dict()["encoder.gene"].numpy().tobytes()
-    content[content.index(weights)] ^= 0xFF  # elsewhere it might be padding, which nobody reads
-    path.write_bytes(content)
-
-
-def write_text(path):
-    path.write_text("not a model")
-
-
-def write_nothing(path):
-    path.write_bytes(b"")
-
-
-def write_foreign_tensors(path):
-    torch.save({"state_dict": torch.zeros(3)}, path)
-
-
-def write_foreign_objects(path):
-    torch.save({"model": np.array(["x"], dtype=object), "frame": pd.DataFrame({"a": [1]})}, path)
-
-
-def write_future(path):
-    contents = torch.load(path, weights_only=True)
-    torch.save(contents | {"format_version": FORMAT_VERSION + 1, "celler_version": "9.9"}, path)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (truncate, "damaged"),
-        (flip_a_byte, "damaged"),
-        (write_text, "damaged|not a Celler model|did not write"),
-        (write_nothing, "damaged"),
-        (write_foreign_tensors, "not a Celler model"),
-        (write_foreign_objects, "Celler did not write it"),
-        (write_future, rf"Celler 9\.9 in format {FORMAT_VERSION + 1}.*Upgrade celler"),
-    ],
-)
-def test_load_of_a_file_that_is_no_model(folder, change, words):
-    change(folder / FILE_NAME)
-    with pytest.raises(ValueError, match=words) as error:
-        Celler.load(folder)
-    assert str(folder / FILE_NAME) in str(error.value)
 
 
 def test_load_of_a_folder_without_a_model(tmp_path):
@@ -454,3 +182,101 @@ def test_save_with_parents(query, tmp_path):
         actual, expected = (np.asarray(m.predict(query, **options)) for m in (loaded, model))
         np.testing.assert_array_equal(actual, expected)
     loaded.save(tmp_path / "again")
+
+
+def test_load_of_a_pretrained_model(query, tmp_path):
+    model = pretrained(cells(), {"batch_key": "donor"})
+    model.save(tmp_path)
+    loaded = Celler.load(tmp_path)
+    assert repr(loaded) == repr(model)
+    assert_equal_frames(loaded.pretraining_history, model.pretraining_history)
+    actual, expected = (m.predict_expression(query, ["gene 1", "gene 7"]) for m in (loaded, model))
+    assert_equal_frames(actual, expected)
+
+
+def test_load_of_an_extended_model(tmp_path):
+    """It has no novelty score, and means of genes that were not measured in a class are NaN."""
+    new = cells(120, seed=3)
+    new.var_names = [f"new {i}" if i < 5 else name for i, name in enumerate(new.var_names)]
+    new.obs["cell_type"] = new.obs["cell_type"].astype(str).replace("type 0", "type 9")
+    with pytest.warns(UserWarning, match="genes"):
+        model = Celler.load_query_data(new, trained(), extend_labels=True)
+    model.train(max_epochs=1, refit=False, show_progress=False)
+    assert np.isnan(model._state.profile.mean).any()
+    model.save(tmp_path)
+    assert_equal_frames(Celler.load(tmp_path).predict(new, soft=True), model.predict(new, soft=True))
+
+
+def test_load_keeps_curves_that_are_not_finite(tmp_path):
+    model = fit(cells(), max_epochs=2)
+    curve = [np.nan, np.inf]
+    model._state.fitted.history["validation_loss"] = curve
+    model.save(tmp_path)
+    np.testing.assert_array_equal(Celler.load(tmp_path).history["validation_loss"], curve)
+
+
+def test_load_keeps_arrays_of_their_own(folder):
+    """A view would keep the bytes of the whole file in memory."""
+    fitted = Celler.load(folder)._state.fitted
+    for array in (fitted.gene_share, fitted.train_indices, fitted.profile.mean, fitted.novelty.known):
+        assert array.flags.owndata
+
+
+def test_save_of_a_model_that_diverged(tmp_path):
+    model = fit(cells(), max_epochs=1)
+    with torch.no_grad():
+        model.module.evidence.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"the model has other values in weights\.evidence\.bias.*lower learning_rate"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_save_to_an_address():
+    with pytest.raises(ValueError, match=r"'hf://owner/name' is an address on a hub; model\.push_to_hub"):
+        trained().save("hf://owner/name")
+
+
+def test_save_and_load_write_and_read_the_same_bytes(folder, tmp_path):
+    Celler.load(folder).save(tmp_path / "again" / folder.name)
+    for name in FILES:
+        assert (tmp_path / "again" / folder.name / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_save_keeps_the_card_of_its_author(folder, query, tmp_path):
+    """Beside a model that replaces it, with a warning; and with the model itself, without."""
+    mine = (folder / CARD).read_text() + "\nAsk me."
+    (folder / CARD).write_text(mine)
+    loaded = Celler.load(folder)
+    loaded.save(tmp_path / "elsewhere")
+    loaded.save(folder, overwrite=True)
+    assert (tmp_path / "elsewhere" / CARD).read_text() == (folder / CARD).read_text() == mine
+    with pytest.warns(UserWarning, match=r"README\.md was changed by its author and is kept.*Remove it"):
+        fit(cells(), max_epochs=1).save(folder, overwrite=True)
+    assert (folder / CARD).read_text() == mine
+    Celler.load(folder).save(tmp_path / "again")
+    assert (tmp_path / "again" / CARD).read_text() == mine
+    (folder / CARD).unlink()
+    trained().save(folder, overwrite=True)
+    assert "Ask me" not in (folder / CARD).read_text()
+
+
+def test_save_keeps_the_card_of_another_program(tmp_path):
+    (tmp_path / CARD).write_text("# My analysis")
+    with pytest.warns(UserWarning, match="was changed by its author and is kept"):
+        trained().save(tmp_path)
+    assert (tmp_path / CARD).read_text() == "# My analysis"
+
+
+def test_save_rewrites_a_card_with_a_licence(folder, tmp_path):
+    """Its author only filled in the licence, which stays."""
+    card = (folder / CARD).read_text()
+    (folder / CARD).write_text(
+        card.replace("# license: to be filled in by the author, such as cc-by-4.0", "license: mit")
+    )
+    Celler.load(folder).save(tmp_path / "elsewhere")
+    other = fit(cells(), max_epochs=2)
+    other.save(folder, overwrite=True)
+    for place, n_epochs in (("elsewhere", 5), ("model", 2)):
+        text = (tmp_path / place / CARD).read_text()
+        assert "\nlicense: mit\n" in text
+        assert f"{n_epochs} epochs" in text
