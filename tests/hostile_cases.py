@@ -190,6 +190,13 @@ def with_first(new: Any) -> Callable[[list[Any]], list[Any]]:
     return lambda values: [new, *values[1:]]
 
 
+def forged_base(folder: Path) -> None:
+    sizes = {"d_model": 33, "n_latents": 6, "n_layers": 1, "n_heads": 3}
+    base = {"name": "b", "n_known": 1, "organism": "human", "sizes": sizes, "n_profiles": 0}
+    put("registry.celler.base", base)(folder)
+    put("init_params.encoder", "base")(folder)
+
+
 GENE = "weights.encoder.gene"
 #: Name: the change, and what the message says.
 FILES_OF = {
@@ -251,6 +258,7 @@ CONFIGS = {
         put("registry.celler.base", {"name": "b", "n_known": 1, "organism": "human", "sizes": {}, "n_profiles": 0}),
         "lacks registry.celler.base.sizes.d_model",
     ),
+    "base of heads that do not fit": (forged_base, "contradicts itself: d_model=32 is not a multiple of n_heads=3"),
     "base is a number": (put("registry.celler.base", 1), "registry.celler.base is 1; an object, or null"),
     "scgpt": (put("registry.celler.scgpt", 1), "celler.scgpt is 1"),
     "encoder without its origin": (put("init_params.encoder", "base"), "celler.base is None; an object, for enc"),

@@ -170,7 +170,11 @@ def read_folder(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     config = _json(_read(path, MAX_OF[CONFIG]), path)
-    expected = layout(config, check_config(config, path))
+    sizes = check_config(config, path)
+    try:
+        expected = layout(config, sizes)
+    except ValueError as error:
+        raise ValueError(f"{path} contradicts itself: {error} {AGAIN}") from None
     tensors = config["tensors"]
     if tensors["file"] != WEIGHTS:
         raise ValueError(f"{path}: tensors.file is {shown(tensors['file'])}; {WEIGHTS!r} is needed. {AGAIN}")

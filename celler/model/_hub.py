@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,9 @@ def _explained(address: str) -> Iterator[None]:
         raise FileNotFoundError(
             f"{address} does not exist, or is private and you may not see it. Check the name. {LOG_IN}."
         ) from None
-    except errors.LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub answered
+            raise _http_error(address, error.__cause__) from None
         raise ConnectionError(
             f"{address} is not in the cache of downloaded models and the hub cannot be reached. Check the connection "
             "and HF_HUB_OFFLINE, load it once online, or pass the folder of a saved model."
@@ -197,7 +199,6 @@ def _http_error(address: str, error: Exception) -> OSError:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    with suppress(AttributeError):
-        text = text.splitlines()[0]
-    return text.rstrip(".") + "."
+    """Return the first line of what went wrong, in the words of the library."""
+    text = str(error.__cause__ or error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:") + "."

@@ -159,11 +159,11 @@ def test_annotate_reference_without_propagate(files, capsys):
 
 
 def test_train_overwrite(files, capsys, monkeypatch):
-    before = (files / "model" / "model.pt").read_bytes()
+    before = (files / "model" / "config.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Celler, "train", lambda *_, **__: pytest.fail("only said after training"))
         assert_refused(capsys, train(files), "holds a model", "--overwrite")
-    assert (files / "model" / "model.pt").read_bytes() == before
+    assert (files / "model" / "config.json").read_bytes() == before
     assert main(train(files, "--overwrite")) == 0
 
 
@@ -175,7 +175,7 @@ def test_main_with_unreadable_files(files, tmp_path, capsys):
     assert_refused(capsys, ["train", tmp_path / "text.h5ad", *options], "text.h5ad cannot be read as .h5ad")
     assert_refused(capsys, ["annotate", model, tmp_path, "--out", out], "is not a file")
     query = files / "query.h5ad"
-    assert_refused(capsys, ["annotate", tmp_path, query, "--out", out], "model.pt does not exist")
+    assert_refused(capsys, ["annotate", tmp_path, query, "--out", out], "config.json does not exist")
     assert_refused(capsys, ["annotate", model, query, "--out", query], "is the query itself")
     assert not out.exists()
     assert not (tmp_path / "new").exists()

@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import torch
 from base_cases import N_GENES, SYMBOLS, fit_known, known_cells, untrained
+from legacy_cases import converts, write_legacy
 from scipy import sparse, special
 from toy import QUICK, SMALL, assert_equal_frames
 
 from celler.data._query import align_query, token_passes
 from celler.model import Celler
 from celler.model import _forward as inference
-from celler.model._checkpoint import FILE_NAME
 from celler.model._explain import contributions
+from celler.model._legacy import FILE_NAME
 from celler.network._encoders import AdditiveEncoder, BaseEncoder
 
 
@@ -80,13 +81,14 @@ def test_load_of_a_model_of_before_the_base(query, tmp_path, encoder):
     """Its genes are known today, but its weights are those of a sum, and its share was a scalar."""
     model = fit_known(network={"encoder": "additive"})
     expected = model.predict(query, soft=True)
-    model.save(tmp_path)
+    write_legacy(model, tmp_path)
     contents = torch.load(tmp_path / FILE_NAME, weights_only=True)
     del contents["registry"]["celler"]["base"]
     contents["init_params"]["encoder"] = encoder
     contents["weights"]["_extra_state"] = contents["weights"]["_extra_state"][0]
     torch.save(contents, tmp_path / FILE_NAME)
-    loaded = Celler.load(tmp_path)
+    with converts():
+        loaded = Celler.load(tmp_path)
     assert isinstance(loaded.module.encoder, AdditiveEncoder)
     assert_equal_frames(loaded.predict(query, soft=True), expected)
     loaded.save(tmp_path / "again")

@@ -1,6 +1,7 @@
 """model.pt of 0.1.0: loads once more with a warning, converts, and is refused where it is damaged or foreign."""
 
 import pickle
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -9,33 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from legacy_cases import converts, write_legacy
 from scipy import sparse
 from toy import assert_equal_frames, cells, fit, soft, trained
 
 from celler.model import Celler
-from celler.model._checkpoint import Saved, contents_of
 from celler.model._legacy import FILE_NAME, FORMAT_VERSION, holds_legacy_model
 
 STORED = Path(__file__).parents[1] / "data" / "saved_model"
-OLD = pytest.warns(FutureWarning, match=r"model\.pt is in the format of Celler 0\.1\.0.*Convert it once")
-
-
-def write_legacy(model: Celler, folder: Path) -> None:
-    """What the version 0.1.0 wrote."""
-
-    def tensors(values: dict) -> dict:
-        return {
-            name: tensors(value)
-            if isinstance(value, dict)
-            else torch.as_tensor(value)
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in values.items()
-        }
-
-    contents = tensors(contents_of(Saved(model._state, model.registry_, model._arguments)))
-    folder.mkdir(exist_ok=True)
-    torch.save({"format": "celler", "format_version": 1, "celler_version": "0.1.0"} | contents, folder / FILE_NAME)
 
 
 def store(folder, contents) -> None:
@@ -56,7 +38,7 @@ def query() -> ad.AnnData:
 
 
 def test_load_of_a_legacy_model(folder, query):
-    with OLD:
+    with converts():
         model = Celler.load(folder)
     assert_equal_frames(model.predict(query, soft=True), soft(query))
     np.testing.assert_array_equal(model.get_novelty(query), trained().get_novelty(query))
@@ -65,7 +47,7 @@ def test_load_of_a_legacy_model(folder, query):
 
 def test_save_converts_a_legacy_model(folder, query):
     (folder / "notes.txt").write_text("mine")
-    with OLD:
+    with converts():
         model = Celler.load(folder)
     with pytest.raises(FileExistsError, match="holds a model; pass overwrite=True"):
         model.save(folder)
@@ -102,14 +84,15 @@ def test_load_prefers_the_new_files(folder, query):
     assert_equal_frames(Celler.load(folder).predict(query, soft=True), other.predict(query, soft=True))
 
 
-def test_load_of_a_file_of_another_python():
-    """tests/data/make_saved_model.py wrote it, on Python 3.11 with pandas 2 and anndata 0.12."""
+@pytest.mark.parametrize("format_version", [1, 2])
+def test_load_of_a_file_of_another_python(format_version):
+    """Python 3.11 with pandas 2 and anndata 0.12 wrote it; tests/data/make_saved_model.py has the second."""
     counts = pd.read_csv(STORED / "query.csv", index_col=0)
     query = ad.AnnData(sparse.csr_matrix(counts.to_numpy(np.float32)))
     query.obs_names, query.var_names = counts.index.astype(str), counts.columns.astype(str)
     expected = pd.read_csv(STORED / "predicted.csv", index_col=0)
-    with OLD:
-        model = Celler.load(STORED)
+    with converts() if format_version == 1 else nullcontext():
+        model = Celler.load(STORED if format_version == 1 else STORED.with_name("saved_model_2"))
     actual = model.predict(query, soft=True)
     np.testing.assert_allclose(actual, expected, atol=1e-4)
     assert list(actual.columns) == list(expected.columns) == list(model.classes_)
@@ -201,6 +184,6 @@ def test_load_of_the_first_share_of_the_encoder(folder, query):
     share = contents["weights"].pop("_extra_state")[0].item()
     contents["fitted"]["encoder_share"] = share
     store(folder, contents)
-    with OLD:
+    with converts():
         model = Celler.load(folder)
     assert_equal_frames(model.predict(query, soft=True), soft(query))
