@@ -77,7 +77,7 @@ def find_ids(labels: Iterable[str]) -> pd.DataFrame:
 def ids_of(labels: Iterable[str]) -> dict[str, str]:
     """Cell Ontology id of each distinct label, an empty string where it has none."""
     names = cell_type_names()
-    return {label: names.find(label).row()[0] for label in _distinct(labels)}
+    return {label: names.find(label, with_candidates=False).row()[0] for label in _distinct(labels)}
 
 
 def _distinct(labels: Iterable[str]) -> list[str]:
@@ -163,15 +163,15 @@ class CellTypeNames:
         counts = Counter(word for words, _ in self._variants for word in words)
         return {word: math.log(1 + len(self._variants) / count) for word, count in counts.items()}
 
-    def find(self, label: str) -> Match:
-        """Find the term that a label means."""
+    def find(self, label: str, *, with_candidates: bool = True) -> Match:
+        """Find the term that a label means; candidates for an unknown one take most of the time."""
         if identifier := IDENTIFIER.fullmatch(label.strip()):
             term = self.ontology.terms.get(f"CL:{identifier[1]}")
             return Match("id", (term,)) if term else Match("unknown", ())
         for text in dict.fromkeys([label, parted(label)]):
             if match := self._find_named(text):
                 return Match("ambiguous", match.terms) if CODE.fullmatch(label.strip()) else match
-        return Match("unknown", tuple(self._similar(spelling(parted(label)))))
+        return Match("unknown", tuple(self._similar(spelling(parted(label)))) if with_candidates else ())
 
     def term(self, label: str) -> Term:
         """Return the term that a label means; raise unless there is one."""

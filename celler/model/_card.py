@@ -11,6 +11,7 @@ import pandas as pd
 from celler._utils._messages import listed
 from celler._utils._version import __version__
 from celler.data._gene_table import find_genes
+from celler.labels._cell_types import ids_of
 from celler.model._state import ModelState, network_line, training_line
 
 TAGS = ("cell-type-annotation", "single-cell", "scverse", "anndata", "biology")
@@ -88,7 +89,7 @@ def _use(state: ModelState, address: str) -> str:
 
 
 def _classes(state: ModelState) -> str:
-    """Return the table of the classes; a column of ids of the Cell Ontology would stand last."""
+    """Return the table of the classes, with ids of the Cell Ontology where it has some of the names."""
     tree, fitted = state.tree, state.fitted
     if not tree.classes:
         return "None: the model embeds cells."
@@ -97,6 +98,9 @@ def _classes(state: ModelState) -> str:
         columns["Parent"] = [_cell(name) for name in tree.parents]
     if fitted is not None:
         columns["Training cells"] = [f"{int(n):,}" for n in fitted.class_counts]
+    ids = ids_of(tree.classes)
+    if any(ids.values()):
+        columns["Cell Ontology"] = [ids[name] for name in tree.classes]
     rows = [" | ".join(row) for row in zip(*columns.values(), strict=True)]
     return "\n".join(f"| {row} |" for row in [" | ".join(columns), " | ".join("---" for _ in columns), *rows])
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
-from celler.labels import LabelTree
+from celler.labels._tree import LabelTree
 from celler.model._base import BaseOrigin
 from celler.model._setup import network_config
 from celler.model._state import HARD_CELL_COLUMNS, ScGPTOrigin, Setup

@@ -196,7 +196,9 @@ class _Opened:
     def __enter__(self) -> _Opened:
         path = self.path
         if not os.path.lexists(path):
-            raise FileNotFoundError(f"{path} does not exist; pass the folder that model.save() wrote.")
+            raise FileNotFoundError(
+                f"{path} does not exist; pass the folder that model.save() wrote, or hf://owner/name."
+            )
         if path.is_symlink() and not _is_of_hub_cache(path):
             raise ValueError(f"{path} is a link to {os.readlink(path)}, outside the folder; copy the file itself.")
         if not path.exists() or not stat.S_ISREG(path.stat().st_mode):

@@ -37,6 +37,17 @@ def test_card_lists_the_classes_with_their_cells():
     ]
 
 
+def test_card_has_ids_of_the_cell_ontology():
+    """Only where the name means one term: "alpha" does not."""
+    names = {"type 0": "B cell", "type 1": "NK cells", "type 2": "alpha", "type 3": "type 3"}
+    adata = cells()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map(names)
+    rows = section(model_card(fit(adata, max_epochs=1)._state, "m"), "Classes").splitlines()
+    assert rows[0] == "| Class | Training cells | Cell Ontology |"
+    found = {row.split(" | ")[0].strip("| "): row.split(" | ")[2].strip("| ") for row in rows[2:6]}
+    assert found == {"B cell": "CL:0000236", "NK cells": "CL:0000623", "alpha": "", "type 3": ""}
+
+
 def test_card_says_how_the_model_was_trained():
     text = section(CARD, "Training")
     history = trained().history
