@@ -283,7 +283,19 @@ CONFIGS = {
     ),
     "curve that chose the weights": (
         put("fitted.history.validation_macro_f1", lambda curve: ["NaN"] * len(curve)),
-        "history.validation_macro_f1 is .*a finite number for each epoch",
+        "history.validation_macro_f1 is .*a finite number of at least 0 for each epoch",
+    ),
+    "error below 0": (
+        put("fitted.history.validation_macro_f1_error", lambda curve: [-1.0] * len(curve)),
+        "history.validation_macro_f1_error is .*a finite number of at least 0 for each epoch",
+    ),
+    "number that no float holds": (
+        put("fitted.history.train_loss", lambda curve: [10**400] * len(curve)),
+        "history.train_loss is .*a list of numbers",
+    ),
+    "classes without end": (
+        put("registry.celler.classes", [f"{i:06}" for i in range(30_000)]),
+        "registry.celler.classes is .*20,000 at most",
     ),
     "hard cells of no class": (
         put("fitted.hard_cells.label", lambda labels: ["type 7"] * len(labels)),

@@ -68,8 +68,8 @@ def license_of(card: str | None) -> str | None:
 def digest(card: str) -> str:
     """Return the SHA-256 of a card, by which one is known that its author changed in more than the licence."""
     # A system or an editor may change the ends of the lines.
-    plain = card.replace("\r\n", "\n")
-    return hashlib.sha256(re.sub(f"^{LICENSE}$|{LICENSE_LINE}", "", plain, flags=re.MULTILINE).encode()).hexdigest()
+    plain = re.sub(f"^{LICENSE}$|{LICENSE_LINE}", "", card.replace("\r\n", "\n"), flags=re.MULTILINE)
+    return hashlib.sha256(plain.encode(errors="surrogateescape")).hexdigest()
 
 
 def _front(card: str) -> str | None:

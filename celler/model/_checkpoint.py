@@ -18,7 +18,16 @@ from celler.model import _hub
 from celler.model._arrays import check_shapes, check_values, layout
 from celler.model._card import license_of, model_card, with_license
 from celler.model._contents import decoded, encoded
-from celler.model._folder import CARD, CONFIG, check_target, plain_and_arrays, read_card, read_folder, write_folder
+from celler.model._folder import (
+    CARD,
+    CONFIG,
+    check_target,
+    plain_and_arrays,
+    read_card,
+    read_folder,
+    write_card,
+    write_folder,
+)
 from celler.model._legacy import holds_legacy_model, read_legacy
 from celler.model._state import Fitted, ModelState, Pretrained
 
@@ -53,11 +62,10 @@ def push(saved: Saved, repo_id: str, upload: _hub.Upload, license: str | None) -
     with TemporaryDirectory() as made:
         folder = Path(made) / "model"
         _write(saved, folder, address, license=license)
-        path = folder / CARD
 
         def keep(theirs: Path) -> None:
-            card = _with_changes(path.read_text("utf-8"), theirs, f"the card of {address}")
-            path.write_text(with_license(card, license), "utf-8", newline="\n")
+            card = _with_changes(read_card(folder)[0] or "", theirs, f"the card of {address}")
+            write_card(folder, with_license(card, license))
 
         return _hub.push(folder, repo_id, upload, keep)
 
@@ -97,7 +105,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if holds_legacy_model(folder) and not (folder / CONFIG).exists():
         return read_legacy(folder) | {"origin": None, "card": None, "license": None}
     contents = _with_curves(read_folder(folder), decoded)
-    card, is_changed = read_card(folder)
+    try:
+        card, is_changed = read_card(folder)
+    except ValueError:  # nothing depends on it
+        card, is_changed = None, False
     return contents | {"origin": located.origin, "card": card if is_changed else None, "license": license_of(card)}
 
 
@@ -113,7 +124,7 @@ def contents_of(saved: Saved) -> dict[str, Any]:
     return {
         "registry": plain_registry,
         "init_params": _plain(saved.arguments) | {"encoder": state.network.config.encoder},
-        "fitted": state.fitted and state.fitted.to_plain(),
+        "fitted": state.fitted and _plain(state.fitted.to_plain()),
         "pretrained": state.pretrained and state.pretrained.to_plain(),
         "weights": {name: tensor.cpu().numpy() for name, tensor in state.network.state_dict().items()},
     }

@@ -21,7 +21,7 @@ from celler.network._config import Encoder, Head, NetworkConfig
 FORMAT, FORMAT_VERSION = "celler", 2
 AGAIN = "Get the folder again from where it came, or save the model again."
 #: Largest size of a network and most blocks: far above any that is of use, and small enough to be checked.
-MAX_SIZE, MAX_LAYERS = 1_000_000, 1000
+MAX_SIZE, MAX_LAYERS, MAX_CLASSES = 1_000_000, 1000, 20_000
 
 
 class Rule(NamedTuple):
@@ -47,7 +47,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) in (int, float) and abs(value) < 1e300  # of a whole number of any length
 
 
 def _is_whole(value: Any, least: int, most: float) -> bool:
@@ -67,12 +67,12 @@ def _one_of(*values: str) -> Rule:
     return Rule(f"one of {list(values)}", lambda value: isinstance(value, str) and value in values)
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value)) and len(set(value)) == len(value)
-
-
 def _are_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _are_names(value: Any, most: int = MAX_SIZE) -> bool:
+    return _are_strings(value) and len(value) <= most and len(set(value)) == len(value)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -86,9 +86,17 @@ FLAG = Rule("true or false", lambda value: type(value) is bool)
 SIZE, LAYERS = _whole(1, MAX_SIZE), _whole(1, MAX_LAYERS)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 STRINGS, NUMBERS = Rule("a list of texts", _are_strings), Rule("a list of finite numbers", _are_numbers)
-NAMES = Rule("a list of different names, none of them empty", _are_names)
-SORTED_NAMES = Rule("a sorted list of different names", lambda value: _are_names(value) and value == sorted(value))
-TEXTS = Rule("an object of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values())))
+#: A class or a batch may have an empty name, a gene not.
+NAMES = Rule("a list of different names", _are_names)
+GENES = Rule(
+    "a list of different names, none of them empty, of at least one gene",
+    lambda value: _are_names(value) and value != [] and "" not in value,
+)
+CLASSES = Rule(
+    f"a sorted list of different names, {MAX_CLASSES:,} at most,",
+    lambda value: _are_names(value, MAX_CLASSES) and value == sorted(value),
+)
+TEXTS = Rule("an object of texts", lambda value: isinstance(value, dict) and _are_strings([*value.values()]))
 EMPTY = Rule("an empty object", lambda value: value == {})
 ROOT = {
     "format": ANY,
@@ -118,13 +126,14 @@ REGISTRY = {
     "field_registries": EMPTY,
     "celler": OBJECT,
 }
-SETUP = {field.name: _or_none(TEXT) for field in fields(Setup)}
-SETUP |= {"unlabeled_category": Rule("text", lambda value: isinstance(value, str)), "parents": _or_none(TEXTS)}
+STRING = Rule("text", lambda value: isinstance(value, str))
+SETUP = {field.name: _or_none(STRING) for field in fields(Setup)}
+SETUP |= {"unlabeled_category": STRING, "parents": _or_none(TEXTS)}
 DESCRIBED = {
     "base": _or_none(OBJECT),
-    "gene_names": Rule(f"{NAMES.needed}, of at least one gene", lambda value: _are_names(value) and value != []),
-    "classes": SORTED_NAMES,
-    "parents": Rule("a list of names", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    "gene_names": GENES,
+    "classes": CLASSES,
+    "parents": STRINGS,
 }
 BASE = {
     "name": TEXT,
@@ -159,8 +168,6 @@ DECISION = {
     field.name: Rule("a number above 0", lambda value: _is_number(value) and value > 0) for field in fields(Decision)
 }
 PRETRAINED = {"decoder": EMPTY, "batches": NAMES, "n_cells": _whole(0), "history": OBJECT}
-
-
 BASE_SIZES = {name: LAYERS if name == "n_layers" else SIZE for name in SIZES}
 #: Parts that every config has.
 ROOMS = {
@@ -186,8 +193,8 @@ def check_config(config: Any, path: Path) -> NetworkConfig:
     version = config.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} was written by Celler {shown(config.get('celler_version'))} in format {version}; this version "
-            f"reads up to {FORMAT_VERSION}. Upgrade celler."
+            f"{path} was written by Celler {shown(config.get('celler_version'))} in format {shown(version)}; this "
+            f"version reads up to {FORMAT_VERSION}. Upgrade celler."
         )
     for place, rules in ROOMS.items():
         _check(_at(config, place), rules, path, place)
@@ -242,10 +249,10 @@ def _check_fitted(fitted: Any, classes: list[str], path: Path) -> None:
         raise _refusal(path, "fitted.history.train_loss", history.get("train_loss"), "a number for each epoch")
     if not classes:
         raise _refusal(path, "registry.celler.classes", classes, "a class at least, since the model is trained,")
-    if VALIDATION[0] in history and not all(_are_numbers(history.get(name)) for name in VALIDATION):
-        raise _refusal(
-            path, f"fitted.history.{VALIDATION[0]}", history[VALIDATION[0]], "a finite number for each epoch"
-        )
+    for name in VALIDATION if VALIDATION[0] in history else ():
+        if not _are_numbers(history.get(name)) or min(history[name]) < 0:
+            needed = "a finite number of at least 0 for each epoch"
+            raise _refusal(path, f"fitted.history.{name}", history.get(name), needed)
     is_class = Rule("a list of classes", lambda value: _are_strings(value) and set(value) <= set(classes))
     _check(
         cells,

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,9 @@ def write_folder(
         tensors = _write(stage / WEIGHTS, _safetensors(arrays))
         config = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__} | plain
         config |= {"tensors": {"file": WEIGHTS} | tensors, "card": {"sha256": digest(own_card)}}
+        check_config(config, folder / CONFIG)  # what is written can be read
         _write(stage / CONFIG, [_json_bytes(config)])
-        (stage / CARD).write_bytes(card.encode())  # its loss with the power would not matter
+        write_card(stage, card)
         if is_new:
             stage.rename(folder)
         else:
@@ -106,10 +107,15 @@ def _replace(folder: Path, stage: Path) -> None:
 def read_card(folder: Path) -> tuple[str | None, bool]:
     """Return the model card of a folder, and whether its author changed more of it than the licence."""
     try:
-        card = _read(folder / CARD, MAX_OF[CARD]).decode()
-    except (FileNotFoundError, ValueError):
+        card = _read(folder / CARD, MAX_OF[CARD]).decode(errors="surrogateescape")  # of any encoding
+    except FileNotFoundError:
         return None, False
     return card, digest(card) != _digest_of_own_card(folder)
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write a model card, the very bytes that :func:`read_card` read."""
+    (folder / CARD).write_bytes(card.encode(errors="surrogateescape"))
 
 
 def _digest_of_own_card(folder: Path) -> str | None:
@@ -148,17 +154,21 @@ def _safetensors(arrays: dict[str, np.ndarray]) -> list[memoryview | bytes]:
     return [len(text).to_bytes(8, "little"), text, *data]
 
 
-def _write(path: Path, parts: Iterable[memoryview | bytes]) -> dict[str, Any]:
+def _write(path: Path, parts: Sequence[memoryview | bytes]) -> dict[str, Any]:
     """Write a file and return its size and SHA-256."""
-    digest = hashlib.sha256()
     with path.open("xb") as file:
-        for part in parts:
-            file.write(part)
-            digest.update(part)
+        file.writelines(parts)
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
+    return {"size": size, "sha256": _sha256(parts)}
+
+
+def _sha256(parts: Sequence[memoryview | bytes | bytearray]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 # ---- reading ----
@@ -278,9 +288,7 @@ def _read_arrays(path: Path, expected: dict[str, Array], tensors: dict[str, Any]
         check_shapes({name: (entry.dtype.name, entry.shape) for name, entry in entries.items()}, expected, str(path))
         data = bytearray(n_data)
         n_read = file.handle.readinto(data)
-    digest = hashlib.sha256(start + header)
-    digest.update(data)
-    if n_read != n_data or digest.hexdigest() != tensors["sha256"]:
+    if n_read != n_data or _sha256([start, header, data]) != tensors["sha256"]:
         raise ValueError(
             f"{path} has another SHA-256 than {CONFIG} says: it was damaged, or is of another model. {AGAIN}"
         )

@@ -269,6 +269,34 @@ def test_save_keeps_the_card_of_another_program(tmp_path):
     assert (tmp_path / CARD).read_text() == "# My analysis"
 
 
+def test_save_keeps_a_card_of_any_encoding(folder):
+    mine = "Daten des Labors Müller".encode("latin-1")
+    (folder / CARD).write_bytes(mine)
+    with pytest.warns(UserWarning, match="is kept"):
+        trained().save(folder, overwrite=True)
+    Celler.load(folder).save(folder, overwrite=True)
+    assert (folder / CARD).read_bytes() == mine
+
+
+def test_save_where_the_card_is_a_link(folder, tmp_path):
+    """It might be anything of the user's; loading does not need it."""
+    (folder / CARD).unlink()
+    (tmp_path / "mine.md").write_text("mine")
+    (folder / CARD).symlink_to(tmp_path / "mine.md")
+    assert Celler.load(folder).is_trained
+    with pytest.raises(ValueError, match=r"README\.md is a link to .*copy the file itself"):
+        trained().save(folder, overwrite=True)
+    assert (tmp_path / "mine.md").read_text() == "mine"
+
+
+def test_save_with_a_class_without_a_name(query, tmp_path):
+    reference = cells()
+    reference.obs["cell_type"] = reference.obs["cell_type"].astype(str).replace("type 2", "")
+    model = fit(reference, {"batch_key": "donor"}, max_epochs=1)
+    model.save(tmp_path)
+    assert_equal_frames(Celler.load(tmp_path).predict(query, soft=True), model.predict(query, soft=True))
+
+
 def test_save_rewrites_a_card_with_a_licence(folder, tmp_path):
     """Its author only filled in the licence, which stays."""
     card = (folder / CARD).read_text()
