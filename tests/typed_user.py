@@ -40,6 +40,7 @@ def methods(model: Celler, query: ad.AnnData) -> None:
     assert_type(model.hard_cells_, pd.DataFrame)
     assert_type(model.parents_, dict[str, str])
     model.save("model", overwrite=True)
+    assert_type(model.push_to_hub("owner/model", private=True, license="mit"), str)
     assert_type(Celler.load_query_data(query, model, extend_labels=True), Celler)
     assert_type(Celler.prepare_query_anndata(query, "model"), ad.AnnData)
 

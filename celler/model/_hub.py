@@ -15,10 +15,8 @@ from celler.model._folder import CARD, CONFIG, MAX_OF, WEIGHTS
 
 FILES = [CONFIG, WEIGHTS, CARD]
 ADDRESS = re.compile(r"hf:/{1,2}([^@]*)(?:@(.*))?", flags=re.DOTALL)  # a Path has one slash
-REPOSITORY, REVISION = (
-    re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII),
-    re.compile(r"\w[\w./-]*", re.ASCII),
-)
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of yours"
 
 
@@ -84,12 +82,10 @@ def push(folder: Path, repo_id: str, upload: Upload, keep: Callable[[Path], None
         api.create_repo(repo_id, private=upload.private, exist_ok=True)
         if upload.revision is not None:
             api.create_branch(repo_id, branch=upload.revision, exist_ok=True)
-        if CARD in {file.rfilename for file in api.model_info(**where).siblings or ()}:
-            theirs = Path(api.snapshot_download(**where, allow_patterns=[CONFIG, CARD]))
-        else:
-            theirs = None
+        has_card = CARD in {file.rfilename for file in api.model_info(**where).siblings or ()}
+        theirs = api.snapshot_download(**where, allow_patterns=[CONFIG, CARD]) if has_card else None
     if theirs is not None:
-        keep(theirs)
+        keep(Path(theirs))
     with _explained(address):
         message = upload.commit_message or f"Celler model, written by Celler {__version__}"
         commit = api.upload_folder(**where, folder_path=folder, commit_message=message, allow_patterns=FILES)

@@ -189,12 +189,13 @@ class ModelState:
 
     def with_fitted(self, fitted: Fitted) -> ModelState:
         """Return the state after training."""
-        return replace(self, fitted=fitted, genes=replace(self.genes, share=fitted.gene_share))
+        genes = replace(self.genes, share=fitted.gene_share)
+        return replace(self, fitted=fitted, genes=genes, origin=None, card=None)
 
     def with_pretrained(self, pretrained: Pretrained) -> ModelState:
         """Return the state after pretraining."""
         genes = replace(self.genes, share=pretrained.gene_share)
-        return replace(self, pretrained=pretrained, genes=genes)
+        return replace(self, pretrained=pretrained, genes=genes, origin=None, card=None)
 
 
 ENCODERS = {

@@ -163,6 +163,13 @@ def test_all_that_takes_a_folder_takes_an_address(hub, query, tmp_path):
     assert list(ad.read_h5ad(out).obs["celler"].astype(str)) == list(trained().predict(query))
 
 
+def test_pretrain_of_a_loaded_model_forgets_the_commit(hub):
+    model = Celler.load(pretrained().push_to_hub("owner/encoder"))
+    assert "loaded    hf://owner/encoder@" in repr(model)
+    model.pretrain(adata=cells(), max_epochs=1, show_progress=False)
+    assert "owner/encoder" not in repr(model)
+
+
 def test_push_and_load_of_a_model_on_the_base(hub):
     model = fit_known(max_epochs=1)
     assert repr(model).splitlines() == [
