@@ -192,7 +192,7 @@ def with_first(new: Any) -> Callable[[list[Any]], list[Any]]:
 
 def forged_base(folder: Path) -> None:
     sizes = {"d_model": 33, "n_latents": 6, "n_layers": 1, "n_heads": 3}
-    base = {"name": "b", "n_known": 1, "organism": "human", "sizes": sizes, "n_profiles": 0}
+    base = {"name": "b", "n_known": 1, "organism": "human", "sizes": sizes, "n_profiles": 0, "n_types": 0}
     put("registry.celler.base", base)(folder)
     put("init_params.encoder", "base")(folder)
 
@@ -255,7 +255,7 @@ CONFIGS = {
         "contradicts itself: the parents go round in a cycle",
     ),
     "base without sizes": (
-        put("registry.celler.base", {"name": "b", "n_known": 1, "organism": "human", "sizes": {}, "n_profiles": 0}),
+        put("registry.celler.base", {"name": "b", "n_known": 1, "organism": "human", "sizes": {}, "n_profiles": 0, "n_types": 0}),
         "lacks registry.celler.base.sizes.d_model",
     ),
     "base of heads that do not fit": (forged_base, "contradicts itself: d_model=32 is not a multiple of n_heads=3"),

@@ -13,6 +13,7 @@ from celler._utils._version import __version__
 from celler.cli._atlas import add_atlas
 from celler.cli._benchmark import add_benchmark
 
+ORGANISMS = ["human", "mouse"]
 SETUP = ["labels_key", "parent_labels_key", "gene_key", "unlabeled_category", "layer"]
 ANNOTATE = ["key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"]
 ANNOTATE += ["backoff", "correct_shift", "propagate"]
@@ -53,6 +54,7 @@ def _parser() -> Parser:
     _add_demo(commands)
     _add_train(commands)
     _add_annotate(commands)
+    _add_tissues(commands)
     add_atlas(commands)
     add_benchmark(commands)
     return parser
@@ -83,11 +85,16 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_annotate(commands: Any) -> None:
-    annotate = commands.add_parser("annotate", help="label the cells of an .h5ad with a saved model")
+    what = "label the cells of an .h5ad with a saved model, or by the atlases of a tissue"
+    usage = "celler annotate (MODEL | --tissue TISSUE) QUERY.h5ad --out OUT.h5ad [options]"
+    annotate = commands.add_parser("annotate", help=what, usage=usage)
     annotate.set_defaults(command=_annotate)
     add = annotate.add_argument
-    add("model", metavar="MODEL", help="folder that train wrote, or hf://owner/name on a hub")
-    add("query", type=Path, metavar="QUERY.h5ad")
+    what = "folder that train wrote, or hf://owner/name on a hub; then the cells"
+    add("paths", nargs="+", metavar="[MODEL] QUERY.h5ad", help=what)
+    tissue = "without a model: name cells by the atlases of this tissue; several times for several, or 'all'"
+    add("--tissue", action="append", metavar="TISSUE", help=tissue)
+    add("--organism", choices=ORGANISMS, help="with --tissue: whose atlases (default: both)")
     add("--key-added", default="celler", help="column of obs to write (default: celler)")
     add("--threshold", type=float, help="lowest probability of a label; Unknown below it")
     add("--backoff", action="store_true", help="below the threshold, give the parent if it passes")
@@ -100,6 +107,13 @@ def _add_annotate(commands: Any) -> None:
     shift = "undo differences from the reference that all types share (default: yes)"
     add("--correct-shift", action=argparse.BooleanOptionalAction, default=True, help=shift)
     add("--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write")
+
+
+def _add_tissues(commands: Any) -> None:
+    tissues = commands.add_parser("tissues", help="list the tissues of celler-base, or the types of one")
+    tissues.set_defaults(command=_tissues)
+    tissues.add_argument("tissue", nargs="*", metavar="TISSUE", help="list its types and their sources")
+    tissues.add_argument("--organism", choices=ORGANISMS, help="whose atlases (default: both)")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -125,18 +139,53 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _annotate(options: argparse.Namespace) -> None:
-    if options.out.resolve() == options.query.resolve():
+    *folder, query = options.paths
+    query = Path(query)
+    if len(folder) > 1 or (len(folder) == 1) == (options.tissue is not None):
+        raise ValueError(
+            f"{' '.join(map(str, options.paths))} was given; a model and a query are needed, or a query and --tissue."
+        )
+    if options.organism is not None and options.tissue is None:
+        raise ValueError("--organism has an effect only with --tissue; pass both or neither.")
+    if options.out.resolve() == query.resolve():
         raise ValueError(f"--out {options.out} is the query itself; name another file.")
-    if options.reference is not None and not options.propagate:
-        raise ValueError("--reference has an effect only with --propagate; pass both or neither.")
+    if options.reference is not None and (not options.propagate or options.tissue is not None):
+        raise ValueError("--reference has an effect only with a model and --propagate; pass these or leave it out.")
     from celler.data._expression import read_h5ad
     from celler.model import Celler
 
-    reference = None if options.reference is None else read_h5ad(options.reference)
-    model = Celler.load(options.model, adata=reference)
-    adata = read_h5ad(options.query)
+    if options.tissue is not None:
+        tissue = None if options.tissue == ["all"] else options.tissue
+        model = Celler.from_pretrained("celler-base", tissue=tissue, organism=options.organism)
+    else:
+        reference = None if options.reference is None else read_h5ad(options.reference)
+        model = Celler.load(folder[0], adata=reference)
+    adata = read_h5ad(query)
     model.annotate(adata, **{name: getattr(options, name) for name in ANNOTATE})
     options.out.parent.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(options.out)
-    print(adata.obs[options.key_added].value_counts().to_string())
+    counts = adata.obs[options.key_added].value_counts()
+    print(counts[counts > 0].to_string() if options.tissue is not None else counts.to_string())
     print(f"wrote {options.out}")
+
+
+def _tissues(options: argparse.Namespace) -> None:
+    from celler.data._atlas_types import read_atlas_types
+    from celler.data._tissues import tissue_types
+
+    every = read_atlas_types().of(None, options.organism)
+    if not options.tissue:
+        for name, codes in every.tissues.items():
+            if every.table["dataset"].isin(codes).any():
+                n_types = len(tissue_types(name, options.organism).tree.classes)
+                of_each = every.datasets["organism"].iloc[codes].value_counts()
+                atlases = ", ".join(f"{n} {organism}" for organism, n in of_each.items())
+                print(f"{name:16} {n_types:4} types, atlases: {atlases}")
+        print("\nceller annotate QUERY.h5ad --tissue TISSUE --out OUT.h5ad")
+        return
+    found = tissue_types(options.tissue, options.organism)
+    print(found.describe())
+    for name, parent in found.tree.parent_of.items():
+        print(f"  {name} ({found.ids.get(name, 'no id')}), {parent}")
+    for code in sorted(set(found.types.table["dataset"])):
+        print(f"source: {found.types.datasets['name'][code]}. {found.types.datasets['citation'][code]}")

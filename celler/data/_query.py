@@ -34,6 +34,7 @@ class Genes:
     share: np.ndarray  # mean share of a reference cell's counts that each carries (n_genes,)
     key: str | None = None  # column of var with the names; None is var_names
     is_vocabulary: bool = False  # all genes of a species rather than those of a reference
+    orthologs: bool = False  # whether genes of the other species count, through one-to-one orthologs
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
@@ -49,7 +50,9 @@ class Genes:
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
         names = self.names_of(adata)
-        alignment = align_genes(names, self.names, adata.var, is_vocabulary=self.is_vocabulary)
+        alignment = align_genes(
+            names, self.names, adata.var, is_vocabulary=self.is_vocabulary, orthologs=self.orthologs
+        )
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
 

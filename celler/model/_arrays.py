@@ -52,7 +52,7 @@ def layout(config: dict[str, Any], sizes: NetworkConfig) -> dict[str, Array]:
     """Return the arrays of a model with a checked config, by name."""
     found = _weights("weights.", network_layout(sizes))
     if config["fitted"] is not None:
-        found |= _of_fitted(config["fitted"], sizes.n_genes, sizes.n_classes)
+        found |= _of_fitted(config["fitted"], sizes)
     if config["pretrained"] is not None:
         decoder = decoder_layout(sizes, len(config["pretrained"]["batches"]))
         found |= _weights("pretrained.decoder.", decoder)
@@ -69,7 +69,8 @@ def _weights(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Array]:
     }
 
 
-def _of_fitted(fitted: dict[str, Any], n_genes: int, n_classes: int) -> dict[str, Array]:
+def _of_fitted(fitted: dict[str, Any], sizes: NetworkConfig) -> dict[str, Array]:
+    n_genes, n_classes = sizes.n_genes, sizes.n_classes
     n_validation = "n_validation" if VALIDATION[0] in fitted["history"] else 0
     found = {
         "train_indices": Array(WHOLE, ("n_train",), *ROWS),
@@ -84,7 +85,9 @@ def _of_fitted(fitted: dict[str, Any], n_genes: int, n_classes: int) -> dict[str
             "profile.dispersion": Array(FLOATS, (n_genes,), *AT_LEAST_0),
         }
     if fitted["novelty"] is not None:
-        found |= {f"novelty.{name}": array for name, array in _of_novelty(n_genes, n_classes).items()}
+        is_of_atlases = "names" in fitted["novelty"]
+        arrays = _of_open_set(sizes, fitted["novelty"]) if is_of_atlases else _of_novelty(n_genes, n_classes)
+        found |= {f"novelty.{name}": array for name, array in arrays.items()}
     return {f"fitted.{name}": array for name, array in found.items()}
 
 
@@ -104,6 +107,14 @@ def _of_novelty(n_genes: int, n_classes: int) -> dict[str, Array]:
         "slope": Array(FLOATS, (2,), *FINITE),
         "location": Array(FLOATS, (2, n_classes), *FINITE),
         "spread": Array(FLOATS, (2, n_classes), *POSITIVE),
+        "known": Array(FLOATS, ("n_known",), *SORTED),
+    }
+
+
+def _of_open_set(sizes: NetworkConfig, plain: dict[str, Any]) -> dict[str, Array]:
+    return {
+        "inside": Array(("float32",), (sizes.n_types, sizes.d_model), *FINITE),
+        "outside": Array(("float32",), (len(plain["names"]), sizes.d_model), *FINITE),
         "known": Array(FLOATS, ("n_known",), *SORTED),
     }
 

@@ -25,6 +25,7 @@ class BaseOrigin:
     organism: str  # "human", or "mouse" whose genes are known through orthologs
     sizes: Mapping[str, int]  # of the encoder
     n_profiles: int = 0  # cell types learned in addition
+    n_types: int = 0  # types of its atlases that the model names; 0 for classes of a reference
 
     def describe(self, n_genes: int) -> str:
         """Say how many of a model's genes the base knows, and how."""

@@ -97,10 +97,11 @@ def _classes(state: ModelState) -> str:
     if tree.parents:
         columns["Parent"] = [_cell(name) for name in tree.parents]
     if fitted is not None:
-        columns["Training cells"] = [f"{int(n):,}" for n in fitted.class_counts]
-    ids = ids_of(tree.classes)
+        what = "Training cells" if not state.names_atlases else "Clusters of atlases"
+        columns[what] = [f"{int(n):,}" for n in fitted.class_counts]
+    ids = ids_of(tree.classes) | dict(state.ids)
     if any(ids.values()):
-        columns["Cell Ontology"] = [ids[name] for name in tree.classes]
+        columns["Cell Ontology"] = [ids.get(name, "") for name in tree.classes]
     rows = [" | ".join(row) for row in zip(*columns.values(), strict=True)]
     return "\n".join(f"| {row} |" for row in [" | ".join(columns), " | ".join("---" for _ in columns), *rows])
 
@@ -121,7 +122,9 @@ def _organism(state: ModelState) -> str:
 
 def _training(state: ModelState) -> str:
     lines = [f"Network: {network_line(state)}."]
-    if state.fitted is not None:
+    if state.names_atlases:
+        lines.append("Its classes are types of the atlases of celler-base; no cell of a reference trained it.")
+    elif state.fitted is not None:
         n_cells = int(np.sum(state.fitted.class_counts))
         lines.append(f"Trained on {n_cells:,} labelled cells: {training_line(state.fitted)}.")
     if state.pretrained is not None:

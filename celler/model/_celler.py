@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +13,27 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from celler._utils._devices import choose_device
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
+from celler.data._tissues import tissue_types
 from celler.inference._labels import Question
 from celler.labels._tree import LabelTree
 from celler.losses import Loss
 from celler.mining import Replay
-from celler.model import _checkpoint, _explain, _expression, _extend, _predict, _pretrain, _profiles, _train, _transfer
+from celler.model import (
+    _checkpoint,
+    _explain,
+    _expression,
+    _extend,
+    _predict,
+    _pretrain,
+    _profiles,
+    _tissue,
+    _train,
+    _transfer,
+)
 from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
@@ -348,6 +361,7 @@ class Celler(BaseModelClass):
             cells = self._cells(adata, indices)
             return _predict.predict(self._state, cells, question, reading, soft=soft, propagate=propagate)
         _predict.check_store_call(adata, indices, propagate=propagate)
+        self._meet(dataloader.sample(1))
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
     def annotate(
@@ -389,9 +403,10 @@ class Celler(BaseModelClass):
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
         "unknown".
         """
+        cells = self._cells(adata)
         _predict.annotate(
             self._state,
-            self._cells(adata),
+            cells,
             key_added,
             Question("class", threshold, unknown_label, None, false_alarm_rate, backoff),
             Reading(None, correct_shift),
@@ -435,6 +450,7 @@ class Celler(BaseModelClass):
             If the table exists and ``overwrite`` is false.
         """
         self._state.trained()
+        self._meet(datamodule.inference_dataloader().sample(1))
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
         return _predict.annotate_store(
             self._state,
@@ -776,6 +792,10 @@ class Celler(BaseModelClass):
         them; genes that it lacks are added. The reference's cells are not needed: :meth:`train` adds cells
         generated from the class profiles that the model stores, and distils its network for its own classes.
 
+        A model without a reference, of ``from_pretrained("celler-base", tissue=...)``, labels the unlabelled cells of
+        ``adata`` that it is sure of, in the new column ``_celler_first_labels``; these and the given labels train a new
+        model of both.
+
         Parameters
         ----------
         adata
@@ -809,8 +829,12 @@ class Celler(BaseModelClass):
             "parent_labels_key": parent_labels_key,
             "gene_key": gene_key,
         }
-        _extend.check_extendable(state)
         setup = _extend.extended_setup(state, given)
+        if state.names_atlases:
+            state = state if state.tissue is None else _tissue.adapted(state, adata, reference._arguments)
+            cls.setup_anndata(adata, **vars(_tissue.label_first(state, adata, setup, extend_labels=extend_labels)))
+            return cls(adata)
+        _extend.check_extendable(state)
         tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
         genes = _extend.extended_genes(state, adata, setup.gene_key)
         cls.setup_anndata(adata, **vars(setup))
@@ -847,6 +871,8 @@ class Celler(BaseModelClass):
         path: str | os.PathLike[str],
         adata: AnnData | None = None,
         *,
+        tissue: str | Sequence[str] | None = None,
+        organism: Literal["human", "mouse"] | None = None,
         freeze_encoder: bool = False,
         evidence: bool = True,
         head: Literal["mlp", "vgg"] = "mlp",
@@ -854,7 +880,11 @@ class Celler(BaseModelClass):
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
         accelerator: str = "auto",
     ) -> Celler:
-        """Make a model from a folder: one that :meth:`save` wrote, also on a hub, or an scGPT checkpoint.
+        """Make a model without a reference, ``"celler-base"``, or from a folder: of :meth:`save`, or of scGPT.
+
+        ``"celler-base"`` names cells by the types of the public atlases that the base in the package learned, with
+        Cell Ontology ids. Called on cells, it solves its head for the genes they have, which takes seconds; a label
+        then depends on its cell and on these genes alone.
 
         An scGPT folder holds ``args.json``, ``vocab.json`` and ``best_model.pt`` or ``model.pt``. Only tensors
         are read; a file that holds anything else is refused. Genes outside the vocabulary are reported with a
@@ -863,10 +893,15 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         path
-            The folder, or the address of a Celler model on a hub, as in :meth:`load`.
+            ``"celler-base"``, the folder, or the address of a Celler model on a hub, as in :meth:`load`.
         adata
-            AnnData registered with :meth:`setup_anndata`, to fine-tune on with :meth:`train`. Without it the
+            AnnData registered with :meth:`setup_anndata`, to fine-tune scGPT on with :meth:`train`. Without it the
             model embeds cells, :meth:`get_latent_representation`, and has no classes.
+        tissue
+            For ``"celler-base"``: one or several tissues, whose types are the classes; ``None`` is all. The command
+            ``celler tissues`` lists them.
+        organism
+            For ``"celler-base"``: whose atlases; ``None`` is those of both.
         freeze_encoder
             Train the head alone. The encoder then embeds each cell once before training. Otherwise it learns
             at a thirtieth of the learning rate.
@@ -887,6 +922,14 @@ class Celler(BaseModelClass):
             If a file cannot be used.
         """
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
+        if str(path) == _tissue.NAME:
+            _tissue.check_options(adata, options)
+            found = tissue_types(tissue, organism)
+            model = cls(registry=_tissue.tissue_registry(found), precision=precision)
+            model._become(_tissue.ready(model._state, found).on(choose_device(accelerator), precision))
+            return model
+        if tissue is not None or organism is not None:
+            raise ValueError(f"tissue and organism are for {_tissue.NAME!r}; {str(path)!r} was given. Leave them out.")
         if not _transfer.is_scgpt(path):
             _transfer.check_celler_folder(path, options)
             try:
@@ -1125,7 +1168,14 @@ class Celler(BaseModelClass):
         adata = self.adata if adata is None else adata
         if adata is None:
             raise ValueError("this model has no AnnData; pass the cells as adata.")
+        rows_of(adata, indices)
+        self._meet(adata)
         return Cells(adata, rows_of(adata, indices), self._reference)
+
+    def _meet(self, adata: AnnData) -> None:
+        """Solve a model of a tissue for the genes of the cells that it is called on; others stay as they are."""
+        if self._state.tissue is not None:
+            self._become(_tissue.adapted(self._state, adata, self._arguments))
 
     @classmethod
     def _trained(cls, model: Celler | str | os.PathLike[str], accelerator: str) -> Celler:

@@ -74,6 +74,10 @@ def _write(saved: Saved, folder: Path, address: str, *, license: str | None = No
     """Write a model, of which ``Celler.load(address)`` is the way to load it, with a card that keeps its author's."""
     check_target(folder, overwrite=overwrite)
     contents, state = contents_of(saved), saved.state
+    if state.names_atlases and state.trained().novelty is None:
+        raise RuntimeError(
+            "this model has met no cells yet, for whose genes it would be saved; call predict or annotate first."
+        )
     plain, arrays = plain_and_arrays(_with_curves(contents, encoded))
     expected, found = layout(contents, state.network.config), {k: (v.dtype.name, v.shape) for k, v in arrays.items()}
     check_shapes(found, expected, "the model", DIVERGED)

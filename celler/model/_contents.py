@@ -141,6 +141,7 @@ BASE = {
     "organism": _one_of("human", "mouse"),
     "sizes": OBJECT,
     "n_profiles": _whole(0),
+    "n_types": _whole(0, MAX_CLASSES),
 }
 SCGPT = {"d_feed": SIZE, "pad_value": NUMBER, "is_frozen": FLAG, "is_vocabulary": FLAG}
 ARGUMENTS = {
@@ -167,6 +168,9 @@ FITTED = {
 DECISION = {
     field.name: Rule("a number above 0", lambda value: _is_number(value) and value > 0) for field in fields(Decision)
 }
+POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+#: Novelty of a model whose classes are types of atlases.
+OPEN_SET = {"names": STRINGS, "location": NUMBER, "spread": POSITIVE}
 PRETRAINED = {"decoder": EMPTY, "batches": NAMES, "n_cells": _whole(0), "history": OBJECT}
 BASE_SIZES = {name: LAYERS if name == "n_layers" else SIZE for name in SIZES}
 #: Parts that every config has.
@@ -202,10 +206,12 @@ def check_config(config: Any, path: Path) -> NetworkConfig:
     if described["base"] is not None:
         _check(described["base"], BASE, path, "registry.celler.base.")
         _check(described["base"]["sizes"], BASE_SIZES, path, "registry.celler.base.sizes.")
+    if "ids" in described and not TEXTS.holds(described["ids"]):
+        raise _refusal(path, "registry.celler.ids", described["ids"], TEXTS.needed)
     if "scgpt" in described:
         _check(described["scgpt"], SCGPT, path, "registry.celler.scgpt.")
     if config["fitted"] is not None:
-        _check_fitted(config["fitted"], described["classes"], path)
+        _check_fitted(config["fitted"], described, path)
     if config["pretrained"] is not None:
         _check(config["pretrained"], PRETRAINED, path, "pretrained.")
         _check_curves(config["pretrained"]["history"], path, "pretrained.history")
@@ -224,7 +230,7 @@ def _check(values: Any, rules: dict[str, Rule], path: Path, place: str) -> None:
     """Raise ``ValueError`` unless ``values`` is an object with exactly these entries, each as its rule says."""
     if not isinstance(values, dict):
         raise _refusal(path, place.rstrip("."), values, "an object")
-    optional = {"scgpt"} if rules is DESCRIBED else set()
+    optional = {"scgpt", "ids"} if rules is DESCRIBED else set()
     missing, unknown = sorted(rules.keys() - values.keys()), sorted(values.keys() - rules.keys() - optional)
     if missing or unknown:
         what = (
@@ -240,12 +246,15 @@ def _refusal(path: Path, place: str, found: object, needed: str) -> ValueError:
     return ValueError(f"{path}: {place or 'it'} is {shown(found)}; {needed} is needed. {AGAIN}")
 
 
-def _check_fitted(fitted: Any, classes: list[str], path: Path) -> None:
-    _check(fitted, FITTED, path, "fitted.")
+def _check_fitted(fitted: Any, described: dict[str, Any], path: Path) -> None:
+    classes, is_of_atlases = described["classes"], bool(described["base"] and described["base"]["n_types"])
+    _check(fitted, FITTED | ({"novelty": _or_none(OBJECT)} if is_of_atlases else {}), path, "fitted.")
+    if is_of_atlases and fitted["novelty"] is not None:
+        _check(fitted["novelty"], OPEN_SET, path, "fitted.novelty.")
     _check(fitted["decision"], DECISION, path, "fitted.decision.")
     _check_curves(fitted["history"], path, "fitted.history")
     history, cells = fitted["history"], fitted["hard_cells"]
-    if not history.get("train_loss"):
+    if not history.get("train_loss") and not is_of_atlases:
         raise _refusal(path, "fitted.history.train_loss", history.get("train_loss"), "a number for each epoch")
     if not classes:
         raise _refusal(path, "registry.celler.classes", classes, "a class at least, since the model is trained,")

@@ -14,11 +14,12 @@ from scipy import sparse
 
 from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
-from celler._utils._messages import warn
+from celler._utils._messages import listed, warn
 from celler.data._expression import warn_of_binned
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, align_query, flat_passes, token_passes, warn_once
 from celler.inference._novelty import MIN_CELLS, Novelty
+from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs, Propagation
 from celler.inference._propagation import neighbor_graph, neighbor_weight, principal_components, propagate
 from celler.inference._share import MIN_CELLS as MIN_COMPARED
@@ -34,6 +35,10 @@ from celler.network._network import NetworkOutput
 SHIFT_CELLS = 5000
 #: Cells of these whose neighbours are compared, to find the base's share.
 COMPARED_CELLS = 1000
+#: A cell more novel than all but this share of known ones is of another tissue; the share of such cells that is said.
+FOREIGN_RATE, MOST_FOREIGN = 0.01, 0.5
+#: The false-alarm rate at which novel cells are counted, and the share of them that is said.
+NOVEL_RATE, NOVEL_SHARE = 0.05, 0.15
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
@@ -67,11 +72,9 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
         found = [sample] + ([network_outputs(state, query, others, reading, how)] if len(others) else [])
         place = np.zeros(n_cells, np.int64)
         place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
-        logits, embedding, has_counts = (
-            np.concatenate([getattr(part, name) for part in found])[place[index]]
-            for name in ("logits", "embedding", "has_counts")
-        )
-        outputs = Outputs(logits, embedding, has_counts, how.factors, how.encoder_share)
+        kept = ("logits", "embedding", "has_counts") + (() if sample.novelty is None else ("novelty",))
+        parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
+        outputs = Outputs(**parts, factors=how.factors, encoder_share=how.encoder_share)
     report_empty(outputs.has_counts, index, query.adata)
     return outputs
 
@@ -85,12 +88,15 @@ class Adaptation:
 
     factors: np.ndarray | None = None
     encoder_share: float | None = None
+    novelty_shift: float = 0.0  # by how much a typical cell is more novel than it should be
 
 
 def adaptation_to(
     state: ModelState, query: Query, rows: np.ndarray, reading: Reading
 ) -> tuple[Outputs | None, Adaptation]:
     """Compute the outputs of ``rows``, adapted to themselves; no outputs where the model adapts to nothing."""
+    if state.is_by_cell:
+        return _novelty_shift(state, query, rows, reading)
     plain, factors = shift_of(state, query, rows, reading)
     if plain is None:
         return None, Adaptation()
@@ -111,15 +117,42 @@ def adaptation_to(
     return replace(sample, logits=logits, encoder_share=share), replace(how, encoder_share=share)
 
 
+def _novelty_shift(
+    state: ModelState, query: Query, rows: np.ndarray, reading: Reading
+) -> tuple[Outputs | None, Adaptation]:
+    """Compute the outputs of ``rows`` and by how much they seem too novel; say so where most are of other tissues."""
+    open_set = None if state.fitted is None else state.fitted.novelty
+    if not isinstance(open_set, OpenSet):
+        return None, Adaptation()
+    sample = network_outputs(state, query, rows, replace(reading, keep_embedding=True), Adaptation())
+    assert sample.novelty is not None
+    scores = sample.novelty[sample.has_counts]
+    is_foreign = sample.has_counts & (sample.novelty > open_set.threshold(FOREIGN_RATE))
+    if is_foreign.sum() > MOST_FOREIGN * max(1, len(scores)):
+        others = listed(open_set.resembled(sample.embedding[is_foreign]), 3)
+        warn(
+            f"{is_foreign.sum() / len(scores):.0%} of the cells resemble types that the atlases of this tissue lack, "
+            f"most of all {others}. Is the tissue right? `celler tissues` lists what each tissue holds."
+        )
+    how = Adaptation(novelty_shift=open_set.shift(scores))
+    is_novel = scores - how.novelty_shift > open_set.threshold(NOVEL_RATE)
+    if is_novel.mean() > NOVEL_SHARE and is_foreign.sum() <= MOST_FOREIGN * len(scores):
+        warn(
+            f"{is_novel.mean():.0%} of the cells are more novel than {1 - NOVEL_RATE:.0%} of the atlases' own and may "
+            f"be of types that these lack; false_alarm_rate={NOVEL_RATE} gives them no label."
+        )
+    embedding = sample.embedding if reading.keep_embedding else sample.embedding[:, :0]
+    return replace(sample, embedding=embedding, novelty=sample.novelty - how.novelty_shift), how
+
+
 def shift_of(
     state: ModelState, query: Query, rows: np.ndarray, reading: Reading
 ) -> tuple[Outputs | None, np.ndarray | None]:
     """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
 
-    No factors where there is no shift. No outputs either where the model has no class profiles, or reads
-    ranks of genes alone.
+    No factors where there is no shift. No outputs either where the model has no class profiles.
     """
-    if state.profile is None or not state.network.config.reads_expression:
+    if state.profile is None:
         return None, None
     plain = network_outputs(state, query, rows, reading, Adaptation())
     weights = state.decision.probabilities(plain.logits) * plain.has_counts[:, None]
@@ -145,6 +178,8 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
     logits = np.zeros((3 if keeps_experts else 1, len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model if reading.keep_embedding else 0), np.float32)
     has_counts = np.zeros(len(index), bool)
+    open_set = None if state.fitted is None else state.fitted.novelty
+    novelty = np.zeros(len(index), np.float32) if isinstance(open_set, OpenSet) else None
     state.network.eval()
     is_folded = can_fold(state.network) and not reading.keep_embedding
     read, fixed = (_folded, nullcontext()) if is_folded else (_whole, state.network.fixed())
@@ -158,9 +193,11 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
                 logits[2, rows] = output.own_logits.cpu().numpy()
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
+            if novelty is not None and isinstance(open_set, OpenSet):
+                novelty[rows] = open_set.score(output.embedding.cpu().numpy()) - how.novelty_shift
             has_counts[rows] = has_tokens
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
-    return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, **experts)
+    return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, novelty, **experts)
 
 
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]
@@ -194,7 +231,7 @@ def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> N
         )
 
 
-def fitted_novelty(state: ModelState) -> Novelty:
+def fitted_novelty(state: ModelState) -> Novelty | OpenSet:
     """Return the model's novelty score; raise ``RuntimeError`` where it has none."""
     novelty = state.trained().novelty
     if novelty is None:
@@ -216,6 +253,10 @@ def with_novelty(
 ) -> Outputs:
     """Add the novelty of the rows ``index (N,)`` to ``outputs``; NaN for a cell without counts."""
     novelty = fitted_novelty(state)
+    if isinstance(novelty, OpenSet):
+        assert outputs.novelty is not None
+        scores = np.where(outputs.has_counts, outputs.novelty, np.nan)
+        return replace(outputs, novelty=scores, novelty_threshold=threshold)
     assert state.profile is not None
     factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
     scores = np.full(len(index), np.nan, np.float32)
@@ -240,6 +281,8 @@ class Reference:
         """Rows with a label among the model's classes, and their codes; warn once where there are none."""
         adata, key = self.adata, state.setup.labels_key
         rows = codes = np.empty(0, np.int64)
+        if state.names_atlases:  # there is no reference whose cells could take part
+            return rows, codes
         why = "none of the model's cells has a label of its classes"
         if adata is None:
             why = "the model was loaded without its reference, which Celler.load(dir, adata=reference) would bring"

@@ -161,7 +161,11 @@ def _columns(
     if state.trained().novelty is not None:  # a model saved by an earlier version has none
         outputs = with_novelty(state, query, index, outputs, limit)
     labels = label(outputs, state.decision, state.tree, question)
-    return annotation_columns(outputs, labels, state.tree, key, question), outputs
+    columns = annotation_columns(outputs, labels, state.tree, key, question)
+    if state.ids:
+        # The values are few: an id for each name, and none for unknown cells.
+        columns[f"{key}_cl_id"] = pd.Categorical(pd.Series(labels.names).map(dict(state.ids)))
+    return columns, outputs
 
 
 def embedding(state: ModelState, cells: Cells, reading: Reading, *, normalize: bool) -> np.ndarray:

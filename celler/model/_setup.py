@@ -41,7 +41,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     args["unlabeled_category"] = str(args["unlabeled_category"])
     if args["parents"] is not None:
         args["parents"] = parent_mapping(args["parents"])
-    labels = _checked(adata, Setup(**args))
+    labels = checked(adata, Setup(**args))
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
     data_fields = [
@@ -57,7 +57,7 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     return manager
 
 
-def _checked(adata: AnnData, setup: Setup) -> np.ndarray:
+def checked(adata: AnnData, setup: Setup) -> np.ndarray:
     """Return the labels ``(n_obs,)`` of an AnnData that can be registered; raise where it cannot."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
@@ -152,6 +152,7 @@ def new_state(
     else:
         has_sizes = any(arguments[name] is not None for name in ATTENTION)
         base, base_rows = base_for(names, arguments["encoder"], has_sizes=has_sizes)
+    has_atlas = base is not None and base.n_types > 0
     if network is None:
         classes = described.get("classes", ())
         config = network_config(arguments, len(names), max(1, len(classes)), scgpt, base)
@@ -160,13 +161,14 @@ def new_state(
             load_base(network, base_rows)
     return ModelState(
         setup,
-        Genes(names, share, setup.gene_key, is_vocabulary),
+        Genes(names, share, setup.gene_key, is_vocabulary or has_atlas, has_atlas),
         LabelTree(tuple(described.get("classes", ())), tuple(described.get("parents", ()))),
         network,
         Tokenizer(n_bins=network.config.n_bins, max_genes=arguments["max_genes"]),
         choose_precision(arguments["precision"], choose_device()),
         scgpt,
         base,
+        ids=dict(described.get("ids", {})),
     )
 
 
@@ -182,6 +184,8 @@ def network_config(
         _check_base_sizes(arguments)
         arguments |= {"encoder": "base", "d_sum": arguments["d_model"]} | dict(base.sizes)
         arguments["head"] = arguments["head"] or "linear"
+        if base.n_types:  # no reference from which the other experts could learn
+            arguments |= {"head": "atlas", "n_types": base.n_types, "evidence": False}
     if arguments["encoder"] == "scgpt":
         if scgpt is None:
             raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 from celler._utils._devices import choose_precision
 from celler.data._profile import Profile
 from celler.data._query import Genes
+from celler.data._tissues import TissueTypes
 from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
 from celler.inference._novelty import Novelty
+from celler.inference._open_set import OpenSet
 from celler.labels._tree import LabelTree
 from celler.model._base import BaseOrigin
 from celler.network._config import NetworkConfig
@@ -62,7 +64,7 @@ class Fitted:
     hard_cells: dict[str, list[Any]]
     profile: Profile | None = None
     seed: int | None = None
-    novelty: Novelty | None = None
+    novelty: Novelty | OpenSet | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to arrays and plain values, for a checkpoint."""
@@ -75,11 +77,12 @@ class Fitted:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Fitted:
         """Convert back from :meth:`to_plain`; a file of an earlier version may hold more."""
-        values = {field.name: plain[field.name] for field in fields(cls) if field.name in plain}
+        values = {one.name: plain[one.name] for one in fields(cls) if one.name in plain}
         if values.get("profile") is not None:
             values["profile"] = Profile(**values["profile"])
         if values.get("novelty") is not None:
-            values["novelty"] = Novelty.from_plain(values["novelty"])
+            kind = OpenSet if "inside" in values["novelty"] else Novelty
+            values["novelty"] = kind.from_plain(values["novelty"])
         return cls(**values | {"decision": Decision(**plain["decision"])})
 
 
@@ -139,6 +142,8 @@ class ModelState:
     origin: str | None = None  # address and commit of the hub it was loaded from
     card: str | None = None  # the model card that it was loaded with, where its author changed it
     license: str | None = None  # the licence in that card
+    tissue: TissueTypes | None = None  # types of atlases, which the model names without a reference
+    ids: Mapping[str, str] = field(default_factory=dict)  # Cell Ontology id by name of class and parent
 
     @property
     def decision(self) -> Decision:
@@ -149,6 +154,16 @@ class ModelState:
     def profile(self) -> Profile | None:
         """Mean expression by class; ``None`` before training."""
         return None if self.fitted is None else self.fitted.profile
+
+    @property
+    def names_atlases(self) -> bool:
+        """Whether the classes are types of atlases, without a reference."""
+        return self.network.config.head == "atlas"
+
+    @property
+    def is_by_cell(self) -> bool:
+        """Whether a label depends on its cell alone, since there is no reference whose shift could be undone."""
+        return self.names_atlases or not self.network.config.reads_expression
 
     @property
     def is_pretrained(self) -> bool:
@@ -163,8 +178,9 @@ class ModelState:
     @property
     def described(self) -> dict[str, Any]:
         """Genes, classes and parents as plain values, for a checkpoint."""
-        scgpt = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
-        return scgpt | {
+        some = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
+        some |= {"ids": dict(self.ids)} if self.ids else {}
+        return some | {
             "base": self.base and asdict(self.base),
             "gene_names": [str(name) for name in self.genes.names],
             "classes": list(self.tree.classes),
@@ -211,7 +227,10 @@ def summary(state: ModelState) -> str:
     """Describe the model in one line, then the network, the training and what to call next."""
     config = state.network.config
     classes = f"{len(state.tree.classes)} classes, {config.n_genes:,} genes"
-    rows = _untrained(state, classes) if state.fitted is None else _trained(state, state.fitted, classes)
+    if state.names_atlases:
+        rows = _of_atlases(state, classes)
+    else:
+        rows = _untrained(state, classes) if state.fitted is None else _trained(state, state.fitted, classes)
     if state.origin is not None:
         rows.insert(-1, f"loaded    {state.origin}")
     return "\n  ".join(rows)
@@ -234,6 +253,19 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
         f"network   {network_line(state)}, on {state.network.device}",
         f"training  {training_line(fitted)}",
         "next      model.predict(adata), model.annotate(adata) or model.save(folder)",
+    ]
+
+
+def _of_atlases(state: ModelState, classes: str) -> list[str]:
+    """Describe a model of a tissue, which has genes once it has met a query."""
+    what = "types of atlases" if state.tissue is None else state.tissue.describe()
+    is_solved = state.fitted is not None and state.fitted.novelty is not None
+    return [
+        f"Celler, without a reference: {classes}",
+        f"classes   {what}",
+        f"network   {network_line(state)}, on {state.network.device}",
+        f"genes     {'those of the last query' if is_solved else 'all of the base, until it meets a query'}",
+        "next      model.predict(adata) or model.annotate(adata)",
     ]
 
 

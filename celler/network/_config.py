@@ -22,7 +22,8 @@ class NetworkConfig:
         ``"latent"`` adds attention of a few latents, ``"transformer"`` is the paper's self-attention over all tokens,
         and ``"scgpt"`` takes the weights of scGPT.
     head
-        ``"mlp"`` has one hidden layer, ``"linear"`` none, ``"vgg"`` is the paper's convolutions.
+        ``"mlp"`` has one hidden layer, ``"linear"`` none, ``"vgg"`` is the paper's convolutions, and ``"atlas"`` names
+        cells by ``n_types`` types of the atlases of a ``"base"``.
     n_layers, d_model, n_heads, n_latents
         Attention blocks, width of the embedding, attention heads, and latents of the ``"base"`` and ``"latent"``
         encoders.
@@ -30,6 +31,8 @@ class NetworkConfig:
         Width of the sum of gene embeddings that is trained beside a ``"base"`` encoder.
     dropout_rate, use_evidence
         Share of activations set to zero in training, and whether the evidence table is the second expert.
+    n_types
+        Types of the atlases, for the ``"atlas"`` head.
     d_feed, pad_value
         Width of the feed-forward layers and value of the cell token, of the ``"scgpt"`` encoder.
     """
@@ -38,7 +41,7 @@ class NetworkConfig:
     n_classes: int
     n_bins: int = 51
     encoder: Encoder = "additive"
-    head: Head = "mlp"
+    head: Head | Literal["atlas"] = "mlp"
     n_layers: int = 1
     d_model: int = 64
     d_sum: int = 64
@@ -46,6 +49,7 @@ class NetworkConfig:
     n_latents: int = 8
     dropout_rate: float = 0.3
     use_evidence: bool = True
+    n_types: int = 0
     d_feed: int = 512
     pad_value: float = -2.0
 
@@ -66,5 +70,7 @@ class NetworkConfig:
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"dropout_rate={self.dropout_rate} was given; 0 <= it < 1 is needed.")
         for name, kinds in (("encoder", get_args(Encoder)), ("head", get_args(Head))):
-            if getattr(self, name) not in kinds:
+            if getattr(self, name) not in kinds and not (self.head == "atlas" and name == "head"):
                 raise ValueError(f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}.")
+        if (self.head == "atlas") != (self.n_types > 0):
+            raise ValueError("head='atlas' is for models made by Celler.from_pretrained('celler-base', tissue=...).")

@@ -194,6 +194,8 @@ class BaseEncoder(nn.Module):
         """Return the embedding, where ``total(table, x)`` sums the rows of ``table`` of each cell, weighted by x."""
         seen = []
         for slope, (table, weight) in zip(self.slope, tables, strict=True):
+            if not weight.shape[1]:
+                continue  # of a single latent
             by_value = (slope * expression).exp() * (expression > 0)
             sums = total(table, by_value).unflatten(1, (-1, D_VALUE + 1))
             level = total(weight, by_value * expression)[:, :, None]

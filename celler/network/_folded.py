@@ -31,8 +31,10 @@ class FoldedBase:
     """The logits of a network that :func:`can_fold`, with its present weights, always in float32."""
 
     def __init__(self, network: GeneTransformer) -> None:
-        encoder, head, standardize = network.encoder, network.head[-1], network.standardize
+        encoder, standardize = network.encoder, network.standardize
         assert isinstance(encoder, BaseEncoder)
+        assert isinstance(network.head, LinearHead)
+        head = network.head[-1]
         assert isinstance(head, nn.Linear)
         assert standardize is not None
         self.network = network
@@ -104,6 +106,8 @@ def halves_of(encoder: BaseEncoder) -> list[Half]:
     contents = (encoder.gene @ read_written).unflatten(1, (D_LATENT, n_latents)) * weight[:, None]
     halves = []
     for slope, half in zip(encoder.slope, (slice(n_half), slice(n_half, None)), strict=True):
+        if not len(encoder.latent[half]):
+            continue  # of a single latent
         table = padded(torch.cat([contents[:, :, half].flatten(1), weight[:, half]], dim=1))
         halves.append(Half(slope, table, weight[:, half].contiguous(), encoder.level.T[:, half, None]))
     return halves

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
 
+SOFTENING = 1.5  #: temperature of the layer solved for the genes at hand: pseudo-cells make it surer than cells do
+SHARPNESS = 16.0  #: what cosines between an embedding and the vectors of types are multiplied by
+
 
 class Standardize(nn.Module):
     """Standardise an embedding ``(B, D)`` with mean and standard deviation from :meth:`measure`."""
@@ -70,6 +73,28 @@ class VGGHead(nn.Sequential):
         super().__init__(*layers, nn.Flatten(), *dense, nn.Linear(2 * d, config.n_classes))
 
 
+class AtlasHead(nn.Module):
+    """From ``(B, D)`` to logits ``(B, C)`` of classes that atlases name, without a reference.
+
+    The mean of the log-probabilities of two experts on the direction of the embedding: the types of the atlases by the
+    vectors that pretraining gave them, summed to classes, and a linear layer solved for the genes at hand, softened.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.vectors: Tensor
+        self.member: Tensor
+        self.register_buffer("vectors", torch.zeros(config.n_types, config.d_model))
+        self.register_buffer("member", torch.zeros(config.n_types, config.n_classes))  # share of a type in each class
+        self.solved = nn.Linear(config.d_model, config.n_classes)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        direction = F.normalize(embedding.float(), dim=1)
+        of_types = (SHARPNESS * direction @ self.vectors.T).softmax(1) @ self.member
+        solved = (self.solved(direction) / SOFTENING).log_softmax(1)
+        return (of_types.clamp(min=1e-9).log() + solved) / 2
+
+
 class GeneDecoder(nn.Module):
     """Predict bin and presence of hidden genes, as products of a cell vector and a gene vector.
 
@@ -115,14 +140,14 @@ class GeneDecoder(nn.Module):
 
 
 class TypeHead(nn.Module):
-    """Logits of the types of atlases: cosines between an embedding ``(B, D)`` and a vector of each type, times 16."""
+    """Logits of the types of atlases: cosines between an embedding ``(B, D)`` and a vector of each type, sharpened."""
 
     def __init__(self, n_types: int, d_model: int) -> None:
         super().__init__()
         self.vectors = nn.Parameter(torch.randn(n_types, d_model) * 0.1)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return 16 * F.normalize(embedding, dim=1) @ F.normalize(self.vectors, dim=1).T
+        return SHARPNESS * F.normalize(embedding, dim=1) @ F.normalize(self.vectors, dim=1).T
 
 
 class PanelDecoder(nn.Module):

@@ -19,7 +19,7 @@ from celler.network._encoders import (
     LatentEncoder,
     TransformerEncoder,
 )
-from celler.network._heads import LinearHead, MLPHead, Standardize, VGGHead
+from celler.network._heads import AtlasHead, LinearHead, MLPHead, Standardize, VGGHead
 from celler.network._scgpt import ScGPTEncoder
 
 __all__ = ["GeneTransformer", "NetworkOutput", "build_network", "extend_network"]
@@ -30,7 +30,7 @@ ENCODERS = {
     "transformer": TransformerEncoder,
     "scgpt": ScGPTEncoder,
 }
-HEADS = {"linear": LinearHead, "mlp": MLPHead, "vgg": VGGHead}
+HEADS = {"linear": LinearHead, "mlp": MLPHead, "vgg": VGGHead, "atlas": AtlasHead}
 PRETRAINED = ("base", "scgpt")  #: encoders that come with weights
 #: Weights with a row for each gene, and the values of a gene that was not learned.
 UNLEARNED = {f"encoder.{name}": value for name, value in UNSEEN.items()} | {"sum.encoder.gene": 0.0}
@@ -93,7 +93,7 @@ class GeneTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder: nn.Module = ENCODERS[config.encoder](config)
-        self.head: nn.Sequential = HEADS[config.head](config)
+        self.head: nn.Module = HEADS[config.head](config)
         # Embeddings of pretrained encoders were not scaled for this head.
         self.standardize = Standardize(config) if config.encoder in PRETRAINED else None
         self.sum = SumExpert(config) if config.encoder == "base" and config.use_evidence else None
@@ -182,7 +182,7 @@ def extend_network(
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
     state, codes = wider.state_dict(), torch.as_tensor(classes, device=network.device)
-    heads = {"head": network.head} | ({} if network.sum is None else {"sum.head": network.sum.head})
+    heads: dict[str, Any] = {"head": network.head} | ({} if network.sum is None else {"sum.head": network.sum.head})
     of_class = {f"{name}.{len(head) - 1}.{part}" for name, head in heads.items() for part in ("weight", "bias")}
     for name, weights in network.state_dict().items():
         if name == "evidence.weight":

@@ -59,7 +59,8 @@ def solve_head(network: GeneTransformer, embedding: Tensor, codes: np.ndarray) -
     with torch.no_grad():
         X = network.standardize(embedding.to(network.device)).cpu().numpy()
         weight, bias = logistic_regression(X, codes, network.config.n_classes, L2_OF_EMBEDDING)
-        linear: Any = network.head[-1]
+        head: Any = network.head
+        linear = head[-1]
         linear.weight.copy_(torch.from_numpy(weight.T))
         linear.bias.copy_(torch.from_numpy(bias))
 
