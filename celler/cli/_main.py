@@ -30,7 +30,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status, 2 for input that cannot be used."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    # A list of paths ends at the first option; those after it belong to it.
+    if others and ("paths" not in options or any(other.startswith("-") for other in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        options.paths += others
 
     def say(message: object, *_: object, **__: object) -> None:
         print(f"celler {options.name}: {message}", file=sys.stderr)
@@ -155,7 +161,7 @@ def _annotate(options: argparse.Namespace) -> None:
     from celler.model import Celler
 
     if options.tissue is not None:
-        tissue = None if options.tissue == ["all"] else options.tissue
+        tissue = None if "all" in options.tissue else options.tissue
         model = Celler.from_pretrained("celler-base", tissue=tissue, organism=options.organism)
     else:
         reference = None if options.reference is None else read_h5ad(options.reference)
@@ -170,20 +176,23 @@ def _annotate(options: argparse.Namespace) -> None:
 
 
 def _tissues(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from celler.data._atlas_types import read_atlas_types
     from celler.data._tissues import tissue_types
 
     every = read_atlas_types().of(None, options.organism)
     if not options.tissue:
         for name, codes in every.tissues.items():
-            if every.table["dataset"].isin(codes).any():
+            used = np.intersect1d(every.table["dataset"], codes)
+            if len(used):
                 n_types = len(tissue_types(name, options.organism).tree.classes)
-                of_each = every.datasets["organism"].iloc[codes].value_counts()
+                of_each = every.datasets["organism"].iloc[used].value_counts()
                 atlases = ", ".join(f"{n} {organism}" for organism, n in of_each.items())
                 print(f"{name:16} {n_types:4} types, atlases: {atlases}")
         print("\nceller annotate QUERY.h5ad --tissue TISSUE --out OUT.h5ad")
         return
-    found = tissue_types(options.tissue, options.organism)
+    found = tissue_types(None if "all" in options.tissue else options.tissue, options.organism)
     print(found.describe())
     for name, parent in found.tree.parent_of.items():
         print(f"  {name} ({found.ids.get(name, 'no id')}), {parent}")

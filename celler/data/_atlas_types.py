@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -88,11 +88,14 @@ class AtlasTypes:
             wanted = wanted[self.datasets["organism"].to_numpy()[wanted] == organism]
         kept = np.flatnonzero(np.isin(self.table["dataset"], wanted))
         if not len(kept):
-            raise ValueError(f"no atlas of {organism} {tissue!r} is in the base; leave organism out for the other's.")
+            where = " or ".join(self.named(tissue or ()))
+            raise ValueError(f"no atlas of {organism} {where} is in the base; leave organism out for the other's.")
         return replace(self, table=self.table.iloc[kept], levels=self.levels[:, kept])
 
     def named(self, tissue: str | Sequence[str]) -> list[str]:
         """Names of tissues in the atlases' words; a ``ValueError`` names the closest."""
+        if not isinstance(tissue, str | Iterable):
+            raise TypeError(f"tissue={tissue!r} was given; a name, several names, or None for all, is needed.")
         given = [tissue] if isinstance(tissue, str) else list(tissue)
         if not given:
             raise ValueError("tissue is empty; name at least one, or pass None for all.")
@@ -116,7 +119,7 @@ class AtlasTypes:
 @cache
 def read_atlas_types(path: Path = FILE) -> AtlasTypes:
     """Read the file that :func:`write_atlas_types` wrote."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         stored = {name: file[name] for name in file.files}
     text = {name: array.tobytes().decode().split("\n") for name, array in stored.items() if array.dtype == np.uint8
             and array.ndim == 1}  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -77,6 +77,7 @@ class Query:
     alignment: GeneAlignment
     expression_share: float  # of the reference's counts that the query's genes carry there
     n_genes: int  # of the model
+    reported: set[str] = field(default_factory=set)  # messages that were given
 
     @property
     def adata(self) -> AnnData:
@@ -121,10 +122,11 @@ def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[s
     (alignment, share), reader = genes.align(adata), query_reader(adata, layer)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
+    reported = set() if reported is None else reported
     report = genes.report(alignment, share, reader)
     if report is not None:
-        warn_once(report, set() if reported is None else reported)
-    return Query(reader, alignment, share, len(genes.names))
+        warn_once(report, reported)
+    return Query(reader, alignment, share, len(genes.names), reported)
 
 
 def warn_once(message: str, reported: set[str]) -> None:

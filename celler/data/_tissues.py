@@ -95,7 +95,8 @@ class TissueTypes:
         """Name the tissues in words."""
         where = f"{self.organism} {' and '.join(self.tissues)}".removeprefix("None ").strip()
         n_atlases = self.types.table["dataset"].nunique()
-        return f"{len(self.tree.classes)} types of {where or 'all tissues'}, from {n_atlases} atlases"
+        atlases = "1 atlas" if n_atlases == 1 else f"{n_atlases} atlases"
+        return f"{len(self.tree.classes)} types of {where or 'all tissues'}, from {atlases}"
 
 
 def tissue_types(tissue: str | Sequence[str] | None, organism: str | None) -> TissueTypes:

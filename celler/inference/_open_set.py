@@ -19,7 +19,8 @@ class OpenSet:
     r"""Novelty among named types, standardised by pseudo-cells of the tissue's own types.
 
     With :math:`c_i` the largest cosine of a cell's embedding to a type of the tissue, and :math:`c_o` that to a type of
-    other tissues that is none of the tissue's, the raw score is :math:`c_o - c_i - c_i / 4`.
+    other tissues that is none of the tissue's, the raw score is :math:`c_o - c_i - c_i / 4`. Where there are no others,
+    for all tissues together, :math:`c_o` is the same for every cell.
 
     Parameters
     ----------
@@ -43,7 +44,8 @@ class OpenSet:
     def score(self, embedding: np.ndarray) -> np.ndarray:
         """Return the score of each cell ``(N,)``; pseudo-cells of the tissue's types have mean 0 and deviation 1."""
         own, other = self._cosines(embedding)
-        return np.asarray((other.max(axis=1) - (1 + OWN_WEIGHT) * own.max(axis=1) - self.location) / self.spread)
+        raw = other.max(axis=1, initial=-1.0) - (1 + OWN_WEIGHT) * own.max(axis=1)
+        return np.asarray((raw - self.location) / self.spread)
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of the pseudo-cells exceeds."""
@@ -61,6 +63,8 @@ class OpenSet:
 
     def resembled(self, embedding: np.ndarray) -> Sequence[str]:
         """Name the types of other tissues that these cells resemble, the most frequent first."""
+        if not self.names:
+            return []
         best = self._cosines(embedding)[1].argmax(axis=1)
         return [self.names[code] for code in np.argsort(-np.bincount(best), kind="stable")[: len(np.unique(best))]]
 

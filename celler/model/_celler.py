@@ -831,8 +831,8 @@ class Celler(BaseModelClass):
         }
         setup = _extend.extended_setup(state, given)
         if state.names_atlases:
-            state = state if state.tissue is None else _tissue.adapted(state, adata, reference._arguments)
-            cls.setup_anndata(adata, **vars(_tissue.label_first(state, adata, setup, extend_labels=extend_labels)))
+            of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
+            cls.setup_anndata(adata, **vars(of_new))
             return cls(adata)
         _extend.check_extendable(state)
         tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
@@ -922,7 +922,7 @@ class Celler(BaseModelClass):
             If a file cannot be used.
         """
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
-        if str(path) == _tissue.NAME:
+        if path == _tissue.NAME:  # a folder of this name is ./celler-base
             _tissue.check_options(adata, options)
             found = tissue_types(tissue, organism)
             model = cls(registry=_tissue.tissue_registry(found), precision=precision)

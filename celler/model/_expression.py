@@ -25,6 +25,11 @@ VALUES_PER_PASS = 2**18
 
 def check_decoder(state: ModelState) -> None:
     """Raise for a model that cannot predict genes from the cell embedding."""
+    if state.names_atlases:
+        raise RuntimeError(
+            "this model names cells by public atlases and has no decoder that predicts genes; learn one from cells: "
+            "model = Celler(adata), then model.pretrain()."
+        )
     if state.pretrained is None:
         raise RuntimeError(
             "this Celler was not pretrained, and the decoder that predicts genes is learned there; call "

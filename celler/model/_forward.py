@@ -120,29 +120,44 @@ def adaptation_to(
 def _novelty_shift(
     state: ModelState, query: Query, rows: np.ndarray, reading: Reading
 ) -> tuple[Outputs | None, Adaptation]:
-    """Compute the outputs of ``rows`` and by how much they seem too novel; say so where most are of other tissues."""
+    """Compute the outputs of ``rows`` and by how much they seem too novel; say once where many are."""
     open_set = None if state.fitted is None else state.fitted.novelty
     if not isinstance(open_set, OpenSet):
         return None, Adaptation()
     sample = network_outputs(state, query, rows, replace(reading, keep_embedding=True), Adaptation())
     assert sample.novelty is not None
     scores = sample.novelty[sample.has_counts]
-    is_foreign = sample.has_counts & (sample.novelty > open_set.threshold(FOREIGN_RATE))
-    if is_foreign.sum() > MOST_FOREIGN * max(1, len(scores)):
-        others = listed(open_set.resembled(sample.embedding[is_foreign]), 3)
-        warn(
-            f"{is_foreign.sum() / len(scores):.0%} of the cells resemble types that the atlases of this tissue lack, "
-            f"most of all {others}. Is the tissue right? `celler tissues` lists what each tissue holds."
-        )
     how = Adaptation(novelty_shift=open_set.shift(scores))
-    is_novel = scores - how.novelty_shift > open_set.threshold(NOVEL_RATE)
-    if is_novel.mean() > NOVEL_SHARE and is_foreign.sum() <= MOST_FOREIGN * len(scores):
-        warn(
+    report = _novelty_report(open_set, scores, how.novelty_shift, sample.embedding[sample.has_counts])
+    if report is not None:
+        warn_once(report, query.reported)
+    embedding = sample.embedding if reading.keep_embedding else sample.embedding[:, :0]
+    return replace(sample, embedding=embedding, novelty=sample.novelty - how.novelty_shift), how
+
+
+def _novelty_report(open_set: OpenSet, scores: np.ndarray, shift: float, embedding: np.ndarray) -> str | None:
+    """Say that many of some cells are of other tissues or of types that the atlases lack; ``None`` where few are."""
+    if not len(scores):
+        return None
+    is_foreign = scores > open_set.threshold(FOREIGN_RATE)
+    if is_foreign.mean() > MOST_FOREIGN:
+        others = open_set.resembled(embedding[is_foreign])
+        if not others:
+            return (
+                f"{is_foreign.mean():.0%} of the cells resemble no type of the atlases; look at <key>_novelty and at "
+                "markers before you trust a label."
+            )
+        return (
+            f"{is_foreign.mean():.0%} of the cells resemble types that the atlases of this tissue lack, most of all "
+            f"{listed(others, 3)}. Is the tissue right? `celler tissues` lists what each tissue holds."
+        )
+    is_novel = scores - shift > open_set.threshold(NOVEL_RATE)
+    if is_novel.mean() > NOVEL_SHARE:
+        return (
             f"{is_novel.mean():.0%} of the cells are more novel than {1 - NOVEL_RATE:.0%} of the atlases' own and may "
             f"be of types that these lack; false_alarm_rate={NOVEL_RATE} gives them no label."
         )
-    embedding = sample.embedding if reading.keep_embedding else sample.embedding[:, :0]
-    return replace(sample, embedding=embedding, novelty=sample.novelty - how.novelty_shift), how
+    return None
 
 
 def shift_of(

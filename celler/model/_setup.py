@@ -161,7 +161,7 @@ def new_state(
             load_base(network, base_rows)
     return ModelState(
         setup,
-        Genes(names, share, setup.gene_key, is_vocabulary or has_atlas, has_atlas),
+        Genes(names, share, setup.gene_key, is_vocabulary, orthologs=has_atlas),
         LabelTree(tuple(described.get("classes", ())), tuple(described.get("parents", ()))),
         network,
         Tokenizer(n_bins=network.config.n_bins, max_genes=arguments["max_genes"]),

@@ -120,7 +120,7 @@ def _with_genes(state: ModelState, found: TissueTypes, rows: np.ndarray, network
     load_base(network, rows)
     _set_types(network, found, base)
     share = np.full(len(rows), 1 / len(rows))
-    genes = Genes(base.genes[rows], share, is_vocabulary=True, orthologs=True)
+    genes = Genes(base.genes[rows], share, state.genes.key, is_vocabulary=True, orthologs=True)
     nothing = np.empty(0, np.int64)
     n_of_class = found.may_be.sum(axis=0)
     fitted = Fitted(
@@ -152,7 +152,7 @@ def _open_set(found: TissueTypes, base: Base) -> OpenSet:
 
 def _vectors(base: Base, types: AtlasTypes) -> np.ndarray:
     """Vectors that pretraining gave the types ``(K, D)``, of length 1."""
-    return _directions(base.type_weights[types.table["row"].to_numpy()].numpy())
+    return _directions(base.type_weights.numpy()[types.table["row"]])
 
 
 def _directions(vectors: np.ndarray) -> np.ndarray:
@@ -161,7 +161,9 @@ def _directions(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def label_first(state: ModelState, adata: AnnData, setup: Setup, *, extend_labels: bool) -> Setup:
+def label_first(
+    state: ModelState, adata: AnnData, setup: Setup, arguments: dict[str, Any], *, extend_labels: bool
+) -> Setup:
     """Write the given labels, and those of unlabelled cells that the atlases name surely, to a column of obs.
 
     Returns the arguments of ``setup_anndata`` for this column. Raises, before any write, for data that cannot be used
@@ -176,10 +178,24 @@ def label_first(state: ModelState, adata: AnnData, setup: Setup, *, extend_label
             f"adata.obs[{setup.labels_key!r}] holds labels that the atlases do not know: {unknown}. Pass "
             f"extend_labels=True to make them classes, or rename them; the model knows {list(state.tree.classes)}."
         )
+    # The values are those of the new model, which may be in a layer, and its gene names in a column of var.
+    state = replace(
+        state,
+        setup=replace(state.setup, layer=setup.layer, gene_key=setup.gene_key),
+        genes=replace(state.genes, key=setup.gene_key),
+    )
+    state = state if state.tissue is None else adapted(state, adata, arguments)
     free = np.flatnonzero(labels == setup.unlabeled_category)
     cells = Cells(adata, free, Reference(None, False, set()))
     sure = Question(threshold=SURE, false_alarm_rate=FIRST_ALARMS, unknown_label=setup.unlabeled_category)
     labels[free] = predict(state, cells, sure, Reading(), soft=False, propagate=False)
+    if (labels == setup.unlabeled_category).all():
+        raise ValueError(
+            f"no cell has a label, and the atlases name none with a probability of at least {SURE}; give labels_key a "
+            "column with labels of some cells, and see that the tissue is right."
+        )
     own = {name: given.parent_of.get(name, parents.get(name, name)) for name in given.classes}
+    of_new = replace(setup, labels_key=FIRST_LABELS, parent_labels_key=None, parents=parents | own)
+    read_tree(adata, labels, of_new)  # raises before the write where parents contradict each other
     adata.obs[FIRST_LABELS] = labels
-    return replace(setup, labels_key=FIRST_LABELS, parent_labels_key=None, parents=parents | own)
+    return of_new

@@ -57,6 +57,7 @@ class Options:
 
 def train(state: ModelState, registered: Cells | None, datamodule: DataModule | None, options: Options) -> ModelState:
     """Train on the registered cells, or on those of a store."""
+    _check_has_reference(state)
     _check_masked(options, datamodule)
     cells = (
         _cells_in_memory(state, registered, options.seed) if datamodule is None else _streamed_cells(state, datamodule)
@@ -156,6 +157,15 @@ def _check_masked(options: Options, datamodule: DataModule | None) -> None:
         raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
     if options.masked_weight and options.ckpt_path is not None:
         raise ValueError("a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out.")
+
+
+def _check_has_reference(state: ModelState) -> None:
+    if state.names_atlases:
+        raise RuntimeError(
+            "this model names cells by public atlases and is not trained on cells: predict or annotate label a query "
+            "as it is. To learn your own labels: model = Celler.load_query_data(adata, model, labels_key=...), then "
+            "model.train()."
+        )
 
 
 def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> TrainingCells:

@@ -155,7 +155,7 @@ def test_annotate_matches_the_library_with_every_option(files, tmp_path):
 
 def test_annotate_reference_without_propagate(files, capsys):
     query = annotate(files, "x.h5ad", "--reference", str(files / "reference.h5ad"))
-    assert_refused(capsys, query, "--reference has an effect only with --propagate")
+    assert_refused(capsys, query, "--reference has an effect only with a model and --propagate")
 
 
 def test_train_overwrite(files, capsys, monkeypatch):
