@@ -24,3 +24,9 @@ from celler.network._config import NetworkConfig
 def test_network_config_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         NetworkConfig(**SMALL | options)
+
+
+@pytest.mark.parametrize("options", [{"head": "atlas"}, {"n_types": 3}, {"head": "mlp", "n_types": 3}])
+def test_network_config_of_atlases_needs_their_types(options):
+    with pytest.raises(ValueError, match=r"head='atlas' is for models made by Celler.from_pretrained\('celler-base'"):
+        NetworkConfig(**SMALL | options)

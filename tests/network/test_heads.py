@@ -6,10 +6,11 @@ import torch
 from network_cases import SMALL
 from pretraining_cases import N_BINS, N_GENES
 from scipy import sparse
+from scipy.special import softmax
 from torch import nn
 
 from celler.network._config import NetworkConfig
-from celler.network._heads import GeneDecoder, VGGHead, context_of
+from celler.network._heads import AtlasHead, GeneDecoder, VGGHead, context_of
 
 
 @pytest.mark.parametrize("d_model", [1, 2, 3, 5, 7, 16])
@@ -41,3 +42,33 @@ def test_gene_decoder_starts_from_the_means(rng):
     np.testing.assert_allclose(decoder.gene_bias.detach()[:, 1], np.log(odds), atol=1e-2)
     residual = (dense - mean)[there]
     np.testing.assert_allclose(decoder.bin_variance, residual.var(), rtol=1e-2)
+
+
+def test_atlas_head_matches_its_formula(rng):
+    config = NetworkConfig(**SMALL | {"head": "atlas", "n_types": 4, "n_classes": 3, "encoder": "base"})
+    head, d_model = AtlasHead(config), config.d_model
+    vectors = rng.normal(size=(4, d_model))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    member = np.array([[1, 0, 0], [0, 1, 0], [0, 0.5, 0.5], [0, 0, 1]])
+    weight, bias, embedding = rng.normal(size=(3, d_model)), rng.normal(size=3), rng.normal(size=(5, d_model))
+    with torch.no_grad():
+        for place, values in (
+            (head.vectors, vectors),
+            (head.member, member),
+            (head.solved.weight, weight),
+            (head.solved.bias, bias),
+        ):
+            place.copy_(torch.from_numpy(values))
+        found = head(torch.from_numpy(embedding).float())
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    of_types = softmax(16 * unit @ vectors.T, axis=1) @ member
+    solved = softmax((unit @ weight.T + bias) / 1.5, axis=1)
+    np.testing.assert_allclose(found, (np.log(of_types) + np.log(solved)) / 2, atol=1e-5)
+    # Longer embeddings are no surer.
+    np.testing.assert_allclose(head(torch.from_numpy(9 * embedding).float()).detach(), found, atol=1e-5)
+
+
+def test_atlas_head_of_a_class_without_resemblance_is_finite():
+    config = NetworkConfig(**SMALL | {"head": "atlas", "n_types": 2, "n_classes": 2, "encoder": "base"})
+    head = AtlasHead(config)  # no type is a member of a class
+    assert torch.isfinite(head(torch.randn(3, config.d_model))).all()
