@@ -70,6 +70,12 @@ def test_from_pretrained_of_the_folder(folder, cells):
     np.testing.assert_array_equal(found, Celler.load(folder).predict(cells))
 
 
+def test_save_writes_a_card_of_the_types(folder):
+    card = (folder / "README.md").read_text()
+    assert "Its classes are types of the atlases of celler-base; no cell of a reference trained it." in card
+    assert all(name in card for name in ("thymocyte", "CL:0000893", "epithelial cell of thymus"))
+
+
 def test_save_before_any_query(tmp_path):
     with pytest.raises(RuntimeError, match="has met no cells yet.*call predict or annotate first"):
         new().save(tmp_path / "model")
@@ -131,6 +137,10 @@ def test_load_query_data_labels_what_is_sure(adata):
     assert "my stroma" in model.classes_
     model.train(max_epochs=3, show_progress=False)
     assert (model.predict(adata)[has_label] == given[has_label]).mean() > 0.7
+
+
+def test_load_query_data_keeps_the_precision(adata):
+    assert load_query(adata, extend_labels=True)._arguments["precision"] == "float32"
 
 
 def test_load_query_data_of_a_folder(adata, folder):
