@@ -833,7 +833,9 @@ class Celler(BaseModelClass):
         if state.names_atlases:
             of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
             cls.setup_anndata(adata, **vars(of_new))
-            return cls(adata, precision=reference._arguments["precision"])
+            model = cls(adata, precision=reference._arguments["precision"])
+            model._become(_tissue.with_ids_of(model._state, state))
+            return model
         _extend.check_extendable(state)
         tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
         genes = _extend.extended_genes(state, adata, setup.gene_key)

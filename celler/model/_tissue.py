@@ -161,6 +161,12 @@ def _directions(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
+def with_ids_of(state: ModelState, other: ModelState) -> ModelState:
+    """Return a model with the ids of another one, of the classes and parents that both have by name."""
+    names = {*state.tree.classes, *state.tree.parents}
+    return replace(state, ids={name: i for name, i in other.ids.items() if name in names})
+
+
 def label_first(
     state: ModelState, adata: AnnData, setup: Setup, arguments: dict[str, Any], *, extend_labels: bool
 ) -> Setup:

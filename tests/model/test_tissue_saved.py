@@ -139,6 +139,19 @@ def test_load_query_data_labels_what_is_sure(adata):
     assert (model.predict(adata)[has_label] == given[has_label]).mean() > 0.7
 
 
+def test_load_query_data_keeps_the_ids_of_known_types(adata, tmp_path):
+    model = load_query(adata, extend_labels=True)
+    model.train(max_epochs=2, show_progress=False)
+    model.save(tmp_path / "model")
+    for trained in (model, Celler.load(tmp_path / "model")):
+        trained.annotate(adata)
+        ids = adata.obs["celler_cl_id"].astype(object)
+        expected = adata.obs["celler"].astype(object).map(dict(new()._state.ids))
+        pd.testing.assert_series_equal(ids, expected, check_names=False, check_dtype=False)
+        assert ids[adata.obs["celler"] == "my stroma"].isna().all()
+        assert ids.notna().mean() > 0.5
+
+
 def test_load_query_data_keeps_the_precision(adata):
     assert load_query(adata, extend_labels=True)._arguments["precision"] == "float32"
 
