@@ -126,7 +126,8 @@ def test_drawings_are_those_of_the_script():
 
 def test_pages_are_within_their_budget_of_words():
     pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*/*.md")]
-    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 22_000
+    # 22,000 for the pages of models with a reference; no_reference.md stands for half of the readers.
+    assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 23_550
 
 
 def test_contributing_names_every_room():

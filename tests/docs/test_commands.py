@@ -1,0 +1,58 @@
+"""The commands of the README's first example and of the page without a reference run as copied."""
+
+import re
+import shlex
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import pytest
+
+import celler as cl
+from celler.cli._main import main
+
+ROOT = Path(__file__).parents[2]
+#: What the pages lead to on purpose: a report of the genes, and classes that the first labels made small.
+SAID = ["ignore:725 of 765 genes", "ignore:classes with fewer than 3 labelled cells"]
+#: What scanpy's plots warn of.
+SAID += ["ignore:FigureCanvasAgg", "ignore:The set_bad function"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def run_all(codes: list[str]) -> dict[str, object]:
+    """Run blocks one after the other in the same namespace, as a reader does."""
+    space: dict[str, object] = {}
+    for code in codes:
+        exec(compile(code, "page", "exec"), space)
+    plt.close("all")
+    return space
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_readme_example_without_a_reference():
+    space = run_all(blocks(ROOT / "README.md", "python")[:1])
+    assert space["query"].obs["celler_cl_id"].str.match(r"CL:\d{7}$").all()
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_page_without_a_reference():
+    query = run_all(blocks(ROOT / "docs" / "no_reference.md", "python"))["query"]
+    is_regulatory = (query.obs["cell_type"] == "CD4+/CD25 T Reg") & (query.obs["own"] == "Unknown")
+    assert is_regulatory.sum() == 58
+    assert (query.obs["own_label"] == "regulatory T cell")[is_regulatory].sum() > 25
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_shell_commands_without_a_reference(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cl.datasets.pbmc68k().write_h5ad("query.h5ad")
+    lines = "".join(blocks(ROOT / "docs" / "no_reference.md", "bash")).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0
+    assert ad.read_h5ad("labelled.h5ad").obs["celler"].nunique() > 10
+    assert "pancreatic D cell (CL:0000173)" in capsys.readouterr().out
