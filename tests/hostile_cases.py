@@ -255,7 +255,10 @@ CONFIGS = {
         "contradicts itself: the parents go round in a cycle",
     ),
     "base without sizes": (
-        put("registry.celler.base", {"name": "b", "n_known": 1, "organism": "human", "sizes": {}, "n_profiles": 0, "n_types": 0}),
+        put(
+            "registry.celler.base",
+            {"name": "b", "n_known": 1, "organism": "human", "sizes": {}, "n_profiles": 0, "n_types": 0},
+        ),
         "lacks registry.celler.base.sizes.d_model",
     ),
     "base of heads that do not fit": (forged_base, "contradicts itself: d_model=32 is not a multiple of n_heads=3"),

@@ -401,7 +401,7 @@ class Celler(BaseModelClass):
         ``<key>_margin`` (that less the second best), ``<key>_second`` (second-best class) and
         ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
-        "unknown".
+        "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
         """
         cells = self._cells(adata)
         _predict.annotate(

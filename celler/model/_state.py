@@ -259,12 +259,14 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
 def _of_atlases(state: ModelState, classes: str) -> list[str]:
     """Describe a model of a tissue, which has genes once it has met a query."""
     what = "types of atlases" if state.tissue is None else state.tissue.describe()
-    is_solved = state.fitted is not None and state.fitted.novelty is not None
+    genes = "all of the base, until it meets a query"
+    if state.fitted is not None and state.fitted.novelty is not None:
+        genes = "those of the last query" if state.tissue is not None else "those of the query it was saved for"
     return [
         f"Celler, without a reference: {classes}",
         f"classes   {what}",
         f"network   {network_line(state)}, on {state.network.device}",
-        f"genes     {'those of the last query' if is_solved else 'all of the base, until it meets a query'}",
+        f"genes     {genes}",
         "next      model.predict(adata) or model.annotate(adata)",
     ]
 

@@ -36,6 +36,8 @@ TEMPERATURE = 0.6
 #: Column of obs with the labels that a new model starts from; those of unlabelled cells have at least this probability,
 #: and are less novel than all but this share of known cells.
 FIRST_LABELS, SURE, FIRST_ALARMS = "_celler_first_labels", 0.7, 0.2
+#: Fewest such cells of a type that has no given label.
+MIN_FOUND = 3
 #: Fewest genes of a query without a warning.
 FEW_GENES = 300
 
@@ -194,7 +196,11 @@ def label_first(
     free = np.flatnonzero(labels == setup.unlabeled_category)
     cells = Cells(adata, free, Reference(None, False, set()))
     sure = Question(threshold=SURE, false_alarm_rate=FIRST_ALARMS, unknown_label=setup.unlabeled_category)
-    labels[free] = predict(state, cells, sure, Reading(), soft=False, propagate=False)
+    found = predict(state, cells, sure, Reading(), soft=False, propagate=False)
+    names, counts = np.unique(found, return_counts=True)
+    # One or two cells are no class to learn.
+    is_kept = np.isin(found, names[counts >= MIN_FOUND]) | np.isin(found, given.classes)
+    labels[free] = np.where(is_kept, found, setup.unlabeled_category)
     if (labels == setup.unlabeled_category).all():
         raise ValueError(
             f"no cell has a label, and the atlases name none with a probability of at least {SURE}; give labels_key a "
