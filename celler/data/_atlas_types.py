@@ -108,6 +108,13 @@ class AtlasTypes:
                 )
         return list(dict.fromkeys(names))
 
+    def most_variable(self, rows: np.ndarray, n_most: int) -> np.ndarray:
+        """Return the ``n_most`` of the genes ``rows (n,)`` whose levels vary most between the types, ascending."""
+        if len(rows) <= n_most:
+            return rows
+        variance = self.levels[rows].var(axis=1)
+        return np.sort(rows[np.argsort(-variance, kind="stable")[:n_most]])
+
     def profiles(self, rows: np.ndarray) -> CellProfiles:
         """Mean expression in the genes ``rows (n,)``, to draw pseudo-cells from."""
         share = np.expm1(self.levels[rows].T * np.float32(self.step)) / 1e4

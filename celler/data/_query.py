@@ -35,6 +35,7 @@ class Genes:
     key: str | None = None  # column of var with the names; None is var_names
     is_vocabulary: bool = False  # all genes of a species rather than those of a reference
     orthologs: bool = False  # whether genes of the other species count, through one-to-one orthologs
+    are_of_query: bool = False  # whether they were chosen among those of the query, which was said then
 
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
@@ -57,7 +58,9 @@ class Genes:
         return alignment, float(self.share[matched].sum())
 
     def report(self, alignment: GeneAlignment, share: float, reader: ExpressionReader) -> str | None:
-        """Describe an alignment in words; ``None`` where every gene matched by its name."""
+        """Describe an alignment in words; ``None`` where every gene matched by its name, or it was said before."""
+        if self.are_of_query:
+            return None
         if not self.is_vocabulary:
             return None if alignment.is_exact else alignment.describe(share)
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:

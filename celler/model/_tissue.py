@@ -13,6 +13,7 @@ from anndata import AnnData
 from celler._utils._devices import cpu_threads
 from celler._utils._messages import listed, warn
 from celler.data._atlas_types import AtlasTypes, read_atlas_types
+from celler.data._expression import query_reader
 from celler.data._query import Genes
 from celler.data._tissues import TissueTypes, above
 from celler.inference._calibration import Decision
@@ -38,6 +39,8 @@ TEMPERATURE = 0.6
 FIRST_LABELS, SURE, FIRST_ALARMS = "_celler_first_labels", 0.7, 0.2
 #: Fewest such cells of a type that has no given label.
 MIN_FOUND = 3
+#: Most genes that are read, those that vary most between the types: more take longer and change no figure.
+MAX_GENES = 2000
 #: Fewest genes of a query without a warning.
 FEW_GENES = 300
 
@@ -86,10 +89,14 @@ def adapted(state: ModelState, adata: AnnData, arguments: dict[str, Any]) -> Mod
     found = state.tissue
     assert found is not None
     known = read_base().genes
-    gene_map = replace(state.genes, names=known, share=np.ones(len(known))).align(adata)[0].gene_map
-    rows = np.unique(gene_map[gene_map >= 0])
+    of_base = Genes(known, np.ones(len(known)), state.genes.key, is_vocabulary=True, orthologs=True)
+    alignment, read = of_base.align(adata)
+    gene_map = alignment.gene_map
+    rows = found.types.most_variable(np.unique(gene_map[gene_map >= 0]), MAX_GENES)
     if state.trained().novelty is not None and known[rows].equals(state.genes.names):
         return state
+    if (report := of_base.report(alignment, read, query_reader(adata, state.setup.layer))) is not None:
+        warn(report)
     if len(rows) < FEW_GENES:
         warn(
             f"the query has {len(rows)} genes that {NAME} knows, such as {listed(list(known[rows]), 3)}; "
@@ -122,7 +129,7 @@ def _with_genes(state: ModelState, found: TissueTypes, rows: np.ndarray, network
     load_base(network, rows)
     _set_types(network, found, base)
     share = np.full(len(rows), 1 / len(rows))
-    genes = Genes(base.genes[rows], share, state.genes.key, is_vocabulary=True, orthologs=True)
+    genes = Genes(base.genes[rows], share, state.genes.key, orthologs=True, are_of_query=True)
     nothing = np.empty(0, np.int64)
     n_of_class = found.may_be.sum(axis=0)
     fitted = Fitted(

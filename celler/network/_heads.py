@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
 
-SOFTENING = 1.5  #: temperature of the layer solved for the genes at hand: pseudo-cells make it surer than cells do
+SOFTENING = 2.0  #: temperature of the layer solved for the genes at hand: pseudo-cells make it surer than cells do
 SHARPNESS = 16.0  #: what cosines between an embedding and the vectors of types are multiplied by
 
 

@@ -130,7 +130,8 @@ def test_annotate_called_first(of_few):
     again = of_few.copy()
     model.annotate(again, cluster_key="name", false_alarm_rate=0.1, backoff=True)
     pd.testing.assert_frame_equal(adata.obs, again.obs)
-    assert (adata.obs["celler_majority"].astype(str) == adata.obs["name"]).all()
+    # Of a cluster whose type is uncertain, the parent or "Unknown" may be the most frequent label.
+    assert (adata.obs["celler_majority"].astype(str) == adata.obs["name"]).mean() > 0.7
 
 
 def test_predict_soft_agrees_with_labels(of_few):

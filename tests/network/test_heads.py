@@ -62,7 +62,7 @@ def test_atlas_head_matches_its_formula(rng):
         found = head(torch.from_numpy(embedding).float())
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     of_types = softmax(16 * unit @ vectors.T, axis=1) @ member
-    solved = softmax((unit @ weight.T + bias) / 1.5, axis=1)
+    solved = softmax((unit @ weight.T + bias) / 2, axis=1)
     np.testing.assert_allclose(found, (np.log(of_types) + np.log(solved)) / 2, atol=1e-5)
     # Longer embeddings are no surer.
     np.testing.assert_allclose(head(torch.from_numpy(9 * embedding).float()).detach(), found, atol=1e-5)
