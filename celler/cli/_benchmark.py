@@ -47,6 +47,8 @@ def _add_paper(kinds: Any) -> None:
     files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.h5ad"}
     add("--reference", **files, help="one file, or one for each organ")
     add("--query", **files, help="the same number of files, in the same order")
+    what = "ms: train on c_data and test on patients, as scGPT's files, or the other way (default: healthy)"
+    add("--train-on", choices=["healthy", "patients"], help=what)
     add("--labels-key", help="organs: column of obs with the subclasses")
     add("--parent-labels-key", help="organs: column of obs with their parents")
     _add_runs(paper, n_seeds=5, out="paper")
@@ -105,8 +107,12 @@ def _paper(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{n_references} references and {n_queries} queries were given; each reference needs its query."
         )
+    train_on = options.train_on
+    if train_on is not None and options.dataset != "ms":
+        raise ValueError(f"--train-on {train_on} was given; --dataset {options.dataset} has one split, leave it out.")
     references, queries = (list(map(read_h5ad, files)) for files in (options.reference, options.query))
     options.out.mkdir(parents=True, exist_ok=True)
+    name = "ms_patients" if train_on == "patients" else options.dataset
     if options.dataset == "organs":
         keys = options.labels_key, options.parent_labels_key
         if None in keys:
@@ -115,11 +121,10 @@ def _paper(options: argparse.Namespace) -> None:
         organs = dict(zip(names, zip(references, queries, strict=True), strict=True))
         table = benchmark.level_table(benchmark.level_scores(organs, *keys, seeds=options.seeds))
     else:
-        cells = benchmark.paper_cells(options.dataset, references[0], queries[0])
-        folder = options.out / options.dataset
-        rows = benchmark.run(*cells, "cell_type", options.methods, options.seeds, folder=folder)
-        table = benchmark.paper_table(options.dataset, rows)
-    file = options.out / f"{options.dataset}.csv"
+        cells = benchmark.paper_cells(options.dataset, references[0], queries[0], train_on=train_on)
+        rows = benchmark.run(*cells, "cell_type", options.methods, options.seeds, folder=options.out / name)
+        table = benchmark.paper_table(options.dataset, rows, train_on=train_on)
+    file = options.out / f"{name}.csv"
     table.to_csv(file)
     print(f"\n{table.to_string()}\n\nwrote {file}")
 

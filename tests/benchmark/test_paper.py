@@ -65,6 +65,38 @@ def test_paper_cells_of_multiple_sclerosis():
     assert list(other.obs["cell_type"]) == list(query.obs[LABELS])
 
 
+def test_paper_cells_of_multiple_sclerosis_train_on_either(monkeypatch):
+    healthy, patients = ms(toy.cells(60)), ms(toy.cells(40, seed=1))
+    monkeypatch.setitem(SETS, "ms", SETS["ms"]._replace(n_cells=(60, 40)))
+    for train_on, expected in {None: (60, 40), "healthy": (60, 40), "patients": (40, 60)}.items():
+        known, unlabeled = paper_cells("ms", healthy, patients, train_on=train_on)
+        assert (known.n_obs, unlabeled.n_obs) == expected
+        by_size = {60: healthy, 40: patients}
+        for cells in (known, unlabeled):
+            assert list(cells.obs["cell_type"]) == list(by_size[cells.n_obs].obs[LABELS])
+    with pytest.raises(ValueError, match=r"exchanged, they hold 40 and 60 cells\. To train .* train_on='patients'"):
+        paper_cells("ms", patients, healthy)
+
+
+def test_paper_cells_with_exchanged_files(monkeypatch):
+    large, small = hpancreas(toy.cells(60)), hpancreas(toy.cells(40, seed=1))
+    monkeypatch.setitem(SETS, "hpancreas", SETS["hpancreas"]._replace(n_cells=(60, 40)))
+    with pytest.raises(ValueError, match=r"hpancreas: reference and query are exchanged, they hold 40 and 60 cells\.$"):
+        paper_cells("hpancreas", small, large)
+
+
+def test_paper_with_an_unknown_split():
+    cells = toy.cells(60)
+    for dataset, train_on, message in [
+        ("ms", "healty", "ms has 'healthy' or 'patients'. Closest: 'healthy'"),
+        ("hpancreas", "patients", "hpancreas has no other split than that of its files"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            paper_cells(dataset, cells, cells, train_on=train_on)
+        with pytest.raises(ValueError, match=message):
+            paper_table(dataset, train_on=train_on)
+
+
 def test_paper_cells_with_another_layout():
     cells = toy.cells(60)
     with pytest.raises(ValueError, match=r"dataset='MS' was given; hpancreas or ms is needed\."):
@@ -80,8 +112,7 @@ def test_paper_cells_with_another_layout():
 
 def test_paper_cells_with_the_published_size(monkeypatch):
     cells = hpancreas(toy.cells(60))
-    made = SETS["hpancreas"].__class__(("Celltype",), (60, 60), ())
-    monkeypatch.setitem(SETS, "hpancreas", made)
+    monkeypatch.setitem(SETS, "hpancreas", SETS["hpancreas"]._replace(n_cells=(60, 60)))
     paper_cells("hpancreas", cells, cells)
 
 
@@ -92,19 +123,62 @@ def test_paper_table_by_hand():
     scores = {"macro_f1": [0.7, 0.8], "macro_precision": [0.5, 0.6]}
     rows = pd.DataFrame({"method": "celler", "seed": [0, 1], **scores})
     table = paper_table("ms", rows.reindex(columns=COLUMNS))
-    assert list(table.loc["Celler"]) == ["0.750 ± 0.071", "0.550 ± 0.071", "measured here, 2 seeds"]
-    assert list(table.loc["Celler, the paper"])[:2] == ["not given", "not given"]
-    published = table.loc["scGPT"]
-    assert list(published.iloc[0])[:2] == ["0.732", "0.775"]
-    assert list(published.iloc[1])[:2] == ["0.663", "not given"]
+    measured = ["0.750 ± 0.071", "0.550 ± 0.071", "measured here, 2 seeds"]
+    assert list(table.loc["Celler"]) == [*measured, "healthy to patients"]
+    table = paper_table("ms", rows.reindex(columns=COLUMNS), train_on="patients")
+    assert list(table.loc["Celler"]) == [*measured, "patients to healthy"]
 
 
-def test_published_figures_have_a_source():
-    for one in SETS.values():
-        for _, *scores, source in one.published:
-            assert source
-            for score in scores:
-                assert np.isnan(score) or 0 < score < 1
+#: Macro-F1 and precision on MS and on hPancreas, as they were published.
+PAPER = """
+CellTypist     .667±.002 .693±.001 .708±.023 .736±.025
+ACTINN         .628±.012 .634±.009 .705±.005 .709±.006
+SingleCellNet  .637±.001 .700±.001 .739±.006 .761±.004
+TOSICA         .578      .664      .656      .661
+scBERT         .599±.001 .604±.004 .685±.003 .699±.007
+scGPT          .703±.002 .729±.002 .718±.003 .735±.001
+Celler         .799±.004 .841±.002 .767±.010 .755±.010
+"""
+SCDIVA = """
+UCE .708 .801
+scDiVa .727 .792
+GeneCompass .704 .780
+CellFM .705 .778
+GeneMamba .534 .771
+scGPT .663 .763
+Geneformer .622 .745
+scFoundation .681 .711
+"""
+
+
+def published(dataset: str, source: str) -> pd.DataFrame:
+    table = paper_table(dataset)
+    pd.testing.assert_frame_equal(table, paper_table(dataset, pd.DataFrame(columns=COLUMNS)))
+    return table[table["source"].str.contains(source, regex=False)]
+
+
+@pytest.mark.parametrize(("dataset", "columns"), [("ms", [1, 2]), ("hpancreas", [3, 4])])
+def test_paper_table_has_the_published_figures(dataset, columns):
+    table = published(dataset, "arXiv:2504.00020")
+    lines = [line.split() for line in PAPER.split("\n") if line]
+    assert len(table) == len(lines)
+    for name, *scores in lines:
+        row = table.loc[name if name != "Celler" else "Celler, the paper"]
+        shown = [row[score].replace("0.", ".").replace(" ", "") for score in ("F1", "precision")]
+        assert shown == [scores[i - 1] for i in columns]
+    table = published(dataset, "arXiv:2602.03477")
+    lines = [line.split() for line in SCDIVA.split("\n") if line]
+    expected = {name: figures[dataset == "hpancreas"] for name, *figures in lines}
+    assert {name: f1.removeprefix("0") for name, f1 in table["F1"].items()} == expected
+    assert (table["precision"] == "not given").all()
+    assert list(published(dataset, "ICLR 2024")["F1"]) == [{"ms": "0.766", "hpancreas": "0.749"}[dataset]]
+
+
+def test_paper_table_says_how_each_figure_of_multiple_sclerosis_was_split():
+    assert set(published("ms", "arXiv:2504.00020")["split"]) == {"13,468 to 7,844 by its text; files: the reverse"}
+    for source in ("scGPT's Tutorial_Annotation.ipynb", "ICLR 2024"):
+        assert list(published("ms", source)["split"]) == ["healthy to patients"]
+    assert set(published("ms", "arXiv:2602.03477")["split"]) == {"not given"}
 
 
 @pytest.mark.slow

@@ -91,9 +91,35 @@ def test_paper_prints_measured_and_published_figures(tmp_path, capsys, monkeypat
     assert table.loc["logistic regression", "F1"] == f"{expected:.3f} ± 0.000"
     assert cli.main([*arguments, "--query", "test.h5ad", "train.h5ad"]) == 2
     assert "1 references and 2 queries were given" in capsys.readouterr().err
+    assert cli.main([*arguments, "--query", "test.h5ad", "--train-on", "patients"]) == 2
+    assert "--dataset hpancreas has one split, leave it out" in capsys.readouterr().err
     arguments[3] = "organs"
     assert cli.main([*arguments, "--query", "test.h5ad", "--labels-key", "Celltype"]) == 2
     assert "needs --labels-key and --parent-labels-key" in capsys.readouterr().err
+
+
+def test_paper_of_multiple_sclerosis_in_both_directions(tmp_path, capsys, monkeypatch):
+    for name, n_cells, seed in (("healthy", 60, 0), ("patients", 40, 1)):
+        cells = hpancreas(toy.cells(n_cells, seed=seed))
+        cells.obs = cells.obs.rename(columns={"Celltype": "celltype"})
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    seen = []
+
+    def run(reference, query, *_, folder):
+        seen.append((reference.n_obs, query.n_obs, folder.name))
+        return pd.DataFrame(columns=["method", "error", "macro_f1", "macro_precision"])
+
+    monkeypatch.setattr("celler.benchmark.run", run)
+    monkeypatch.chdir(tmp_path)
+    files = ["--reference", "healthy.h5ad", "--query", "patients.h5ad"]
+    for option in ([], ["--train-on", "healthy"], ["--train-on", "patients"]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)  # these are not the paper's cells
+            assert cli.main(["benchmark", "paper", "--dataset", "ms", *files, *option]) == 0
+    # A split has its own folder, or a rerun would go on with the rows of the other.
+    assert seen == [(60, 40, "ms"), (60, 40, "ms"), (40, 60, "ms_patients")]
+    assert "0.799 ± 0.004" in capsys.readouterr().out
+    assert (tmp_path / "paper" / "ms_patients.csv").exists()
 
 
 def test_paper_for_organs(tmp_path, capsys, monkeypatch):
