@@ -1084,10 +1084,17 @@ class Celler(BaseModelClass):
 
     @property
     def history(self) -> pd.DataFrame | None:
-        """Loss and validation curves, one row per epoch; ``None`` before training."""
-        if self.history_ is None:
+        """Loss and validation curves, one row per epoch; ``None`` before training.
+
+        ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error of the best
+        macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A refit on all
+        cells runs the epochs again to the end, and has no curves.
+        """
+        fitted = self._state.fitted
+        if fitted is None:
             return None
-        return pd.DataFrame(self.history_).rename_axis("epoch")
+        curves = pd.DataFrame(fitted.history).rename_axis("epoch")
+        return curves.assign(is_kept=curves.index == fitted.kept_epoch)
 
     @property
     def pretraining_history(self) -> pd.DataFrame | None:

@@ -66,6 +66,19 @@ class Fitted:
     seed: int | None = None
     novelty: Novelty | OpenSet | None = None
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, from 0, whose weights were kept: chosen by validation, without it the last."""
+        names = ("validation_macro_f1", "validation_macro_f1_error")
+        if not self.is_validated:
+            return len(self.history["train_loss"]) - 1
+        return kept_epoch(*(np.array(self.history[name]) for name in names))
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether cells were held out in training."""
+        return "validation_macro_f1" in self.history
+
     def to_plain(self) -> dict[str, Any]:
         """Convert to arrays and plain values, for a checkpoint."""
         return vars(self) | {
@@ -291,13 +304,14 @@ def _untrained(state: ModelState, classes: str) -> list[str]:
 
 
 def training_line(fitted: Fitted) -> str:
-    """Epochs, seed and the validation macro-F1 of the weights that were kept."""
-    history = fitted.history
-    parts = [f"{len(history['train_loss'])} epochs"]
+    """Epochs, which of them is kept, seed and its validation macro-F1."""
+    history, validation = fitted.history, fitted.validation_indices
+    n_epochs, kept = len(history["train_loss"]), fitted.kept_epoch
+    parts = [f"kept epoch {kept + 1} of {n_epochs}" if fitted.is_validated else f"{n_epochs} epochs"]
     if fitted.seed is not None:
         parts.append(f"seed {fitted.seed}")
-    if len(fitted.validation_indices):
-        score, error = (np.array(history[f"validation_macro_f1{suffix}"]) for suffix in ("", "_error"))
-        kept = kept_epoch(score, error)
-        parts.append(f"macro-F1 {score[kept]:.3f} on {len(fitted.validation_indices):,} held-out cells")
+    if len(validation):
+        parts.append(f"macro-F1 {history['validation_macro_f1'][kept]:.3f} on {len(validation):,} held-out cells")
+        if np.isin(validation, fitted.train_indices).all():
+            parts.append("then trained again on all cells")
     return ", ".join(parts)

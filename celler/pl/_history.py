@@ -39,15 +39,16 @@ def history(
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the training curves: losses, validation macro-F1 and the share of replayed cells.
 
-    The band around macro-F1 is one standard error. The training loss is the loss that was minimised,
-    the validation loss is cross-entropy: compare the shapes of the curves, not their heights.
+    The band around macro-F1 is one standard error, the ring marks the epoch whose weights are kept. The training
+    loss is the loss that was minimised, the validation loss is cross-entropy: compare the shapes of the curves, not
+    their heights.
 
     Parameters
     ----------
     curves
         :attr:`celler.model.Celler.history`, or a table with a row per epoch and at least one of the
         columns ``train_loss``, ``validation_loss``, ``validation_macro_f1`` and ``replayed_share``.
-        Each panel is drawn if it has a curve: "loss", "macro_f1" and "replayed".
+        Each panel is drawn if it has a curve: "loss", "macro_f1" and "replayed". ``is_kept`` places the ring.
     $panels
 
     Raises
@@ -85,10 +86,14 @@ def history(
 
 
 def _draw(panel: Axes, curves: pd.DataFrame, name: str) -> None:
-    """Draw a curve, with a band of one standard error if the table has it."""
+    """Draw a curve, with a band of one standard error and a ring at the kept epoch if the table has them."""
     values, (label, color) = curves[name].dropna(), CURVES[name]
     panel.plot(values.index, values, "o-", color=color, ms=3, lw=1.4, label=label)
     if f"{name}_error" in curves:
         error = curves.loc[values.index, f"{name}_error"]
         low, high = values - error, values + error
         panel.fill_between(values.index, low, high, color=color, alpha=0.2, lw=0)
+    if name == "validation_macro_f1" and "is_kept" in curves:
+        kept = values[curves.loc[values.index, "is_kept"].astype(bool)]
+        ring = panel.plot(kept.index, kept, "o", mfc="none", mec=shade(0), ms=8, mew=1.2, label="kept")
+        panel.legend(handles=ring, frameon=False, fontsize="small")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from bad_input_cases import assert_says
 from sklearn.metrics import f1_score
 from toy import QUICK, SMALL, cells, fit, pretrained, trained
@@ -63,7 +64,7 @@ def test_history_has_one_row_per_epoch():
     assert list(history.index) == [0, 1, 2, 3]
     assert history.index.name == "epoch"
     assert {"train_loss", "validation_loss", "validation_macro_f1"} <= set(history.columns)
-    assert np.isfinite(history.to_numpy()).all()
+    assert np.isfinite(history.drop(columns="is_kept").to_numpy()).all()
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
     assert history["validation_macro_f1"].between(0, 1).all()
 
@@ -87,7 +88,10 @@ def test_repr_before_and_after_training():
     sizes = adata.obs["cell_type"].iloc[model.train_indices_].value_counts()
     assert text.startswith("Celler, trained: 4 classes, 80 genes")
     assert f"{sizes.sum()} labelled, {sizes.max()} to {sizes.min()} a class" in text
-    assert "5 epochs, seed 3" in text
+    score, error = (model.history[f"validation_macro_f1{name}"] for name in ("", "_error"))
+    kept = np.flatnonzero(score >= score.cummax() - error)[-1]
+    assert f"kept epoch {kept + 1} of 5, seed 3" in text
+    assert list(np.flatnonzero(model.history["is_kept"])) == [kept]
     labels = np.asarray(adata.obs["cell_type"].iloc[model.validation_indices_], dtype=str)
     predicted = model.predict(indices=model.validation_indices_)
     score = f1_score(labels, predicted, average="macro")
@@ -97,7 +101,21 @@ def test_repr_before_and_after_training():
 
 
 def test_repr_without_validation():
-    assert "held-out" not in repr(fit(cells(), train_size=1.0, max_epochs=1))
+    model = fit(cells(), train_size=1.0, max_epochs=3)
+    assert "training  3 epochs, seed 0\n" in repr(model)
+    assert list(model.history["is_kept"]) == [False, False, True]
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_repr_after_a_lucky_epoch(monkeypatch, refit):
+    scores = iter([0.3, 0.8, 0.75, 0.6, 0.65])
+    monkeypatch.setattr(
+        "celler.training._plan.macro_f1_with_error", lambda *_: (torch.tensor(next(scores)), torch.tensor(0.07))
+    )
+    model = fit(cells(), max_epochs=5, refit=refit)
+    assert "kept epoch 3 of 5, seed 0, macro-F1 0.750 on 30 held-out cells" in repr(model)
+    assert ("held-out cells, then trained again on all cells" in repr(model)) == refit
+    assert list(model.history["is_kept"]) == [False, False, True, False, False]
 
 
 def test_repr_after_pretraining():

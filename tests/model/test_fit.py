@@ -247,7 +247,7 @@ def macro_f1(adata, labels) -> float:
 
 def test_fit_network_without_validation():
     model = fit(cells(), train_size=1.0, replay=None)
-    assert list(model.history.columns) == ["train_loss"]
+    assert list(model.history.columns) == ["train_loss", "is_kept"]
     assert len(model.validation_indices) == 0
     assert len(model.train_indices) == 300
 

@@ -31,6 +31,16 @@ def test_history_draws_each_curve():
     assert band[:, 1].min() == pytest.approx((table["validation_macro_f1"] - 0.03).min())
 
 
+def test_history_rings_the_kept_epoch():
+    table = curves().assign(is_kept=np.arange(12) == 7)
+    panels = pl.history(table, show=False)
+    rings = [(name, line) for name, panel in panels.items() for line in panel.lines if line.get_label() == "kept"]
+    assert [name for name, _ in rings] == ["macro_f1"]
+    np.testing.assert_array_equal(rings[0][1].get_xydata(), [[7, table["validation_macro_f1"][7]]])
+    assert [text.get_text() for text in panels["macro_f1"].get_legend().get_texts()] == ["kept"]
+    assert pl.history(curves(), show=False)["macro_f1"].get_legend() is None, "a table of an earlier version"
+
+
 def test_history_without_validation_or_replay():
     table = curves(1)
     assert isinstance(pl.history(table[["train_loss"]], show=False), mpl.axes.Axes)
