@@ -251,7 +251,7 @@ class Celler(BaseModelClass):
         seed
             Seed of the split, the initial weights, the shuffling and all random draws.
         show_progress
-            Show progress bars with the validation macro-F1. ``scvi.settings.verbosity`` above
+            Show progress bars with the validation macro-F1 and the epoch kept so far. ``scvi.settings.verbosity`` above
             ``logging.INFO`` hides the bars of all models.
         datamodule
             The store that the model was made of, whose cells are read from disk:

@@ -59,10 +59,10 @@ def kept_epoch(scores: np.ndarray, errors: np.ndarray) -> int:
 
 
 class ProgressBar(Callback):
-    """Draw one bar over all minibatches, with the epoch and the metrics ``shown``, by short name."""
+    """Draw one bar over all minibatches, with the epoch, the metrics ``shown``, by short name, and the kept epoch."""
 
-    def __init__(self, title: str, shown: dict[str, str]) -> None:
-        self.title, self.shown = title, shown
+    def __init__(self, title: str, shown: dict[str, str], best: BestWeights | None) -> None:
+        self.title, self.shown, self.best = title, shown, best
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         n_steps = int(trainer.estimated_stepping_batches)
@@ -76,6 +76,8 @@ class ProgressBar(Callback):
         for metric, name in self.shown.items():
             if metric in trainer.callback_metrics:
                 figures[name] = f"{float(trainer.callback_metrics[metric]):.3f}"
+        if self.best is not None:
+            figures["kept"] = str(self.best.n_epochs)
         self.bar.set_postfix(figures, refresh=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -43,8 +43,9 @@ def run_plan(
     ``shown`` maps metrics of the progress bar to short names, and ``n_threads`` limits the CPU threads, ``None`` for
     all. Training resumes from the file of ``each_epoch``, where it exists.
     """
-    callbacks: list[Callback] = [ProgressBar(title, shown)] if has_bars(config) else []
-    callbacks += [] if validation is None else [best]
+    chosen = None if validation is None else best
+    callbacks: list[Callback] = [ProgressBar(title, shown, chosen)] if has_bars(config) else []
+    callbacks += [] if chosen is None else [chosen]
     callbacks += [] if each_epoch is None else [each_epoch]
     n_devices, n_machines = config.processes
     is_alone, index = n_devices * n_machines == 1, config.device.index

@@ -77,10 +77,16 @@ def test_progress_bar_shows_epoch_and_macro_f1(cells, capsys):
     assert "Refitting: 100%" in last
     assert "9/9" in last
     assert "epoch=3/3" in last
-    assert f"macro_f1={curves['validation_macro_f1'][-1]:.3f}" in last
+    score, error = (np.array(curves[f"validation_macro_f1{name}"]) for name in ("", "_error"))
+    assert f"macro_f1={score[-1]:.3f}, kept={kept_epoch(score, error) + 1}" in last
     assert shown.out == ""
     fit(network(), *cells, config())
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_bar_without_validation(cells, capsys):
+    fit(network(), cells[0], None, cells[2], config(show_progress=True))
+    assert "epoch=3/3]" in capsys.readouterr().err.split("\r")[-1]
 
 
 def test_progress_bar_after_an_error(cells, capsys):
