@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -120,7 +120,7 @@ SETS = {
 
 
 def paper_cells(
-    dataset: str, reference: AnnData, query: AnnData, *, train_on: str | None = None
+    dataset: str, reference: AnnData, query: AnnData, *, train_on: Literal["healthy", "patients"] | None = None
 ) -> tuple[AnnData, AnnData]:
     """Give a public data set one name for its labels, and gene symbols as ``var_names``.
 
@@ -139,7 +139,7 @@ def paper_cells(
     Returns
     -------
     Copies of the cells to train on and of those to test, with labels in ``obs["cell_type"]``, with a warning if the
-    numbers of cells are not the paper's.
+    numbers of cells are not those of the public files.
 
     Raises
     ------
@@ -156,12 +156,16 @@ def paper_cells(
         if n_cells == n_published[::-1]:
             other = " To train on the patients pass train_on='patients'." * (dataset == "ms")
             raise ValueError(f"{dataset}: reference and query are exchanged, they hold {ours} cells.{other}")
-        warn(f"{dataset}: the paper has {theirs} cells, these files {ours}; the published figures are for other cells.")
+        warn(
+            f"{dataset}: the public files have {theirs} cells, these {ours}; the published figures are for other cells."
+        )
     named = _named(reference, keys, "reference"), _named(query, keys, "query")
     return named[::-1] if split == _PATIENTS else named
 
 
-def paper_table(dataset: str, rows: pd.DataFrame | None = None, *, train_on: str | None = None) -> pd.DataFrame:
+def paper_table(
+    dataset: str, rows: pd.DataFrame | None = None, *, train_on: Literal["healthy", "patients"] | None = None
+) -> pd.DataFrame:
     """Return the paper's table 3, measured and published.
 
     Parameters
@@ -188,11 +192,12 @@ def paper_table(dataset: str, rows: pd.DataFrame | None = None, *, train_on: str
     compare only where the split is the same.
     """
     split = _split(dataset, train_on)
-    lines = [*SETS[dataset].published]
+    lines = []
     if rows is not None:
         measured = rows[rows["error"].isna()].groupby("method", sort=False)
         source = f"measured here, {measured.size().max() if len(measured) else 0} seeds"
-        lines = [Published(METHODS[name].title, *_shown(part), source, split) for name, part in measured] + lines
+        lines = [(METHODS[name].title, *_shown(part), source, split) for name, part in measured]
+    lines += SETS[dataset].published
     return pd.DataFrame(lines, columns=list(Published._fields)).set_index("method").rename(columns={"f1": "F1"})
 
 

@@ -42,7 +42,7 @@ def test_paper_cells_of_pancreas(tmp_path):
     reference.write_h5ad(tmp_path / "demo_train.h5ad")
     reference = ad.read_h5ad(tmp_path / "demo_train.h5ad")
     query, before = hpancreas(toy.cells(40, seed=1)), toy.snapshot(reference)
-    with pytest.warns(UserWarning, match="the paper has 10,600 and 4,218 cells, these files 60 and 40"):
+    with pytest.warns(UserWarning, match="the public files have 10,600 and 4,218 cells, these 60 and 40"):
         known, unlabeled = paper_cells("hpancreas", reference, query)
     toy.assert_unchanged(reference, before)
     assert list(known.obs["cell_type"]) == list(reference.obs["Celltype"])
@@ -52,7 +52,7 @@ def test_paper_cells_of_pancreas(tmp_path):
 
 def test_paper_cells_of_multiple_sclerosis():
     reference, query = ms(toy.cells(60)), ms(toy.cells(40, seed=1))
-    with pytest.warns(UserWarning, match="ms: the paper has 7,844 and 13,468 cells") as caught:
+    with pytest.warns(UserWarning, match="ms: the public files have 7,844 and 13,468 cells") as caught:
         known, unlabeled = paper_cells("ms", reference, query)
     assert caught[0].filename == __file__, "a warning points at the line that called"
     assert list(unlabeled.obs["cell_type"]) == list(query.obs[LABELS])
@@ -104,7 +104,7 @@ def test_paper_cells_with_another_layout():
     query = cells.copy()
     query.obs = query.obs.rename(columns={"cell_type": "types of cells"})
     with (
-        pytest.warns(UserWarning, match="the paper has"),
+        pytest.warns(UserWarning, match="the public files have"),
         pytest.raises(KeyError, match=r"'Celltype' is not a column of query\.obs\. Closest"),
     ):
         paper_cells("hpancreas", cells, query)
