@@ -51,7 +51,8 @@ def test_card_has_ids_of_the_cell_ontology():
 def test_card_says_how_the_model_was_trained():
     text = section(CARD, "Training")
     history = trained().history
-    assert f"Trained on {trained().class_counts_.sum()} labelled cells: {len(history)} epochs, seed 0" in text
+    kept = f"kept epoch {history['is_kept'].to_numpy().nonzero()[0][0] + 1} of {len(history)}"
+    assert f"Trained on {trained().class_counts_.sum()} labelled cells: {kept}, seed 0" in text
     n = len(trained().validation_indices_)
     score = float(re.search(rf"macro-F1 ([\d.]+) on {n} held-out cells", text)[1])
     assert score in history["validation_macro_f1"].round(3).to_numpy()

@@ -309,4 +309,4 @@ def test_save_rewrites_a_card_with_a_licence(folder, tmp_path):
     for place, n_epochs in (("elsewhere", 5), ("model", 2)):
         text = (tmp_path / place / CARD).read_text()
         assert "\nlicense: mit\n" in text
-        assert f"{n_epochs} epochs" in text
+        assert f" of {n_epochs}, seed 0" in text

@@ -104,6 +104,7 @@ def test_load_of_a_file_of_another_python(format_version):
     assert set(model.hard_cells_["label"]) <= set(model.classes_)
     assert model.hard_cells_["n_epochs"].is_monotonic_decreasing
     assert len(model.hard_cells_) > 0
+    assert list(np.flatnonzero(model.history["is_kept"])) == [19], "older files have no such column"
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999])
