@@ -114,7 +114,7 @@ def test_push_keeps_the_card_of_its_author(hub):
     other.push_to_hub("owner/blood")
     card = files_of(hub)[CARD].decode()
     assert "\nlicense: mit\n" in card  # the figures are new, the licence stays
-    assert "1 epochs" in card
+    assert "kept epoch 1 of 1" in card
     mine = card + "\nAsk me."
     hub.repositories["owner/blood"].commit("main", {CARD: mine.encode()}, "edited on the hub")
     with pytest.warns(UserWarning, match=rf"the card of {ADDRESS} was changed by its author and is kept"):
