@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "methods": ["Fit", "Method"],
         "_paper": ["level_scores", "level_table", "paper_cells", "paper_table"],
         "_ablation": ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"],
-        "_tasks": ["long_tail_split", "thin"],
+        "_tasks": ["group_split", "long_tail_split", "thin"],
     },
 )
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from celler.benchmark._paper import level_table as level_table
     from celler.benchmark._paper import paper_cells as paper_cells
     from celler.benchmark._paper import paper_table as paper_table
+    from celler.benchmark._tasks import group_split as group_split
     from celler.benchmark._tasks import long_tail_split as long_tail_split
     from celler.benchmark._tasks import thin as thin
     from celler.benchmark.methods import Fit as Fit

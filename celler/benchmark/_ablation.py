@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
-from celler.benchmark._compare import append, mean_and_sd
+from celler.benchmark._compare import LABELS_KEY, Cells, append, mean_and_sd
 from celler.benchmark._figures import lines_by_size
-from celler.benchmark._tasks import long_tail_split
+from celler.benchmark._rivals import (
+    Adjustment,
+    ClassWeighted,
+    HeldOut,
+    HierarchicalCrossEntropy,
+    LogitAdjustment,
+    PairwiseCorrection,
+)
+from celler.benchmark._tasks import group_split, long_tail_split
+from celler.benchmark.methods import METHODS
+from celler.benchmark.methods._sklearn import log_values, on_genes
 from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
 from celler.metrics import per_class
 from celler.mining import Replay
 from celler.model import Celler
+from celler.training._linear import L2, L2_OF_EMBEDDING, logistic_regression
 
 __all__ = ["Variant", "ablation", "ablation_figure", "ablation_table", "ablation_text"]
-#: What identifies a training, which has a row per class.
+#: What identifies a result, which has a row per class.
 RUN = ["dataset", "seed", "variant", "recipe"]
 GROUPS = ["tail", "medium", "head"]
 SCORES = ["precision", "recall", "f1", *(f"{group} recall" for group in GROUPS), "accuracy"]
@@ -34,31 +48,81 @@ COLORS = ["#999999", "#E69F00", "#56B4E9", "#F0E442", "#009E73", "#0072B2", "#D5
 
 @dataclass(frozen=True)
 class Variant:
-    """Name a loss and the replay of hard cells for an ablation.
+    """Describe a row of an ablation: a training, and what is done with its logits.
 
     Parameters
     ----------
     loss
-        Loss of the training, see :mod:`celler.losses`.
+        Loss of both experts, see :mod:`celler.losses`. ``None`` passes none to :meth:`celler.model.Celler.train`,
+        which then solves the linear experts and chooses a margin.
     replay
         Replay of hard cells; ``None`` for none.
+    encoder
+        Encoder of the network; ``None`` is the base where it knows the genes.
+    adjustment
+        Correction of the logits. Variants that differ in nothing else share a training.
+    has_new_classifier
+        Train the classifiers once more on the frozen encoder, each class with the same weight, as balanced sampling
+        does (Kang et al. 2020).
+    method
+        Name of a method of ``celler.benchmark.methods.METHODS`` to train instead of the network.
     """
 
-    loss: Loss
+    loss: Loss | None = None
     replay: Replay | None = None
+    encoder: Literal["additive"] | None = "additive"
+    adjustment: Adjustment | None = None
+    has_new_classifier: bool = False
+    method: str | None = None
 
 
-#: The rows of the paper's table 4, balanced softmax, which is GInf without noise, and Celler's defaults.
+#: The rows of the paper's table 4, each part alone, Celler's defaults, and rivals that cost nothing.
 VARIANTS: dict[str, Variant] = {
     "Cross-entropy": Variant(CrossEntropy()),
     "Focal": Variant(Focal()),
     "RIDE": Variant(RIDE()),
     "Balanced softmax": Variant(BalancedSoftmax()),
     "GInf": Variant(GInf()),
-    "GInf + HDM categories": Variant(HDM()),
-    "GInf + HDM categories and cells": Variant(HDM(), Replay()),
-    "Celler's default": Variant(DEFAULT, Replay()),
+    **{f"GInf + HDM, n = {n}": Variant(HDM(n)) for n in (3, 5, 10, 20)},
+    "GInf + HDM, n = all": Variant(HDM(10_000)),
+    "GInf + HDM": Variant(HDM()),
+    "GInf + HDM + cells": Variant(HDM(), Replay()),
+    "Default loss": Variant(DEFAULT, Replay()),
+    "Default without base": Variant(None, Replay()),
+    "Default": Variant(None, Replay(), encoder=None),
+    "Logit adjustment": Variant(CrossEntropy(), adjustment=LogitAdjustment()),
+    "Pairwise correction": Variant(CrossEntropy(), adjustment=PairwiseCorrection()),
+    "New classifier": Variant(CrossEntropy(), has_new_classifier=True),
+    "Class weights": Variant(ClassWeighted()),
+    "Hierarchical": Variant(HierarchicalCrossEntropy()),
+    "Logistic regression": Variant(method="logreg"),
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """How cells become a reference and a query, and how long a network trains; see :func:`ablation`."""
+
+    labels_key: str
+    group_key: str | None
+    parent_keys: tuple[str, ...]
+    imbalance: float
+    max_epochs: int | None
+
+    def split(self, adata: AnnData, seed: int) -> tuple[AnnData, AnnData]:
+        """Return reference and query."""
+        if self.group_key is None:
+            return long_tail_split(adata, self.labels_key, imbalance=self.imbalance, seed=seed)
+        return group_split(adata, self.labels_key, self.group_key, imbalance=self.imbalance, seed=seed)
+
+    def can_train(self, variant: Variant, adata: AnnData) -> bool:
+        """Return whether the cells have what the variant needs."""
+        return not isinstance(variant.loss, HierarchicalCrossEntropy) or bool(set(self.parent_keys) & set(adata.obs))
+
+    def recipe(self, variant: Variant) -> str:
+        """Return what decides a result but data and seed."""
+        group = "" if self.group_key is None else f"group_key={self.group_key} "
+        return f"{group}imbalance={self.imbalance:g} max_epochs={self.max_epochs} {variant}"
 
 
 def ablation(
@@ -66,6 +130,8 @@ def ablation(
     labels_key: str,
     *,
     variants: Mapping[str, Variant] = VARIANTS,
+    group_key: str | None = None,
+    parent_keys: Sequence[str] = (),
     imbalance: float = 100.0,
     seeds: Sequence[int] = range(5),
     file: Path | None = None,
@@ -77,14 +143,19 @@ def ablation(
     Parameters
     ----------
     data
-        AnnData by name, split for every seed by :func:`celler.benchmark.long_tail_split`. All variants of a seed train
-        on the same cells from the same initial weights.
+        AnnData by name, split for every seed by :func:`celler.benchmark.long_tail_split`, or with ``group_key`` by
+        :func:`celler.benchmark.group_split`. All variants of a seed train on the same cells from the same initial
+        weights.
     labels_key
         Column of obs with the cell types.
     variants
-        Variants by name; by default the rows of the paper's table 4, balanced softmax and Celler's default.
+        Variants by name; by default the rows of the paper's table 4, each part alone, Celler's defaults, and rivals.
+    group_key
+        Column of obs with donors, samples or libraries, every second of which is the reference.
+    parent_keys
+        Columns of obs with coarser types, for hierarchical cross-entropy; a set without any of them lacks that row.
     imbalance
-        Largest type of a reference over its smallest.
+        Largest type of a reference over its smallest; 1 keeps all cells.
     seeds
         Seeds of split and training.
     file
@@ -99,19 +170,25 @@ def ablation(
     A row per data set, seed, variant and class with ``reference_cells``, ``query_cells``, ``precision``, ``recall``,
     ``f1``, ``frequency`` (head, medium or tail), and the training's ``accuracy`` and ``seconds``.
     """
-    recipe = f"imbalance={imbalance:g} max_epochs={max_epochs}"
+    task = Task(labels_key, group_key, tuple(parent_keys), imbalance, max_epochs)
     done = pd.read_csv(file) if file is not None and file.exists() else pd.DataFrame(columns=RUN)
     known = set(done[RUN].itertuples(index=False, name=None))
-    runs = product(seeds, data, variants.items())
-    wanted = [(name, seed, label, f"{recipe} {variant}") for seed, name, (label, variant) in runs]
-    todo = [run for run in wanted if run not in known]
-    jobs = (delayed(_train)(data[run[0]], labels_key, run, variants[run[2]], imbalance, max_epochs) for run in todo)
+    wanted = [
+        (name, seed, label, task.recipe(variant))
+        for seed, name, (label, variant) in product(seeds, data, variants.items())
+        if task.can_train(variant, data[name])
+    ]
+    trainings: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    for run in wanted:
+        if run not in known:
+            trainings.setdefault((*run[:2], replace(variants[run[2]], adjustment=None)), []).append(run)
+    jobs = (delayed(_train)(data[runs[0][0]], task, runs, variants) for runs in trainings.values())
     tables = [done] if len(done) else []
-    for table in _finished(jobs, n_jobs, len(todo)):
+    for table in _finished(jobs, n_jobs, len(trainings)):
         if file is not None:
             append(file, table)
         tables.append(table)
-    return pd.concat(tables, ignore_index=True).merge(pd.DataFrame(wanted, columns=RUN))
+    return pd.DataFrame(wanted, columns=RUN).merge(pd.concat(tables, ignore_index=True))
 
 
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
@@ -127,14 +204,18 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     Returns
     -------
     A row per variant with the columns ``(score, "mean" | "sd" | "gain" | "gain sd")``. Scores are in percent and means
-    over data sets: macro precision, recall and F1, recall of tail, medium and head classes, and accuracy.
+    over the data sets that have the variant: macro precision, recall and F1, recall of tail, medium and head classes,
+    and accuracy.
     """
     scores = rows.groupby(RUN[:3], sort=False)[["precision", "recall", "f1", "accuracy"]].mean()
     for group in GROUPS:
         members = rows[rows["frequency"] == group].groupby(RUN[:3], sort=False)
         scores[f"{group} recall"] = members["recall"].mean()
-    by_seed = 100 * scores[SCORES].groupby(["variant", "seed"], sort=False).mean()
-    gains = by_seed - by_seed.xs(baseline, level="variant").reindex(by_seed.index, level="seed")
+    scores = 100 * scores[SCORES]
+    # Differences within a set first: a variant may lack sets.
+    of_baseline = scores.xs(baseline, level="variant")
+    gains = scores - of_baseline.reindex(scores.index.droplevel("variant")).to_numpy()
+    by_seed, gains = (part.groupby(["variant", "seed"], sort=False).mean() for part in (scores, gains))
     parts = {"mean": by_seed, "sd": by_seed, "gain": gains, "gain sd": gains}
     by_variant = {name: part.groupby("variant", sort=False) for name, part in parts.items()}
     columns = {name: part.std() if "sd" in name else part.mean() for name, part in by_variant.items()}
@@ -184,17 +265,77 @@ def _finished(jobs: Iterator[Any], n_jobs: int, n_total: int) -> Iterator[pd.Dat
 
 
 def _train(
-    adata: AnnData, labels_key: str, run: tuple[Any, ...], variant: Variant, imbalance: float, max_epochs: int | None
+    adata: AnnData, task: Task, runs: Sequence[tuple[Any, ...]], variants: Mapping[str, Variant]
 ) -> pd.DataFrame:
-    """Train once, and score class by class; ``run`` has the values of ``RUN``."""
-    reference, query = long_tail_split(adata, labels_key, imbalance=imbalance, seed=run[1])
-    truth = query.obs[labels_key].to_numpy()
+    """Train once for the ``runs``, which differ in the adjustment alone, and score each class by class."""
+    seed = runs[0][1]
+    reference, query = task.split(adata, seed)
+    truth = query.obs[task.labels_key].to_numpy().astype(str)
+    names, counts = np.unique(reference.obs[task.labels_key].to_numpy().astype(str), return_counts=True)
+    training = replace(variants[runs[0][2]], adjustment=None)
     start = time.perf_counter()
-    Celler.setup_anndata(reference, labels_key=labels_key)
-    model = Celler(reference)
-    model.train(max_epochs, loss=variant.loss, replay=variant.replay, seed=run[1], show_progress=False)
-    seconds = round(time.perf_counter() - start, 1)
-    labels = model.predict(query)
-    table = per_class(truth, labels, reference.obs[labels_key].value_counts().to_dict())
-    table = table.reset_index().assign(accuracy=accuracy_score(truth, labels), seconds=seconds)
-    return table.assign(**dict(zip(RUN, run, strict=True)))
+    logits = _logits(reference, query, task, training, seed)
+    seconds, tables = round(time.perf_counter() - start, 1), []
+
+    @cache
+    def held_out() -> HeldOut:
+        return _held_out(reference, task, training, seed)
+
+    for run in runs:
+        adjustment = variants[run[2]].adjustment
+        scores = logits if adjustment is None else adjustment(logits, counts, held_out)
+        labels = names[scores.argmax(axis=1)]
+        table = per_class(truth, labels, dict(zip(names, counts.tolist(), strict=True)))
+        table = table.reset_index().assign(accuracy=accuracy_score(truth, labels), seconds=seconds)
+        tables.append(table.assign(**dict(zip(RUN, run, strict=True))))
+    return pd.concat(tables)
+
+
+def _logits(reference: AnnData, query: AnnData, task: Task, variant: Variant, seed: int) -> np.ndarray:
+    """Train and return the logits of the query ``(N, C)``, classes sorted by name."""
+    if variant.method is not None:
+        return _method_logits(reference, query, task.labels_key, variant.method, seed)
+    loss = variant.loss
+    if isinstance(loss, HierarchicalCrossEntropy):
+        loss = loss.of(reference.obs, task.labels_key, task.parent_keys)
+    Celler.setup_anndata(reference, labels_key=task.labels_key)
+    model = Celler(reference, encoder=variant.encoder)
+    model.train(task.max_epochs, loss=loss, replay=variant.replay, seed=seed, show_progress=False)
+    if variant.has_new_classifier:
+        return _new_classifier(model, reference, query, task.labels_key)
+    p = model.predict(query, soft=True).to_numpy()
+    return np.log(p.clip(np.finfo(p.dtype).tiny)) * model._state.decision.temperature
+
+
+def _method_logits(reference: AnnData, query: AnnData, labels_key: str, name: str, seed: int) -> np.ndarray:
+    """Train a method of ``METHODS`` and return its scores ``(N, C)``."""
+    fit = getattr(import_module(METHODS[name].module), name)
+    cells = Cells.of(reference, query, labels_key, None, None)
+    scores = fit(cells.reference, LABELS_KEY, cells.query, seed)(cells.query)
+    return scores[sorted(scores.columns)].to_numpy()
+
+
+def _new_classifier(model: Celler, reference: AnnData, query: AnnData, labels_key: str) -> np.ndarray:
+    """Train the head and the evidence table of ``model`` anew, and return the logits of the query ``(N, C)``."""
+    classes, codes = np.unique(reference.obs[labels_key].to_numpy().astype(str), return_inverse=True)
+    cells, logits = Cells.of(reference, query, labels_key, None, None), []
+    embeddings = [model.get_latent_representation(part, normalize=False) for part in (reference, query)]
+    mean, spread = embeddings[0].mean(0), embeddings[0].std(0).clip(min=1e-6)
+    genes, of_query = cells.reference.var_names, cells.query
+    for known, new, l2 in (
+        (*((part - mean) / spread for part in embeddings), L2_OF_EMBEDDING),
+        (log_values(cells.reference), on_genes(log_values(of_query), of_query.var_names, genes), L2),
+    ):
+        weight, bias = logistic_regression(known, codes, len(classes), l2)
+        logits.append(new @ weight + bias)
+    share = model.module.encoder_share
+    return share * logits[0] + (1 - share) * logits[1]
+
+
+def _held_out(reference: AnnData, task: Task, variant: Variant, seed: int) -> HeldOut:
+    """Train on every second cell of each class and return the logits of the others; a single cell trains."""
+    labels = reference.obs[task.labels_key]
+    is_trained = labels.groupby(labels, observed=True).cumcount().to_numpy() % 2 == 0
+    part, rest = reference[is_trained].copy(), reference[~is_trained].copy()
+    codes = np.unique(labels.to_numpy().astype(str), return_inverse=True)[1][~is_trained]
+    return HeldOut(_logits(part, rest, task, variant, seed), codes)

@@ -1,4 +1,4 @@
-"""Tasks: split a labelled AnnData into a long-tailed reference and a query."""
+"""Tasks: split a labelled AnnData into a reference, thinned to a long tail, and a query."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 from celler._utils._messages import column
 from celler.labels._tree import as_strings
 
-__all__ = ["long_tail_split", "thin"]
+__all__ = ["group_split", "long_tail_split", "thin"]
 
 
 def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator) -> np.ndarray:
@@ -98,7 +98,58 @@ def long_tail_split(
         )
     reference, query = train_test_split(np.arange(adata.n_obs), test_size=0.5, stratify=labels, random_state=seed)
     reference = reference[thin(labels[reference], imbalance, rng=np.random.default_rng(seed))]
-    parts = adata[np.sort(reference)].copy(), adata[np.sort(query)].copy()
-    for part, rows in zip(parts, (reference, query), strict=True):
-        part.obs[labels_key] = labels[np.sort(rows)]
-    return parts
+    return _part(adata, np.sort(reference), labels_key, labels), _part(adata, np.sort(query), labels_key, labels)
+
+
+def group_split(
+    adata: AnnData, labels_key: str, group_key: str, *, imbalance: float = 1.0, seed: int = 0
+) -> tuple[AnnData, AnnData]:
+    """Split cells by donor, sample or library: every second group is the reference, the others are the query.
+
+    Parameters
+    ----------
+    adata
+        Cells with labels. Not changed.
+    labels_key
+        Column of obs with the cell types. Types with fewer than two reference cells are left out of both parts.
+    group_key
+        Column of obs with the groups, which are sorted as text; the first is in the reference.
+    imbalance
+        Largest type of the reference over its smallest, see :func:`celler.benchmark.thin`; 1 keeps all cells.
+    seed
+        Seed of the thinning.
+
+    Returns
+    -------
+    Reference and query, copies with ``obs[labels_key]`` as text.
+
+    Raises
+    ------
+    ValueError
+        If a cell has no label, or there is one group.
+
+    Examples
+    --------
+    >>> reference, query = cl.benchmark.group_split(adata, "cell_type", "donor")
+    """
+    labels = as_strings(column(adata.obs, labels_key, "labels_key"), labels_key, "").astype(str)
+    groups = column(adata.obs, group_key, "group_key").astype(str).to_numpy()
+    names = np.unique(groups)
+    if (labels == "").any() or len(names) < 2:
+        raise ValueError(
+            f"adata.obs[{labels_key!r}] has {(labels == '').sum()} cells without a label, which must be left out "
+            f"first, and adata.obs[{group_key!r}] has {len(names)} groups; two or more are needed."
+        )
+    is_reference = np.isin(groups, names[::2])
+    known, counts = np.unique(labels[is_reference], return_counts=True)
+    is_kept = np.isin(labels, known[counts >= 2])
+    reference, query = np.flatnonzero(is_reference & is_kept), np.flatnonzero(~is_reference & is_kept)
+    reference = reference[thin(labels[reference], imbalance, rng=np.random.default_rng(seed))]
+    return _part(adata, reference, labels_key, labels), _part(adata, query, labels_key, labels)
+
+
+def _part(adata: AnnData, rows: np.ndarray, labels_key: str, labels: np.ndarray) -> AnnData:
+    """Copy the cells ``rows``, with their ``labels`` as text."""
+    part = adata[rows].copy()
+    part.obs[labels_key] = labels[rows]
+    return part
