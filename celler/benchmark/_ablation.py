@@ -303,7 +303,7 @@ def _logits(reference: AnnData, query: AnnData, task: Task, variant: Variant, se
     model.train(task.max_epochs, loss=loss, replay=variant.replay, seed=seed, show_progress=False)
     if variant.has_new_classifier:
         return _new_classifier(model, reference, query, task.labels_key)
-    p = model.predict(query, soft=True).to_numpy()
+    p = np.asarray(model.predict(query, soft=True), np.float64)
     return np.log(p.clip(np.finfo(p.dtype).tiny)) * model._state.decision.temperature
 
 

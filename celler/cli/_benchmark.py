@@ -63,14 +63,20 @@ def _add_runs(parser: argparse.ArgumentParser, *, n_seeds: int, out: str) -> Non
 
 
 def _add_ablation(kinds: Any) -> None:
-    what = "train the same network with each loss on a long-tailed half of your cells"
+    what = "train the same network with each loss on a long-tailed part of your cells"
     ablation = kinds.add_parser("ablation", help=what)
     ablation.set_defaults(command=_ablation)
     add = ablation.add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="FILE.h5ad", help="one or more")
     add("--labels-key", required=True, help="column of obs with the cell types")
     add("--exclude-key", help="true-or-false column of obs: leave out cells where it is true")
-    add("--imbalance", type=float, default=100.0, help="largest type over smallest (default: 100)")
+    add(
+        "--group-key",
+        help="column of obs with donors or samples, every second for training (default: half of each type)",
+    )
+    names = "columns of obs with coarser types, separated by commas, for hierarchical cross-entropy"
+    add("--parent-keys", type=lambda text: text.split(","), default=[], help=names)
+    add("--imbalance", type=float, default=100.0, help="largest type over smallest; 1: as it is (default: 100)")
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--max-epochs", type=int, help="default: by the number of cells")
     add("--jobs", type=int, default=1, help="trainings at the same time (default: 1)")
@@ -138,6 +144,8 @@ def _ablation(options: argparse.Namespace) -> None:
     rows = benchmark.ablation(
         data,
         options.labels_key,
+        group_key=options.group_key,
+        parent_keys=options.parent_keys,
         imbalance=options.imbalance,
         seeds=range(options.seeds),
         file=file,

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import toy
 from matplotlib import pyplot as plt
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
 from celler.benchmark import (
@@ -15,10 +16,12 @@ from celler.benchmark import (
     ablation_figure,
     ablation_table,
     ablation_text,
+    group_split,
     long_tail_split,
 )
 from celler.benchmark import _ablation as module
 from celler.benchmark._ablation import VARIANTS
+from celler.benchmark._rivals import HierarchicalCrossEntropy, LogitAdjustment, PairwiseCorrection
 from celler.losses import DEFAULT, HDM, CrossEntropy, GInf
 from celler.mining import Replay
 from celler.model import Celler
@@ -159,8 +162,67 @@ def test_ablation_figure_draws_mean_f1_by_size(made_up):
         plt.close(figure)
 
 
+def test_ablation_table_pairs_what_a_variant_has(made_up):
+    """A variant that lacks a set is compared with the baseline on the others."""
+    part = made_up[(made_up["variant"] == "Cross-entropy") | (made_up["dataset"] == "b")]
+    table, alone = ablation_table(part), ablation_table(made_up[made_up["dataset"] == "b"])
+    pd.testing.assert_series_equal(table.loc["ours"], alone.loc["ours"])
+
+
 def test_variants_are_those_of_the_paper():
-    *_, both, default = VARIANTS
-    assert VARIANTS[both] == Variant(HDM(base=GInf(0.1, 0, 1)), Replay())
-    assert VARIANTS[default] == Variant(DEFAULT, Replay())
-    assert [name for name, variant in VARIANTS.items() if variant.replay] == [both, default]
+    assert VARIANTS["GInf + HDM + cells"] == Variant(HDM(base=GInf(0.1, 0, 1)), Replay())
+    assert VARIANTS["Default loss"] == Variant(DEFAULT, Replay())
+    assert VARIANTS["Default"] == Variant(None, Replay(), encoder=None)
+
+
+def test_ablation_shares_a_training_with_adjustments(data, monkeypatch):
+    plain = Variant(CrossEntropy())
+    variants = {
+        "plain": plain,
+        "adjusted": Variant(CrossEntropy(), adjustment=LogitAdjustment()),
+        "pairwise": Variant(CrossEntropy(), adjustment=PairwiseCorrection()),
+    }
+    trained = []
+    logits = module._logits
+    monkeypatch.setattr(module, "_logits", lambda *a: trained.append(a) or logits(*a))
+    rows = run({"one": data["one"]}, variants=variants, seeds=[1])
+    reference, query = long_tail_split(data["one"], "cell_type", imbalance=10, seed=1)
+    assert [len(a[0]) for a in trained] == [
+        len(reference),
+        sum((counts + 1) // 2 for counts in counts_of(toy.truth(reference)).values()),
+    ]
+    Celler.setup_anndata(reference, labels_key="cell_type")
+    model = Celler(reference)
+    model.train(2, loss=CrossEntropy(), replay=None, seed=1, show_progress=False)
+    p, counts = model.predict(query, soft=True), pd.Series(toy.truth(reference)).value_counts()
+    z = np.log(p) * model._state.decision.temperature - np.log(counts)
+    for name, labels in (("plain", p.idxmax(axis=1)), ("adjusted", z.idxmax(axis=1))):
+        one = rows[rows["variant"] == name].set_index("class")
+        np.testing.assert_allclose(one["f1"], f1_score(toy.truth(query), labels, average=None, labels=one.index))
+    pairwise, plain = (rows.loc[rows["variant"] == name, "f1"].to_numpy() for name in ("pairwise", "plain"))
+    assert not np.allclose(pairwise, plain)
+
+
+def test_ablation_by_groups_with_parents_and_defaults(data):
+    adata = data["one"].copy()
+    adata.obs["library"] = [f"lib {i % 4}" for i in range(adata.n_obs)]
+    variants = {
+        "hierarchical": Variant(HierarchicalCrossEntropy()),
+        "default": Variant(None, Replay(), encoder=None),
+        "new": Variant(CrossEntropy(), has_new_classifier=True),
+        "logreg": Variant(method="logreg"),
+    }
+    options = {"variants": variants, "seeds": [0], "group_key": "library"}
+    rows = run({"one": adata}, parent_keys=["parent_type", "other"], **options)
+    reference, query = group_split(adata, "cell_type", "library", imbalance=10, seed=0)
+    truth = toy.truth(query)
+    Celler.setup_anndata(reference, labels_key="cell_type")
+    model = Celler(reference)
+    model.train(2, seed=0, show_progress=False)
+    accuracy = rows.groupby("variant")["accuracy"].first()
+    assert accuracy["default"] == pytest.approx(accuracy_score(truth, model.predict(query)))
+    X, new = (np.log1p(1e4 * part.X.toarray() / part.X.toarray().sum(1, keepdims=True)) for part in (reference, query))
+    regression = LogisticRegression(class_weight="balanced", max_iter=1000).fit(X, toy.truth(reference))
+    assert accuracy["logreg"] == pytest.approx(accuracy_score(truth, regression.predict(new)), abs=0.011)
+    assert accuracy["new"] > 0.6
+    assert set(run({"one": adata}, **options)["variant"]) == set(variants) - {"hierarchical"}

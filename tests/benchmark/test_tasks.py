@@ -7,7 +7,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celler.benchmark import long_tail_split, thin
+from celler.benchmark import group_split, long_tail_split, thin
 
 
 def counts_of(labels) -> dict[str, int]:
@@ -71,3 +71,31 @@ def test_long_tail_split_with_unusable_labels():
         long_tail_split(adata, "nothing")
     with pytest.raises(ValueError, match=r"imbalance=0\.5 was given"):
         long_tail_split(adata, "cell_type", imbalance=0.5)
+
+
+def test_group_split_takes_every_second_group():
+    adata = toy.cells(400)
+    adata.obs["library"] = [f"lib {i % 5}" for i in range(400)]
+    adata.obs["cell_type"] = toy.truth(adata)
+    is_reference = adata.obs["library"].isin(["lib 0", "lib 2", "lib 4"]).to_numpy()
+    known = np.flatnonzero(is_reference)[:1]
+    adata.obs.loc[adata.obs_names[[*known, *np.flatnonzero(~is_reference)[:3]]], "cell_type"] = "one reference cell"
+    before = toy.snapshot(adata)
+    reference, query = group_split(adata, "cell_type", "library")
+    toy.assert_unchanged(adata, before)
+    is_kept = (adata.obs["cell_type"] != "one reference cell").to_numpy()
+    assert list(reference.obs_names) == list(adata.obs_names[is_reference & is_kept])
+    assert list(query.obs_names) == list(adata.obs_names[~is_reference & is_kept])
+    thinned, same = group_split(adata, "cell_type", "library", imbalance=20, seed=3)
+    assert list(same.obs_names) == list(query.obs_names)
+    rows = thin(toy.truth(reference), 20, rng=np.random.default_rng(3))
+    assert list(thinned.obs_names) == list(reference.obs_names[rows])
+
+
+def test_group_split_with_unusable_columns():
+    adata = toy.cells(60)
+    adata.obs["same"] = 1
+    with pytest.raises(ValueError, match=r"adata\.obs\['same'\] has 1 groups; two or more are needed"):
+        group_split(adata, "cell_type", "same")
+    with pytest.raises(KeyError, match="group_key='nothing' is not a column"):
+        group_split(adata, "cell_type", "nothing")

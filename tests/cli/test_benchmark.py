@@ -159,6 +159,7 @@ def test_ablation_prints_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("celler.benchmark.ablation", few)
     arguments = ["benchmark", "ablation", "--data", str(tmp_path / "cells.h5ad"), "--labels-key"]
     options = ["--seeds", "1", "--exclude-key", "is_poor", "--out", str(tmp_path / "out")]
+    options += ["--group-key", "donor", "--parent-keys", "parent_type,other"]
     assert cli.main([*arguments, "cell_type", *options]) == 0
     printed = capsys.readouterr().out
     assert "cells.h5ad: 290 cells, 10 left out" in printed
@@ -166,6 +167,8 @@ def test_ablation_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert "tail recall" in printed
     assert seen["n_obs"] == [290]
     assert seen["imbalance"] == 100
+    assert seen["group_key"] == "donor"
+    assert seen["parent_keys"] == ["parent_type", "other"]
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "out" / "ablation.csv")) == 2 * 4
     assert cli.main([*arguments, "nothing", "--out", str(tmp_path / "none")]) == 2

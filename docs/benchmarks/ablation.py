@@ -1,0 +1,154 @@
+"""Losses, Celler's defaults and rivals on six long-tailed tasks: the tables and the figure of the ablation page.
+
+    python docs/benchmarks/ablation.py DATA --out ablation [--sets a,b] [--variants a,b] [--seeds 3]
+
+DATA is a folder with the files named in ``SETS``; all hold counts. A run that was stopped goes on from ``rows.csv``, and
+``--seeds 0`` only prints what it has. Every variant of a set and seed trains on the same cells.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from celler.benchmark import ablation, ablation_figure, ablation_table
+from celler.benchmark._ablation import VARIANTS
+from celler.benchmark._compare import mean_and_sd
+
+#: Columns with coarser types, of which each set may have some.
+PARENTS = ("level_1_class", "level_2_subclass", "level_1_ClassAnn", "level_3_Subclass")
+SHOWN = {"f1": "Macro-F1", "tail recall": "Tail recall", "head recall": "Head recall", "accuracy": "Accuracy"}
+#: Variants that differ in one part: the second is the baseline.
+STEPS = {
+    "Balanced softmax": "Cross-entropy",
+    "Logit adjustment": "Cross-entropy",
+    "GInf": "Balanced softmax",
+    **{f"GInf + HDM, n = {n}": "GInf" for n in (3, 5, 10, 20, "all")},
+    "GInf + HDM": "GInf",
+    "GInf + HDM + cells": "GInf + HDM",
+    "Default loss": "GInf + HDM + cells",
+    "Default without base": "Cross-entropy",
+    "Default": "Cross-entropy",
+}
+DRAWN = ("Cross-entropy", "Logistic regression", "Balanced softmax", "GInf", "GInf + HDM, n = 20", "Default")
+
+
+@dataclass(frozen=True)
+class Set:
+    """Files of a set, and its split: by groups as they are or thinned, else half of each type, thinned."""
+
+    files: tuple[str, ...]
+    group_key: str | None = None
+    imbalance: float = 100.0
+
+
+SETS = {
+    "forebrain": Set(("forebrain_a_2237", "forebrain_b_2237"), "batch", 1),
+    "cord blood": Set(("cbmc_cite_8617_nogenes",)),
+    "kidney": Set(("human_kidney_5685_nogenes",)),
+    "blood": Set(("pbmc4k_4271_nogenes",)),
+    "motor cortex": Set(("mouse_motor_cortex_11444_44types",), "batch", 1),
+    "motor cortex, 100 : 1": Set(("mouse_motor_cortex_11444_44types",), "batch"),
+}
+
+
+def cells(data: Path, one: Set) -> ad.AnnData:
+    """Read the cells of a set, without those of failed quality."""
+    adata = ad.concat([ad.read_h5ad(data / f"{name}.h5ad") for name in one.files])
+    adata.obs_names_make_unique()
+    if "is_qc_class" in adata.obs:
+        adata = adata[~adata.obs["is_qc_class"].astype(bool)].copy()
+    return adata
+
+
+def over_sets(rows: pd.DataFrame) -> str:
+    """Each variant's means over its sets and the differences to cross-entropy."""
+    table = ablation_table(rows)
+    n_sets = rows.groupby("variant")["dataset"].nunique()
+    columns = {"sets": [str(n_sets[variant]) for variant in table.index]}
+    for part, sd, sign in (("mean", "sd", ""), ("gain", "gain sd", "+")):
+        for score, title in SHOWN.items():
+            pairs = zip(table[score, part], table[score, sd], strict=True)
+            title = f"Δ {title}" if sign else title
+            columns[title] = [mean_and_sd(mean, spread if sign else np.nan, 1, sign) for mean, spread in pairs]
+    return grid("Recipe", list(table.index), columns)
+
+
+def by_set(rows: pd.DataFrame, score: str) -> str:
+    """One score of each variant on each set, mean ± sd over seeds."""
+    columns = {}
+    variants = [name for name in VARIANTS if name in set(rows["variant"])]
+    for name, part in rows.groupby("dataset", sort=False):
+        table = ablation_table(part)[score].reindex(variants)
+        title = f"{name} ({part['seed'].nunique()})"
+        columns[title] = [mean_and_sd(*pair, 1) for pair in zip(table["mean"], table["sd"], strict=True)]
+    return grid(SHOWN[score], variants, columns)
+
+
+def steps(rows: pd.DataFrame, score: str) -> str:
+    """Differences of variants that differ in one part: each set, and the mean over sets with its 95 % interval."""
+    columns: dict[str, list[str]] = {}
+    found = {step: base for step, base in STEPS.items() if {step, base} <= set(rows["variant"])}
+    for step, base in found.items():
+        pair = rows[rows["variant"].isin([step, base])]
+        means = []
+        for name in rows["dataset"].unique():
+            part = pair[pair["dataset"] == name]
+            gains = ablation_table(part, base).loc[step, score] if part["variant"].nunique() == 2 else None
+            columns.setdefault(name, []).append(
+                "–" if gains is None else mean_and_sd(gains["gain"], gains["gain sd"], 1, "+")
+            )
+            if gains is not None:
+                means.append(gains["gain"])
+        half = (
+            stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5 if len(means) > 1 else np.nan
+        )
+        columns.setdefault("mean of sets, 95 %", []).append(mean_and_sd(np.mean(means), half, 1, "+"))
+    return grid(f"Δ {SHOWN[score]}", [f"{step} − {base}" for step, base in found.items()], columns)
+
+
+def grid(corner: str, names: list[str], columns: dict[str, list[str]]) -> str:
+    """A Markdown table of texts, a column for each entry."""
+    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    lines += [f"| {' | '.join(row)} |" for row in zip(names, *columns.values(), strict=True)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is missing, print the tables of all that is stored, and draw the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("ablation"))
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("--variants", type=lambda text: text.split(";"), default=list(VARIANTS), help="separated by ;")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "rows.csv"
+    for name in options.sets if options.seeds else []:
+        ablation(
+            {name: cells(options.data, SETS[name])},
+            "cell_type",
+            variants={variant: VARIANTS[variant] for variant in options.variants},
+            group_key=SETS[name].group_key,
+            parent_keys=PARENTS,
+            imbalance=SETS[name].imbalance,
+            seeds=range(options.seeds),
+            file=file,
+        )
+    rows = pd.read_csv(file)
+    order = [list(VARIANTS).index(variant) for variant in rows["variant"]]
+    rows = rows.assign(order=order).sort_values("order", kind="stable")
+    rows = rows[rows["dataset"].isin(options.sets)]
+    texts = [over_sets(rows), *(by_set(rows, score) for score in SHOWN), *(steps(rows, score) for score in SHOWN)]
+    print("\n\n".join(texts))
+    drawn = rows[rows["variant"].isin(DRAWN)]
+    ablation_figure(drawn).savefig(options.out / "ablation.png", dpi=150, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
