@@ -65,43 +65,45 @@ def cells(data: Path, one: Set) -> ad.AnnData:
     return adata
 
 
-def over_sets(rows: pd.DataFrame) -> str:
-    """Each variant's means over its sets and the differences to cross-entropy."""
+def over_sets(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each variant's means over its sets and the differences to cross-entropy, ± sd over seeds."""
     table = ablation_table(rows)
-    n_sets = rows.groupby("variant")["dataset"].nunique()
-    columns = {"sets": [str(n_sets[variant]) for variant in table.index]}
-    for part, sd, sign in (("mean", "sd", ""), ("gain", "gain sd", "+")):
-        for score, title in SHOWN.items():
-            pairs = zip(table[score, part], table[score, sd], strict=True)
-            title = f"Δ {title}" if sign else title
-            columns[title] = [mean_and_sd(mean, spread if sign else np.nan, 1, sign) for mean, spread in pairs]
-    return grid("Recipe", list(table.index), columns)
+    texts = pd.DataFrame({"Sets": rows.groupby("variant")["dataset"].nunique()}, index=table.index.rename("Recipe"))
+    for score, title in SHOWN.items():
+        texts[title] = [mean_and_sd(mean, np.nan, 1) for mean in table[score, "mean"]]
+    for score, title in SHOWN.items():
+        pairs = zip(table[score, "gain"], table[score, "gain sd"], strict=True)
+        texts[f"Δ {title}"] = [mean_and_sd(*pair, 1, "+") for pair in pairs]
+    return texts
 
 
-def by_set(rows: pd.DataFrame, score: str) -> str:
-    """One score of each variant on each set, mean ± sd over seeds."""
-    columns = {}
-    variants = [name for name in VARIANTS if name in set(rows["variant"])]
+def by_set(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+    """One score of each variant on each set, mean ± sd over its seeds, whose number is in brackets if not all."""
+    variants, n_seeds = list(rows["variant"].unique()), rows["seed"].nunique()
+    texts = pd.DataFrame(index=pd.Index(variants, name=SHOWN[score]))
     for name, part in rows.groupby("dataset", sort=False):
-        table = ablation_table(part)[score].reindex(variants)
-        title = f"{name} ({part['seed'].nunique()})"
-        columns[title] = [mean_and_sd(*pair, 1) for pair in zip(table["mean"], table["sd"], strict=True)]
-    return grid(SHOWN[score], variants, columns)
+        table = ablation_table(part)[score]
+        n_own = part.groupby("variant")["seed"].nunique()
+        for variant, pair in table[["mean", "sd"]].iterrows():
+            note = "" if n_own[variant] == n_seeds else f" ({n_own[variant]})"
+            texts.loc[variant, name] = mean_and_sd(*pair, 1) + note
+    return texts.fillna("–")
 
 
-def steps(rows: pd.DataFrame, score: str) -> str:
+def steps(rows: pd.DataFrame, score: str) -> pd.DataFrame:
     """Differences of variants that differ in one part, with 95 % intervals: over classes, and over the sets' means."""
     column = score.removeprefix("tail ")
     rows = rows if score == column else rows[rows["frequency"] == "tail"]
-    of_class = rows.groupby(["dataset", "class", "variant"])[column].mean().unstack("variant") * 100
+    of_class = (
+        rows.groupby(["dataset", "class", "variant", "seed"], sort=False)[column].first().unstack("variant") * 100
+    )
     found = {step: base for step, base in STEPS.items() if {step, base} <= set(of_class)}
     gains = pd.DataFrame({f"{step} − {base}": of_class[step] - of_class[base] for step, base in found.items()})
-    columns = {
-        name: [with_interval(part[gain]) for gain in gains] for name, part in gains.groupby("dataset", sort=False)
-    }
-    of_set = gains.groupby("dataset").mean()
-    columns["mean of sets"] = [with_interval(of_set[gain]) for gain in gains]
-    return grid(f"Δ {SHOWN[score]}", list(gains), columns)
+    gains = gains.groupby(["dataset", "class"], sort=False).mean()
+    by_dataset = gains.groupby("dataset", sort=False)
+    texts = {name: part.apply(with_interval) for name, part in by_dataset}
+    texts["mean of sets"] = by_dataset.mean().apply(with_interval)
+    return pd.DataFrame(texts).rename_axis(f"Δ {SHOWN[score]}")
 
 
 def with_interval(differences: pd.Series) -> str:
@@ -109,13 +111,6 @@ def with_interval(differences: pd.Series) -> str:
     known = differences.dropna()
     half = stats.t.ppf(0.975, len(known) - 1) * known.sem() if len(known) > 1 else np.nan
     return mean_and_sd(known.mean(), half, 1, "+")
-
-
-def grid(corner: str, names: list[str], columns: dict[str, list[str]]) -> str:
-    """A Markdown table of texts, a column for each entry."""
-    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-    lines += [f"| {' | '.join(row)} |" for row in zip(names, *columns.values(), strict=True)]
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -144,12 +139,11 @@ def main() -> None:
     order = [list(VARIANTS).index(variant) for variant in rows["variant"]]
     rows = rows.assign(order=order).sort_values("order", kind="stable")
     rows = rows[rows["dataset"].isin(options.sets)]
-    texts = [
-        over_sets(rows),
-        *(by_set(rows, score) for score in SHOWN),
-        *(steps(rows, score) for score in ("f1", "tail recall")),
-    ]
-    print("\n\n".join(texts))
+    tables = {"means": over_sets(rows)} | {f"sets_{score}": by_set(rows, score) for score in SHOWN}
+    tables |= {f"steps_{score}": steps(rows, score) for score in ("f1", "tail recall")}
+    for name, table in tables.items():
+        print(f"\n{table.to_string()}")
+        table.to_csv(options.out / f"{name.replace(' ', '_')}.csv")
     drawn = rows[rows["variant"].isin(DRAWN)]
     ablation_figure(drawn).savefig(options.out / "ablation.png", dpi=150, bbox_inches="tight")
 
