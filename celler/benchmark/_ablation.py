@@ -243,6 +243,8 @@ def ablation_text(table: pd.DataFrame) -> str:
 def ablation_figure(rows: pd.DataFrame) -> Figure:
     """Draw F1 of each class against its number of reference cells, a line per variant.
 
+    Of more than 12 classes, those of about one size are averaged.
+
     Parameters
     ----------
     rows

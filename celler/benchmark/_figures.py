@@ -18,8 +18,8 @@ from celler.pl._colors import color_classes
 
 __all__ = ["class_figure", "score_figure"]
 MARKERS = "osD^vP"
-#: Panels side by side.
-N_COLUMNS = 3
+#: Panels side by side, and points of a line: more classes than these are averaged with those of about their size.
+N_COLUMNS, N_POINTS = 3, 12
 
 
 def score_figure(rows: pd.DataFrame) -> Figure:
@@ -65,13 +65,15 @@ def class_figure(classes: pd.DataFrame) -> Figure:
 
 
 def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any]) -> Figure:
-    """Draw mean F1 of each class against its mean number of reference cells; ``colors`` in the legend's order."""
+    """Draw mean F1 of each class, or of a few of about one size, against reference cells; ``colors`` in order."""
     figure, panels = _panels(list(rows[panel_key].unique()), (3.6, 3.2))
     for name, panel in panels.items():
         of_panel = rows[rows[panel_key] == name]
         for order, (line, marker) in enumerate(zip(colors, cycle(MARKERS), strict=False)):
             of_class = of_panel[of_panel["line"] == line].groupby("class")
             mean = of_class[["reference_cells", "f1"]].mean().sort_values("reference_cells")
+            if len(mean) > N_POINTS:
+                mean = mean.groupby(np.arange(len(mean)) * N_POINTS // len(mean)).mean()
             style = {"color": colors[line], "marker": marker, "ms": 4, "lw": 1.2, "zorder": -order}  # the first on top
             panel.plot(mean["reference_cells"], mean["f1"], label=line, **style)
         count_axis(panel, *np.array([0.8, 1.25]) * of_panel["reference_cells"].agg(["min", "max"]))

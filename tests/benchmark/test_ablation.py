@@ -162,6 +162,18 @@ def test_ablation_figure_draws_mean_f1_by_size(made_up):
         plt.close(figure)
 
 
+def test_ablation_figure_averages_many_classes():
+    sizes, f1 = np.arange(1, 37), np.linspace(0, 1, 36)
+    rows = pd.DataFrame({"reference_cells": sizes, "f1": f1, "class": sizes, "dataset": "a", "variant": "one"})
+    figure = ablation_figure(rows)
+    try:
+        (line,) = figure.axes[0].get_lines()
+        np.testing.assert_allclose(line.get_xdata(), sizes.reshape(12, 3).mean(1))
+        np.testing.assert_allclose(line.get_ydata(), f1.reshape(12, 3).mean(1))
+    finally:
+        plt.close(figure)
+
+
 def test_ablation_table_pairs_what_a_variant_has(made_up):
     """A variant that lacks a set is compared with the baseline on the others."""
     part = made_up[(made_up["variant"] == "Cross-entropy") | (made_up["dataset"] == "b")]
