@@ -73,7 +73,8 @@ def lines_by_size(rows: pd.DataFrame, panel_key: str, colors: Mapping[str, Any])
             of_class = of_panel[of_panel["line"] == line].groupby("class")
             mean = of_class[["reference_cells", "f1"]].mean().sort_values("reference_cells")
             if len(mean) > N_POINTS:
-                mean = mean.groupby(np.arange(len(mean)) * N_POINTS // len(mean)).mean()
+                rank = mean["reference_cells"].rank(method="min") - 1  # classes of one size stay together
+                mean = mean.groupby(rank * N_POINTS // len(mean)).mean()
             style = {"color": colors[line], "marker": marker, "ms": 4, "lw": 1.2, "zorder": -order}  # the first on top
             panel.plot(mean["reference_cells"], mean["f1"], label=line, **style)
         count_axis(panel, *np.array([0.8, 1.25]) * of_panel["reference_cells"].agg(["min", "max"]))

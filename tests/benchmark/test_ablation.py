@@ -164,12 +164,13 @@ def test_ablation_figure_draws_mean_f1_by_size(made_up):
 
 def test_ablation_figure_averages_many_classes():
     sizes, f1 = np.arange(1, 37), np.linspace(0, 1, 36)
-    rows = pd.DataFrame({"reference_cells": sizes, "f1": f1, "class": sizes, "dataset": "a", "variant": "one"})
+    sizes[:7] = 1
+    rows = pd.DataFrame({"reference_cells": sizes, "f1": f1, "class": range(36), "dataset": "a", "variant": "one"})
     figure = ablation_figure(rows)
     try:
         (line,) = figure.axes[0].get_lines()
-        np.testing.assert_allclose(line.get_xdata(), sizes.reshape(12, 3).mean(1))
-        np.testing.assert_allclose(line.get_ydata(), f1.reshape(12, 3).mean(1))
+        np.testing.assert_allclose(line.get_xdata(), [1, 8.5, *sizes[9:].reshape(9, 3).mean(1)])
+        np.testing.assert_allclose(line.get_ydata(), [f1[:7].mean(), f1[7:9].mean(), *f1[9:].reshape(9, 3).mean(1)])
     finally:
         plt.close(figure)
 
