@@ -87,6 +87,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"(celler\.atlas\.\w+\.)?CellBlocks"),
     # The default of load_query_data's options: what the reference model has.
     (r"py:class", r"(celler\.model\.\w+\.)?OfReference"),
+    # What the ablation's rivals have in common.
+    (r"py:class", r"(celler\.benchmark\.\w+\.)?Adjustment"),
     # Aliases of types, and the type of celler.losses.DEFAULT, as autodoc shortens them.
     (r"py:class", r"HDM|Predict|dict\[str"),
 ]
