@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scvi
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -133,6 +134,18 @@ def align_to_vocabulary(adata: AnnData, setup: Setup, vocabulary: pd.Index) -> G
     """Alignment of the genes of a registered AnnData with a vocabulary."""
     names = gene_names(adata.var, setup.gene_key)
     return align_genes(names, vocabulary, adata.var, is_vocabulary=True)
+
+
+def registry_without_data(described: dict[str, Any]) -> dict[str, Any]:
+    """Registry of scvi-tools for a model that is made without a registered AnnData."""
+    return {
+        "model_name": "Celler",
+        "setup_method_name": "setup_anndata",
+        "scvi_version": scvi.__version__,
+        "setup_args": asdict(Setup()),
+        "field_registries": {},
+        "celler": described,
+    }
 
 
 def new_state(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scvi
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
@@ -22,8 +21,8 @@ from celler.data._query import Genes
 from celler.model._folder import CONFIG, holds_model
 from celler.model._hub import is_address
 from celler.model._pretrain import require_untrained
-from celler.model._setup import align_to_vocabulary
-from celler.model._state import ModelState, ScGPTOrigin, Setup
+from celler.model._setup import align_to_vocabulary, registry_without_data
+from celler.model._state import ModelState, ScGPTOrigin
 from celler.network._config import NetworkConfig
 from celler.network._heads import GeneDecoder
 from celler.network._network import build_network
@@ -86,14 +85,8 @@ def scgpt_registry(checkpoint: ScGPTCheckpoint, *, is_frozen: bool, is_vocabular
     sizes = {name: checkpoint.sizes[name] for name in ("d_feed", "pad_value")}
     origin = ScGPTOrigin(**sizes, is_frozen=is_frozen, is_vocabulary=is_vocabulary)
     names = "gene_names" if is_vocabulary else "vocabulary"
-    return {
-        "model_name": "Celler",
-        "setup_method_name": "setup_anndata",
-        "scvi_version": scvi.__version__,
-        "setup_args": asdict(Setup()),
-        "field_registries": {},
-        "celler": {names: [str(name) for name in checkpoint.gene_names], "scgpt": asdict(origin)},
-    }
+    described = {names: [str(name) for name in checkpoint.gene_names], "scgpt": asdict(origin)}
+    return registry_without_data(described)
 
 
 def with_checkpoint(
