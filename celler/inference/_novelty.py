@@ -76,11 +76,7 @@ class Novelty:
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of known cells exceeds."""
-        if not 0 < false_alarm_rate < 1:
-            raise ValueError(
-                f"false_alarm_rate={false_alarm_rate} was given; a share between 0 and 1 is needed, such as 0.05."
-            )
-        return float(np.quantile(self.known, 1 - false_alarm_rate))
+        return exceeded_by(self.known, false_alarm_rate)
 
     def to_plain(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, for a checkpoint."""
@@ -93,6 +89,15 @@ class Novelty:
         names = {field.name for field in fields(Space)}
         space = Space(**{name: arrays[name] for name in names})
         return cls(space, **{name: arrays[name] for name in arrays if name not in names})
+
+
+def exceeded_by(known: np.ndarray, false_alarm_rate: float) -> float:
+    """Return the score that the share ``false_alarm_rate`` of the ``known (n,)`` exceeds; raise for no such share."""
+    if not 0 < false_alarm_rate < 1:
+        raise ValueError(
+            f"false_alarm_rate={false_alarm_rate} was given; a share between 0 and 1 is needed, such as 0.05."
+        )
+    return float(np.quantile(known, 1 - false_alarm_rate))
 
 
 def fit_novelty(

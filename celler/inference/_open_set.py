@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from celler.inference._novelty import exceeded_by
+
 #: Weight of the resemblance to the tissue's own types alone, for cells that resemble no type at all.
 OWN_WEIGHT = 0.25
 #: Largest shift of a query's scores that is undone, in standard deviations: half of a query may be unknown.
@@ -49,11 +51,7 @@ class OpenSet:
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of the pseudo-cells exceeds."""
-        if not 0 < false_alarm_rate < 1:
-            raise ValueError(
-                f"false_alarm_rate={false_alarm_rate} was given; a share between 0 and 1 is needed, such as 0.05."
-            )
-        return float(np.quantile(self.known, 1 - false_alarm_rate))
+        return exceeded_by(self.known, false_alarm_rate)
 
     def shift(self, scores: np.ndarray) -> float:
         """Return by how much a query's typical cell is more novel than a typical pseudo-cell, at most ``MAX_SHIFT``."""
