@@ -1177,9 +1177,9 @@ class Celler(BaseModelClass):
         adata = self.adata if adata is None else adata
         if adata is None:
             raise ValueError("this model has no AnnData; pass the cells as adata.")
-        rows_of(adata, indices)
+        rows = rows_of(adata, indices)
         self._meet(adata)
-        return Cells(adata, rows_of(adata, indices), self._reference)
+        return Cells(adata, rows, self._reference)
 
     def _meet(self, adata: AnnData) -> None:
         """Solve a model of a tissue for the genes of the cells that it is called on; others stay as they are."""

@@ -95,7 +95,7 @@ def adaptation_to(
     state: ModelState, query: Query, rows: np.ndarray, reading: Reading
 ) -> tuple[Outputs | None, Adaptation]:
     """Compute the outputs of ``rows``, adapted to themselves; no outputs where the model adapts to nothing."""
-    if state.is_by_cell:
+    if state.names_atlases:  # no reference whose shift could be undone
         return _novelty_shift(state, query, rows, reading)
     plain, factors = shift_of(state, query, rows, reading)
     if plain is None:
@@ -165,9 +165,10 @@ def shift_of(
 ) -> tuple[Outputs | None, np.ndarray | None]:
     """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
 
-    No factors where there is no shift. No outputs either where the model has no class profiles.
+    No factors where there is no shift. No outputs either where the model has no class profiles, or reads
+    ranks of genes alone.
     """
-    if state.profile is None:
+    if state.profile is None or not state.network.config.reads_expression:
         return None, None
     plain = network_outputs(state, query, rows, reading, Adaptation())
     weights = state.decision.probabilities(plain.logits) * plain.has_counts[:, None]
@@ -193,8 +194,9 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
     logits = np.zeros((3 if keeps_experts else 1, len(index), config.n_classes), np.float32)
     embedding = np.zeros((len(index), config.d_model if reading.keep_embedding else 0), np.float32)
     has_counts = np.zeros(len(index), bool)
-    open_set = None if state.fitted is None else state.fitted.novelty
-    novelty = np.zeros(len(index), np.float32) if isinstance(open_set, OpenSet) else None
+    fitted = None if state.fitted is None else state.fitted.novelty
+    open_set = fitted if isinstance(fitted, OpenSet) else None
+    novelty = None if open_set is None else np.zeros(len(index), np.float32)
     state.network.eval()
     is_folded = can_fold(state.network) and not reading.keep_embedding
     read, fixed = (_folded, nullcontext()) if is_folded else (_whole, state.network.fixed())
@@ -208,7 +210,7 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
                 logits[2, rows] = output.own_logits.cpu().numpy()
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
-            if novelty is not None and isinstance(open_set, OpenSet):
+            if open_set is not None and novelty is not None:
                 novelty[rows] = open_set.score(output.embedding.cpu().numpy()) - how.novelty_shift
             has_counts[rows] = has_tokens
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))

@@ -174,11 +174,6 @@ class ModelState:
         return self.network.config.head == "atlas"
 
     @property
-    def is_by_cell(self) -> bool:
-        """Whether a label depends on its cell alone, since there is no reference whose shift could be undone."""
-        return self.names_atlases or not self.network.config.reads_expression
-
-    @property
     def is_pretrained(self) -> bool:
         """Whether the encoder has learned without the reference's labels."""
         return self.pretrained is not None or self.scgpt is not None or self.base is not None
