@@ -302,9 +302,8 @@ class HDM:
         return self.base.among(shifted, labels, class_counts) + self.base.among(among_hard, first, class_counts[hard])
 
 
-#: Default loss of ``train``. The mean of −2 gives class j a margin of 0.2 Δ_j, because the few cells of a
-#: rare class are memorised long before the network generalises to unseen ones.
-DEFAULT = HDM(base=GInf(mean=-2.0))
+#: Default loss of ``train``. Measured with 8 to 44 types, :class:`HDM` and a mean of the noise add nothing to it.
+DEFAULT = GInf()
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

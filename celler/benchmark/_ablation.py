@@ -31,7 +31,7 @@ from celler.benchmark._rivals import (
 from celler.benchmark._tasks import group_split, long_tail_split
 from celler.benchmark.methods import METHODS
 from celler.benchmark.methods._sklearn import log_values, on_genes
-from celler.losses import DEFAULT, HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
+from celler.losses import HDM, RIDE, BalancedSoftmax, CrossEntropy, Focal, GInf, Loss
 from celler.metrics import per_class
 from celler.mining import Replay
 from celler.model import Celler
@@ -87,7 +87,6 @@ VARIANTS: dict[str, Variant] = {
     "GInf + HDM, n = all": Variant(HDM(10_000)),
     "GInf + HDM": Variant(HDM()),
     "GInf + HDM + cells": Variant(HDM(), Replay()),
-    "Default loss": Variant(DEFAULT, Replay()),
     "Default without base": Variant(None, Replay()),
     "Default": Variant(None, Replay(), encoder=None),
     "Logit adjustment": Variant(CrossEntropy(), adjustment=LogitAdjustment()),

@@ -201,6 +201,7 @@ class Celler(BaseModelClass):
         batch_size: int | None = None,
         early_stopping: bool = True,
         *,
+        class_prior: Literal["auto", "balanced", "reference"] | float = "auto",
         loss: Loss | None = None,
         replay: Replay | None = Replay(),
         masked_weight: float = 0.0,
@@ -234,10 +235,15 @@ class Celler(BaseModelClass):
         early_stopping
             Stop when validation macro-F1 stays more than a standard error below its best for half of the
             epochs (10 at least).
+        class_prior
+            How much the frequency of a class in the reference speaks for it. ``"balanced"`` treats all classes alike
+            and finds most rare cells; ``"reference"`` expects them as often as there, which gives most cells their
+            label where classes overlap. A number between is a power of the frequencies, 0 and 1 for the two; below 0
+            rare classes gain more. ``"auto"`` asks cross-validation which gains accuracy and costs no macro-F1;
+            with few cells it is below 0.
         loss
-            One of :mod:`celler.losses`, for both experts. ``None`` is GInf with Hard Data Mining,
-            ``losses.DEFAULT``, for the encoder, and a balanced logistic regression for the evidence table,
-            with a margin for rare classes that cross-validation chooses for both.
+            One of :mod:`celler.losses`, for all parts of the network. ``None`` is GInf, ``losses.DEFAULT``, for what is
+            learned by steps, and a balanced logistic regression for the linear parts.
         replay
             Which misclassified cells of an epoch the next one trains again; ``None`` for none.
             :attr:`hard_cells_` lists them afterwards.
@@ -275,6 +281,7 @@ class Celler(BaseModelClass):
             split=Split(train_size, validation_size, refit),
             batch_size=batch_size,
             early_stopping=early_stopping,
+            class_prior=class_prior,
             loss=loss,
             replay=replay,
             masked_weight=masked_weight,

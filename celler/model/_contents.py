@@ -164,6 +164,7 @@ FITTED = {
     "profile": _or_none(EMPTY),
     "seed": _or_none(_whole(-(2**63))),
     "novelty": _or_none(EMPTY),
+    "class_prior": _or_none(NUMBER),
 }
 DECISION = {
     field.name: Rule("a number above 0", lambda value: _is_number(value) and value > 0) for field in fields(Decision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,13 +29,15 @@ from celler.mining import HardCells, rank_in_class
 from celler.model._state import HARD_CELL_COLUMNS, Fitted
 from celler.network._heads import LinearHead
 from celler.network._network import GeneTransformer
-from celler.training._linear import MAX_CELLS, solve_evidence, solve_head, thinned
+from celler.training._linear import solve_experts
 from celler.training._plan import TrainingConfig
 from celler.training._run import fit, has_bars, validation_logits
 
 #: Below this many labelled cells the network is trained once more on all of them: a tenth held out
 #: of a class of ten costs more there than the second training.
 REFIT_BELOW = 5000
+#: Class prior where nothing is solved that could choose it: the few cells of a rare class are soon memorised.
+UNSOLVED_PRIOR = -0.2
 #: Cells from which the embedding of a pretrained encoder is standardized.
 MEASURED_CELLS = 256
 #: Values of the embedding of all cells that are kept in memory in training: 256 MB.
@@ -112,6 +115,7 @@ class FittedNetwork:
     decision: Decision
     curves: dict[str, list[float]]
     hard_cells: HardCells | None
+    class_prior: float | None
 
 
 def fit_network(
@@ -141,7 +145,7 @@ def fit_network(
     initial = {name: weights.clone() for name, weights in trained.state_dict().items()}
     held_out = loaders.validation(validation) if len(validation) else None
     has_dropout = network.training
-    curves, hard_cells = run(network, loaders, train, held_out, title)
+    curves, hard_cells, class_prior = run(network, loaders, train, held_out, title)
     decision = Decision(TYPICAL_TEMPERATURE)
     if held_out is not None:
         decision = Decision(fit_temperature(*validation_logits(network, held_out, config.precision)))
@@ -150,39 +154,42 @@ def fit_network(
             trained.load_state_dict(initial)
             network.train(has_dropout)  # the first training left evaluation mode
             loaders = replace(loaders, config=_of_refit(config))
-            _, hard_cells = run(network, loaders, train, None, "Refitting")
+            _, hard_cells, class_prior = run(network, loaders, train, None, "Refitting")
     counts = loaders.class_counts(train)
-    return FittedNetwork(train, validation, counts, decision, curves, hard_cells)
+    return FittedNetwork(train, validation, counts, decision, curves, hard_cells, class_prior)
 
 
 def run(
     network: GeneTransformer, loaders: Loaders, rows: np.ndarray, held_out: TokenLoader | None, title: str
-) -> tuple[dict[str, list[float]], HardCells | None]:
-    """Train once on ``rows`` of the source: its curves, and the hard cells it ended with."""
+) -> tuple[dict[str, list[float]], HardCells | None, float]:
+    """Train once on ``rows`` of the source: its curves, the hard cells it ended with, and the class prior it used."""
     config, counts = loaders.config, loaders.class_counts(rows)
     hard_cells = None if config.replay is None else HardCells(config.replay, counts)
     train = loaders.training(rows, hard_cells)
     source = loaders.cells.source
     # Views, which stand in for labelled cells, come in minibatches alone.
     has_views = isinstance(source, InMemoryCells) and source.views is not None
+    class_prior = config.class_prior
     solved: list[nn.Module] = []
     if config.solves_evidence and network.evidence is not None and not has_views:
-        margin = solve_evidence(network, loaders.all_of, rows, source.labels, config.seed)
-        # The whole prior costs accuracy where types overlap, the margin alone costs rare types: the mean.
-        counts = counts ** ((1 + margin) / 2)
         solved.append(network.evidence)
+        embedding_of = None
         if network.sum is not None and isinstance(network.head, LinearHead):
-            few = rows[thinned(source.labels[rows], MAX_CELLS, np.random.default_rng(config.seed))]
-            embedding = loaders.embedding
-            embedding = embed(network, loaders, few) if embedding is None else embedding[few]
-            solve_head(network, embedding, source.labels[few])
+            known = loaders.embedding
+            embedding_of = partial(embed, network, loaders) if known is None else known.__getitem__
             solved.append(network.head)
+        class_prior = solve_experts(
+            network, loaders.all_of, embedding_of, rows, source.labels, class_prior, config.seed
+        )
+    elif class_prior is None:
+        class_prior = UNSOLVED_PRIOR
+    config = replace(config, class_prior=class_prior)
     for part in solved:
         part.requires_grad_(False)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
     for part in solved:
         part.requires_grad_(True)
-    return curves, hard_cells
+    return curves, hard_cells, class_prior
 
 
 def _of_refit(config: TrainingConfig) -> TrainingConfig:
@@ -259,6 +266,7 @@ def describe_reference(
         decision=found.decision,
         history=_name_classes(found.curves, classes),
         hard_cells=hard_cell_table(found.hard_cells, cells.names, classes),
+        class_prior=found.class_prior,
         profile=expression,
         seed=config.seed,
         novelty=class_novelty(source, expression, is_log=is_log, seed=config.seed),

@@ -65,6 +65,7 @@ class Fitted:
     profile: Profile | None = None
     seed: int | None = None
     novelty: Novelty | OpenSet | None = None
+    class_prior: float | None = None  # power of the class frequencies that labels are weighed by
 
     @property
     def kept_epoch(self) -> int:
@@ -254,14 +255,16 @@ def network_line(state: ModelState) -> str:
 
 
 def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
-    counts = fitted.class_counts
-    return [
+    counts, prior = fitted.class_counts, fitted.class_prior
+    rows = [
         f"Celler, trained: {classes}",
         f"cells     {int(counts.sum()):,} labelled, {counts.max():,} to {counts.min():,} a class",
         f"network   {network_line(state)}, on {state.network.device}",
         f"training  {training_line(fitted)}",
-        "next      model.predict(adata), model.annotate(adata) or model.save(folder)",
     ]
+    if prior is not None:
+        rows.append(f"labels    class prior {prior:.2g}, where 0 is balanced and 1 has the reference's frequencies")
+    return [*rows, "next      model.predict(adata), model.annotate(adata) or model.save(folder)"]
 
 
 def _of_atlases(state: ModelState, classes: str) -> list[str]:

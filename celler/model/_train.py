@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from celler._utils._devices import choose_device, choose_precision, choose_processes
@@ -34,6 +35,9 @@ from celler.network._network import BASE_SHARE, GeneTransformer, build_network, 
 from celler.training._plan import PRETRAINED_RATE, TrainingConfig
 from celler.training._run import has_bars
 
+#: Powers of the class frequencies in the reference, by their names.
+NAMED_PRIORS = {"balanced": 0.0, "reference": 1.0}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -46,6 +50,7 @@ class Options:
     split: Split = Split()
     batch_size: int | None = None
     early_stopping: bool = True
+    class_prior: str | float = "auto"
     loss: Loss | None = None
     replay: Replay | None = field(default_factory=Replay)
     masked_weight: float = 0.0
@@ -72,6 +77,8 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
         cells = with_neighbourhoods(start, cells, registered, config)
     config, pretrained = with_masked_task(start, registered, config, options.masked_weight)
     found = fit_network(network, state.tokenizer, cells, options.split, config)
+    if options.loss is not None:
+        found = replace(found, class_prior=None)
     fitted = describe_reference(found, cells, state.tree.classes, config)
     if state.old is not None:
         fitted = complete(state.old, fitted, cells.source)
@@ -98,8 +105,31 @@ def training_config(state: ModelState, source: CellSource, options: Options) -> 
         teacher=None if state.old is None else state.old.teacher,
         # A loss of the user's trains both experts; a teacher's predictions are kept in minibatches alone.
         solves_evidence=options.loss is None and state.old is None,
+        class_prior=class_prior_of(options),
         processes=choose_processes(options.devices),
         ckpt_path=checkpoint_file(options.ckpt_path),
+    )
+
+
+def class_prior_of(options: Options) -> float | None:
+    """Return the power of the class frequencies that labels are weighed by; ``None`` where the reference chooses it.
+
+    A loss that was given gets the class counts as they are.
+    """
+    given = options.class_prior
+    if isinstance(given, str) and given == "auto":
+        return None if options.loss is None else 0.0
+    if options.loss is not None:
+        raise ValueError(
+            f"class_prior={given!r} was given with a loss; a loss decides itself how much frequent classes count. "
+            "Leave one of them out."
+        )
+    if isinstance(given, str) and given in NAMED_PRIORS:
+        return NAMED_PRIORS[given]
+    if isinstance(given, int | float | np.number) and not isinstance(given, bool) and -1 <= given <= 1:
+        return float(given)
+    raise ValueError(
+        f'class_prior={given!r} was given; "auto", "balanced", "reference" or a number from -1 to 1 is needed.'
     )
 
 

@@ -1,8 +1,8 @@
-"""Linear experts: exact solutions of balanced logistic regressions, and the margin of rare classes."""
+"""Linear experts: exact solutions of balanced logistic regressions, and how much of the class prior labels use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from celler.data._loader import Minibatch
 from celler.network._network import GeneTransformer
-from celler.training._plan import confusion_of, macro_f1_with_error
 
 #: 1 / C of scikit-learn's logistic regression, on expression and on a standardized embedding.
 L2, L2_OF_EMBEDDING = 10.0, 30.0
@@ -21,22 +20,30 @@ L2, L2_OF_EMBEDDING = 10.0, 30.0
 MAX_CELLS, MAX_PRODUCTS = 10_000, 1e8
 N_STEPS = 100  #: of L-BFGS
 N_FOLDS = 3
-#: Shares of the log prior that may be taken off the balanced solution.
-MARGINS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: Powers of the class frequencies in the reference that labels may be weighed by: 1 is a plain classifier, 0 treats all
+#: classes alike, and below it rare ones gain.
+CLASS_PRIORS = np.linspace(-0.75, 0.75, 13)
+#: Standard errors of a difference that pass for chance, in macro-F1 and in accuracy.
+CHANCE = (2.0, 0.5)
+FEW_CELLS, FEW_PRIOR = 500, -0.4  #: with that many cells half of the class prior is this one, and more with fewer
+N_RESAMPLES = 100
 
 
-def solve_evidence(
+def solve_experts(
     network: GeneTransformer,
     read: Callable[[np.ndarray], Iterable[Minibatch]],
+    embed: Callable[[np.ndarray], Tensor] | None,
     rows: np.ndarray,
     labels: np.ndarray,
+    class_prior: float | None,
     seed: int,
 ) -> float:
-    r"""Solve the evidence table of ``network`` for the cells ``rows`` and return its margin.
+    r"""Solve the linear experts of ``network`` for the cells ``rows`` and return the class prior that they use.
 
-    ``labels (n_cells,)`` are those of all cells. Where types overlap, the balanced solution :math:`z` has corrected the
-    prior :math:`\pi`; where they are clear, a rare type gains from a margin, :math:`z - \tau \log \pi`. Cross-fitted
-    predictions of all cells choose :math:`\tau`.
+    They are the evidence table and, where ``embed`` gives embeddings of cells, the linear head of a frozen encoder.
+    ``labels (n_cells,)`` are those of all cells. To the balanced solutions :math:`z` comes :math:`s \log \pi` with the
+    class frequencies :math:`\pi`. Where ``class_prior``, the share :math:`s`, is ``None``, predictions of all cells by
+    solutions for the others choose it.
     """
     assert network.evidence is not None
     n_classes, rng = network.config.n_classes, np.random.default_rng(seed)
@@ -44,25 +51,31 @@ def solve_evidence(
     rows = rows[thinned(labels[rows], MAX_CELLS, rng)]
     X = expression(read(rows), network.config.n_genes)
     kept = thinned(labels[rows], int(len(rows) * MAX_PRODUCTS / max(1, X.nnz * n_classes)), rng)
-    X, codes = X[kept], labels[rows[kept]]
-    margin = best_margin(cross_fitted(X, codes, n_classes, rng), codes, counts)
-    weight, bias = logistic_regression(X, codes, n_classes)
+    codes = labels[rows]
+    designs = [(X[kept], L2)]
+    if embed is not None:
+        embedding = standardized(network, embed(rows))
+        designs.append((embedding[kept], L2_OF_EMBEDDING))
+    if class_prior is None:
+        class_prior = best_prior(cross_fitted(designs, codes[kept], n_classes, rng), codes[kept], counts, rng)
+    log_prior = class_prior * np.log(counts / counts.sum())
+    weight, bias = logistic_regression(X[kept], codes[kept], n_classes)
     with torch.no_grad():
         network.evidence.weight.copy_(torch.from_numpy(weight))
-        network.evidence.bias.copy_(torch.from_numpy(bias - margin * np.log(counts / counts.sum())))
-    return margin
+        network.evidence.bias.copy_(torch.from_numpy(bias + log_prior))
+        if embed is not None:
+            weight, bias = logistic_regression(embedding, codes, n_classes, L2_OF_EMBEDDING)
+            head: Any = network.head
+            head[-1].weight.copy_(torch.from_numpy(weight.T))
+            head[-1].bias.copy_(torch.from_numpy(bias + log_prior))
+    return class_prior
 
 
-def solve_head(network: GeneTransformer, embedding: Tensor, codes: np.ndarray) -> None:
-    """Solve the linear head of a frozen encoder for cells with this ``embedding (n, D)`` and labels ``codes (n,)``."""
+def standardized(network: GeneTransformer, embedding: Tensor) -> np.ndarray:
+    """Return what the head of ``network`` reads of ``embedding (n, D)``."""
     assert network.standardize is not None
     with torch.no_grad():
-        X = network.standardize(embedding.to(network.device)).cpu().numpy()
-        weight, bias = logistic_regression(X, codes, network.config.n_classes, L2_OF_EMBEDDING)
-        head: Any = network.head
-        linear = head[-1]
-        linear.weight.copy_(torch.from_numpy(weight.T))
-        linear.bias.copy_(torch.from_numpy(bias))
+        return network.standardize(embedding.to(network.device)).cpu().numpy()
 
 
 def thinned(codes: np.ndarray, n_most: int, rng: np.random.Generator) -> np.ndarray:
@@ -130,8 +143,16 @@ def logistic_regression(
     return parameters[:-1], parameters[-1] - center @ parameters[:-1]
 
 
-def cross_fitted(X: sparse.csr_matrix, codes: np.ndarray, n_classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Return logits ``(n, C)`` of each cell by a regression on the other folds."""
+def cross_fitted(
+    designs: Sequence[tuple[sparse.csr_matrix | np.ndarray, float]],
+    codes: np.ndarray,
+    n_classes: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return logits ``(n, C)`` of each cell by regressions on the other folds, the mean over the designs.
+
+    A design is what a regression reads of the cells, ``(n, G)``, and its L2 penalty.
+    """
     fold = np.empty(len(codes), np.int64)
     for code in np.unique(codes):
         cells = rng.permutation(np.flatnonzero(codes == code))
@@ -139,23 +160,41 @@ def cross_fitted(X: sparse.csr_matrix, codes: np.ndarray, n_classes: int, rng: n
     logits = np.zeros((len(codes), n_classes))
     for k in np.unique(fold):
         rest, part = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-        weight, bias = logistic_regression(X[rest], codes[rest], n_classes)
-        logits[part] = X[part] @ weight + bias
+        for X, l2 in designs:
+            weight, bias = logistic_regression(X[rest], codes[rest], n_classes, l2)
+            logits[part] += (X[part] @ weight + bias) / len(designs)
     return logits
 
 
-def best_margin(logits: np.ndarray, codes: np.ndarray, class_counts: np.ndarray) -> float:
-    """Return the share of the log prior without which ``logits (n, C)`` have the highest macro-F1 plus accuracy.
+def best_prior(logits: np.ndarray, codes: np.ndarray, class_counts: np.ndarray, rng: np.random.Generator) -> float:
+    """Return the largest class prior as good as the best; where that may be 0 or less, the best of those.
 
-    The cells ``codes (n,)`` stand for ``class_counts (C,)`` cells. The smallest share where several are best.
+    ``logits (n, C)`` are balanced; the cells ``codes (n,)`` stand for ``class_counts (C,)`` cells. As good is what
+    differs by chance alone, over resampled cells: in macro-F1 from the highest, in accuracy from the highest of these.
+    What few cells show counts less: a rare class of theirs gains from a prior below 0.
     """
     drawn = np.bincount(codes, minlength=len(class_counts)).clip(min=1)
-    of_class = torch.from_numpy(class_counts / drawn)[:, None]
-    log_prior, labels = np.log(class_counts), torch.from_numpy(codes.astype(np.int64))
+    n_times = np.vstack([np.ones(len(codes)), rng.poisson(1.0, (N_RESAMPLES, len(codes)))])
+    weights, log_prior = n_times * (class_counts / drawn)[codes], np.log(class_counts / class_counts.sum())
+    labels = [(logits + share * log_prior).argmax(1) for share in CLASS_PRIORS]
+    scores = np.array([[scores_of(label, codes, weight, len(class_counts)) for weight in weights] for label in labels])
+    is_good = np.ones(len(labels), bool)
+    for score, chance in zip(scores.transpose(2, 0, 1), CHANCE, strict=True):
+        best = np.where(is_good, score[:, 0], -1).argmax()
+        error = (score[:, 1:] - score[best, 1:]).std(axis=1)
+        is_good &= score[:, 0] >= score[best, 0] - chance * error
+    best = np.flatnonzero(is_good).max()
+    if is_good[CLASS_PRIORS == 0].all():
+        best = np.where(is_good & (CLASS_PRIORS <= 0), scores[:, 0].sum(axis=1) + 1e-9 * CLASS_PRIORS, -1).argmax()
+    weight = len(codes) / (len(codes) + FEW_CELLS)
+    return float(weight * CLASS_PRIORS[best] + (1 - weight) * FEW_PRIOR)
 
-    def score(margin: float) -> float:
-        confusion: Tensor = confusion_of(torch.from_numpy(logits - margin * log_prior), labels) * of_class
-        accuracy = confusion.diagonal().sum() / confusion.sum()
-        return float(macro_f1_with_error(confusion)[0] + accuracy)
 
-    return max(MARGINS, key=score)
+def scores_of(labels: np.ndarray, codes: np.ndarray, weights: np.ndarray, n_classes: int) -> tuple[float, float]:
+    """Return macro-F1 over the classes that have cells, and accuracy, of cells with ``weights (n,)``."""
+    is_right = labels == codes
+    right = np.bincount(codes[is_right], weights[is_right], n_classes)
+    n_true, n_given = (np.bincount(each, weights, n_classes) for each in (codes, labels))
+    has_cells = n_true > 0
+    f1 = 2 * right[has_cells] / (n_true + n_given)[has_cells]
+    return float(f1.mean()), float(right.sum() / n_true.sum())

@@ -70,7 +70,9 @@ class TrainingConfig:
     masked_task
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
     solves_evidence
-        Whether the evidence table is solved as a logistic regression before training, and then frozen.
+        Whether linear parts are solved as logistic regressions before training, and then frozen.
+    class_prior
+        Power of the class frequencies that labels are weighed by; ``None`` where solved parts choose it.
     processes, ckpt_path
         Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
     """
@@ -94,6 +96,7 @@ class TrainingConfig:
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
     solves_evidence: bool = False
+    class_prior: float | None = None
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None
 
@@ -165,7 +168,9 @@ class TrainingPlan(LightningModule):
         self.network, self.config, self.hard_cells = network, config, hard_cells
         self.masked_task = config.masked_task
         self.class_counts: Tensor
-        self.register_buffer("class_counts", torch.as_tensor(class_counts, dtype=torch.float32))
+        # A balanced loss takes out what its counts hold of the prior: with these, all experts use the same.
+        counts = np.asarray(class_counts) ** (1 - (config.class_prior or 0.0))
+        self.register_buffer("class_counts", torch.as_tensor(counts, dtype=torch.float32))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.losses: list[tuple[Tensor, int]] = []
         self.masked_losses: list[Tensor] = []

@@ -30,7 +30,6 @@ STEPS = {
     **{f"GInf + HDM, n = {n}": "GInf" for n in (3, 5, 10, 20, "all")},
     "GInf + HDM": "GInf",
     "GInf + HDM + cells": "GInf + HDM",
-    "Default loss": "GInf + HDM + cells",
     "Default without base": "Cross-entropy",
     "Default": "Cross-entropy",
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import anndata as ad
 
 from celler.benchmark import Variant, ablation, ablation_table, ablation_text
-from celler.losses import DEFAULT, HDM, GInf
+from celler.losses import HDM, GInf
 from celler.mining import Replay
 
 VARIANTS = {
@@ -28,8 +28,8 @@ VARIANTS = {
     "replay, share 0.1, 5 a class": Variant(HDM(), Replay(n_per_class=5, max_share=0.1)),
     "replay, share 0.1, patience 6": Variant(HDM(), Replay(max_share=0.1, patience=6)),
     "replay, share 0.3, 50 a class": Variant(HDM(), Replay(n_per_class=50, max_share=0.3)),
-    "mean -2, replay, share 0.02": Variant(DEFAULT, Replay()),
-    "mean -2, replay, share 0.005": Variant(DEFAULT, Replay(max_share=0.005)),
+    "mean -2, replay, share 0.02": Variant(HDM(base=GInf(0.1, mean=-2.0)), Replay()),
+    "mean -2, replay, share 0.005": Variant(HDM(base=GInf(0.1, mean=-2.0)), Replay(max_share=0.005)),
 }
 
 

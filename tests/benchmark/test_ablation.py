@@ -22,7 +22,7 @@ from celler.benchmark import (
 from celler.benchmark import _ablation as module
 from celler.benchmark._ablation import VARIANTS
 from celler.benchmark._rivals import HierarchicalCrossEntropy, LogitAdjustment, PairwiseCorrection
-from celler.losses import DEFAULT, HDM, CrossEntropy, GInf
+from celler.losses import HDM, CrossEntropy, GInf
 from celler.mining import Replay
 from celler.model import Celler
 
@@ -184,7 +184,6 @@ def test_ablation_table_pairs_what_a_variant_has(made_up):
 
 def test_variants_are_those_of_the_paper():
     assert VARIANTS["GInf + HDM + cells"] == Variant(HDM(base=GInf(0.1, 0, 1)), Replay())
-    assert VARIANTS["Default loss"] == Variant(DEFAULT, Replay())
     assert VARIANTS["Default"] == Variant(None, Replay(), encoder=None)
 
 

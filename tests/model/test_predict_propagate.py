@@ -50,7 +50,7 @@ def test_predict_propagate_matches_the_equation(model, both):
 
 def test_predict_propagate_is_more_accurate():
     """With few labels; with a hundred of four clear types there is nothing to gain."""
-    adata = cells(400)
+    adata = cells(400, seed=4)
     adata.obs["label"] = np.where(np.arange(400) < 60, truth(adata), "Unknown")
     model = fit(adata, {"labels_key": "label"})
     plain, spread = (model.predict(indices=ALL[60:], propagate=on) for on in (False, True))

@@ -1,4 +1,4 @@
-"""The linear expert: scikit-learn's solution, cross-fitting, and the margin of rare classes."""
+"""The linear experts: scikit-learn's solution, cross-fitting, and the class prior that labels use."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,29 @@ import torch
 from scipy import sparse
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from toy import cells, fit
 from training_cases import N_CLASSES, N_GENES, network, toy_minibatches
 
 from celler.data._tokenizer import Tokenizer
 from celler.losses import DEFAULT
+from celler.model import Celler
 from celler.training import _linear
 from celler.training._linear import (
     L2,
     L2_OF_EMBEDDING,
-    best_margin,
+    best_prior,
     cross_fitted,
     expression,
     logistic_regression,
-    solve_evidence,
-    solve_head,
+    solve_experts,
     thinned,
 )
+
+
+def minibatches_and_labels():
+    train, _, _ = toy_minibatches()
+    return train, np.concatenate([minibatch.labels.numpy() for minibatch in train])
 
 
 def log_values(adata) -> sparse.csr_matrix:
@@ -46,19 +52,21 @@ def test_logistic_regression_matches_sklearn():
     np.testing.assert_allclose(log_softmax(X @ weight + bias, axis=1), expected, rtol=0.01, atol=0.02)
 
 
-def test_solve_head_matches_sklearn(rng):
-    """On the standardized embedding; the logits of the network's head are the solution's."""
-    codes = rng.permutation(np.repeat([0, 1, 2, 3], [120, 50, 20, 10]))
-    embedding = rng.normal(size=(200, 8)) * np.logspace(-1, 1, 8) + 0.8 * rng.normal(size=(4, 8))[codes] + 5
+def test_solve_experts_matches_sklearn():
+    """The head of a frozen encoder, on the standardized embedding: its logits are the solution's."""
+    train, labels = minibatches_and_labels()
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(len(labels), 8)) * np.logspace(-1, 1, 8) + rng.normal(size=(N_CLASSES, 8))[labels] + 5
     model = network(encoder="base", head="linear").eval()
     given = torch.as_tensor(embedding, dtype=torch.float32)
     model.standardize.measure(given)
-    solve_head(model, given, codes)
+    solve_experts(model, lambda _: train, given.__getitem__, np.arange(len(labels)), labels, 0.0, seed=0)
     X = (embedding - embedding.mean(0)) / embedding.std(0)
-    fitted = LogisticRegression(C=1 / L2_OF_EMBEDDING, class_weight="balanced", tol=1e-8, max_iter=10_000).fit(X, codes)
+    fitted = LogisticRegression(C=1 / L2_OF_EMBEDDING, class_weight="balanced", tol=1e-8, max_iter=10_000)
     with torch.no_grad():
         actual = model.head(model.standardize(given)).log_softmax(1)
-    np.testing.assert_allclose(actual, fitted.predict_log_proba(X), rtol=0.01, atol=0.02)
+    expected = fitted.fit(X, labels).predict_log_proba(X)
+    np.testing.assert_allclose(actual, expected, rtol=0.02, atol=0.03)
 
 
 def test_logistic_regression_with_an_absent_class(rng):
@@ -92,49 +100,84 @@ def test_cross_fitted_does_not_see_the_label_of_a_cell(rng):
     codes = rng.integers(3, size=300)
     weight, bias = logistic_regression(X, codes, 3)
     assert ((X @ weight + bias).argmax(axis=1) == codes).mean() == 1
-    assert abs((cross_fitted(X, codes, 3, rng).argmax(axis=1) == codes).mean() - 1 / 3) < 0.08
+    for designs in ([(X, L2)], [(X, L2), (X.toarray(), L2_OF_EMBEDDING)]):
+        assert abs((cross_fitted(designs, codes, 3, rng).argmax(axis=1) == codes).mean() - 1 / 3) < 0.08
 
 
-def test_best_margin_of_clear_and_of_overlapping_types():
-    """Half of a rare type is just missed: a margin finds it. Where as many others are as near, it costs."""
-    counts = np.array([1000, 10])
-    codes = np.repeat([0, 1], counts)
-    missed = np.repeat([[4.0, 0.0], [1.0, 0.5]], counts, axis=0)
-    missed[1000:1005, 1] = 3
-    assert best_margin(missed, codes, counts) == 0.25
-    overlapping = missed.copy()
-    overlapping[:500] = [1.0, 0.5]
-    assert best_margin(overlapping, codes, counts) == 0
+def overlapping(rng, n_common=2000, n_rare=100, distance=2.0):
+    """Balanced logits and labels of two classes, normal with sd 1 on a line."""
+    codes = np.repeat([0, 1], [n_common, n_rare])
+    x = rng.normal(distance * codes)
+    return np.stack([-((x - distance * k) ** 2) / 2 for k in (0, 1)], axis=1), codes
 
 
-def test_best_margin_counts_the_cells_that_were_thinned():
-    """Ten cells of a thousand were drawn, and one of them is near the rare type: that stands for a hundred."""
-    logits = np.array([[4.0, 0.0]] * 9 + [[1.0, 0.5]] + [[1.0, 0.5]] * 5 + [[0.0, 3.0]] * 5)
-    codes = np.repeat([0, 1], 10)
-    assert best_margin(logits, codes, np.array([10, 10])) == 0
-    assert best_margin(logits, codes, np.array([1000, 10])) == 0
-    logits[9] = [4, 0]
-    assert best_margin(logits, codes, np.array([1000, 10])) == 0.25
+def test_best_prior_of_overlapping_classes_uses_the_prior(rng):
+    """Bayes' rule has the power 1; with a share of it accuracy rises and macro-F1 does too."""
+    logits, codes = overlapping(rng)
+    counts = np.bincount(codes)
+    found = best_prior(logits, codes, counts, rng)
+    assert found >= 0.25
+    log_prior = np.log(counts / counts.sum())
+    labels = [(logits + share * log_prior).argmax(1) for share in (0, found)]
+    accuracies = [(label == codes).mean() for label in labels]
+    scores = [f1_score(codes, label, average="macro") for label in labels]
+    assert accuracies[1] > accuracies[0] + 0.03
+    assert scores[1] > scores[0]
 
 
-def test_solve_evidence_takes_the_margin_off_its_biases(monkeypatch):
-    train, _, counts = toy_minibatches()
-    labels = np.concatenate([minibatch.labels.numpy() for minibatch in train])
+def test_best_prior_does_not_pay_for_accuracy_with_macro_f1(rng):
+    """Half of many small classes lies where a common one does: accuracy would give them up."""
+    n_rare, n_classes = 20, 11
+    codes = np.repeat(np.arange(n_classes), [3000] + [n_rare] * 10)
+    logits = np.full((len(codes), n_classes), -20.0)
+    logits[np.arange(len(codes)), codes] = 0
+    rng.shuffle(near := np.flatnonzero(codes > 0))
+    near = near[:100]
+    logits[near, 0] = -1.0  # a share of 0.25 of the prior, log(150) = 5, turns them over
+    common = rng.permutation(3000)[:150]
+    logits[common, rng.integers(1, n_classes, 150)] = 0.2  # and these back
+    counts = np.bincount(codes)
+    assert best_prior(logits, codes, counts, rng) <= 0.125
+
+
+def test_best_prior_of_clear_classes_is_balanced(rng):
+    logits, codes = overlapping(rng, distance=20.0)
+    found = best_prior(logits, codes, np.bincount(codes), rng)
+    assert found == pytest.approx(_linear.FEW_PRIOR * 500 / (2100 + 500))  # what few cells show counts less
+
+
+def test_best_prior_counts_the_cells_that_were_thinned(rng):
+    """A hundred cells of the common class stand for ten thousand: its frequency speaks for it then."""
+    logits, codes = overlapping(rng, n_common=100)
+    equal, unequal = (best_prior(logits, codes, np.array([n, 100]), rng) for n in (100, 10_000))
+    assert equal == pytest.approx(_linear.FEW_PRIOR * 500 / (200 + 500))
+    assert unequal >= equal + 0.25 * 200 / (200 + 500)
+
+
+@pytest.mark.parametrize("class_prior", [None, 0.75, -0.25])
+def test_solve_experts_adds_the_prior_to_all_biases(monkeypatch, class_prior):
+    """Chosen where it is not given; weights and differences between the biases of the experts stay."""
+    train, labels = minibatches_and_labels()
+    monkeypatch.setattr(_linear, "best_prior", lambda *_: 0.5)
     found = []
-    for margin in (0.0, 0.75):
-        monkeypatch.setattr(_linear, "best_margin", lambda *_, margin=margin: margin)
-        model = network()
-        assert solve_evidence(model, lambda _: train, np.arange(len(labels)), labels, seed=0) == margin
-        found.append(model.evidence)
-    plain, adjusted = found
-    assert torch.equal(plain.weight, adjusted.weight)
-    expected = 0.75 * np.log(counts / counts.sum())
-    np.testing.assert_allclose((plain.bias - adjusted.bias).detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+    for share in (0.0, class_prior):
+        model = network(encoder="base", head="linear")
+        embedding = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
+        model.standardize.measure(embedding)
+        rows = np.arange(len(labels))
+        used = solve_experts(model, lambda _: train, embedding.__getitem__, rows, labels, share, seed=0)
+        assert used == (0.5 if share is None else share)
+        found.append([model.evidence, model.head[-1]])
+    counts = np.bincount(labels)
+    expected = used * np.log(counts / counts.sum())
+    for plain, adjusted in zip(*found, strict=True):
+        assert torch.equal(plain.weight, adjusted.weight)
+        difference = (adjusted.bias - plain.bias).detach().numpy()
+        np.testing.assert_allclose(difference, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_solve_evidence_of_many_cells_reads_a_part(monkeypatch):
-    train, _, _ = toy_minibatches()
-    labels = np.concatenate([minibatch.labels.numpy() for minibatch in train])
+def test_solve_experts_of_many_cells_reads_a_part(monkeypatch):
+    train, labels = minibatches_and_labels()
     tokens = [minibatch.tokens for minibatch in train]
     X = expression(train, N_GENES)
     asked = []
@@ -146,15 +189,15 @@ def test_solve_evidence_of_many_cells_reads_a_part(monkeypatch):
 
     solved = []
 
-    def watched(X, codes, n_classes):
+    def watched(X, codes, *others):
         solved.append((X, codes))
-        return logistic_regression(X, codes, n_classes)
+        return logistic_regression(X, codes, *others)
 
-    monkeypatch.setattr(_linear, "best_margin", lambda *_: 1.0)
+    monkeypatch.setattr(_linear, "best_prior", lambda *_: 1.0)
     monkeypatch.setattr(_linear, "logistic_regression", watched)
     monkeypatch.setattr(_linear, "MAX_CELLS", 100)
     monkeypatch.setattr(_linear, "MAX_PRODUCTS", X.nnz * N_CLASSES * 50 / 240)
-    solve_evidence(network(), read, np.arange(240), labels, seed=0)
+    solve_experts(network(), read, None, np.arange(240), labels, None, seed=0)
     (rows,), (of_solution, codes) = asked, solved[-1]
     assert len(rows) <= 100
     assert 40 < len(codes) < 60
@@ -173,3 +216,40 @@ def test_train_solves_the_evidence_table():
     np.testing.assert_allclose(found - found.mean(1, keepdims=True), expected, atol=0.01)
     trained = fit(cells(300), loss=DEFAULT).module.evidence.weight.detach().numpy()
     assert np.abs(trained - trained.mean(1, keepdims=True) - expected).max() > 0.1
+
+
+@pytest.mark.parametrize(("class_prior", "power"), [("balanced", 0), ("reference", 1), (0.5, 0.5), (-0.25, -0.25)])
+def test_train_uses_the_class_prior_that_is_given(class_prior, power):
+    model = fit(cells(300), class_prior=class_prior)
+    assert f"class prior {power:g}" in repr(model)
+    balanced = model if power == 0 else fit(cells(300), class_prior=0.0)
+    counts = balanced.class_counts_
+    difference = model.module.evidence.bias - balanced.module.evidence.bias
+    expected = power * np.log(counts / counts.sum())
+    np.testing.assert_allclose(difference.detach().numpy(), expected, atol=1e-4)
+
+
+def test_class_prior_of_the_reference_gives_fewer_labels_to_rare_classes():
+    query = cells(600, seed=1)
+    X = np.random.default_rng(0).poisson(0.15, query.shape)  # nearly nothing to go by
+    query.X = sparse.csr_matrix(X.astype(np.float32) + (X.sum(1, keepdims=True) == 0))
+    rare = []
+    for class_prior in (-0.5, "balanced", "reference"):
+        model = fit(cells(600), class_prior=class_prior)
+        rare.append((model.predict(query, correct_shift=False) == model.classes_[model.class_counts_.argmin()]).mean())
+    assert rare[0] > rare[1] > rare[2]
+
+
+@pytest.mark.parametrize("class_prior", ["rare", 2, float("nan"), None, [0.5], True])
+def test_train_refuses_other_class_priors(class_prior):
+    adata = cells(100)
+    Celler.setup_anndata(adata, labels_key="cell_type")
+    with pytest.raises(ValueError, match=r'class_prior=.* was given; "auto", "balanced"'):
+        Celler(adata).train(1, class_prior=class_prior)
+
+
+def test_train_refuses_class_prior_beside_a_loss():
+    adata = cells(100)
+    Celler.setup_anndata(adata, labels_key="cell_type")
+    with pytest.raises(ValueError, match="Leave one of them out"):
+        Celler(adata).train(1, class_prior="balanced", loss=DEFAULT)
