@@ -29,7 +29,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:
     """Return ``table[key]``; a ``KeyError`` names the user's ``argument`` and the closest column."""
     if key in table.columns:
-        return table[key]
+        found = table[key]
+        if isinstance(found, pd.DataFrame):
+            raise ValueError(
+                f"{argument}={key!r} is the name of {found.shape[1]} columns of {place}; rename all but one of them."
+            )
+        return found
     columns = list(map(str, table.columns))
     more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
     raise KeyError(

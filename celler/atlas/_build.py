@@ -18,6 +18,8 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._messages import has_progress
+from celler._utils._text import as_names
+from celler.atlas._curate import as_text, cell_names
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
@@ -222,12 +224,18 @@ def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     keys |= {PRIMARY, *chain(*COLUMNS.values())}
     obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
     layer = of_source(settings.layer, name)
+    obs = as_text(obs.set_axis(cell_names(adata.obs_names, name)))
     whole = adata.to_memory() if adata.isbacked else adata
     layers = {layer: whole.layers[layer]} if layer not in (None, "X", "raw") and layer in whole.layers else {}
-    needed = AnnData(None if layers or layer == "raw" else whole.X, obs, whole.var.copy(), layers=layers)
+    needed = AnnData(None if layers or layer == "raw" else whole.X, obs, _named(whole.var), layers=layers)
     if layer in (None, "raw") and whole.raw is not None:
-        needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
+        needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=_named(whole.raw.var))
     return needed
+
+
+def _named(var: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy of var with text as names and in its columns, which can be written."""
+    return as_text(var.set_axis(as_names(var.index)))
 
 
 def _check_same(folder: Path, settings: Settings) -> None:

@@ -11,9 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from celler._utils._messages import warn
+from celler._utils._text import as_categories, as_names, means_no_label, text_of
 from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
-from celler.data._genes import MIN_OVERLAP, align_genes, check_unique, gene_names, kinds_of, without_version
+from celler.data._gene_names import (
+    are_row_numbers,
+    check_unique,
+    gene_names,
+    left_out,
+    name_columns,
+    text_columns,
+)
+from celler.data._genes import align_genes, without_version
+from celler.data._mismatch import MIN_OVERLAP, kinds_of
 from celler.labels._ontology import read_obo
 
 #: Why a cell is left out, by code; 0 is kept.
@@ -28,9 +39,17 @@ def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> pd.DataFr
     with source.open() as contents:
         var = contents.var(place)
     try:
-        names = gene_names(var, gene_key).astype(str)
-    except KeyError as error:
-        raise KeyError(f"source {source.name!r}: {error.args[0]}") from error
+        names = gene_names(var, gene_key)
+    except (KeyError, TypeError) as error:
+        raise type(error)(f"source {source.name!r}: {error.args[0]}") from error
+    if are_row_numbers(names) and (gene_key is not None or not len(text_columns(var))):
+        what = "var_names" if gene_key is None else f"var[{gene_key!r}]"
+        raise ValueError(
+            f"{what} of source {source.name!r} holds row numbers such as {list(names[:3])}, which name no gene. "
+            f"{name_columns(var)}"
+        )
+    if not_read := left_out(var, gene_key):
+        warn(f"source {source.name!r}: {not_read}")
     return (var if gene_key is None else var[[]]).set_axis(names)
 
 
@@ -44,10 +63,17 @@ def gene_space(
     """
     is_open = isinstance(genes, str)
     if is_open:
-        first = without_version(next(iter(sources.values())).index)
+        name, var = next(iter(sources.items()))
+        if are_row_numbers(var.index):
+            raise ValueError(
+                f"var_names of source {name!r}, the first, hold row numbers such as {list(var.index[:3])}, which "
+                f"name no gene. {name_columns(var)}"
+            )
+        first = without_version(var.index)
         space = first[first != ""].unique()
     else:
-        space = pd.Index(genes, dtype=object).astype(str)
+        space = as_names(genes)
+        space = space[space != ""]
         check_unique(space, "the names in genes")
     maps, reports = [], []
     for source, var in sources.items():
@@ -90,7 +116,7 @@ def _align(source: str, var: pd.DataFrame, space: pd.Index) -> tuple[np.ndarray,
             "or leave it out."
         ) from error
     if match.column is not None:
-        names = gene_names(var, match.column).astype(str)
+        names = gene_names(var, match.column)
     report = {
         "n_genes": len(names),
         "names": "var_names" if match.column is None else f"var[{match.column!r}]",
@@ -203,16 +229,13 @@ def _columns(contents: Contents, settings: Settings) -> dict[str, pd.Categorical
 
 
 def _as_text(values: pd.Series, key: str, source: AtlasFile) -> pd.Categorical:
-    """Categories as text; empty text and "unknown" are missing values, fractions are refused."""
-    column = pd.Categorical(values)
-    names: list[str | None] = []
-    for value in column.categories:
-        if isinstance(value, float) and value != int(value):
+    """Categories as text without outer blanks; those that mean "no label" are missing, fractions are refused."""
+    column = as_categories(values, f"obs[{key!r}] of {source}")
+    for value in pd.Categorical(values).categories:
+        if isinstance(value, float | np.floating) and value != int(value):
             problem = f"holds numbers such as {value:g}; text or categories are needed."
             raise ValueError(f"obs[{key!r}] of {source} {problem}")
-        name = str(int(value) if isinstance(value, float) else value).strip()
-        names.append(None if name.casefold() in ("", "unknown") else name)
-    return renamed(column, names)
+    return renamed(column, [None if means_no_label(name) else name.strip() for name in column.categories])
 
 
 def _new_names(
@@ -235,6 +258,28 @@ def _new_names(
             f"{' '.join(problems[:N_LISTED])}{more} Rename them with a dict or table as mapping instead."
         )
     return found
+
+
+def cell_names(names: pd.Index, source: str) -> pd.Index:
+    """Return obs_names as text; raise ``ValueError`` where cells have none, as these could not be told apart."""
+    found = pd.Index([text_of(name) for name in names], dtype=object)
+    if n_missing := int(found.isna().sum()):
+        raise ValueError(
+            f"{n_missing:,} cells of source {source!r} have no name in obs_names; name each cell, for example with "
+            "adata.obs_names = adata.obs_names.fillna('no name'), then adata.obs_names_make_unique()."
+        )
+    return found
+
+
+_WRITABLE_AS_TEXT = ("bytes", "mixed", "mixed-integer")  # kinds of columns that AnnData does not write as they are
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy in which columns of Python objects are text, such as bytes or numbers among names."""
+    table = table.copy()
+    for key in table.columns[[pd.api.types.infer_dtype(table[key]) in _WRITABLE_AS_TEXT for key in table]]:
+        table[key] = pd.Categorical([text_of(value) for value in table[key]])
+    return table
 
 
 def renamed(column: pd.Categorical, names: Sequence[str | None]) -> pd.Categorical:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scvi
 
+from celler._utils._text import count_texts, means_no_label, warn_of_labels
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
@@ -171,7 +172,8 @@ class DataModule:
 
     def _read_labels(self, key: str) -> None:
         labels = pd.Categorical.from_codes(*self.store.codes(key, "labels_key"))
-        is_labelled = self.is_train & labels.notna() & np.asarray(labels != self.unlabeled_category)
+        is_class = np.array([*(not means_no_label(n, self.unlabeled_category) for n in labels.categories), False])
+        is_labelled = self.is_train & is_class[labels.codes]
         if not is_labelled.any():
             raise ValueError(
                 f"none of the {self.is_train.sum():,} training cells has a label in {key!r}; name the column "
@@ -179,6 +181,7 @@ class DataModule:
             )
         self.classes = sorted(labels[is_labelled].unique())
         self.labels[is_labelled] = labels.set_categories(self.classes).codes[is_labelled]
+        warn_of_labels(count_texts(labels[self.is_train]), f"the column {key!r} of the store", self.unlabeled_category)
         empty = np.flatnonzero(is_labelled & self.store.is_empty())
         if len(empty):
             first = str(self.store.names(empty[:1])[0])

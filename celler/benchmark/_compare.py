@@ -24,7 +24,8 @@ from celler._utils._messages import closest, column, warn
 from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
 from celler.data._expression import ExpressionReader, check_values
-from celler.data._genes import align_genes, check_unique
+from celler.data._gene_names import check_names, gene_names
+from celler.data._genes import align_genes
 from celler.labels._tree import as_strings
 from celler.metrics import expected_calibration_error, per_class
 from celler.metrics import summary as overall
@@ -64,12 +65,14 @@ class Cells:
         argument = "labels_key" if query_labels_key is None else "query_labels_key"
         truth = _labels(query, query_labels_key or labels_key, argument, "query")
         is_learned, is_scored = labels != UNLABELED, truth != UNLABELED
-        check_unique(reference.var_names, "the reference's genes")
-        gene_map = align_genes(query.var_names, reference.var_names, query.var).gene_map
+        names = gene_names(reference.var, None)
+        check_names(names, reference.var, None)
+        columns = np.flatnonzero(names != "")
+        gene_map = align_genes(gene_names(query.var, None), names[columns], query.var).gene_map
         place = np.argsort(gene_map, kind="stable")[(gene_map < 0).sum() :]
-        known = _plain(reference, is_learned, layer, np.arange(reference.n_vars))
+        known = _plain(reference, is_learned, layer, columns)
         known.obs[LABELS_KEY] = labels[is_learned]
-        known.var_names = reference.var_names.astype(str)
+        known.var_names = names[columns]
         unlabeled = _plain(query, is_scored, layer, place)
         unlabeled.var_names = known.var_names[gene_map[place]]
         return cls(known, unlabeled, truth[is_scored])

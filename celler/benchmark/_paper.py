@@ -12,7 +12,7 @@ from anndata import AnnData
 from celler._utils._messages import closest, column, warn
 from celler.benchmark._compare import mean_and_sd
 from celler.benchmark.methods import METHODS
-from celler.data._genes import gene_names
+from celler.data._gene_names import gene_names
 from celler.metrics import summary
 from celler.model import Celler
 

@@ -7,6 +7,7 @@ from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
 from celler._utils._messages import column
+from celler._utils._text import as_categories
 from celler.labels._tree import as_strings
 
 __all__ = ["group_split", "long_tail_split", "thin"]
@@ -133,14 +134,16 @@ def group_split(
     >>> reference, query = cl.benchmark.group_split(adata, "cell_type", "donor")
     """
     labels = as_strings(column(adata.obs, labels_key, "labels_key"), labels_key, "").astype(str)
-    groups = column(adata.obs, group_key, "group_key").astype(str).to_numpy()
-    names = np.unique(groups)
-    if (labels == "").any() or len(names) < 2:
+    found = as_categories(column(adata.obs, group_key, "group_key"), f"adata.obs[{group_key!r}]")
+    groups, n_without = np.asarray(found, dtype=object), int((found.codes < 0).sum())
+    names = sorted(found.categories)
+    if (labels == "").any() or n_without or len(names) < 2:
         raise ValueError(
-            f"adata.obs[{labels_key!r}] has {(labels == '').sum()} cells without a label, which must be left out "
-            f"first, and adata.obs[{group_key!r}] has {len(names)} groups; two or more are needed."
+            f"{(labels == '').sum():,} cells have no label in adata.obs[{labels_key!r}] and {n_without:,} no group in "
+            f"adata.obs[{group_key!r}]; leave them out first. adata.obs[{group_key!r}] has {len(names)} groups; two or "
+            "more are needed."
         )
-    is_reference = np.isin(groups, names[::2])
+    is_reference = np.isin(groups.astype(str), names[::2])
     known, counts = np.unique(labels[is_reference], return_counts=True)
     is_kept = np.isin(labels, known[counts >= 2])
     reference, query = np.flatnonzero(is_reference & is_kept), np.flatnonzero(~is_reference & is_kept)

@@ -22,8 +22,9 @@ GENOMES |= {"GRCm38": "mouse", "GRCm39": "mouse", "mm9": "mouse", "mm10": "mouse
 _GENOME = re.compile(rf"({'|'.join(GENOMES)})[_.-]+(?=[A-Za-z0-9])")
 _LOWER = re.compile("[a-z]")
 _PLACEHOLDER = re.compile(r"(gene|feature|var|row|col|id|[a-z])?[\s_.-]*\d+(\.0)?", re.IGNORECASE)
-_COPY = re.compile(r"(.+)\.\d+")  # what R's make.unique appends
-UNKNOWN, SYMBOL, ENSEMBL, EARLIER, CAPITALS, R_STYLE, PREFIXED = range(-1, 6)
+_DATE = re.compile(r"(\d{1,2})-(Sep|Mar)|(Sep|Mar)-(\d{1,2})", re.IGNORECASE)
+COPY = re.compile(r"(.+)\.\d+")  # what R's make.unique appends
+UNKNOWN, SYMBOL, ENSEMBL, EARLIER, CAPITALS, R_STYLE, PREFIXED, DATE = range(-1, 7)
 #: How a name was found, in words; a way is a code of this list.
 WAYS = (
     "symbol",
@@ -32,6 +33,7 @@ WAYS = (
     "symbol in capitals",
     "R-style name",
     "name without its genome prefix",
+    "date that a spreadsheet made of a symbol",
 )
 
 
@@ -299,6 +301,8 @@ def _add_other_names(names: list[str], species: _Species, rows: np.ndarray, ways
         row, way = species.row_of_earlier.get(name, -1), EARLIER
         if row < 0 and ("." in name or name[:1] == "X"):
             row, way = _r_style(name, species), R_STYLE
+        if row < 0 and (date := _DATE.fullmatch(name)):
+            row, way = _of_date(date, species), DATE
         if row >= 0:
             rows[i], ways[i] = row, way
 
@@ -315,10 +319,20 @@ def _r_style(name: str, species: _Species) -> int:
         row = species.row_of_symbol.get(name, species.row_of_earlier.get(name, -1))
         if row >= 0:
             return row
-    copy = _COPY.fullmatch(name)
+    copy = COPY.fullmatch(name)
     if copy and any(copy[1] in known for known in (species.row_of_symbol, species.row_of_earlier, species.row_in_r)):
         return -1  # MIR9.1 may be MIR9-1 or the second MIR9
     return species.row_in_r.get(name, -1)
+
+
+def _of_date(date: re.Match[str], species: _Species) -> int:
+    """Row of the gene whose symbol a spreadsheet read as a date: ``SEPT2`` as ``2-Sep``; -1 where it can mean two."""
+    month, number = (date[2] or date[3]).lower(), int(date[1] or date[4])
+    if month == "mar" and number <= 2:
+        return -1  # MARCH1 or MARC1
+    symbol = f"{'SEPT' if month == 'sep' else 'MARCH'}{number}"
+    symbol = symbol.title() if species.name == "mouse" else symbol
+    return species.row_of_symbol.get(symbol, species.row_of_earlier.get(symbol, -1))
 
 
 def _is_symbol_in_r(names: list[str], species: _Species, rows: np.ndarray, ways: np.ndarray) -> np.ndarray:

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from celler._utils._messages import column
-from celler.data._gene_table import WAYS, Found, find_genes, human_rows, release
-
-MIN_OVERLAP = 0.2  #: share of the model's genes that a query must have
-N_PROBED = 2000  #: names read to recognise their kind
-MIN_SHARE_OF_KIND = 0.1  #: share of names above which a second kind is reported
-_KINDS = {
-    "human Ensembl ids": r"ENSG\d+",
-    "mouse Ensembl ids": r"ENSMUSG\d+",
-    "Ensembl transcript ids": r"ENS[A-Z]*T\d+",
-    "Ensembl ids of another species": r"ENS[A-Z]+G\d+",
-    "numbers": r"\d+(\.0)?$",
-}
+from celler._utils._text import without_separators
+from celler.data._gene_names import are_row_numbers, gene_names, other_rows, text_columns
+from celler.data._gene_table import COPY, WAYS, Found, find_genes, human_rows, release
+from celler.data._mismatch import MIN_OVERLAP, Mismatch, orthologs_line, other_case_line, other_kinds
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,8 @@ class GeneAlignment:
         Number of missing genes that would match if case were ignored, as those of another species do.
     n_orthologs
         Number of missing genes that would match by one-to-one orthologs; 0 where both are of one species.
+    others
+        Rows of ``var`` that are no genes by its ``feature_types``, in words; they match nothing.
     """
 
     gene_map: np.ndarray
@@ -64,6 +58,7 @@ class GeneAlignment:
     expression_share: float | None = None
     n_other_case: int = 0
     n_orthologs: int = 0
+    others: str = ""
 
     @property
     def n_matched(self) -> int:
@@ -107,6 +102,8 @@ class GeneAlignment:
     def _how(self) -> str:
         """How the names were matched, beyond equal ``var_names``, in sentences."""
         found = []
+        if self.others:
+            found.append(f"{self.others}; they are left out.")
         if self.column is not None:
             found.append(f"The names are those of adata.var[{self.column!r}], because var_names do not match.")
         if self.n_inexact:
@@ -116,9 +113,9 @@ class GeneAlignment:
         if self.n_inexact.get(IN_ANOTHER_CASE, 0) > self.n_matched / 2:
             found.append("Most names differ in case: check that both are of one species.")
         if self.n_orthologs:
-            found.append(f"{_orthologs(self.n_orthologs)}.")
+            found.append(f"{orthologs_line(self.n_orthologs)}.")
         elif self.n_other_case:
-            found.append(_other_case(self.n_other_case))
+            found.append(other_case_line(self.n_other_case))
         if self.n_repeated:
             found.append(
                 f"{self.n_repeated:,} are claimed by several genes of the query and left out; "
@@ -137,16 +134,20 @@ def align_genes(
     is_vocabulary: bool = False,
     ignore_case: bool = False,
     orthologs: bool = False,
+    others: Mapping[str, pd.Index] | None = None,
 ) -> GeneAlignment:
     """Match genes by name: equal names first, then names that can only mean the same gene.
 
     What remains is compared without the version of Ensembl ids, then without the ``-1`` of ``var_names_make_unique``,
-    then by the table of genes, across species with ``orthologs`` only, then with ``ignore_case`` in any case. An
-    ambiguous name is not matched. A text column of the query's ``var`` that matches more than twice as many genes as
-    ``query`` replaces it. Raises ``ValueError`` if under 20 % of the reference's genes match, or of the query's where
-    the reference ``is_vocabulary``, all genes of a species.
+    then by the table of genes, across species with ``orthologs`` only, then with other separators, as R writes them,
+    then with ``ignore_case`` in any case. An ambiguous name is not matched, nor are the numbers of rows. A text column
+    of the query's ``var`` that matches more than twice as many genes as ``query`` replaces it. Raises ``ValueError`` if
+    under 20 % of the reference's genes match, or of the query's where the reference ``is_vocabulary``, all genes of a
+    species; it names the cause, also among the names of ``others``.
     """
-    found, column = _Match(query, reference), None
+    # The numbers of rows mean nothing elsewhere, whatever they equal, such as Entrez ids.
+    has_names = are_row_numbers(query) == are_row_numbers(reference)
+    found, column = _Match(query if has_names else pd.Index([""] * len(query)), reference), None
     n_expected = len(query) if is_vocabulary else len(reference)
     needed = MIN_OVERLAP * n_expected
     n_of = lambda match: match.n_matched + (match.n_other_case if ignore_case else 0)
@@ -155,16 +156,17 @@ def align_genes(
             found.add_by_table(orthologs)
         if var is None or column is not None or 2 * n_of(found) >= n_expected:
             continue
-        for name in _text_columns(var):
+        for name in text_columns(var):
             other = _Match(gene_names(var, name), reference)
             if by_table:
                 other.add_by_table(orthologs)
             if n_of(other) >= max(needed, 2 * n_of(found) + 1):
                 found, column = other, str(name)
+    found.add(WITH_SEPARATORS)
     if ignore_case:
         found.add(IN_ANOTHER_CASE)
     if found.n_matched < needed:
-        raise _too_few(found, var, is_vocabulary=is_vocabulary)
+        raise _mismatch(query, found, var, others or {}, is_vocabulary=is_vocabulary).error
     missing = np.delete(reference.to_numpy(), found.gene_map[found.gene_map >= 0])
     return GeneAlignment(
         found.gene_map,
@@ -173,16 +175,35 @@ def align_genes(
         n_inexact=found.n_inexact,
         repeated=found.repeated,
         column=column,
-        kinds=_other_kinds(found.query, reference) if len(missing) else "",
+        kinds=other_kinds(found.query, reference) if len(missing) else "",
         n_other_case=found.n_other_case if len(missing) and BY_ORTHOLOG not in found.n_inexact else 0,
         n_orthologs=found.n_orthologs,
+        others="" if var is None or (kinds := other_rows(var)) is None else str(kinds),
     )
 
 
-def _text_columns(var: pd.DataFrame) -> pd.Index:
-    """Columns of ``var`` that can hold names."""
-    is_text = [isinstance(kind, pd.CategoricalDtype) or pd.api.types.is_string_dtype(kind) for kind in var.dtypes]
-    return var.columns[is_text]
+def _mismatch(
+    query: pd.Index, found: _Match, var: pd.DataFrame | None, others: Mapping[str, pd.Index], *, is_vocabulary: bool
+) -> Mismatch:
+    """Return what is known of a query of which too few genes match."""
+    reference = found.reference
+
+    def count(names: pd.Index) -> int:
+        match = _Match(names, reference)
+        return match.n_matched
+
+    return Mismatch(
+        query,
+        reference,
+        n_matched=found.n_matched,
+        n_orthologs=found.n_orthologs,
+        n_other_case=found.n_other_case,
+        knows_both=bool(BY_TABLE & set(found.n_inexact)),
+        is_vocabulary=is_vocabulary,
+        var=var,
+        others=others,
+        count=count,
+    )
 
 
 def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
@@ -190,6 +211,11 @@ def selector(gene_map: np.ndarray, n_genes: int) -> sparse.csr_matrix:
     columns = np.flatnonzero(gene_map >= 0)
     ones = np.ones(len(columns), np.float32)
     return sparse.csr_matrix((ones, (columns, gene_map[columns])), shape=(len(gene_map), n_genes))
+
+
+def take_columns(X: sparse.csr_matrix, columns: np.ndarray) -> sparse.csr_matrix:
+    """Return ``X[:, columns]``; ``X`` itself where these are all columns in order."""
+    return X if np.array_equal(columns, np.arange(X.shape[1])) else X[:, columns]
 
 
 def without_version(names: pd.Index) -> pd.Index:
@@ -209,7 +235,9 @@ def without_suffix(names: pd.Index) -> pd.Index:
 _Key = Callable[[pd.Index], pd.Index]
 _unchanged: _Key = lambda names: names
 _upper: _Key = lambda names: pd.Index([name.upper() for name in names], dtype=object)
+_plain: _Key = lambda names: pd.Index([without_separators(name) if name else "" for name in names], dtype=object)
 _EXACT, IN_ANOTHER_CASE, BY_ORTHOLOG = "by equal names", "in another case", "by one-to-one ortholog"
+WITH_SEPARATORS = "with other separators, as R writes them"
 _BY_WAY = tuple(f"by {way}" for way in WAYS)
 BY_TABLE = {*_BY_WAY, BY_ORTHOLOG}  #: ways of matching that need the table of genes
 #: In order: what makes a name of the query and one of the reference comparable.
@@ -217,6 +245,7 @@ _WAYS: dict[str, tuple[_Key, _Key]] = {
     _EXACT: (_unchanged, _unchanged),
     "without the version of Ensembl ids": (without_version, without_version),
     "without the suffix of var_names_make_unique": (without_suffix, _unchanged),
+    WITH_SEPARATORS: (_plain, _plain),
     IN_ANOTHER_CASE: (_upper, _upper),
 }
 
@@ -230,7 +259,7 @@ class _Match:
         self.n_inexact: dict[str, int] = {}
         self.n_orthologs = 0
         for way in _WAYS:
-            if way != IN_ANOTHER_CASE:
+            if way not in (IN_ANOTHER_CASE, WITH_SEPARATORS):
                 self.add(way)
 
     @property
@@ -303,97 +332,21 @@ class _Match:
             return columns[:0], columns[:0], np.zeros(0, bool)
         query_key, reference_key = _WAYS[way]
         keys = reference_key(self.reference[is_free])
+        wanted = query_key(self.query[columns])
+        if way == WITH_SEPARATORS:
+            keys = keys.where(~self._are_copies(self.reference[is_free]), "")
+            wanted = wanted.where(~self._are_copies(self.query[columns]), "")
         is_clear = ~keys.duplicated(keep=False)
         rows = np.flatnonzero(is_free)[is_clear]
-        wanted = query_key(self.query[columns])
         place = keys[is_clear].get_indexer(wanted)
         is_hit = (place >= 0) & (wanted != "")
         return columns[is_hit], rows[place[is_hit]], wanted[is_hit].duplicated(keep=False)
 
+    def _are_copies(self, names: pd.Index) -> np.ndarray:
+        """Whether names may be what R's ``make.unique`` made of another: ``MIR9.1`` where there is a ``MIR9``."""
+        bases = [copy[1] if (copy := COPY.fullmatch(name)) else "" for name in names]
+        return np.array([base != "" and (base in self._all) for base in bases], bool)
 
-def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
-    """Column ``gene_key`` of ``var``, or ``var_names``; a missing name is ``""`` and matches nothing."""
-    if gene_key is None:
-        return var.index
-    names = column(var, gene_key, "gene_key", "adata.var").astype(object)
-    return pd.Index(names.where(names.notna(), "").astype(str))
-
-
-def kinds_of(names: pd.Index) -> pd.Series:
-    """Share of each kind among up to 2,000 evenly spaced names, most frequent first."""
-    probed = names[:: max(1, len(names) // N_PROBED)]
-    kinds = np.full(len(probed), "symbols", dtype=object)
-    for kind, pattern in reversed(_KINDS.items()):
-        kinds[np.asarray(probed.str.match(pattern), bool)] = kind
-    return pd.Series(kinds, dtype=object).value_counts(normalize=True)
-
-
-def _in_words(kinds: pd.Series) -> str:
-    shown = kinds[kinds >= MIN_SHARE_OF_KIND]
-    if len(shown) == 1:
-        return str(shown.index[0])
-    return " and ".join(f"{kind} ({share:.0%})" for kind, share in shown.items())
-
-
-def _other_kinds(query: pd.Index, reference: pd.Index) -> str:
-    """Kinds of both, if the query has one that the reference lacks."""
-    of_query, of_reference = kinds_of(query), kinds_of(reference)
-    main = of_query[of_query >= MIN_SHARE_OF_KIND].index
-    if set(main) <= set(of_reference[of_reference >= MIN_SHARE_OF_KIND].index):
-        return ""
-    return f"{_in_words(of_query)}, the model's {_in_words(of_reference)}"
-
-
-def _other_case(n_genes: int) -> str:
-    return (
-        f"{n_genes:,} more would match if case were ignored, as symbols of another species do; if both are of "
-        "one species, cl.pp.align_genes(..., ignore_case=True) matches them."
-    )
-
-
-def _orthologs(n_genes: int) -> str:
-    return (
-        f"{n_genes:,} of the model's genes have a one-to-one ortholog in the query, which is of another species; "
-        "cl.pp.align_genes(..., orthologs=True) matches them"
-    )
-
-
-def _too_few(match: _Match, var: pd.DataFrame | None, *, is_vocabulary: bool) -> ValueError:
-    """Return the error for a query of other genes: what both have, and what would connect them."""
-    query, reference = match.query, match.reference
-    query_kinds, reference_kinds = _in_words(kinds_of(query)), _in_words(kinds_of(reference))
-    if match.n_orthologs:
-        what_to_do = _orthologs(match.n_orthologs)
-    elif n_other_case := match.n_other_case:
-        what_to_do = _other_case(n_other_case)[:-1]
-    elif query_kinds == reference_kinds or BY_TABLE & set(match.n_inexact):
-        what_to_do = "Both look alike: pass the query with all measured genes, of the same species"
-    else:
-        what_to_do = (
-            f"Bring both to the same kind of name: put {reference_kinds} into query.var_names, or let "
-            "cl.pp.align_genes(query, model) do it, with gene_key= for the var column that holds "
-            f"{reference_kinds} or mapping= for a dict or Series from {query_kinds} to {reference_kinds}"
-        )
-    if query_kinds == reference_kinds and not match.n_orthologs:
-        what_to_do += (
-            ". Genes of another species need their orthologs, cl.pp.align_genes(query, model, orthologs=True) between "
-            "human and mouse or else mapping={'old name': 'new name'}"
-        )
-    found = f"only {match.n_matched:,} of the model's {len(reference):,} genes are in the query"
-    if is_vocabulary:
-        found = f"only {match.n_matched:,} of the query's {len(query):,} genes are in the model's vocabulary"
-    return ValueError(
-        f"{found}; at least {MIN_OVERLAP:.0%} are needed. The model has {reference_kinds} such as "
-        f"{list(reference[:4])}, the query {query_kinds} such as {list(query[:4])}; columns of its var: "
-        f"{[] if var is None else list(map(str, var.columns))}. {what_to_do}."
-    )
-
-
-def check_unique(names: pd.Index, what: str) -> None:
-    """Raise ``ValueError`` where a gene name occurs twice."""
-    if not names.is_unique:
-        repeated = names[names.duplicated()].unique()
-        raise ValueError(
-            f"{what} hold {len(repeated):,} names more than once (for example {list(repeated[:3])}); genes are "
-            "aligned by name, so each must be unique. adata.var_names_make_unique() renames the repeats."
-        )
+    @cached_property
+    def _all(self) -> set[str]:
+        return {*self.query, *self.reference}

@@ -17,13 +17,20 @@ from torch import Tensor
 from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
-from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names, selector
+from celler.data._gene_names import are_row_numbers, check_unique, gene_names
+from celler.data._genes import GeneAlignment, align_genes, selector
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 
 CHUNK_SIZE = 4096  #: cells read at once
 TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
 CELLS_PER_PASS = 512  #: cells of one forward pass without padding
 Tokens = TypeVar("Tokens", TokenBatch, FlatTokens)
+
+
+_NUMBERED = (
+    " The model's genes are row numbers, which name no gene: its labels are right only if the query has the same genes "
+    "in the same order. Set the reference up again with gene_key= and train a new model."
+)
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,32 @@ class Genes:
     orthologs: bool = False  # whether genes of the other species count, through one-to-one orthologs
     are_of_query: bool = False  # whether they were chosen among those of the query, which was said then
 
+    @cached_property
+    def are_numbers(self) -> bool:
+        """Whether the names are row numbers, as in a model of an earlier version."""
+        return are_row_numbers(self.names)
+
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
         if self.key is not None and self.key in adata.var.columns:
-            return gene_names(adata.var, self.key)
-        check_unique(adata.var_names, "the query's genes")
-        return adata.var_names
-
-    def columns_of(self, adata: AnnData) -> np.ndarray:
-        """Columns ``(n_genes,)`` of a registered AnnData, which has all of them."""
-        return gene_names(adata.var, self.key).get_indexer(self.names)
+            return gene_names(adata.var, self.key, self.names)
+        names = gene_names(adata.var, None, self.names)
+        check_unique(names, "the query's genes")
+        return names
 
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
         names = self.names_of(adata)
+        others = {"query.T": adata.obs_names}
+        if adata.raw is not None:
+            others["query.raw.to_adata()"] = adata.raw.var_names
         alignment = align_genes(
-            names, self.names, adata.var, is_vocabulary=self.is_vocabulary, orthologs=self.orthologs
+            names,
+            self.names,
+            adata.var,
+            is_vocabulary=self.is_vocabulary,
+            orthologs=self.orthologs,
+            others=others,
         )
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
@@ -62,7 +79,8 @@ class Genes:
         if self.are_of_query:
             return None
         if not self.is_vocabulary:
-            return None if alignment.is_exact else alignment.describe(share)
+            is_told = alignment.is_exact and not alignment.others and not self.are_numbers
+            return None if is_told else alignment.describe(share) + _NUMBERED * self.are_numbers
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
             return None
         X = reader.probe()

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 
 import pandas as pd
 
+from celler._utils._text import text_of
 from celler.labels._abbreviations import ABBREVIATIONS, AMBIGUOUS
 from celler.labels._ontology import Ontology, Term, cell_ontology
 from celler.labels._spelling import parted, spelling, without_cell
@@ -92,12 +93,13 @@ def _distinct(labels: Iterable[str]) -> list[str]:
     values = labels if isinstance(labels, pd.Series | pd.Index | pd.Categorical) else list(labels)
     column = pd.Series(values, dtype=None if len(values) else object).dropna()
     for value in column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column:
-        if not isinstance(value, str):
+        if not isinstance(value, str | bytes):
             raise TypeError(
                 f"labels holds {value!r} ({type(value).__name__}); names of cell types are needed. Numbers of "
                 "clusters have no id: name them first."
             )
-    return [str(label) for label in column.unique()]
+    texts = dict.fromkeys(text_of(label) for label in column.unique())
+    return [text for text in texts if text is not None]
 
 
 @dataclass(frozen=True)

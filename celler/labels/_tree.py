@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest
+from celler._utils._text import as_categories, means_no_label, text_of
 from celler.labels._cell_types import cell_type_names
 from celler.labels._ontology import N_LISTED, Ontology, Term, cell_ontology, read_obo
 
@@ -196,21 +197,19 @@ class LabelTree:
 
 
 def as_strings(values: pd.Series, key: str, unlabeled_category: str) -> np.ndarray:
-    """Labels as an object array of str ``(n,)``; missing ones become ``unlabeled_category``.
+    """Labels as an object array of str ``(n,)``; those that mean "no label" become ``unlabeled_category``.
 
     Floats are refused: a score is not a class, and 1.0 would be another class than 1.
     """
-    is_missing = values.isna().to_numpy()
-    present = values[~is_missing]
-    if floats := [value for value in present.unique().tolist() if isinstance(value, float)]:
+    column = as_categories(values, f"adata.obs[{key!r}]")
+    if floats := [value for value in pd.Categorical(values).categories if isinstance(value, float | np.floating)]:
         raise ValueError(
             f"adata.obs[{key!r}] holds numbers with a decimal point (for example {floats[0]!r}); labels are "
             f"text, categories or integers. If they are classes, write them as text first: "
             f"adata.obs[{key!r}] = adata.obs[{key!r}].astype('Int64').astype('string')."
         )
-    labels = np.full(len(values), unlabeled_category, dtype=object)
-    labels[~is_missing] = [str(value) for value in present]
-    return labels
+    names = [unlabeled_category if means_no_label(name, unlabeled_category) else name for name in column.categories]
+    return np.array([*names, unlabeled_category], dtype=object)[column.codes]
 
 
 def parent_mapping(parents: Mapping[str, Any] | pd.Series | LabelTree, argument: str = "parents") -> dict[str, str]:
@@ -293,10 +292,10 @@ def _terms(
     names = labels if isinstance(labels, Mapping) else {label: label for label in labels}
     found, problems = {}, []
     for label, name in names.items():
-        if pd.isna(label) or str(label) == unlabeled:
+        if (text := text_of(label)) is None or means_no_label(text, unlabeled):
             continue
         try:
-            found[str(label)] = find(str(name))
+            found[text] = find(text_of(name) or "")
         except ValueError as error:
             problems.append(str(error))
     if problems:

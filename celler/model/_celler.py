@@ -40,7 +40,8 @@ from celler.model._fit import Split
 from celler.model._forward import Reading, Reference
 from celler.model._hub import Upload
 from celler.model._predict import Cells
-from celler.model._setup import describe, new_state, register
+from celler.model._registered import Registered
+from celler.model._setup import describe, new_state, register, registered
 from celler.model._state import ModelState, Setup, summary
 from celler.network._scgpt import read_scgpt
 
@@ -133,16 +134,19 @@ class Celler(BaseModelClass):
         n_bins: int | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        super().__init__(adata, registry)
+        with registered(adata):
+            super().__init__(adata, registry)
         self.init_params_ = self._get_init_params(locals())
         self._loaded_adata: AnnData | None = None
+        self._own: Registered | None = None
         self._reported: set[str] = set()
         setup = Setup(**self.registry_["setup_args"])
         described: dict[str, Any] = dict((registry or {}).get("celler", {}))
         vocabulary = described.pop("vocabulary", None)
         if adata is not None:
             names = None if vocabulary is None else pd.Index(vocabulary)
-            described = describe(adata, setup, names) | described
+            self._own = Registered.of(adata, setup)
+            described = describe(adata, self._own.labels, setup, names) | described
         self._become(new_state(setup, described, self._arguments))
 
     @classmethod
@@ -1067,7 +1071,9 @@ class Celler(BaseModelClass):
 
     @adata.setter
     def adata(self, adata: AnnData) -> None:
-        BaseModelClass.adata.fset(self, adata)
+        with registered(adata):
+            BaseModelClass.adata.fset(self, adata)
+        self._own = Registered.of(adata, self._state.setup)
         self._loaded_adata = None
 
     @property
@@ -1164,7 +1170,7 @@ class Celler(BaseModelClass):
 
     @property
     def _reference(self) -> Reference:
-        return Reference(self.adata, self.adata_manager is not None, self._reported)
+        return Reference(self.adata, self._own, self._reported)
 
     @property
     def _registered(self) -> Cells | None:

@@ -19,7 +19,8 @@ from scipy import sparse
 from celler._utils._messages import warn
 from celler.data._augmentation import draw_cells, n_rehearsed
 from celler.data._expression import ExpressionReader, is_log
-from celler.data._genes import GeneAlignment, gene_names, selector
+from celler.data._gene_names import gene_names
+from celler.data._genes import GeneAlignment, selector
 from celler.data._profile import Profile
 from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM

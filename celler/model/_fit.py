@@ -17,6 +17,7 @@ from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
 from celler._utils._messages import warn
 from celler.data._expression import ExpressionReader
+from celler.data._genes import take_columns
 from celler.data._loader import TokenLoader
 from celler.data._profile import Profile, profile
 from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler, split
@@ -340,8 +341,7 @@ def training_source(
     """
     check_classes(tree.classes)
     codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
-    if columns is not None and not np.array_equal(columns, np.arange(X.shape[1])):
-        X = X[:, columns]
+    X = X if columns is None else take_columns(X, columns)
     empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
     if len(empty):
         raise ValueError(

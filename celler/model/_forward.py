@@ -26,7 +26,7 @@ from celler.inference._share import MIN_CELLS as MIN_COMPARED
 from celler.inference._share import share_of_query
 from celler.inference._shift import shift_factors
 from celler.labels._tree import as_strings, indices_of
-from celler.model._setup import LABELS_COLUMN
+from celler.model._registered import Registered
 from celler.model._state import ModelState
 from celler.network._folded import FoldedBase, can_fold
 from celler.network._network import NetworkOutput
@@ -291,7 +291,7 @@ class Reference:
     """The model's own AnnData, whose labelled cells take part in propagation; ``None`` after a plain ``load``."""
 
     adata: AnnData | None
-    is_registered: bool
+    own: Registered | None  # what the model was made of
     reported: set[str]
 
     def labelled(self, state: ModelState) -> tuple[np.ndarray, np.ndarray]:
@@ -303,12 +303,12 @@ class Reference:
         why = "none of the model's cells has a label of its classes"
         if adata is None:
             why = "the model was loaded without its reference, which Celler.load(dir, adata=reference) would bring"
-        elif not self.is_registered and key not in adata.obs:
+        elif self.own is None and key not in adata.obs:
             why = f"the AnnData given to load has no column {key!r}"
         else:
             labels = (
-                adata.obs[LABELS_COLUMN].to_numpy().astype(str)
-                if self.is_registered
+                self.own.labels_of(adata).to_numpy().astype(object)
+                if self.own is not None
                 else as_strings(adata.obs[key], str(key), state.setup.unlabeled_category)
             )
             codes = state.tree.encode(labels)

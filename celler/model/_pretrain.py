@@ -17,7 +17,7 @@ from celler._utils._messages import column
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.data._genes import selector
+from celler.data._genes import selector, take_columns
 from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import CellSource, InMemoryCells
 from celler.model._predict import Cells
@@ -130,9 +130,10 @@ def unlabelled_cells(state: ModelState, own: Cells | None, more: Cells | None) -
     """Return the model's own cells and ``more``, without empty ones."""
     blocks, of_cells = [], []
     for cells in filter(None, (own, more)):
-        if cells is own and own.reference.is_registered:
+        if cells is own and own.reference.own is not None and state.old is None:
             key, reader = state.setup.batch_key, ExpressionReader(own.adata, state.setup.layer)
-            blocks.append(proportional(reader))
+            columns = own.reference.own.columns_of(own.adata, state.genes.names)
+            blocks.append(take_columns(proportional(reader), columns))
         else:
             key, query = known_key(state, cells.adata), cells.align(state)
             blocks.append(proportional(query.reader) @ selector(query.gene_map, query.n_genes))

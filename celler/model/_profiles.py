@@ -12,6 +12,7 @@ from scipy import sparse
 
 from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column
+from celler.data._gene_names import gene_names
 from celler.data._genes import align_genes, selector
 from celler.data._pseudo_cells import CellProfiles, PseudoCellLoader, Simulation
 from celler.model._pretrain import require_untrained
@@ -92,7 +93,7 @@ def read_profiles(state: ModelState, profiles: AnnData, dataset_key: str | None)
             f"dataset_key={dataset_key!r} has a data set with a single cell type; types are told apart within a data "
             "set, so each needs two."
         )
-    gene_map = align_genes(profiles.var_names, state.genes.names, profiles.var).gene_map
+    gene_map = align_genes(gene_names(profiles.var, None), state.genes.names, profiles.var).gene_map
     to_model = selector(gene_map, len(state.genes.names))
     share = np.nan_to_num(X / total) @ to_model
     share[:, ~(~np.isnan(X).all(axis=0) @ to_model).astype(bool)] = np.nan

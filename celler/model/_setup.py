@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -15,9 +17,11 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
-from celler._utils._messages import column
+from celler._utils._messages import column, warn
+from celler._utils._text import count_texts, warn_of_labels
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
-from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names
+from celler.data._gene_names import check_names, gene_names, left_out
+from celler.data._genes import GeneAlignment, align_genes
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
 from celler.labels._tree import LabelTree, as_strings, parent_mapping
@@ -28,7 +32,7 @@ from celler.network._network import GeneTransformer, build_network
 
 #: Sizes of attention.
 ATTENTION = ("n_layers", "n_heads", "n_latents", "n_bins")
-#: The obs column with the labels as Celler read them; ``unlabeled_category`` where there is none.
+#: The obs column with the labels as setup read them, which a later setup overwrites; a model keeps its own.
 LABELS_COLUMN = "_celler_labels"
 
 
@@ -58,6 +62,24 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     return manager
 
 
+@contextmanager
+def registered(adata: AnnData | None) -> Iterator[None]:
+    """Say what to do where scvi-tools does not know ``adata``, such as a copy of what was set up."""
+    if adata is not None and not isinstance(adata, AnnData):
+        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        if adata is None:
+            raise
+        what = "this AnnData is not set up"
+        if any(str(key).startswith("_scvi") for key in adata.uns):
+            what = "this AnnData is a copy or a subset of the one that was set up, or was read from a file since"
+        raise ValueError(
+            f"{what}. Call Celler.setup_anndata(adata, ...) with this very object, then Celler(adata)."
+        ) from error
+
+
 def checked(adata: AnnData, setup: Setup) -> np.ndarray:
     """Return the labels ``(n_obs,)`` of an AnnData that can be registered; raise where it cannot."""
     if not isinstance(adata, AnnData):
@@ -68,12 +90,7 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         raise ValueError("adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy().")
     reader = ExpressionReader(adata, setup.layer)
     genes = gene_names(adata.var, setup.gene_key)
-    if (genes == "").any():
-        raise ValueError(
-            f"gene_key={setup.gene_key!r} has no name for {int((genes == '').sum()):,} genes; fill them, for "
-            "example with adata.var_names, or leave those genes out."
-        )
-    check_unique(genes, "the genes of adata")
+    check_names(genes, adata.var, setup.gene_key)
     is_log(reader)
     if not adata.isbacked:  # the values of a file are checked as they are read
         check_values(reader.matrix(), reader)
@@ -87,6 +104,11 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
     labels = read_labels(adata, setup)
     read_tree(adata, labels, setup)
     warn_of_binned(reader)
+    if not_read := left_out(adata.var, setup.gene_key):
+        warn(not_read)
+    if setup.labels_key is not None:
+        counts = count_texts(adata.obs[setup.labels_key])
+        warn_of_labels(counts, f"adata.obs[{setup.labels_key!r}]", setup.unlabeled_category)
     return labels
 
 
@@ -118,14 +140,16 @@ def read_tree(adata: AnnData, labels: np.ndarray, setup: Setup) -> LabelTree:
     return LabelTree.from_labels(labels, unlabeled, parents)
 
 
-def describe(adata: AnnData, setup: Setup, vocabulary: pd.Index | None = None) -> dict[str, Any]:
-    """Genes, classes and parents of a registered AnnData as lists of str.
+def describe(adata: AnnData, labels: pd.Series, setup: Setup, vocabulary: pd.Index | None = None) -> dict[str, Any]:
+    """Genes, classes and parents of a registered AnnData with these ``labels`` as lists of str.
 
     With a ``vocabulary`` the genes are those that it has.
     """
-    tree = read_tree(adata, adata.obs[LABELS_COLUMN].to_numpy().astype(object), setup)
+    tree = read_tree(adata, labels.to_numpy().astype(object), setup)
     names = gene_names(adata.var, setup.gene_key)
-    if vocabulary is not None:
+    if vocabulary is None:
+        names = names[names != ""]
+    else:
         names = names[align_to_vocabulary(adata, setup, vocabulary).gene_map >= 0]
     return {"gene_names": [str(name) for name in names], "classes": list(tree.classes), "parents": list(tree.parents)}
 

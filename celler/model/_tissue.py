@@ -194,7 +194,7 @@ def label_first(
     )
     state = state if state.tissue is None else adapted(state, adata, arguments)
     free = np.flatnonzero(labels == setup.unlabeled_category)
-    cells = Cells(adata, free, Reference(None, False, set()))
+    cells = Cells(adata, free, Reference(None, None, set()))
     sure = Question(threshold=SURE, false_alarm_rate=FIRST_ALARMS, unknown_label=setup.unlabeled_category)
     found = predict(state, cells, sure, Reading(), soft=False, propagate=False)
     names, counts = np.unique(found, return_counts=True)

@@ -29,7 +29,6 @@ from celler.model._fit import (
 )
 from celler.model._predict import Cells
 from celler.model._pretrain import check_fits, with_masked_task
-from celler.model._setup import LABELS_COLUMN
 from celler.model._state import ModelState
 from celler.network._network import BASE_SHARE, GeneTransformer, build_network, encoder_share
 from celler.training._plan import PRETRAINED_RATE, TrainingConfig
@@ -209,8 +208,12 @@ def _cells_in_memory(state: ModelState, registered: Cells | None, seed: int) -> 
         )
     adata = registered.adata
     reader = ExpressionReader(adata, state.setup.layer)
-    columns = None if state.scgpt is None else state.genes.columns_of(adata)
-    return training_cells(state, reader, adata.obs[LABELS_COLUMN], seed, columns)
+    own = registered.reference.own
+    assert own is not None
+    if state.old is not None:  # which knows the columns by their place
+        own.check_columns(adata)
+        return training_cells(state, reader, own.labels_of(adata), seed)
+    return training_cells(state, reader, own.labels_of(adata), seed, own.columns_of(adata, state.genes.names))
 
 
 def _streamed_cells(state: ModelState, datamodule: DataModule) -> TrainingCells:

@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from scanpy.plotting import DotPlot
 
 from celler._utils._messages import listed, warn
+from celler._utils._text import as_names, found_names
 from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
 from celler.pl._docs import document
 from celler.tl._columns import N_LISTED, label_column, note_unlabelled, with_closest
@@ -38,9 +39,13 @@ def markers_by_label(markers: str | Iterable[str] | Mapping[str, Any] | pd.DataF
         markers = dict(iter(markers.groupby("group", sort=False)["gene"]))
     by_label = markers if isinstance(markers, Mapping) else {"": markers}
     return {
-        str(label): [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
-        for label, genes in by_label.items()
+        str(label): _names_in([genes] if isinstance(genes, str | bytes) else genes) for label, genes in by_label.items()
     }
+
+
+def _names_in(genes: Iterable[Any]) -> list[str]:
+    """Return the names once each, without missing ones."""
+    return [name for name in dict.fromkeys(as_names(genes)) if name]
 
 
 def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: list[str]) -> pd.DataFrame:
@@ -59,10 +64,11 @@ def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: li
 def known_markers(markers: Mapping[str, Sequence[str]], source: Source, notes: list[str]) -> dict[str, list[str]]:
     """Return the markers that ``source`` has, by label; ``notes`` names those left out."""
     genes = list(dict.fromkeys(chain.from_iterable(markers.values())))
-    unknown = [gene for gene in genes if gene not in source.gene_names]
+    name_of = found_names(genes, source.gene_names)
+    unknown = [gene for gene in genes if gene not in name_of]
     if len(unknown) == len(genes):
         raise ValueError(_nothing_known(genes, source))
-    twice = set(source.gene_names[source.gene_names.duplicated()]).intersection(genes)
+    twice = set(source.gene_names[source.gene_names.duplicated()]).intersection(name_of.values())
     if twice:
         raise ValueError(
             f"{listed(sorted(twice))}: the name of more than one gene of {source.name}. Make names unique, e.g. with "
@@ -74,7 +80,10 @@ def known_markers(markers: Mapping[str, Sequence[str]], source: Source, notes: l
             f"Left out {len(unknown)} of {len(genes)} markers, no genes of {source.name}: "
             f"{listed(hints + unknown[N_LISTED:])}."
         )
-    known = {label: [gene for gene in genes if gene not in unknown] for label, genes in markers.items()}
+    known = {
+        label: list(dict.fromkeys(name_of[gene] for gene in genes if gene in name_of))
+        for label, genes in markers.items()
+    }
     empty = [label for label, genes in known.items() if not genes]
     if empty:
         notes.append(f"Left out labels without genes: {listed(empty)}.")

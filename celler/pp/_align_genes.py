@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._text import as_names
 from celler.data._expression import ExpressionReader
-from celler.data._genes import GeneAlignment, check_unique, gene_names, selector, without_version
+from celler.data._gene_names import are_row_numbers, check_unique, gene_names, other_rows
+from celler.data._genes import GeneAlignment, selector, without_version
 from celler.data._genes import align_genes as align_names
 
 
@@ -80,7 +82,12 @@ def align_genes(
     old_names = gene_names(adata.var, gene_key)
     new_names = old_names if mapping is None else _mapped(old_names, mapping, names)
     var = adata.var if gene_key is None and mapping is None else None
-    alignment = align_names(new_names, names, var, ignore_case=ignore_case, orthologs=orthologs)
+    others = {"query.T": adata.obs_names}
+    if adata.raw is not None:
+        others["query.raw.to_adata()"] = adata.raw.var_names
+    alignment = align_names(new_names, names, var, ignore_case=ignore_case, orthologs=orthologs, others=others)
+    if alignment.others == "" and (kinds := other_rows(adata.var)) is not None:
+        alignment = dataclasses.replace(alignment, others=str(kinds))
     if alignment.n_repeated and duplicates == "error":
         raise _repeated(alignment, new_names, names)
     if duplicates == "sum":
@@ -105,8 +112,13 @@ def _reference(reference: Any) -> pd.Series:
         return genes
     if isinstance(reference, str):
         raise TypeError(f"reference={reference!r} is one string; pass a model or a list of names.")
-    names = reference.var_names if isinstance(reference, AnnData) else pd.Index(reference)
-    names = names.astype(str).rename(None)
+    names = gene_names(reference.var, None) if isinstance(reference, AnnData) else as_names(reference)
+    names = names[names != ""]
+    if are_row_numbers(names):
+        raise ValueError(
+            f"the reference's genes are row numbers such as {list(names[:3])}, which name no gene; pass its names, for "
+            "example a column of its var."
+        )
     check_unique(names, "the reference's genes")
     return pd.Series(np.nan, names)
 
@@ -114,7 +126,7 @@ def _reference(reference: Any) -> pd.Series:
 def _mapped(names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: pd.Index) -> pd.Index:
     """Return the new names; an old name is looked up unchanged, then without its version."""
     new = mapping if isinstance(mapping, pd.Series) else pd.Series(mapping, dtype=object)
-    new = pd.Series(new.astype(object).to_numpy(), index=new.index.astype(str))
+    new = pd.Series(new.astype(object).to_numpy(), index=as_names(new.index))
     check_unique(new.index, "the old names of mapping")
     old = pd.Series(names.astype(object))
     found = old.map(new)
@@ -127,7 +139,7 @@ def _mapped(names: pd.Index, mapping: Mapping[str, str] | pd.Series, reference: 
             f"the genes' {list(names[:4])}. The reference has {list(reference[:4])}; map from the genes' names "
             f"to those.{turn if is_turned else ''}"
         )
-    return pd.Index(found.where(found.notna(), old).astype(str))
+    return as_names(found.where(found.notna(), old))
 
 
 def _repeated(alignment: GeneAlignment, names: pd.Index, reference: pd.Index) -> ValueError:

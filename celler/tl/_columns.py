@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celler._utils._messages import column, similar
+from celler._utils._text import as_categories
 
 N_LISTED = 8
 
@@ -22,10 +23,10 @@ def label_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> pd.Ca
             f"{argument}={key!r} holds numbers such as {values[values % 1 != 0].iloc[0]:.3g}; a "
             "column of labels is needed. Pass one, or cut the numbers into ranges with pandas.cut."
         )
-    labels = pd.Categorical(values).remove_unused_categories()
+    labels = as_categories(values, f"{place}[{key!r}]")
     if not len(labels.categories):
         raise ValueError(f"No cell has a label in {place}[{key!r}]; pass a filled column.")
-    return labels.rename_categories([_as_text(category) for category in labels.categories])
+    return labels
 
 
 def note_unlabelled(labels: pd.Categorical, key: str, notes: list[str]) -> None:
@@ -60,9 +61,3 @@ def with_closest(name: str, names: Iterable[str]) -> str:
     """``name`` with up to two of ``names`` that resemble it in brackets."""
     found = similar(name, names, n=2, cutoff=0.6)
     return f"{name} (closest: {' or '.join(found)})" if found else name
-
-
-def _as_text(category: object) -> str:
-    is_whole = isinstance(category, float | np.floating) and float(category).is_integer()
-    # a missing value turns a column of whole numbers into floats: the label is 2, not 2.0
-    return f"{category:.0f}" if is_whole else str(category)

@@ -18,6 +18,7 @@ from scipy import sparse
 from celler._utils import _counts
 from celler._utils._counts import cp10k, detect
 from celler._utils._messages import closest, listed
+from celler._utils._text import as_names, found_names
 from celler.tl._columns import label_column
 
 ROWS_AT_ONCE = 50_000  # rows in memory at once
@@ -74,6 +75,7 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     source = find_source(adata, layer, None)
     means = group_means(adata, source, groups)
     scores, next_group = specificity(means)
+    scores[:, source.gene_names == ""] = 0  # a gene without a name is no marker
     tables = []
     for k, group in enumerate(groups.categories):
         best = np.argsort(-scores[k], kind="stable")[:n_genes]
@@ -218,11 +220,12 @@ def _place(adata: AnnData, place: str, genes: Sequence[str]) -> Source:
 
 def _gene_names(var: Any, genes: Sequence[str]) -> pd.Index:
     """``var_names``, or if they hold none of ``genes`` the column of var with most of them."""
-    names = var.index.astype(str)
+    names = as_names(var.index)
     if not len(genes) or names.isin(genes).any():
         return names
-    columns = [pd.Index(var[key].astype(str)) for key in var]
-    return max([names, *columns], key=lambda names: names.isin(genes).sum())
+    columns = [as_names(var[key]) for key in var if var[key].ndim == 1]
+    best = max([names, *columns], key=lambda names: names.isin(genes).sum())
+    return best if best.isin(genes).any() else max([names, *columns], key=lambda names: len(found_names(genes, names)))
 
 
 def _is_scaled(source: Source, genes: Sequence[str] | None) -> bool:

@@ -149,7 +149,7 @@ def certain(query, wrong: int = 0) -> pd.DataFrame:
 
 def test_run_with_names_that_look_like_numbers(reference, query, tmp_path, monkeypatch):
     reference, query = reference.copy(), query.copy()
-    names = {"type 0": "NA", "type 1": "1", "type 2": "1e3", "type 3": "None"}
+    names = {"type 0": "inf", "type 1": "1", "type 2": "1e3", "type 3": "True"}
     for adata in (reference, query):
         adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map(names)
     started = []

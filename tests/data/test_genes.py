@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from celler.data._gene_names import check_unique, gene_names
 from celler.data._genes import (
     align_genes,
-    check_unique,
-    gene_names,
-    kinds_of,
     without_suffix,
     without_version,
 )
+from celler.data._mismatch import kinds_of
 
 
 def names(numbers) -> pd.Index:
@@ -232,6 +231,8 @@ def test_align_genes_with_placeholders_matches_none_by_the_table(name):
     for query, reference in ((placeholders, pd.Index(MARKERS)), (pd.Index(MARKERS), placeholders)):
         with pytest.raises(ValueError, match="only 0 of the model's"):
             align_genes(query, reference)
+    if name == "{}":  # row numbers need gene_key=
+        return
     mixed = align_genes(placeholders.append(pd.Index(MARKERS)), pd.Index([*MARKERS, *CURRENT.values()]))
     assert (mixed.n_matched, mixed.n_inexact) == (10, {})
 
@@ -261,12 +262,12 @@ def test_align_genes_of_another_species_needs_orthologs():
     assert within.n_inexact == {"by earlier symbol or alias": 4}
 
 
-def test_align_genes_with_few_genes_under_known_names_asks_for_more_genes():
+def test_align_genes_with_few_genes_under_known_names_is_a_panel():
     query, reference = (
         pd.Index(list(CURRENT.values())[:2]),
         pd.Index([*CURRENT, *(f"other gene {i}" for i in range(30))]),
     )
-    with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* pass the query with all measured genes"):
+    with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* is a panel.*align_genes.reference, query"):
         align_genes(query, reference)
 
 
