@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from anndata import AnnData
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
@@ -40,6 +41,16 @@ def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs
     raise KeyError(
         f"{argument}={key!r} is not a column of {place}.{closest(key, columns)} Columns: {columns[:30]}{more}."
     )
+
+
+def check_columns(adata: AnnData) -> None:
+    """Raise ``ValueError`` where two columns of obs or var have one name, with which AnnData cannot be copied."""
+    for place, table in (("obs", adata.obs), ("var", adata.var)):
+        if not table.columns.is_unique:
+            twice = table.columns[table.columns.duplicated()].unique()
+            raise ValueError(
+                f"adata.{place} has several columns named {listed(list(map(repr, twice)))}; rename or drop all but one."
+            )
 
 
 def closest(name: object, names: Iterable[object]) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from celler._utils._messages import has_progress
+from celler._utils._messages import check_columns, has_progress
 from celler._utils._text import as_names
 from celler.atlas._curate import as_text, cell_names
 from celler.atlas._files import AtlasFile
@@ -220,6 +221,7 @@ def _copied(name: str, number: int, adata: AnnData, folder: Path, settings: Sett
 
 def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     """Return the columns and matrices of an AnnData that a build may read."""
+    check_columns(adata)
     keys = {of_source(option, name) for option in (settings.labels_key, *settings.columns.values())}
     keys |= {PRIMARY, *chain(*COLUMNS.values())}
     obs = adata.obs[[key for key in adata.obs.columns if key in keys]].copy()
@@ -227,7 +229,10 @@ def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     obs = as_text(obs.set_axis(cell_names(adata.obs_names, name)))
     whole = adata.to_memory() if adata.isbacked else adata
     layers = {layer: whole.layers[layer]} if layer not in (None, "X", "raw") and layer in whole.layers else {}
-    needed = AnnData(None if layers or layer == "raw" else whole.X, obs, _named(whole.var), layers=layers)
+    with warnings.catch_warnings():
+        # Genes without a name have the same one, and are left out later.
+        warnings.filterwarnings("ignore", message="Variable names are not unique")
+        needed = AnnData(None if layers or layer == "raw" else whole.X, obs, _named(whole.var), layers=layers)
     if layer in (None, "raw") and whole.raw is not None:
         needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=_named(whole.raw.var))
     return needed

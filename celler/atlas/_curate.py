@@ -42,6 +42,8 @@ def read_genes(source: AtlasFile, place: str, gene_key: str | None) -> pd.DataFr
         names = gene_names(var, gene_key)
     except (KeyError, TypeError) as error:
         raise type(error)(f"source {source.name!r}: {error.args[0]}") from error
+    if (names == "").all():
+        raise ValueError(f"source {source.name!r} has no name for any gene. {name_columns(var)}")
     if are_row_numbers(names) and (gene_key is not None or not len(text_columns(var))):
         what = "var_names" if gene_key is None else f"var[{gene_key!r}]"
         raise ValueError(
@@ -271,14 +273,21 @@ def cell_names(names: pd.Index, source: str) -> pd.Index:
     return found
 
 
-_WRITABLE_AS_TEXT = ("bytes", "mixed", "mixed-integer")  # kinds of columns that AnnData does not write as they are
+_NUMBERS = ("integer", "floating", "mixed-integer-float")
+#: Kinds of values that AnnData does not write as they are.
+_WRITTEN_AS_TEXT = ("bytes", "mixed", "mixed-integer", "datetime64", "datetime", "date", "timedelta64", "interval")
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a copy in which columns of Python objects are text, such as bytes or numbers among names."""
+    """Return a copy in which columns that AnnData cannot write are text, such as bytes among names, or dates."""
     table = table.copy()
-    for key in table.columns[[pd.api.types.infer_dtype(table[key]) in _WRITABLE_AS_TEXT for key in table]]:
-        table[key] = pd.Categorical([text_of(value) for value in table[key]])
+    for key in table:
+        values = table[key].cat.categories if isinstance(table[key].dtype, pd.CategoricalDtype) else table[key]
+        kind = pd.api.types.infer_dtype(values)
+        if kind in _WRITTEN_AS_TEXT or (kind == "boolean" and table[key].dtype == object):
+            table[key] = as_categories(table[key], f"column {key!r}")
+        elif kind in _NUMBERS and table[key].dtype == object:
+            table[key] = pd.to_numeric(table[key])
     return table
 
 

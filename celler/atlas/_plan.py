@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest, warn
+from celler._utils._text import warn_of_alike
 from celler._utils._version import __version__
 from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes, renamed
 from celler.atlas._files import AtlasFile
@@ -95,6 +96,7 @@ def make_plan(folder: Path, sources: Sequence[AtlasFile], settings: Settings, ba
         _check_species(records[number]["name"], report)
     parents = _parents(curated, settings)
     categories = _categories(curated, parents)
+    _check_labels(categories.get("cell_type", []), settings)
     n_kept = n_values = 0
     for number, (cells, is_test) in enumerate(zip(curated, _split(curated, settings), strict=True)):
         _in_codes(cells, categories, parents, is_test).save(folder / f"cells_{number}.npz")
@@ -128,6 +130,12 @@ def _check_species(name: str, report: dict[str, Any]) -> None:
             f"{n_case:,} of {report['n_matched']:,} genes of source {name!r} match those before it in another "
             "case only, as mouse and human symbols do: check that all sources are of one species."
         )
+
+
+def _check_labels(classes: Sequence[str], settings: Settings) -> None:
+    if settings.labels_key is not None and not classes:
+        warn(f"no cell has a label in labels_key={settings.labels_key!r}: the store has no cell_type.")
+    warn_of_alike(classes, "the store")
 
 
 def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]) -> None:

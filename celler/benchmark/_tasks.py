@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
-from celler._utils._messages import column
+from celler._utils._messages import check_columns, column
 from celler._utils._text import as_categories
 from celler.labels._tree import as_strings
 
@@ -153,6 +153,7 @@ def group_split(
 
 def _part(adata: AnnData, rows: np.ndarray, labels_key: str, labels: np.ndarray) -> AnnData:
     """Copy the cells ``rows``, with their ``labels`` as text."""
+    check_columns(adata)
     part = adata[rows].copy()
     part.obs[labels_key] = labels[rows]
     return part

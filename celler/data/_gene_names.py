@@ -20,8 +20,6 @@ OTHER_KINDS = (
     "antibody capture", "adt", "antibody", "protein", "prot", "peaks", "peak", "atac", "crispr guide capture", "custom",
     "multiplexing capture", "hto", "antigen capture", "vdj",
 )  # fmt: skip
-#: Share of the rows that are no genes from which a model that has their names has learned them.
-MIN_LEARNED = 0.5
 #: Share of names that are numbers from which all are row numbers, and what no row number exceeds.
 MIN_NUMBERS, MAX_ROWS = 0.9, 100_000
 #: From so many numbers on, Entrez ids would have some above ``MAX_ROWS``.
@@ -65,21 +63,11 @@ def other_rows(var: pd.DataFrame) -> Kinds | None:
     return kinds if kinds is not None and kinds.others and kinds.is_gene.any() else None
 
 
-def gene_names(var: pd.DataFrame, gene_key: str | None, learned: pd.Index | None = None) -> pd.Index:
-    """Return the names of ``gene_key`` or ``var_names``; ``""`` matches nothing: no name, or a row that is no gene.
-
-    Rows that are no genes, such as antibodies, keep the names that a model has ``learned`` before they were told apart.
-    """
+def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
+    """Return the names of ``gene_key`` or ``var_names``; ``""`` matches nothing: no name, or a row that is no gene."""
     names = as_names(var.index if gene_key is None else column(var, gene_key, "gene_key", "adata.var"))
     kinds = other_rows(var)
-    if kinds is None:
-        return names
-    is_read = kinds.is_gene
-    if learned is not None:
-        is_learned = ~is_read & names.isin(learned) & ~names.isin(names[is_read])
-        if is_learned.sum() >= MIN_LEARNED * kinds.others.total():
-            is_read = is_read | is_learned
-    return pd.Index(np.where(is_read, names, ""), dtype=object)
+    return names if kinds is None else pd.Index(np.where(kinds.is_gene, names, ""), dtype=object)
 
 
 def check_unique(names: pd.Index, what: str) -> None:
@@ -107,7 +95,7 @@ def check_names(names: pd.Index, var: pd.DataFrame, gene_key: str | None) -> Non
     """Raise ``ValueError`` where the genes of a reference have no usable names."""
     what = "adata.var_names" if gene_key is None else f"adata.var[{gene_key!r}]"
     if (names == "").all():
-        raise ValueError(f"{what} has no name for any gene; pass gene_key= with the column of var that holds names.")
+        raise ValueError(f"{what} has no name for any gene. {name_columns(var)}")
     if are_row_numbers(names):
         raise ValueError(
             f"{what} holds row numbers such as {list(names[:3])}, which name no gene: the columns of any other AnnData "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,11 @@ import pandas as pd
 from scipy import sparse
 
 from celler._utils._text import without_separators
-from celler.data._gene_names import are_row_numbers, gene_names, other_rows, text_columns
+from celler.data._gene_names import are_row_numbers, gene_names, kinds_of_rows, other_rows, text_columns
 from celler.data._gene_table import COPY, WAYS, Found, find_genes, human_rows, release
 from celler.data._mismatch import MIN_OVERLAP, Mismatch, orthologs_line, other_case_line, other_kinds
+
+MIN_LEARNED = 0.5  #: share of the rows that are no genes from which a model that has their names has learned them
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class GeneAlignment:
         """How the names were matched, beyond equal ``var_names``, in sentences."""
         found = []
         if self.others:
-            found.append(f"{self.others}; they are left out.")
+            found.append(self.others)
         if self.column is not None:
             found.append(f"The names are those of adata.var[{self.column!r}], because var_names do not match.")
         if self.n_inexact:
@@ -178,7 +180,42 @@ def align_genes(
         kinds=other_kinds(found.query, reference) if len(missing) else "",
         n_other_case=found.n_other_case if len(missing) and BY_ORTHOLOG not in found.n_inexact else 0,
         n_orthologs=found.n_orthologs,
-        others="" if var is None or (kinds := other_rows(var)) is None else str(kinds),
+        others="" if var is None else describe_others(var, found.gene_map),
+    )
+
+
+def describe_others(var: pd.DataFrame, gene_map: np.ndarray) -> str:
+    """Say which rows are no genes, and how many of them are read all the same; ``""`` where all are genes."""
+    kinds = kinds_of_rows(var)
+    if kinds is None or not kinds.others:
+        return ""
+    if not kinds.is_gene.any():
+        return f"{kinds}; they are read as if they were genes."
+    n_read = int((gene_map[~kinds.is_gene] >= 0).sum())
+    return f"{kinds}; " + (f"{n_read:,} are read, as the model learned them." if n_read else "they are left out.")
+
+
+def with_learned_rows(
+    alignment: GeneAlignment, names: pd.Index, var: pd.DataFrame, reference: pd.Index
+) -> GeneAlignment:
+    """Match rows that are no genes with what a model learned before such rows were told apart.
+
+    ``names (n_vars,)`` are those of all rows. A model has learned them if at least half of them have the very names of
+    its genes that no gene of the query is.
+    """
+    kinds = other_rows(var)
+    if kinds is None or not len(alignment.missing):
+        return alignment
+    is_free = ~kinds.is_gene & names.isin(alignment.missing) & ~names.duplicated(keep=False)
+    if is_free.sum() < MIN_LEARNED * kinds.others.total():
+        return alignment
+    gene_map = np.where(is_free, reference.get_indexer(names), alignment.gene_map).astype(np.int32)
+    return replace(
+        alignment,
+        gene_map=gene_map,
+        missing=np.delete(reference.to_numpy(), gene_map[gene_map >= 0]),
+        n_extra=int((gene_map < 0).sum()),
+        others=describe_others(var, gene_map),
     )
 
 

@@ -76,6 +76,8 @@ class Mismatch:
         return ""
 
     def _numbers(self) -> str:
+        if (self.query == "").all():
+            return "The query has no names of genes: put them into query.var_names, or into a column of query.var"
         if are_row_numbers(self.reference):
             return (
                 "The model's genes are row numbers, which name no gene: set its reference up again with gene_key=, the "

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
+from celler._utils._text import as_names
 from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
-from celler.data._genes import GeneAlignment, align_genes, selector
+from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 
 CHUNK_SIZE = 4096  #: cells read at once
@@ -52,8 +53,8 @@ class Genes:
     def names_of(self, adata: AnnData) -> pd.Index:
         """Gene names of a query, from its var column ``key`` or else ``var_names``."""
         if self.key is not None and self.key in adata.var.columns:
-            return gene_names(adata.var, self.key, self.names)
-        names = gene_names(adata.var, None, self.names)
+            return gene_names(adata.var, self.key)
+        names = gene_names(adata.var, None)
         check_unique(names, "the query's genes")
         return names
 
@@ -71,6 +72,9 @@ class Genes:
             orthologs=self.orthologs,
             others=others,
         )
+        key = self.key if self.key in adata.var.columns else alignment.column
+        rows = as_names(adata.var_names if key is None else adata.var[key])
+        alignment = with_learned_rows(alignment, rows, adata.var, self.names)
         matched = alignment.gene_map[alignment.gene_map >= 0]
         return alignment, float(self.share[matched].sum())
 

@@ -17,6 +17,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._messages import warn
+from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
 from celler.data._expression import ExpressionReader, is_log
 from celler.data._gene_names import gene_names
@@ -103,6 +104,8 @@ def extended_tree(state: ModelState, adata: AnnData, setup: Setup, *, extend_lab
                 "correct the column, or pass parent_labels_key=None where there is no new class."
             )
     classes = sorted({*old.classes, *new.classes})
+    if unknown:
+        warn_of_alike(classes, "the model with the new cells")
     return LabelTree(tuple(classes), tuple(parents[name] for name in classes if parents))
 
 

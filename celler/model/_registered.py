@@ -43,7 +43,9 @@ class Registered:
         """Labels of the cells that ``adata`` has now; raise ``ValueError`` where cells or labels were changed."""
         key, names = self.setup.labels_key, adata.obs_names
         known = self.labels.to_numpy().astype(object)
-        now = read_labels(adata, self.setup) if key in adata.obs.columns else None
+        # A column that Celler wrote may have been written again, for another model.
+        is_given = key in adata.obs.columns and not str(key).startswith("_celler")
+        now = read_labels(adata, self.setup) if is_given else None
         if len(names) == len(known) and (names.equals(self.labels.index) or (now is not None and (now == known).all())):
             found = known
         else:

@@ -104,9 +104,10 @@ def small_copy(adata: AnnData, source: Source, genes: Iterable[str], groups: pd.
 def _nothing_known(genes: Sequence[str], source: Source) -> str:
     if not genes:
         return "markers is empty; pass at least one gene."
+    names = listed(source.gene_names[source.gene_names != ""])
     return (
         f"None of the {len(genes)} markers is a gene of {source.name}: {listed(genes)}. Its genes are named like "
-        f"{listed(source.gene_names)}. Pass names like these, or put those of the markers in a column of var."
+        f"{names}. Pass names like these, or put those of the markers in a column of var."
     )
 
 

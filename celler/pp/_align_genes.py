@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._messages import check_columns
 from celler._utils._text import as_names
 from celler.data._expression import ExpressionReader
-from celler.data._gene_names import are_row_numbers, check_unique, gene_names, other_rows
-from celler.data._genes import GeneAlignment, selector, without_version
+from celler.data._gene_names import are_row_numbers, check_unique, gene_names
+from celler.data._genes import GeneAlignment, describe_others, selector, without_version
 from celler.data._genes import align_genes as align_names
 
 
@@ -75,6 +76,7 @@ def align_genes(
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if duplicates not in ("error", "drop", "sum"):
         raise ValueError(f"duplicates={duplicates!r} was given; 'error', 'drop' or 'sum' is needed.")
+    check_columns(adata)
     share = _reference(reference)
     names, reference_key = share.index, share.index.name
     if gene_key is None and reference_key in adata.var.columns:
@@ -86,8 +88,7 @@ def align_genes(
     if adata.raw is not None:
         others["query.raw.to_adata()"] = adata.raw.var_names
     alignment = align_names(new_names, names, var, ignore_case=ignore_case, orthologs=orthologs, others=others)
-    if alignment.others == "" and (kinds := other_rows(adata.var)) is not None:
-        alignment = dataclasses.replace(alignment, others=str(kinds))
+    alignment = dataclasses.replace(alignment, others=describe_others(adata.var, alignment.gene_map))
     if alignment.n_repeated and duplicates == "error":
         raise _repeated(alignment, new_names, names)
     if duplicates == "sum":
@@ -119,6 +120,8 @@ def _reference(reference: Any) -> pd.Series:
             f"the reference's genes are row numbers such as {list(names[:3])}, which name no gene; pass its names, for "
             "example a column of its var."
         )
+    if not len(names):
+        raise ValueError("the reference has no name for any gene; pass its names, for example a column of its var.")
     check_unique(names, "the reference's genes")
     return pd.Series(np.nan, names)
 

@@ -18,12 +18,13 @@ def label_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> pd.Ca
     """Labels as text, categories in their order, unused ones removed; missing labels stay missing."""
     table, place = table_of(data)
     values = column(table, key, argument, place)
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 != 0).any():
+    labels = as_categories(values, f"{place}[{key!r}]")
+    numbers = [value for value in pd.Categorical(values).categories if isinstance(value, float | np.floating)]
+    if fractions := [value for value in numbers if not float(value).is_integer()]:
         raise ValueError(
-            f"{argument}={key!r} holds numbers such as {values[values % 1 != 0].iloc[0]:.3g}; a "
+            f"{argument}={key!r} holds numbers such as {fractions[0]:.3g}; a "
             "column of labels is needed. Pass one, or cut the numbers into ranges with pandas.cut."
         )
-    labels = as_categories(values, f"{place}[{key!r}]")
     if not len(labels.categories):
         raise ValueError(f"No cell has a label in {place}[{key!r}]; pass a filled column.")
     return labels

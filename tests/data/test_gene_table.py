@@ -39,6 +39,13 @@ ROWS = {
     "ENSG00000145416": "MARCHF1",
     "HLA.DRA": "HLA-DRA",
     "NKX2.1": "NKX2-1",
+    "2-Sep": "SEPTIN2",
+    "Sep-09": "SEPTIN9",
+    "8-Mar": "MARCHF8",
+    "1-Mar": "",  # MARCH1 or MARC1
+    "1-Dec": "",
+    "31-Sep": "",
+    "44440": "",
     "MT.CO1": "MT-CO1",
     "MIR9.1": "MIR9-1",
     "GRCh38_MS4A1": "MS4A1",

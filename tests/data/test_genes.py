@@ -104,6 +104,17 @@ NAMES = {
     ),
     "ends in -1 in truth, without a base": (["NKX2-1", "HLA-A"], ["NKX2-5", "HLA"], {}),
     "the case differs": (["Ms4a1", "C1ORF127"], ["MS4A1", "C1orf127"], {}),
+    "R's names": (
+        ["qHLA.DRA", "X7qSK", "A.B_C"], ["qHLA-DRA", "7qSK", "A-B-C"],
+        {"qHLA.DRA": "qHLA-DRA", "X7qSK": "7qSK", "A.B_C": "A-B-C"},
+    ),
+    "R's names of the reference": (["qHLA-DRA", "q_A"], ["qHLA.DRA", "q-A"], {"qHLA-DRA": "qHLA.DRA", "q_A": "q-A"}),
+    "R's names, the exact one wins": (["qA.B", "qA-B"], ["qA-B"], {"qA-B": "qA-B"}),
+    "R's names of two": (["qA.B"], ["qA-B", "qA_B"], {}),
+    "R's names, two of one": (["qA.B", "qA_B"], ["qA-B"], {}),
+    "R's copies": (["qA", "qA.1"], ["qA", "qA-1"], {"qA": "qA"}),
+    "R's copies of a gene of the reference": (["qA.1"], ["qA", "qA-1"], {}),
+    "R's number without a base": (["qX2.1"], ["qX2-1"], {"qX2.1": "qX2-1"}),
 }  # fmt: skip
 
 #: The same with ignore_case.

@@ -1,5 +1,7 @@
 """Queries: genes matched by name, rows selected by index, and cells read in chunks."""
 
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -271,3 +273,62 @@ def test_predict_with_ensembl_ids(model, query):
     message = r"only 0 of .*model has symbols .*query human Ensembl ids .*gene_key=.*mapping="
     with pytest.raises(ValueError, match=message):
         soft_of(model, query)
+
+
+# ---- rows that are no genes ----
+
+
+def with_antibodies(adata, names, kinds=("Gene Expression", "Antibody Capture"), counts=None):
+    """Cells with rows for antibodies after the genes."""
+    X = np.random.default_rng(0).poisson(30, (adata.n_obs, len(names))) if counts is None else counts
+    parts = [adata.X, sparse.csr_matrix(X.astype(np.float32))]
+    var = pd.DataFrame(index=[*adata.var_names, *names])
+    if kinds is not None:
+        var["feature_types"] = [kinds[0]] * adata.n_vars + [kinds[1]] * len(names)
+    return ad.AnnData(sparse.hstack(parts, format="csr"), obs=adata.obs, var=var)
+
+
+ANTIBODIES = [f"TotalSeq{i}" for i in range(12)]
+
+
+def test_predict_by_a_model_that_learned_antibodies_reads_them(query):
+    """Before Celler read feature_types, it learned them as genes."""
+    model = fit(with_antibodies(cells(), ANTIBODIES, kinds=None))
+    expected = model.predict(with_antibodies(query, ANTIBODIES, kinds=None), soft=True)
+    with pytest.warns(UserWarning, match=r"12 of 92 rows are no genes.*12 are read, as the model learned them"):
+        found = model.predict(with_antibodies(query, ANTIBODIES), soft=True)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("others", [ANTIBODIES, [f"gene {i}" for i in range(40)]], ids=["antibodies", "gene names"])
+def test_predict_by_a_model_of_genes_leaves_antibodies_out(query, others):
+    expected = fresh().predict(query, soft=True)
+    query.var_names = [f"{name}-1" if name in others else name for name in query.var_names]
+    both = with_antibodies(query, others)
+    with pytest.warns(UserWarning, match=r"rows are no genes by adata.var\['feature_types'\].*they are left out"):
+        found = fresh().predict(both, soft=True)
+    assert_close(found, expected)
+
+
+def test_setup_anndata_with_antibodies_learns_the_genes_alone():
+    adata = cells()
+    expected = fit(adata)
+    both = with_antibodies(cells(), ANTIBODIES)
+    with pytest.warns(UserWarning, match="12 Antibody Capture; they are left out"):
+        model = fit(both)
+    assert list(model.genes_.index) == list(expected.genes_.index)
+    query = cells(60, seed=1)
+    pd.testing.assert_frame_equal(model.predict(query, soft=True), expected.predict(query, soft=True), check_exact=True)
+
+
+def test_predict_by_a_model_of_row_numbers_says_so(query):
+    """As a model that an earlier version saved."""
+    model = fit(cells())
+    genes = model._state.genes
+    numbers = pd.Index([str(i) for i in range(80)], dtype=object)
+    model._become(replace(model._state, genes=replace(genes, names=numbers)))
+    query.var_names = numbers
+    with pytest.warns(UserWarning, match="model's genes are row numbers.*its labels are right only"):
+        model.predict(query)
+    with pytest.raises(ValueError, match="model's genes are row numbers.*set its reference up again with gene_key="):
+        model.predict(cells(60, seed=1))

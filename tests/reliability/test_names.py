@@ -1,0 +1,490 @@
+"""Bad names and labels: one row for an input and a public function, with the outcome and the words that it says.
+
+Outcomes: ``same`` as for the clean input without a word; ``says`` a warning and gives the same; ``less``, which says a
+warning and reads fewer genes; and ``refused`` with an error of ours. No row changes the user's object.
+"""
+
+import sys
+import warnings
+from functools import cache
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from toy import assert_unchanged, cells, fit, snapshot
+
+import celler as cl
+from celler.model import Celler
+
+GENES = ["HLA-DRA", "HLA-DRB1", "NKX2-1", *(f"GENE{i}" for i in range(3, 80))]
+TYPES = [f"type {i}" for i in range(4)]
+HAS_ATLAS = sys.version_info >= (3, 12)
+
+
+def clean(n_obs=120, seed=3) -> ad.AnnData:
+    return made(n_obs, seed).copy()
+
+
+@cache
+def made(n_obs, seed) -> ad.AnnData:
+    adata = cells(n_obs, seed=seed)
+    adata.var_names = GENES
+    adata.obs = adata.obs[["cell_type"]].astype(str).astype(object)
+    adata.obs["group"] = np.where(np.arange(n_obs) % 2, "x", "y")
+    return adata
+
+
+@cache
+def model() -> Celler:
+    return fit(clean(300, seed=0))
+
+
+def quietly(change, adata):
+    """The changed AnnData; what AnnData itself says of odd names is not the matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changed = change(adata)
+    return adata if changed is None else changed
+
+
+def outcome_of(call):
+    """What a call returns, and the UserWarnings it gives, without those of AnnData."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = call()
+    ours = [str(one.message) for one in caught if one.category is UserWarning]
+    others = ("\nAnnData expects", "Variable names", "Observation names", "classes with fewer", "The cells are of one")
+    return result, [message for message in ours if not message.startswith(others)]
+
+
+def check(door, change, outcome, words):
+    adata = quietly(change, clean())
+    was = snapshot(adata)
+    model()._reported.clear()
+    if outcome == "refused":
+        with pytest.raises((ValueError, TypeError)) as error:
+            outcome_of(lambda: door(adata))
+        assert words in str(error.value)
+        assert_unchanged(adata, was)
+        return
+    (result, said), before = outcome_of(lambda: door(adata)), usual(door)
+    if door is not annotate:
+        assert_unchanged(adata, was)
+    if outcome == "same":
+        assert not said
+    else:
+        assert any(words in message for message in said), said
+    assert np.shape(result) == np.shape(before)
+    if outcome != "less" and np.asarray(before).dtype.kind == "f":
+        np.testing.assert_allclose(result, before, rtol=1e-4, atol=1e-5)
+    elif outcome != "less":
+        np.testing.assert_array_equal(result, before)
+
+
+# ---- names of genes ----
+def named(rename, dtype=object):
+    def change(adata):
+        adata.var_names = pd.Index([rename(name) for name in adata.var_names], dtype=dtype)
+
+    return change
+
+
+def with_one(value):
+    def change(adata):
+        adata.var_names = pd.Index([*adata.var_names[:9], value, *adata.var_names[10:]], dtype=object)
+
+    return change
+
+
+def with_more(names, kinds, column="feature_types", first=False):
+    """Rows that are no genes, with high counts, before or after the genes."""
+
+    def change(adata):
+        counts = np.random.default_rng(0).poisson(50, (adata.n_obs, len(names))).astype(np.float32)
+        parts, rows = [adata.X, sparse.csr_matrix(counts)], [[kinds[0]] * adata.n_vars, [kinds[1]] * len(names)]
+        of_genes = [f"{name}-1" if first and name in names else name for name in adata.var_names]
+        all_names = [of_genes, list(names)]
+        if first:
+            parts, rows, all_names = parts[::-1], rows[::-1], all_names[::-1]
+        var = pd.DataFrame({column: sum(rows, [])}, index=sum(all_names, []))
+        return ad.AnnData(sparse.hstack(parts, format="csr"), obs=adata.obs, var=var)
+
+    return change
+
+
+def numbered(column=None, start=0, step=1):
+    def change(adata):
+        adata = adata[:, np.random.default_rng(0).permutation(adata.n_vars)].copy()
+        if column is not None:
+            adata.var[column] = adata.var_names.to_numpy()
+        adata.var_names = [str(start + step * i) for i in range(adata.n_vars)]
+        return adata
+
+    return change
+
+
+def multi_index(adata):
+    adata._var = adata.var.set_axis(pd.MultiIndex.from_arrays([adata.var_names, adata.var_names]))
+
+
+def with_raw(adata):
+    adata.raw = adata
+    return adata[:, :12].copy()
+
+
+def transposed(adata):
+    adata = adata.T.copy()
+    adata.var["group"], adata.obs["group"] = "x", "x"
+    adata.obs["cell_type"] = [*TYPES] * 20
+    return adata
+
+
+#: input: (change, outcome, words)
+NAMES = {
+    "categories": (lambda a: setattr(a, "var_names", pd.CategoricalIndex(a.var_names)), "same", ""),
+    "pandas' string": (named(str, "string"), "same", ""),
+    "blanks": (named(lambda name: f" {name}\t"), "same", ""),
+    "no-break spaces": (named(lambda name: f"{name}\xa0"), "same", ""),
+    "a byte order mark": (with_one("\ufeffGENE9"), "same", ""),
+    "zero-width spaces": (named(lambda name: f"{name}\u200b"), "same", ""),
+    "bytes": (named(str.encode), "same", ""),
+    "one of bytes": (with_one(b"GENE9"), "same", ""),
+    "text of bytes": (named(lambda name: repr(name.encode())), "same", ""),
+    "quotes": (named(lambda name: f'"{name}"'), "same", ""),
+    "R's dots": (named(lambda name: name.replace("-", ".")), "says", "3 with other separators, as R writes them"),
+    "underscores": (named(lambda name: name.replace("-", "_")), "says", "3 with other separators"),
+    "made unique": (with_one("GENE9-1"), "says", "1 without the suffix of var_names_make_unique"),
+    "NaN": (with_one(np.nan), "less", "79 of the model's 80 genes"),
+    "None": (with_one(None), "less", "79 of the model's 80 genes"),
+    "NA": (with_one(pd.NA), "less", "79 of the model's 80 genes"),
+    "text of NaN": (with_one("nan"), "less", "79 of the model's 80 genes"),
+    "a number": (with_one(7), "less", "79 of the model's 80 genes"),
+    "antibodies": (
+        with_more(["TotalSeq1", "TotalSeq2"], ["Gene Expression", "Antibody Capture"]), "says",
+        "2 of 82 rows are no genes by adata.var['feature_types']: 2 Antibody Capture; they are left out",
+    ),
+    "peaks": (with_more(["chr1:1-9"], ["gene expression", "Peaks"]), "says", "1 Peaks; they are left out"),
+    "guides": (with_more(["g1"], ["GEX", "CRISPR Guide Capture"]), "says", "1 CRISPR Guide Capture"),
+    "hashtags": (with_more(["h1"], ["Gene_Expression", "Multiplexing Capture"]), "says", "1 Multiplexing Capture"),
+    "bytes as kinds": (with_more(["h1"], [b"Gene Expression", b"Custom"]), "says", "1 Custom"),
+    "modalities": (with_more(["p1"], ["rna", "prot"], "modality"), "says", "1 prot"),
+    "biotypes": (with_more(["LNC1"], ["protein_coding", "lncRNA"], "feature_type"), "same", ""),
+    "antibodies named as genes": (
+        with_more(GENES[:40], ["Gene Expression", "Antibody Capture"], first=True), "says",
+        "40 of 120 rows are no genes by adata.var['feature_types']",
+    ),
+    "row numbers, names in a column": (numbered("symbol"), "says", "The names are those of adata.var['symbol']"),
+    "row numbers": (numbered(), "refused", "The query's names are row numbers, which name no gene"),
+    "row numbers from 1": (numbered(start=1), "refused", "The query's names are row numbers"),
+    "row numbers as floats": (
+        lambda a: setattr(a, "_var", a.var.set_axis(np.arange(80.0))), "refused", "The query's names are row numbers"
+    ),
+    "no names": (with_more([], ["", ""]), "same", ""),
+    "all missing": (named(lambda _: None), "refused", "The query has no names of genes"),
+    "several levels": (multi_index, "refused", "the names are a MultiIndex of 2 levels"),
+    "a genome": (named(lambda name: f"GRCh38_{name}"), "refused", "without the prefix 'GRCh38_' are the model's genes"),
+    "another prefix": (named(lambda name: f"hum.{name}"), "refused", "name.removeprefix('hum.')"),
+    "a suffix": (named(lambda name: f"{name}_x"), "refused", "query.var_names = [name.removesuffix('_x')"),
+    "probes": (named(lambda name: f"{name}|{hash(name)}"), "refused", "The parts before the"),
+    "ids and symbols": (
+        named(lambda name: f"ENSG{hash(name) % 10**11:011d}-{name}"), "refused", "name.partition('-')[2]"
+    ),
+    "small letters": (named(str.lower), "refused", "more would match if case were ignored"),
+    "a panel": (lambda a: a[:, :12].copy(), "refused", "All 12 genes of the query are among the model's 80"),
+    "genes in raw": (with_raw, "refused", "query.raw has 80 of the model's genes: pass query.raw.to_adata()"),
+    "transposed": (transposed, "refused", "query.obs_names hold 80 of the model's genes: pass query.T"),
+    "other genes": (named(lambda name: f"ab{hash(name)}"), "refused", "Both look alike"),
+    "obs_names of numbers": (lambda a: setattr(a, "obs_names", pd.RangeIndex(a.n_obs)), "same", ""),
+    "obs_names of bytes": (
+        lambda a: setattr(a, "obs_names", pd.Index([n.encode() for n in a.obs_names], dtype=object)), "same", ""
+    ),
+    "obs_names missing": (
+        lambda a: setattr(a, "obs_names", pd.Index([None, np.nan, *a.obs_names[2:]], dtype=object)), "same", ""
+    ),
+    "equal obs_names": (lambda a: setattr(a, "obs_names", ["a"] * a.n_obs), "same", ""),
+}  # fmt: skip
+
+
+@cache
+def usual(door):
+    """What a door gives for the clean input."""
+    return door(clean())
+
+
+def annotate(adata):
+    model().annotate(adata)
+    return adata.obs["celler"].astype(str).to_numpy()
+
+
+QUERY_DOORS = {
+    "predict": lambda adata: model().predict(adata),
+    "predict, soft": lambda adata: model().predict(adata, soft=True).to_numpy(),
+    "annotate": annotate,
+    "get_novelty": lambda adata: model().get_novelty(adata),
+    "get_latent_representation": lambda adata: model().get_latent_representation(adata),
+}
+
+
+@pytest.mark.parametrize("door", QUERY_DOORS)
+@pytest.mark.parametrize("case", NAMES)
+def test_names_of_a_query(case, door):
+    check(QUERY_DOORS[door], *NAMES[case])
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_names_to_align(case):
+    change, outcome, words = NAMES[case]
+    adata = quietly(change, clean())
+    if outcome == "refused":
+        with pytest.raises((ValueError, TypeError)) as error:
+            cl.pp.align_genes(adata, model(), duplicates="drop")
+        assert words in str(error.value)
+        return
+    (aligned, report), _ = outcome_of(lambda: cl.pp.align_genes(adata, model(), duplicates="drop"))
+    assert set(aligned.var_names) <= set(GENES)
+    assert len(report.missing) == (outcome == "less")
+    assert words in str(report)
+    expected = clean()[:, aligned.var_names].X.toarray()
+    np.testing.assert_array_equal(aligned.X.toarray(), expected)
+
+
+#: input: (outcome, words, names of the first ten genes that a model has, or their number)
+REFERENCE = {
+    "categories": ("same", "", 80), "pandas' string": ("same", "", 80), "blanks": ("same", "", 80),
+    "bytes": ("same", "", 80), "quotes": ("same", "", 80), "a byte order mark": ("same", "", 80),
+    "R's dots": ("same", "", 80), "obs_names missing": ("same", "", 80), "equal obs_names": ("same", "", 80),
+    "NaN": ("says", "1 genes have no name in adata.var_names; they are left out", 79),
+    "None": ("says", "1 genes have no name in adata.var_names", 79),
+    "text of NaN": ("says", "1 genes have no name in adata.var_names", 79),
+    "antibodies": ("says", "2 of 82 rows are no genes by adata.var['feature_types']: 2 Antibody Capture", 80),
+    "peaks": ("says", "1 Peaks; they are left out", 80),
+    "bytes as kinds": ("says", "1 Custom; they are left out", 80),
+    "antibodies named as genes": ("says", "40 Antibody Capture; they are left out", 80),
+    "biotypes": ("same", "", 81),
+    "row numbers": ("refused", "adata.var_names holds row numbers such as ['0', '1', '2'], which name no gene", 0),
+    "row numbers, names in a column": ("refused", "Pass gene_key= with the column of var that holds the names", 0),
+    "row numbers from 1": ("refused", "row numbers", 0),
+    "row numbers as floats": ("refused", "row numbers", 0),
+    "all missing": ("refused", "adata.var_names has no name for any gene", 0),
+    "several levels": ("refused", "the names are a MultiIndex of 2 levels", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_names_of_a_reference(case):
+    outcome, words, n_genes = REFERENCE[case]
+    adata = quietly(NAMES[case][0], clean())
+    before = snapshot(adata)
+    if outcome == "refused":
+        with pytest.raises((ValueError, TypeError)) as error:
+            Celler.setup_anndata(adata, "cell_type")
+        assert words in str(error.value)
+        assert_unchanged(adata, before)
+        return
+    made, said = outcome_of(lambda: Celler.setup_anndata(adata, "cell_type") or Celler(adata))
+    assert bool(said) == (outcome == "says")
+    assert all(words in message for message in said)
+    assert len(made.genes_) == n_genes
+    assert "" not in made.genes_.index
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_names_of_a_reference_to_align_with(case):
+    outcome, _, n_genes = REFERENCE[case]
+    adata = quietly(NAMES[case][0], clean())
+    if outcome == "refused":
+        with pytest.raises((ValueError, TypeError), match=r"row numbers|no name for any gene|MultiIndex"):
+            cl.pp.align_genes(clean(), adata)
+    elif case != "antibodies named as genes":  # whose genes are GENE3-1
+        assert cl.pp.align_genes(clean(), adata)[1].n_matched == min(n_genes, 80)
+
+
+def test_names_of_entrez_are_no_row_numbers():
+    adata = clean()
+    adata.var_names = [str(number) for number in np.random.default_rng(0).choice(200_000, 80, replace=False)]
+    Celler.setup_anndata(adata, "cell_type")
+    assert len(Celler(adata).genes_) == 80
+
+
+@pytest.mark.parametrize("case", ["blanks", "bytes", "NaN", "None", "text of NaN", "a number", "R's dots"])
+def test_names_in_tools_and_plots(case):
+    adata = quietly(NAMES[case][0], clean())
+    markers, said = outcome_of(lambda: cl.tl.rank_markers(adata, "cell_type", 80))
+    assert not said
+    assert markers["gene"].map(type).eq(str).all()
+    assert not set(markers["gene"]) & {"", "nan", "None", "<NA>"}
+    cl.pl.marker_bubble(adata, ["HLA-DRA", b"GENE5", " GENE4", None], "cell_type", show=False)
+
+
+#: A store takes half a second.
+IN_STORE = ["bytes", "obs_names missing", "None", "antibodies", "row numbers", "row numbers, names in a column"]
+IN_STORE += ["all missing", "several levels"]
+
+
+@pytest.mark.skipif(not HAS_ATLAS, reason="annbatch needs Python 3.12")
+@pytest.mark.parametrize("case", IN_STORE)
+def test_names_of_a_source_of_a_store(case, tmp_path):
+    outcome, words, n_genes = REFERENCE[case]
+    adata = quietly(NAMES[case][0], clean())
+    if case == "obs_names missing":
+        outcome, words = "refused", "2 cells of source 'a' have no name in obs_names"
+    build = lambda: cl.atlas.build({"a": adata}, tmp_path / "store", labels_key="cell_type")
+    before = snapshot(adata)
+    if outcome == "refused":
+        with pytest.raises((ValueError, TypeError), match="source 'a'|MultiIndex") as error:
+            build()
+        words = next(
+            (known for known in ("row numbers", "no name for any gene", "MultiIndex") if known in words), words
+        )
+        assert words in str(error.value)
+    else:
+        _, said = outcome_of(build)
+        assert bool(said) == (outcome == "says")
+        assert all(words in message and "source 'a': " in message for message in said)
+        assert len(cl.atlas.DataModule(tmp_path / "store").store.genes) == n_genes
+    assert_unchanged(adata, before)
+
+
+# ---- labels ----
+def labelled(value, n=30):
+    """Other labels in the first cells; the others keep theirs."""
+
+    def change(adata):
+        values = adata.obs["cell_type"].to_numpy().copy()
+        values[:n] = value
+        adata.obs["cell_type"] = pd.Series(values, index=adata.obs_names, dtype=object)
+
+    return change
+
+
+def each(rename):
+    def change(adata):
+        adata.obs["cell_type"] = pd.Series(
+            [rename(x) for x in adata.obs["cell_type"]], index=adata.obs_names, dtype=object
+        )
+
+    return change
+
+
+#: input: (change, outcome, words, classes)
+MISSING = ["", "  ", "nan", "NaN", "NA", "<NA>", "N/A", "None", "null", "NULL", "#N/A", "\u200b"]
+UNKNOWN = ["unknown", "UNKNOWN", " Unknown "]
+DOUBTFUL = ["unassigned", "Unlabeled", "doublet", "Doublets", "low quality", "none", "?"]
+ALIKE = ["type 0 ", "Type 0", "type  0", "type\xa00", "TYPE 0", "ty\u200bpe 0"]
+LABELS = {
+    **{f"{v!r}": (labelled(v), "says", "which mean that a cell has no label", TYPES) for v in MISSING + UNKNOWN},
+    **{f"{v!r}": (labelled(v), "says", "which are learned as types", sorted([*TYPES, v])) for v in DOUBTFUL},
+    **{f"{v!r}": (labelled(v, 9), "says", "that differ in blanks, upper and", sorted([*TYPES, v])) for v in ALIKE},
+    "Unknown": (labelled("Unknown"), "same", "", TYPES),
+    "missing": (labelled(None), "same", "", TYPES),
+    "NaN": (labelled(np.nan), "same", "", TYPES),
+    "pandas' NA": (labelled(pd.NA), "same", "", TYPES),
+    "bytes": (each(str.encode), "same", "", TYPES),
+    "numbers": (each(lambda x: int(x[-1])), "same", "", ["0", "1", "2", "3"]),
+    "numbers as text": (each(lambda x: x[-1]), "same", "", ["0", "1", "2", "3"]),
+    "booleans": (each(lambda x: x == "type 0"), "same", "", ["False", "True"]),
+    "numbers and text": (each(lambda x: 1 if x == "type 1" else x), "same", "", ["1", "type 0", "type 2", "type 3"]),
+    "ordered": (
+        lambda a: a.obs.__setitem__("cell_type", pd.Categorical(a.obs["cell_type"], [*TYPES[::-1], "z"], ordered=True)),
+        "same", "", TYPES,
+    ),
+    "pandas' string": (
+        lambda a: a.obs.__setitem__("cell_type", a.obs["cell_type"].astype("string")), "same", "", TYPES
+    ),
+    "lists": (each(lambda x: [x]), "refused", "holds values of type list; a label is text", ()),
+    "dicts": (each(lambda x: {x: 1}), "refused", "holds values of type dict", ()),
+    "numbers with a fraction": (each(lambda x: float(x[-1]) + 0.5), "refused", "0.5", ()),
+    "all missing": (each(lambda _: "nan"), "refused", "", ()),
+    "two columns": (
+        lambda a: setattr(a, "obs", pd.concat([a.obs, a.obs[["cell_type"]]], axis=1)), "refused", "columns", ()
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_of_a_reference(case):
+    change, outcome, words, classes = LABELS[case]
+    adata = quietly(change, clean())
+    setup = lambda: Celler.setup_anndata(adata, "cell_type") or Celler(adata)
+    if outcome == "refused":
+        with pytest.raises(ValueError) as error:
+            setup()
+        assert words in str(error.value)
+        return
+    made, said = outcome_of(setup)
+    assert bool(said) == (outcome == "says")
+    assert all(words in message for message in said)
+    assert made.classes_.tolist() == list(classes)
+
+
+@pytest.mark.skipif(not HAS_ATLAS, reason="annbatch needs Python 3.12")
+@pytest.mark.parametrize(
+    "case", ["'nan'", "''", "'unknown'", "'NA'", "'doublet'", "'Type 0'", "'type 0 '", "bytes", "lists", "all missing"]
+)
+def test_labels_of_a_source_of_a_store(case, tmp_path):
+    change, outcome, _, classes = LABELS[case]
+    adata = quietly(change, clean())
+    store = tmp_path / "store"
+
+    def build():
+        cl.atlas.build({"a": adata}, store, labels_key="cell_type", test_size=0)
+        return cl.atlas.DataModule(store, labels_key="cell_type")
+
+    if outcome == "refused":
+        with pytest.raises((ValueError, KeyError), match=r"type list|'cell_type' is not a column of the store"):
+            outcome_of(build)
+        return
+    made, said = outcome_of(build)
+    expected = sorted({name.strip() for name in classes})  # a store strips labels of outer blanks
+    assert made.classes == expected
+    assert bool(said) == (len(expected) > 4)
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_to_evaluate(case):
+    change, outcome, _, _ = LABELS[case]
+    adata = quietly(change, clean())
+    call = lambda: cl.tl.evaluate(adata, "cell_type", "cell_type").summary["accuracy"]
+    if outcome == "refused":
+        with pytest.raises(ValueError):
+            call()
+        return
+    accuracy, said = outcome_of(call)
+    assert accuracy == 1
+    is_missing = case in {"missing", "NaN", "pandas' NA"} | {repr(value) for value in MISSING}
+    assert said == ["Left out 30 of 120 cells, no label in 'cell_type' or 'cell_type'."] * is_missing
+
+
+@pytest.mark.parametrize("split", [cl.benchmark.group_split, cl.benchmark.long_tail_split])
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_to_split(case, split):
+    change, outcome, _, classes = LABELS[case]
+    adata = quietly(change, clean())
+    arguments = ("cell_type", "group") if split is cl.benchmark.group_split else ("cell_type",)
+    has_missing = outcome != "refused" and list(classes) == TYPES and case not in ("bytes", "ordered", "pandas' string")
+    if outcome == "refused" or has_missing:
+        with pytest.raises(ValueError):
+            split(adata, *arguments)
+    else:
+        reference, _ = split(adata, *arguments)
+        assert set(reference.obs["cell_type"]) <= set(classes)
+
+
+@pytest.mark.parametrize("value", [None, np.nan, pd.NA, "", "nan", "NA", "None"])
+def test_groups_without_a_name_are_no_group(value):
+    adata = clean()
+    adata.obs["group"] = pd.Series(["a", "b", value, "c"] * 30, index=adata.obs_names, dtype=object)
+    with pytest.raises(ValueError, match=r"30 no group in adata\.obs\['group'\]; leave them out first"):
+        cl.benchmark.group_split(adata, "cell_type", "group")
+
+
+@pytest.mark.parametrize("value", ["nan", "", "NA", None])
+def test_labels_in_plots_and_tools(value):
+    adata = quietly(labelled(value), clean())
+    markers, _ = outcome_of(lambda: cl.tl.rank_markers(adata, "cell_type", 2))
+    assert set(markers["group"]) <= set(TYPES)
+    _, said = outcome_of(lambda: cl.pl.class_counts(adata, "cell_type", show=False))
+    assert any("no label in 'cell_type'" in message for message in said)
+    assert cl.labels.LabelTree.from_labels(np.array(["a", "b"], object), "Unknown").classes == ("a", "b")
