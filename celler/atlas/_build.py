@@ -64,7 +64,8 @@ def build(
     out
         Folder to write. It is a store once it holds ``manifest.json``, which is written last.
     labels_key
-        Column of ``obs`` with the cell types; missing values and "unknown" are unlabelled. Here and in ``gene_key``,
+        Column of ``obs`` with the cell types; missing values, texts for them such as "NA", and "unknown" are
+        unlabelled. Here and in ``gene_key``,
         ``layer`` and ``columns``, a dict gives the name for each source.
     genes
         ``"union"`` or ``"intersection"`` of the sources' genes, or a list of names. Names match as in

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from celler._utils._messages import closest
-from celler._utils._text import as_categories, means_no_label, text_of
+from celler._utils._text import as_categories, is_missing, means_no_label, text_of
 from celler.labels._cell_types import cell_type_names
 from celler.labels._ontology import N_LISTED, Ontology, Term, cell_ontology, read_obo
 
@@ -227,7 +227,8 @@ def parent_mapping(parents: Mapping[str, Any] | pd.Series | LabelTree, argument:
     found: dict[str, set[str]] = {}
     for name, parent in parents.items():
         several = parent if isinstance(parent, list | tuple | set | np.ndarray) else [parent]
-        found.setdefault(str(name), set()).update(str(one) for one in several if not pd.isna(one))
+        texts = map(text_of, several)
+        found.setdefault(text_of(name) or "", set()).update(text for text in texts if text and not is_missing(text))
     for name, names in found.items():
         if len(names) != 1:
             what = f"the parents {sorted(names)}" if names else "no parent"

@@ -171,7 +171,8 @@ class Celler(BaseModelClass):
         labels_key
             Column of ``adata.obs`` with the cell types: text, categories or integers.
         unlabeled_category
-            Value that means "no label"; missing values mean the same.
+            Value that means "no label"; missing values mean the same, and so do "unknown" and what R, pandas and
+            spreadsheets write for a missing value, such as "NA".
         layer
             Entry of ``adata.layers`` with counts or log1p-normalised values; ``None`` is ``X``.
         batch_key
@@ -183,14 +184,15 @@ class Celler(BaseModelClass):
             Coarser type of each class instead: a dict, a Series or a :class:`celler.labels.LabelTree`,
             which reads ontologies.
         gene_key
-            Column of ``adata.var`` with the gene names; ``None`` is ``var_names``.
+            Column of ``adata.var`` with the gene names; ``None`` is ``var_names``. Rows that ``feature_types`` of
+            ``var`` calls no genes, such as antibodies, are left out.
 
         Raises
         ------
         KeyError
             If a column or layer does not exist.
         ValueError
-            If values, labels or genes cannot be used.
+            If values, labels or genes cannot be used, such as row numbers as gene names.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, setup_method_args))

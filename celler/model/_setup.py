@@ -18,7 +18,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column, warn
-from celler._utils._text import count_texts, warn_of_labels
+from celler._utils._text import as_categories, count_texts, warn_of_labels
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
 from celler.data._gene_names import check_names, gene_names, left_out
 from celler.data._genes import GeneAlignment, align_genes
@@ -96,6 +96,7 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         check_values(reader.matrix(), reader)
     if setup.batch_key is not None:
         batches = column(adata.obs, setup.batch_key, "batch_key")
+        as_categories(batches, f"adata.obs[{setup.batch_key!r}]")
         if batches.isna().any():
             raise ValueError(
                 f"batch_key={setup.batch_key!r} has {int(batches.isna().sum()):,} missing values; every cell "

@@ -32,8 +32,9 @@ def align_genes(
 
     Equal names match first, then Ensembl ids without their version, then names without the ``-1`` of
     ``var_names_make_unique``, then human or mouse names that mean one gene: Ensembl id and symbol, earlier
-    symbol or alias, ``HLA.DRA``, ``GRCh38_CD3E``. Ambiguous names are not matched. Genes that do not match are
-    dropped, which does not change a prediction; genes that ``adata`` lacks are not added. Nothing is downloaded.
+    symbol or alias, ``GRCh38_CD3E``, then names with other separators, ``HLA.DRA``. Ambiguous names are not matched,
+    nor are row numbers and rows that ``feature_types`` calls no genes. Genes that do not match are dropped, which does
+    not change a prediction; genes that ``adata`` lacks are not added. Nothing is downloaded.
 
     Parameters
     ----------
