@@ -16,7 +16,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column
-from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
+from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_doubts
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
@@ -86,7 +86,7 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
             )
     labels = read_labels(adata, setup)
     read_tree(adata, labels, setup)
-    warn_of_binned(reader)
+    warn_of_doubts(reader)
     return labels
 
 
