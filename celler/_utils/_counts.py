@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -158,6 +159,17 @@ def find_mixed(found: Evidence, unit: Unit | None = None) -> InputState | None:
         odd = int(np.flatnonzero(codes == other)[-1])
     words = f"some cells hold {_CALLED[UNITS[most]]}, others {_CALLED[UNITS[other]]}"
     return InputState("mixed", words, odd=odd)
+
+
+#: What makes natural logarithms of others.
+FACTORS = {"log2": math.log(2), "log10": math.log(10)}
+
+
+def as_read(X: sparse.csr_matrix, state: InputState) -> sparse.csr_matrix:
+    """Return natural logarithms for those of other bases, and squares for square roots; else ``X`` itself."""
+    if state.kind == "sqrt":
+        return X.power(2)
+    return X * X.dtype.type(FACTORS[state.kind]) if state.kind in FACTORS else X
 
 
 def contradiction(X: sparse.csr_matrix, state: InputState) -> InputState | None:

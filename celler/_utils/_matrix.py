@@ -74,6 +74,15 @@ def check_sparse(X: Any, name: str) -> None:
         )
 
 
+def check_stored(X: Any, name: str) -> None:
+    """Raise ``ValueError`` for a CSR matrix, in memory or in a file, whose rows cannot be taken along ``indptr``."""
+    group = getattr(X, "group", None)
+    if sparse.issparse(X) and X.format == "csr":
+        check_ends(X.indptr, X.shape[0], min(len(X.indices), len(X.data)), name)
+    elif group is not None and getattr(X, "format", "") == "csr":
+        check_ends(group["indptr"][:], X.shape[0], min(group["indices"].shape[0], group["data"].shape[0]), name)
+
+
 def check_ends(ends: np.ndarray, n_rows: int, n_values: int, name: str) -> None:
     """Raise ``ValueError`` unless ``indptr`` rises from 0 to at most ``n_values``, over ``n_rows``."""
     is_right = len(ends) == n_rows + 1 and int(ends[0]) == 0 and int(ends[-1]) <= n_values
@@ -87,7 +96,9 @@ def check_ends(ends: np.ndarray, n_rows: int, n_values: int, name: str) -> None:
 def numbers(values: np.ndarray, name: str) -> np.ndarray:
     """Return ``values`` if they are numbers, Python's as float64; raise ``TypeError`` for text and others."""
     if values.dtype.kind in "buif":
-        return values
+        # SciPy has no sparse matrices of foreign byte order and of more than double precision.
+        plain = values.dtype.newbyteorder("=") if values.dtype.itemsize <= 8 else np.dtype(np.float64)
+        return values.astype(plain, copy=False)
     if values.dtype.kind == "O":
         is_text = [isinstance(value, str | bytes) for value in values.flat]
         text = values.flat[int(np.argmax(is_text))] if any(is_text) else None
@@ -101,11 +112,9 @@ def numbers(values: np.ndarray, name: str) -> np.ndarray:
     else:
         example = values.flat[0] if values.size else None
         example = example.item() if hasattr(example, "item") else example
-    advice = "the table was read as text: read it with the right decimal and thousands signs, as in "
-    raise TypeError(
-        f"{name} holds {example!r} ({values.dtype}); numbers are needed. "
-        + (advice + "pandas.read_csv(path, decimal=',')." if isinstance(example, str | bytes) else "Convert it first.")
-    )
+    read = "The table was read as text: name its decimal sign, as in pandas.read_csv(path, decimal=',')."
+    advice = read if isinstance(example, str | bytes) else "Convert it first."
+    raise TypeError(f"{name} holds {example!r} ({values.dtype}); numbers are needed. {advice}")
 
 
 def _unmasked(X: np.ndarray, name: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,11 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils import _counts
-from celler._utils._counts import DOMINANT, InputState, contradiction, detect, dominant_gene, unusable, value_error
-from celler._utils._matrix import as_csr, check_ends, check_sparse, spread
+from celler._utils._counts import DOMINANT, InputState, as_read, contradiction, detect, dominant_gene, unusable, value_error
+from celler._utils._matrix import as_csr, check_sparse, check_stored, spread
 from celler._utils._messages import closest, warn
 
 ROWS_AT_ONCE = 4096  #: rows read at once of a matrix that is not in memory
-#: What makes natural logarithms of others.
-FACTORS = {"log2": math.log(2), "log10": math.log(10)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class ExpressionReader:
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
         rows = slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct
-        block = self._natural(self._checked(self._read(rows), distinct))
+        block = as_read(self._checked(self._read(rows), distinct), self.state)
         return block if np.array_equal(distinct, index) else block[position]
 
     def matrix(self) -> sparse.csr_matrix:
@@ -65,7 +62,7 @@ class ExpressionReader:
         for start in range(0, X.shape[0], ROWS_AT_ONCE):
             end = min(start + ROWS_AT_ONCE, X.shape[0])
             self._checked(X[start:end], range(start, end))
-        return self._natural(X)
+        return as_read(X, self.state)
 
     def probe(self) -> sparse.csr_matrix:
         """One to two thousand rows, evenly spaced, with the stored values."""
@@ -92,12 +89,6 @@ class ExpressionReader:
         state = detect(X)
         gene = dominant_gene(X, state) if state.is_usable else None
         return state, None if gene is None else str(self.adata.var_names[gene])
-
-    def _natural(self, X: sparse.csr_matrix) -> sparse.csr_matrix:
-        kind = self.state.kind
-        if kind == "sqrt":
-            return X.power(2)
-        return X * np.float32(FACTORS[kind]) if kind in FACTORS else X
 
     def _checked(self, X: sparse.csr_matrix, rows: np.ndarray | range) -> sparse.csr_matrix:
         """Return ``X``, the ``rows`` of the matrix; raise where cells hold values of another kind than the others."""
@@ -140,14 +131,8 @@ class ExpressionReader:
         """True, or raises: rows are taken along ``indptr``, blindly."""
         if self.adata.is_view:
             return True  # anndata has taken the rows
-        X = self._stored(self.adata)
-        group = getattr(X, "group", None)
-        if sparse.issparse(X) and X.format == "csr":
-            check_ends(X.indptr, X.shape[0], min(len(X.indices), len(X.data)), self.name)
-        elif group is not None and getattr(X, "format", "") == "csr":
-            with self._named():
-                n_values = min(group["indices"].shape[0], group["data"].shape[0])
-                check_ends(group["indptr"][:], X.shape[0], n_values, self.name)
+        with self._named():
+            check_stored(self._stored(self.adata), self.name)
         return True
 
     def _first(self) -> AnnData:
@@ -221,6 +206,17 @@ def warn_of_doubts(reader: ExpressionReader) -> None:
     """Warn of what makes labels from the values less certain."""
     for message in doubts(reader):
         warn(message)
+
+
+def check_genes(reader: ExpressionReader) -> None:
+    """Raise ``ValueError`` where a single gene is expressed: cells cannot be told apart by it."""
+    X = reader.probe()
+    genes = np.unique(X.indices[X.data != 0])
+    if len(genes) == 1:
+        raise ValueError(
+            f"{reader.name} has values of one gene alone, {str(reader.adata.var_names[genes[0]])!r}; at least two are "
+            f"needed, and some hundred to tell cell types apart.{_what_to_pass(reader)}"
+        )
 
 
 def check_values(X: sparse.csr_matrix, reader: ExpressionReader) -> None:

@@ -16,7 +16,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column
-from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_doubts
+from celler.data._expression import ExpressionReader, check_genes, check_values, is_log, warn_of_doubts
 from celler.data._genes import GeneAlignment, align_genes, check_unique, gene_names
 from celler.data._query import Genes
 from celler.data._tokenizer import Tokenizer
@@ -75,6 +75,7 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         )
     check_unique(genes, "the genes of adata")
     is_log(reader)
+    check_genes(reader)
     if not adata.isbacked:  # the values of a file are checked as they are read
         check_values(reader.matrix(), reader)
     if setup.batch_key is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._matrix import as_csr
 from celler.data._expression import ExpressionReader
 from celler.data._genes import GeneAlignment, check_unique, gene_names, selector, without_version
 from celler.data._genes import align_genes as align_names
@@ -167,13 +168,15 @@ def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
         if X is None:
             continue
         reader = ExpressionReader(whole, layer)
-        if reader.state.is_log or not reader.state.is_usable:
+        if reader.state.kind not in ("counts", "expected counts", "normalised"):
             raise ValueError(
                 f"{reader.name} holds {reader.state.kind} values, which cannot be added up; duplicates='sum' "
                 "needs counts in X and every layer, or pass duplicates='drop'."
             )
+        total = as_csr(X, reader.name, dtype=None) @ adder
+        total = total.toarray() if isinstance(X, np.ndarray) else total
         if layer is None:
-            aligned.X = X @ adder
+            aligned.X = total
         else:
-            aligned.layers[layer] = X @ adder
+            aligned.layers[layer] = total
     return aligned
