@@ -207,6 +207,8 @@ def unusable(state: InputState, name: str, cell: str, instead: str) -> ValueErro
             f"{name} is a mixture: {state.evidence} (such as cell {cell!r}). All cells need values of one kind: put "
             f"the samples together again from their counts.{instead}"
         )
+    if state.kind == "not finite":
+        return value_error(np.nan, name, instead)
     return ValueError(
         f"{name} looks scaled ({state.evidence}); scaling hides how strongly a gene is expressed. Counts or "
         f"log1p-normalised counts are needed.{instead}"
@@ -221,18 +223,18 @@ def _detect_whole(X: sparse.csr_matrix) -> InputState:
         is_largest = X.max(axis=1).toarray().ravel() == largest
         if is_largest.sum() >= 0.99 * n_rows:
             return InputState("binned", f"whole numbers whose largest is {largest:g} in every cell")
-    if largest == 1 and np.median(n_values) >= FEWEST_EQUAL:
+    if largest == 1 and np.median(n_values) >= FEWEST_EQUAL and len(X.data) >= 500:
         return InputState("binary", "every value is 0 or 1")
     return InputState("counts", f"whole numbers, largest {largest:g}")
 
 
-FEWEST_EQUAL = 30  #: values of a cell that counts would not all have in common
+FEWEST_EQUAL = 10  #: values of a cell that counts would not all have in common
 
 
 def _of_equal_values(X: sparse.csr_matrix) -> InputState | None:
     """Detect presence that was normalised or put into logarithms: one value in each cell."""
     n_values = np.diff(X.indptr)
-    if np.median(n_values) < FEWEST_EQUAL:
+    if np.median(n_values) < FEWEST_EQUAL or len(X.data) < 500:
         return None
     full = X[n_values >= FEWEST_EQUAL]
     largest, smallest = (reduce(full.data, full.indptr[:-1]) for reduce in (np.maximum.reduceat, np.minimum.reduceat))
@@ -349,7 +351,9 @@ def _without_trace(X: sparse.csr_matrix) -> InputState:
         linear = np.exp2(full.data) - 1
         top = np.maximum.reduceat(linear, full.indptr[:-1]) / np.add.reduceat(linear, full.indptr[:-1])
         if np.median(top) > 0.2 and np.log(sums(full, UNDO["log2"])).std() > 1.4:
-            return InputState("expected counts", f"largest {largest:g}; as logarithms, cells would differ a hundredfold")
+            return InputState(
+                "expected counts", f"largest {largest:g}; as logarithms, cells would differ a hundredfold"
+            )
     if X.shape[0] and sums(X).max() <= 1.001 and np.median(np.diff(X.indptr)) >= 10:
         return InputState("normalised", "no cell sums to more than 1")
     is_natural = np.median(sums(X, UNDO["log1p"])) <= LARGEST_SUM

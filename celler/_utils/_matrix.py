@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from scipy import sparse
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -81,6 +82,28 @@ def check_stored(X: Any, name: str) -> None:
         check_ends(X.indptr, X.shape[0], min(len(X.indices), len(X.data)), name)
     elif group is not None and getattr(X, "format", "") == "csr":
         check_ends(group["indptr"][:], X.shape[0], min(group["indices"].shape[0], group["data"].shape[0]), name)
+
+
+def check_view(adata: AnnData, place: str | None) -> None:
+    """Raise ``ValueError`` for a view of a damaged or masked matrix: a layer, "raw", or ``None`` for ``X``.
+
+    anndata takes the rows and columns of a view without looking, which ends the process.
+    """
+    parent = getattr(adata, "_adata_ref", None) if adata.is_view else None  # no public name leads there
+    if parent is None:
+        return
+    if place is None:
+        X, name = parent.X, "adata.X"
+    elif place == "raw":
+        X, name = (None if parent.raw is None else parent.raw.X), "adata.raw.X"
+    else:
+        X, name = parent.layers.get(place), f"adata.layers[{place!r}]"
+    if isinstance(X, np.ma.MaskedArray):
+        _unmasked(X, name)  # a view has the values without the mask
+    if sparse.issparse(X):
+        check_sparse(X, name)
+    else:
+        check_stored(X, name)
 
 
 def check_ends(ends: np.ndarray, n_rows: int, n_values: int, name: str) -> None:

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,7 +30,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:
     """Return ``table[key]``; a ``KeyError`` names the user's ``argument`` and the closest column."""
     if key in table.columns:
-        return table[key]
+        values: Any = table[key]
+        return values if isinstance(values, pd.Series) else values.to_series()  # of a table that is read lazily
     columns = list(map(str, table.columns))
     more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
     raise KeyError(

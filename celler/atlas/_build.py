@@ -17,6 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
+from celler._utils._matrix import as_csr
 from celler._utils._messages import has_progress
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
@@ -224,9 +225,13 @@ def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     layer = of_source(settings.layer, name)
     whole = adata.to_memory() if adata.isbacked else adata
     layers = {layer: whole.layers[layer]} if layer not in (None, "X", "raw") and layer in whole.layers else {}
-    needed = AnnData(None if layers or layer == "raw" else whole.X, obs, whole.var.copy(), layers=layers)
+    layers = {key: as_csr(X, f"layer {key!r} of source {name!r}", dtype=None) for key, X in layers.items()}
+    has_X = not layers and layer != "raw" and whole.X is not None
+    X = as_csr(whole.X, f"X of source {name!r}", dtype=None) if has_X else None
+    needed = AnnData(X, obs, whole.var.copy(), layers=layers)
     if layer in (None, "raw") and whole.raw is not None:
-        needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=whole.raw.var.copy())
+        raw = as_csr(whole.raw.X, f"raw of source {name!r}", dtype=None)
+        needed.raw = AnnData(X=raw, obs=obs[[]], var=whole.raw.var.copy())
     return needed
 
 

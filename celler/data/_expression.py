@@ -15,8 +15,17 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils import _counts
-from celler._utils._counts import DOMINANT, InputState, as_read, contradiction, detect, dominant_gene, unusable, value_error
-from celler._utils._matrix import as_csr, check_sparse, check_stored, spread
+from celler._utils._counts import (
+    DOMINANT,
+    InputState,
+    as_read,
+    contradiction,
+    detect,
+    dominant_gene,
+    unusable,
+    value_error,
+)
+from celler._utils._matrix import as_csr, check_sparse, check_stored, check_view, spread
 from celler._utils._messages import closest, warn
 
 ROWS_AT_ONCE = 4096  #: rows read at once of a matrix that is not in memory
@@ -39,6 +48,7 @@ class ExpressionReader:
             raise KeyError(
                 f"layer={self.layer!r} is not in adata.layers, which has {layers}.{closest(self.layer, layers)}"
             )
+        check_view(self.adata, self.layer)
         if self.layer is None and not self.adata.isbacked and self._first().X is None:
             raise ValueError("adata.X is None; pass layer= to name the layer with the expression values.")
 
@@ -191,9 +201,7 @@ def doubts(reader: ExpressionReader) -> list[str]:
             f"needed, and labels are less certain.{_what_to_pass(reader)}"
         )
     if not state.is_traced:
-        found.append(
-            f"{name}: {state.evidence}. If it holds something else, counts are needed.{_what_to_pass(reader)}"
-        )
+        found.append(f"{name}: {state.evidence}. If it holds something else, counts are needed.{_what_to_pass(reader)}")
     if reader.dominant is not None:
         found.append(
             f"{reader.dominant!r} carries more than {DOMINANT:.0%} of the expression in {name} of most cells; labels "
@@ -233,26 +241,27 @@ def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
     """Return the AnnData's other usable matrices: what to pass, and what it holds."""
     adata = reader.adata
     names = (name for name in adata.layers if name not in (None, reader.layer))
-    others = {f"layer={name!r}": _state_or_none(ExpressionReader(adata, name)) for name in names}
+    others = {f"layer={name!r}": _state_or_none(adata, name) for name in names}
     if reader.layer is not None and (adata.isbacked or adata[:0].X is not None):
-        others["adata.X (layer=None)"] = _state_or_none(ExpressionReader(adata))
+        others["adata.X (layer=None)"] = _state_or_none(adata, None)
     if adata.raw is not None:
         others["adata.raw.to_adata()"] = _state_of_raw(adata)
     usable = {name: state for name, state in others.items() if state is not None and state.is_usable}
     return dict(sorted(usable.items(), key=lambda item: item[1].kind != "counts"))
 
 
-def _state_or_none(reader: ExpressionReader) -> InputState | None:
+def _state_or_none(adata: AnnData, layer: str | None) -> InputState | None:
     """Return the state, ``None`` for a matrix that cannot be read."""
     try:
-        return reader.state
+        return ExpressionReader(adata, layer).state
     except (TypeError, ValueError):
         return None
 
 
 def _state_of_raw(adata: AnnData) -> InputState | None:
-    X = adata.raw.X
     try:
+        check_view(adata, "raw")
+        X = adata.raw.X
         if sparse.issparse(X):
             check_sparse(X, "adata.raw.X")
         return detect(as_csr(X[spread(adata.n_obs)], "adata.raw.X"))

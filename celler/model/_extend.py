@@ -266,7 +266,9 @@ def prepare_query(state: ModelState, adata: AnnData) -> AnnData:
         block = as_csr(X, name, dtype=None)
         return sparse.csr_matrix(block @ to_model.astype(block.dtype))
 
-    layers = {name: in_order(whole.layers[name], f"adata.layers[{name!r}]") for name in whole.layers if name is not None}
+    layers = {
+        name: in_order(whole.layers[name], f"adata.layers[{name!r}]") for name in whole.layers if name is not None
+    }
     X = None if whole.X is None else in_order(whole.X, "adata.X")
     parts = {"obsm": dict(whole.obsm), "obsp": dict(whole.obsp), "uns": deepcopy(dict(whole.uns))}
     query = AnnData(X, obs=whole.obs.copy(), var=var, layers=layers, **parts)

@@ -66,6 +66,11 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
     if adata.is_view:
         raise ValueError("adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy().")
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise TypeError(
+            "adata is read lazily, and setup_anndata writes to its obs; load it first: adata = adata.to_memory(). "
+            "predict and annotate take it as it is."
+        )
     reader = ExpressionReader(adata, setup.layer)
     genes = gene_names(adata.var, setup.gene_key)
     if (genes == "").any():

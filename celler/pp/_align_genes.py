@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
-from celler._utils._matrix import as_csr
+from celler._utils._matrix import as_csr, check_sparse, check_view
 from celler.data._expression import ExpressionReader
 from celler.data._genes import GeneAlignment, check_unique, gene_names, selector, without_version
 from celler.data._genes import align_genes as align_names
@@ -158,6 +159,11 @@ def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
     """Return a copy with the matched columns in the reference's order; columns of one gene are added up."""
     rows, first = np.unique(gene_map, return_index=True)
     first = first[rows >= 0]
+    for layer in (None, *(name for name in adata.layers if name is not None)):
+        check_view(adata, layer)
+        X = adata.X if layer is None else adata.layers[layer]
+        if sparse.issparse(X):
+            check_sparse(X, "adata.X" if layer is None else f"adata.layers[{layer!r}]")
     whole = adata.to_memory() if adata.isbacked else adata
     aligned = whole[:, first].copy()
     if len(first) == (gene_map >= 0).sum():

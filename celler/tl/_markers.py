@@ -19,7 +19,7 @@ from scipy import sparse
 
 from celler._utils import _counts
 from celler._utils._counts import InputState, as_read, contradiction, cp10k, detect, unusable
-from celler._utils._matrix import as_csr, check_stored, spread
+from celler._utils._matrix import as_csr, check_stored, check_view, spread
 from celler._utils._messages import closest, listed
 from celler.tl._columns import label_column
 
@@ -225,10 +225,13 @@ def _elsewhere(adata: AnnData) -> str:
 
 
 def _held(adata: AnnData) -> list[str]:
+    check_view(adata, None)
+    check_view(adata, "raw")
     return [place for place in ("X", "raw") if getattr(adata, place) is not None]
 
 
 def _place(adata: AnnData, place: str, genes: Sequence[str]) -> Source:
+    check_view(adata, None if place == "X" and "X" not in adata.layers else place)
     known = places_of(adata)
     if place not in known:
         raise KeyError(
