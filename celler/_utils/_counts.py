@@ -292,11 +292,12 @@ def _together(X: sparse.csr_matrix, found: Evidence, rows: np.ndarray) -> InputS
     scaled = _scaled(X)
     if scaled is not None:
         return InputState("scaled", scaled)
-    spread = {unit: spread_of_sums(X, undo) for unit, undo in UNDO.items()}
-    unit = "linear" if spread["linear"] < SAME else min(spread, key=lambda unit: spread[unit])
-    if spread[unit] < SAME:
-        kind = "normalised" if unit == "linear" else unit
-        return InputState(kind, f"{_WORDS[unit]}of which all cells have the same sum")
+    of_sums = {each: spread_of_sums(X, undo) for each, undo in UNDO.items()}
+    same: Unit = "linear" if of_sums["linear"] < SAME else min(UNITS, key=lambda each: of_sums[each])
+    if of_sums[same] < SAME:
+        return InputState(
+            "normalised" if same == "linear" else same, f"{_WORDS[same]}of which all cells have the same sum"
+        )
     return _without_trace(X)
 
 

@@ -118,7 +118,7 @@ def _sample(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, n_sampl
 def _multiples(
     sample: np.ndarray, smallest: np.ndarray, off: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number of values compared with the smallest, their distance from multiples of it, and whole numbers, by cell."""
+    """Count, by cell, values compared with the smallest, their distance from its multiples, and whole numbers."""
     linear, least = undo(sample), undo(smallest)
     ratio = linear / least
     is_near = (ratio > 1.01) & (ratio <= FURTHEST)
@@ -146,7 +146,7 @@ def rounding(sample: np.ndarray) -> np.ndarray:
 
 
 def _alone(n_compared: np.ndarray, distance: np.ndarray, near: float) -> np.ndarray:
-    """Unit that each cell shows alone: multiples in that unit, and clearly none in the others ``(n,)``."""
+    """Return the unit that each cell shows alone: multiples in it, and clearly none in the others ``(n,)``."""
     mean = np.divide(distance, n_compared, out=np.full(distance.shape, np.inf), where=n_compared >= FEWEST)
     best, rows = mean.argmin(1), np.arange(len(mean))
     # Multiples of counts are multiples when squared.

@@ -133,8 +133,8 @@ def numbers(values: np.ndarray, name: str) -> np.ndarray:
             return found
         example = text if text is not None else next(v for v in values.flat if not isinstance(v, int | float))
     else:
-        example = values.flat[0] if values.size else None
-        example = example.item() if hasattr(example, "item") else example
+        first = values.reshape(-1)[:1].tolist()
+        example = first[0] if first else None
     read = "The table was read as text: name its decimal sign, as in pandas.read_csv(path, decimal=',')."
     advice = read if isinstance(example, str | bytes) else "Convert it first."
     raise TypeError(f"{name} holds {example!r} ({values.dtype}); numbers are needed. {advice}")

@@ -284,3 +284,62 @@ def test_check_input_refuses_what_is_no_matrix_of_numbers(name):
     with pytest.raises((ValueError, TypeError)) as error:
         check(made(name), name)
     assert VALUES[name][3] in str(error.value)
+
+
+@pytest.mark.parametrize("chunk", [sparse.csr_matrix, sparse.csr_array, sparse.csc_matrix, np.asarray])
+def test_predict_and_markers_read_dask_arrays(chunk):
+    dask = pytest.importorskip("dask.array")
+    adata = query(dask.from_array(counts(), chunks=(30, 80)).map_blocks(chunk))
+    np.testing.assert_array_equal(trained().predict(adata), labels())
+    np.testing.assert_array_equal(trained().predict(adata[::2]), trained().predict(query(counts())[::2]))
+    expected = cl.tl.rank_markers(query(counts()), "cell_type", 3)
+    assert cl.tl.rank_markers(adata, "cell_type", 3).equals(expected)
+    assert cl.pp.check_input(adata).kind == "counts"
+    cl.model.Celler.setup_anndata(adata, labels_key="cell_type")
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_predict_reads_a_lazy_file_and_setup_says_to_load_it(suffix, tmp_path):
+    pytest.importorskip("dask.array")
+    pytest.importorskip("xarray")
+    getattr(query(sparse.csr_matrix(counts())), f"write_{suffix}")(tmp_path / f"cells.{suffix}")
+    lazy = ad.experimental.read_lazy(tmp_path / f"cells.{suffix}")
+    np.testing.assert_array_equal(trained().predict(lazy), labels())
+    with pytest.raises(TypeError, match=r"read lazily.*adata\.to_memory\(\)"):
+        cl.model.Celler.setup_anndata(lazy, labels_key="cell_type")
+
+
+def test_setup_with_one_gene_says_so():
+    with pytest.raises(ValueError, match=r"values of one gene alone, 'gene 3'; at least two"):
+        cl.model.Celler.setup_anndata(query(counts() * (np.arange(80) == 3)), labels_key="cell_type")
+
+
+def test_predict_with_few_odd_cells_beyond_the_probe_names_one(monkeypatch, rng):
+    """Every row that is read is checked, not the probed ones alone."""
+    monkeypatch.setattr("celler._utils._matrix.N_PROBED", 20)
+    X = rng.poisson(4.0, (N_OBS, 80)).astype(float)
+    X[3:9] = np.log1p(X[3:9] / X[3:9].sum(1, keepdims=True) * 1e4)
+    with pytest.raises(ValueError, match="is a mixture: some cells hold counts.*others natural logarithms"):
+        trained().predict(query(sparse.csr_matrix(X)))
+
+
+def test_predict_with_a_damaged_file_names_it(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    query(sparse.csr_matrix(counts())).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        file["X/indices"][4] = 80
+        file["X/indptr"][7] = 2
+    for backed in (None, "r"):
+        adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed=backed)
+        with pytest.raises(ValueError, match=r"adata\.X is damaged"):
+            trained().predict(adata)
+        with pytest.raises(ValueError, match=r"adata\.X is damaged"):
+            cl.tl.rank_markers(adata, "cell_type")
+
+
+def test_predict_with_scaled_values_names_raw():
+    adata = query(scaled(zero_center=False))
+    adata.raw = query(log())
+    with pytest.raises(ValueError, match=r"looks scaled.*Here, pass adata\.raw\.to_adata\(\) \(log1p\)"):
+        trained().predict(adata)
+    assert len(cl.tl.rank_markers(adata, "cell_type", 1))  # of raw
