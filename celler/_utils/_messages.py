@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from anndata import AnnData
@@ -30,12 +31,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def column(table: pd.DataFrame, key: str, argument: str, place: str = "adata.obs") -> pd.Series:
     """Return ``table[key]``; a ``KeyError`` names the user's ``argument`` and the closest column."""
     if key in table.columns:
-        found = table[key]
+        found: Any = table[key]
         if isinstance(found, pd.DataFrame):
             raise ValueError(
                 f"{argument}={key!r} is the name of {found.shape[1]} columns of {place}; rename all but one of them."
             )
-        return found
+        return found if isinstance(found, pd.Series) else found.to_series()  # of a table that is read lazily
     columns = list(map(str, table.columns))
     more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
     raise KeyError(

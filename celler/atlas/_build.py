@@ -18,6 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
+from celler._utils._matrix import as_csr
 from celler._utils._messages import check_columns, has_progress
 from celler._utils._text import as_names
 from celler.atlas._curate import as_text, cell_names
@@ -230,12 +231,16 @@ def _needed(adata: AnnData, name: str, settings: Settings) -> AnnData:
     obs = as_text(obs.set_axis(cell_names(adata.obs_names, name)))
     whole = adata.to_memory() if adata.isbacked else adata
     layers = {layer: whole.layers[layer]} if layer not in (None, "X", "raw") and layer in whole.layers else {}
+    layers = {key: as_csr(X, f"layer {key!r} of source {name!r}", dtype=None) for key, X in layers.items()}
+    has_X = not layers and layer != "raw" and whole.X is not None
+    X = as_csr(whole.X, f"X of source {name!r}", dtype=None) if has_X else None
     with warnings.catch_warnings():
         # Genes without a name have the same one, and are left out later.
         warnings.filterwarnings("ignore", message="Variable names are not unique")
-        needed = AnnData(None if layers or layer == "raw" else whole.X, obs, _named(whole.var), layers=layers)
+        needed = AnnData(X, obs, _named(whole.var), layers=layers)
     if layer in (None, "raw") and whole.raw is not None:
-        needed.raw = AnnData(X=whole.raw.X, obs=obs[[]], var=_named(whole.raw.var))
+        raw = as_csr(whole.raw.X, f"raw of source {name!r}", dtype=None)
+        needed.raw = AnnData(X=raw, obs=obs[[]], var=_named(whole.raw.var))
     return needed
 
 

@@ -21,6 +21,7 @@ import pandas as pd
 import zarr
 from scipy import sparse
 
+from celler._utils._matrix import as_csr
 from celler._utils._messages import closest
 from celler.atlas._store import index_of
 
@@ -188,7 +189,7 @@ class Matrix:
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start`` to ``stop`` with the values as stored."""
         if self.form == "dense":
-            return sparse.csr_matrix(self._read(self._data, start, stop))
+            return as_csr(self._read(self._data, start, stop), f"{self.place} of {self.source}", dtype=None)
         if self.form == "csc":
             return self._rows_of_columns(start, stop)
         low, high = map(int, self._indptr[[start, stop]])
@@ -225,7 +226,8 @@ class Matrix:
 
     def _read(self, array: Any, start: int, stop: int) -> np.ndarray:
         with self.source.reading():
-            return np.asarray(array[start:stop])
+            values = np.asarray(array[start:stop])
+        return values.astype(np.float32) if values.dtype == np.float16 else values  # SciPy has none of them
 
     def _check_sparse(self) -> None:
         """Raise where the arrays do not fit together, as after an interrupted write or copy."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,29 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils import _counts
-from celler._utils._counts import InputState, detect, value_error
+from celler._utils._counts import (
+    DOMINANT,
+    InputState,
+    as_read,
+    contradiction,
+    detect,
+    dominant_gene,
+    unusable,
+    value_error,
+)
+from celler._utils._matrix import as_csr, check_sparse, check_stored, check_view, spread
 from celler._utils._messages import closest, warn
 
-N_PROBED = 1000  #: rows read to tell what the values are
+ROWS_AT_ONCE = 4096  #: rows read at once of a matrix that is not in memory
 
 
 @dataclass(frozen=True)
 class ExpressionReader:
-    """Rows of ``adata.X`` or a layer, in any storage, as CSR float32; log2(x + 1) becomes the natural logarithm."""
+    """Rows of ``adata.X`` or a layer, in any storage, as CSR float32.
+
+    Logarithms of base 2 and 10 become natural ones, square roots become squares. Every row that is read is checked
+    against the kind of the others.
+    """
 
     adata: AnnData
     layer: str | None = None
@@ -33,6 +48,7 @@ class ExpressionReader:
             raise KeyError(
                 f"layer={self.layer!r} is not in adata.layers, which has {layers}.{closest(self.layer, layers)}"
             )
+        check_view(self.adata, self.layer)
         if self.layer is None and not self.adata.isbacked and self._first().X is None:
             raise ValueError("adata.X is None; pass layer= to name the layer with the expression values.")
 
@@ -47,42 +63,87 @@ class ExpressionReader:
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
         rows = slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct
-        block = self._natural(_canonical(self._values(rows)))
+        block = as_read(self._checked(self._read(rows), distinct), self.state)
         return block if np.array_equal(distinct, index) else block[position]
 
     def matrix(self) -> sparse.csr_matrix:
         """All rows; not copied if they are CSR float32 in memory."""
-        return self._natural(self._whole())
+        X = self._whole()
+        for start in range(0, X.shape[0], ROWS_AT_ONCE):
+            end = min(start + ROWS_AT_ONCE, X.shape[0])
+            self._checked(X[start:end], range(start, end))
+        return as_read(X, self.state)
 
     def probe(self) -> sparse.csr_matrix:
         """One to two thousand rows, evenly spaced, with the stored values."""
-        return _canonical(self._values(_spread(self.adata.n_obs)))
+        return self._read(spread(self.adata.n_obs))
 
-    @cached_property
+    @property
     def state(self) -> InputState:
         """What the values of :meth:`probe` are."""
-        return detect(self.probe())
+        return self._probed[0]
 
-    def _natural(self, X: sparse.csr_matrix) -> sparse.csr_matrix:
-        return X * np.float32(math.log(2)) if self.state.kind == "log2" else X
+    @property
+    def dominant(self) -> str | None:
+        """The gene that has nearly all expression of most cells, if there is one."""
+        return self._probed[1]
+
+    @property
+    def odd_cell(self) -> str:
+        """Name of the first probed cell that differs from the others."""
+        return str(self.adata.obs_names[spread(self.adata.n_obs)][self.state.odd or 0])
+
+    @cached_property
+    def _probed(self) -> tuple[InputState, str | None]:
+        X = self.probe()
+        state = detect(X)
+        gene = dominant_gene(X, state) if state.is_usable else None
+        return state, None if gene is None else str(self.adata.var_names[gene])
+
+    def _checked(self, X: sparse.csr_matrix, rows: np.ndarray | range) -> sparse.csr_matrix:
+        """Return ``X``, the ``rows`` of the matrix; raise where cells hold values of another kind than the others."""
+        odd = contradiction(X, self.state)
+        if odd is not None:
+            raise unusable(odd, self.name, str(self.adata.obs_names[rows[odd.odd or 0]]), _what_to_pass(self))
+        return X
 
     def _whole(self) -> sparse.csr_matrix:
         X = self._stored(self.adata)
-        if hasattr(X, "to_memory"):
-            X = X.to_memory()
-        elif not (sparse.issparse(X) or isinstance(X, np.ndarray)):
-            X = X[:]
-        return _canonical(X)
+        if isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "to_memory"):
+            with self._named():
+                return as_csr(X, self.name)
+        starts = range(0, self.adata.n_obs, ROWS_AT_ONCE)
+        return sparse.vstack([self._read(slice(start, start + ROWS_AT_ONCE)) for start in starts], format="csr")
+
+    def _read(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
+        with self._named():
+            return as_csr(self._values(rows), self.name)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the matrix, and its file, in the error of a file that cannot be read."""
+        try:
+            yield
+        except OSError as error:
+            where = f" of {self.adata.filename}" if self.adata.isbacked else ""
+            raise ValueError(f"{self.name}{where} cannot be read: {error}") from error
 
     def _values(self, rows: slice | np.ndarray) -> Any:
         if self._converted is not None:
             return self._converted[rows]
-        if not (self.adata.is_view or self.adata.isbacked):
-            X = self._stored(self.adata)
+        if self._checked_ends and not (self.adata.is_view or self.adata.isbacked):
             # An AnnData of these rows would copy obs as well, which takes longer than their values.
-            if isinstance(X, np.ndarray) or sparse.issparse(X):
-                return X[rows]
+            return self._stored(self.adata)[rows]
         return self._stored(self._indexable[rows])
+
+    @cached_property
+    def _checked_ends(self) -> bool:
+        """True, or raises: rows are taken along ``indptr``, blindly."""
+        if self.adata.is_view:
+            return True  # anndata has taken the rows
+        with self._named():
+            check_stored(self._stored(self.adata), self.name)
+        return True
 
     def _first(self) -> AnnData:
         """Return an AnnData with the same kind of matrices: a view would copy all of its rows, a file read them."""
@@ -109,16 +170,6 @@ class ExpressionReader:
         return self.adata
 
 
-def _canonical(X: Any) -> sparse.csr_matrix:
-    """``X`` as CSR float32 with each entry once; not copied if it already is."""
-    block = sparse.csr_matrix(X, dtype=np.float32)
-    if not block.has_canonical_format:
-        # To columns and back orders the entries in linear time, three times as fast as sorting.
-        block = block.copy() if block.has_sorted_indices else block.tocsc().tocsr()
-        block.sum_duplicates()
-    return block
-
-
 def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
     """Reader of a query's ``layer``; without that layer, of ``X`` and with a warning."""
     if layer is None or layer in adata.layers:
@@ -128,18 +179,51 @@ def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
 
 
 def is_log(reader: ExpressionReader) -> bool:
-    """Whether the values are logarithms; raises as :func:`check_values` does."""
-    if not reader.state.is_usable:
-        check_values(reader.probe(), reader)
-    return reader.state.is_log
+    """Whether the values are logarithms; raises ``ValueError`` for values that cannot be used."""
+    state = reader.state
+    if state.is_usable:
+        return state.is_log
+    check_values(reader.probe(), reader)
+    raise unusable(state, reader.name, reader.odd_cell, _what_to_pass(reader))
 
 
-def warn_of_binned(reader: ExpressionReader) -> None:
-    """Warn if the values are bins: the magnitudes that the network reads are lost."""
-    if reader.state.kind == "binned":
-        warn(
-            f"{reader.name} looks binned already ({reader.state.evidence}); counts or log1p-normalised counts "
-            f"are needed, and labels from bins are less certain.{_what_to_pass(reader)}"
+def doubts(reader: ExpressionReader) -> list[str]:
+    """Say what makes labels from the values less certain."""
+    state, name, found = reader.state, reader.name, []
+    if state.kind == "binned":
+        found.append(
+            f"{name} looks binned already ({state.evidence}); counts or log1p-normalised counts are needed, and labels "
+            f"from bins are less certain.{_what_to_pass(reader)}"
+        )
+    if state.kind == "binary":
+        found.append(
+            f"{name} says only which genes a cell expresses ({state.evidence}); counts or log1p-normalised counts are "
+            f"needed, and labels are less certain.{_what_to_pass(reader)}"
+        )
+    if not state.is_traced:
+        found.append(f"{name}: {state.evidence}. If it holds something else, counts are needed.{_what_to_pass(reader)}")
+    if reader.dominant is not None:
+        found.append(
+            f"{reader.dominant!r} carries more than {DOMINANT:.0%} of the expression in {name} of most cells; labels "
+            "rest on next to nothing. Leave that gene out, or look where its values come from."
+        )
+    return found
+
+
+def warn_of_doubts(reader: ExpressionReader) -> None:
+    """Warn of what makes labels from the values less certain."""
+    for message in doubts(reader):
+        warn(message)
+
+
+def check_genes(reader: ExpressionReader) -> None:
+    """Raise ``ValueError`` where a single gene is expressed: cells cannot be told apart by it."""
+    X = reader.probe()
+    genes = np.unique(X.indices[X.data != 0])
+    if len(genes) == 1:
+        raise ValueError(
+            f"{reader.name} has values of one gene alone, {str(reader.adata.var_names[genes[0]])!r}; at least two are "
+            f"needed, and some hundred to tell cell types apart.{_what_to_pass(reader)}"
         )
 
 
@@ -157,13 +241,32 @@ def elsewhere(reader: ExpressionReader) -> dict[str, InputState]:
     """Return the AnnData's other usable matrices: what to pass, and what it holds."""
     adata = reader.adata
     names = (name for name in adata.layers if name not in (None, reader.layer))
-    others = {f"layer={name!r}": ExpressionReader(adata, name).state for name in names}
+    others = {f"layer={name!r}": _state_or_none(adata, name) for name in names}
     if reader.layer is not None and (adata.isbacked or adata[:0].X is not None):
-        others["adata.X (layer=None)"] = ExpressionReader(adata).state
+        others["adata.X (layer=None)"] = _state_or_none(adata, None)
     if adata.raw is not None:
-        others["adata.raw.to_adata()"] = detect(_canonical(adata.raw.X[_spread(adata.n_obs)]))
-    usable = {name: state for name, state in others.items() if state.is_usable}
+        others["adata.raw.to_adata()"] = _state_of_raw(adata)
+    usable = {name: state for name, state in others.items() if state is not None and state.is_usable}
     return dict(sorted(usable.items(), key=lambda item: item[1].kind != "counts"))
+
+
+def _state_or_none(adata: AnnData, layer: str | None) -> InputState | None:
+    """Return the state, ``None`` for a matrix that cannot be read."""
+    try:
+        return ExpressionReader(adata, layer).state
+    except (TypeError, ValueError):
+        return None
+
+
+def _state_of_raw(adata: AnnData) -> InputState | None:
+    try:
+        check_view(adata, "raw")
+        X = adata.raw.X
+        if sparse.issparse(X):
+            check_sparse(X, "adata.raw.X")
+        return detect(as_csr(X[spread(adata.n_obs)], "adata.raw.X"))
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def _what_to_pass(reader: ExpressionReader) -> str:
@@ -174,10 +277,6 @@ def _what_to_pass(reader: ExpressionReader) -> str:
     found = " or ".join(f"{name} ({state.kind})" for name, state in others.items())
     copy = "; predict has no layer argument, so give it a copy with those values in X" if "layer" in found else ""
     return f" Here, pass {found}{copy}."
-
-
-def _spread(n_obs: int) -> slice:
-    return slice(None, None, max(1, n_obs // N_PROBED))
 
 
 def read_h5ad(path: Path) -> AnnData:

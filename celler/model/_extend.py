@@ -16,6 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._matrix import as_csr
 from celler._utils._messages import warn
 from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
@@ -265,11 +266,14 @@ def prepare_query(state: ModelState, adata: AnnData) -> AnnData:
     if key is not None:
         var[key] = names.to_numpy()
 
-    def in_order(X: Any) -> sparse.csr_matrix:
-        return sparse.csr_matrix(sparse.csr_matrix(X) @ to_model.astype(X.dtype))
+    def in_order(X: Any, name: str) -> sparse.csr_matrix:
+        block = as_csr(X, name, dtype=None)
+        return sparse.csr_matrix(block @ to_model.astype(block.dtype))
 
-    layers = {name: in_order(whole.layers[name]) for name in whole.layers if name is not None}
-    X = None if whole.X is None else in_order(whole.X)
+    layers = {
+        name: in_order(whole.layers[name], f"adata.layers[{name!r}]") for name in whole.layers if name is not None
+    }
+    X = None if whole.X is None else in_order(whole.X, "adata.X")
     parts = {"obsm": dict(whole.obsm), "obsp": dict(whole.obsp), "uns": deepcopy(dict(whole.uns))}
     query = AnnData(X, obs=whole.obs.copy(), var=var, layers=layers, **parts)
     if not alignment.is_exact:

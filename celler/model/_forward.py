@@ -15,7 +15,7 @@ from scipy import sparse
 from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
 from celler._utils._messages import listed, warn
-from celler.data._expression import warn_of_binned
+from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, align_query, flat_passes, token_passes, warn_once
 from celler.inference._novelty import MIN_CELLS, Novelty
@@ -57,7 +57,7 @@ class Reading:
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
     """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query."""
-    warn_of_binned(query.reader)
+    warn_of_doubts(query.reader)
     n_cells = query.adata.n_obs
     sample, rows, how = None, np.arange(n_cells), Adaptation()
     if reading.correct_shift and len(index):

@@ -16,7 +16,7 @@ from celler._utils._devices import choose_device, choose_precision, choose_proce
 from celler._utils._messages import column
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
-from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
+from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_doubts
 from celler.data._genes import selector, take_columns
 from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import CellSource, InMemoryCells
@@ -248,7 +248,7 @@ def masked_loaders(
 
 def proportional(reader: ExpressionReader) -> sparse.csr_matrix:
     """All rows as counts, or from logarithms as values proportional to counts: bins and shares are the same."""
-    warn_of_binned(reader)
+    warn_of_doubts(reader)
     X = reader.matrix()
     if is_log(reader):
         return X.expm1()

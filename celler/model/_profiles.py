@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
 from celler._utils._devices import choose_device, choose_precision
+from celler._utils._matrix import as_csr
 from celler._utils._messages import column
 from celler.data._gene_names import gene_names
 from celler.data._genes import align_genes, selector
@@ -77,8 +77,9 @@ def read_profiles(state: ModelState, profiles: AnnData, dataset_key: str | None)
     """Return profiles in the model's genes, as shares of the counts that were measured."""
     if not isinstance(profiles, AnnData):
         raise TypeError(f"profiles is a {type(profiles).__name__}; an AnnData with a row for each cell type is needed.")
-    X = profiles.X.toarray() if sparse.issparse(profiles.X) else np.asarray(profiles.X)
-    X = X.astype(np.float64)
+    if profiles.X is None:
+        raise ValueError("profiles.X is None; the mean counts of each type are needed there.")
+    X = as_csr(profiles.X, "profiles.X", dtype=np.float64).toarray()
     total = np.nansum(X, axis=1, keepdims=True)
     if not (X[~np.isnan(X)] >= 0).all() or not np.isfinite(total).all() or not (total > 0).all():
         raise ValueError(

@@ -19,7 +19,7 @@ from scvi.data.fields import CategoricalObsField, LayerField
 from celler._utils._devices import choose_device, choose_precision
 from celler._utils._messages import column, warn
 from celler._utils._text import as_categories, count_texts, warn_of_labels
-from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_binned
+from celler.data._expression import ExpressionReader, check_genes, check_values, is_log, warn_of_doubts
 from celler.data._gene_names import check_names, gene_names, left_out
 from celler.data._genes import GeneAlignment, align_genes
 from celler.data._query import Genes
@@ -88,10 +88,16 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
     if adata.is_view:
         raise ValueError("adata is a view; setup_anndata writes to it, so copy it first: adata = adata.copy().")
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise TypeError(
+            "adata is read lazily, and setup_anndata writes to its obs; load it first: adata = adata.to_memory(). "
+            "predict and annotate take it as it is."
+        )
     reader = ExpressionReader(adata, setup.layer)
     genes = gene_names(adata.var, setup.gene_key)
     check_names(genes, adata.var, setup.gene_key)
     is_log(reader)
+    check_genes(reader)
     if not adata.isbacked:  # the values of a file are checked as they are read
         check_values(reader.matrix(), reader)
     if setup.batch_key is not None:
@@ -104,7 +110,7 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
             )
     labels = read_labels(adata, setup)
     read_tree(adata, labels, setup)
-    warn_of_binned(reader)
+    warn_of_doubts(reader)
     if not_read := left_out(adata.var, setup.gene_key):
         warn(not_read)
     if setup.labels_key is not None:

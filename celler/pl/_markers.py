@@ -24,7 +24,7 @@ from celler._utils._text import as_names, found_names
 from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
 from celler.pl._docs import document
 from celler.tl._columns import N_LISTED, label_column, note_unlabelled, with_closest
-from celler.tl._markers import Source, check_values, find_source, rank_markers, read_columns
+from celler.tl._markers import Source, check_state, check_values, find_source, rank_markers, read_columns
 
 # Lengths are inches, as in figsize.
 CELL = 0.28
@@ -94,8 +94,9 @@ def small_copy(adata: AnnData, source: Source, genes: Iterable[str], groups: pd.
     """Return an AnnData of the cells that have a group and of ``genes`` only."""
     genes = list(dict.fromkeys(genes))
     labelled = np.flatnonzero(groups.codes >= 0)
-    values = read_columns(source.matrix, source.gene_names.get_indexer_for(genes))[labelled]
+    values = read_columns(source, source.gene_names.get_indexer_for(genes))[labelled]
     check_values(values.data, source.name, adata)
+    check_state(source.state, source.name, adata)
     obs = pd.DataFrame({groupby: groups[labelled]}, index=pd.RangeIndex(len(labelled)).astype(str))
     values = values.astype(np.result_type(values.dtype, np.float32))
     return AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))

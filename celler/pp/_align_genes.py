@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
+from celler._utils._matrix import as_csr, check_sparse, check_view
 from celler._utils._messages import check_columns
 from celler._utils._text import as_names
 from celler.data._expression import ExpressionReader
@@ -173,6 +175,11 @@ def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
     """Return a copy with the matched columns in the reference's order; columns of one gene are added up."""
     rows, first = np.unique(gene_map, return_index=True)
     first = first[rows >= 0]
+    for layer in (None, *(name for name in adata.layers if name is not None)):
+        check_view(adata, layer)
+        X = adata.X if layer is None else adata.layers[layer]
+        if sparse.issparse(X):
+            check_sparse(X, "adata.X" if layer is None else f"adata.layers[{layer!r}]")
     whole = adata.to_memory() if adata.isbacked else adata
     aligned = whole[:, first].copy()
     if len(first) == (gene_map >= 0).sum():
@@ -183,13 +190,15 @@ def _columns(adata: AnnData, gene_map: np.ndarray) -> AnnData:
         if X is None:
             continue
         reader = ExpressionReader(whole, layer)
-        if reader.state.is_log or not reader.state.is_usable:
+        if reader.state.kind not in ("counts", "expected counts", "normalised"):
             raise ValueError(
                 f"{reader.name} holds {reader.state.kind} values, which cannot be added up; duplicates='sum' "
                 "needs counts in X and every layer, or pass duplicates='drop'."
             )
+        total = as_csr(X, reader.name, dtype=None) @ adder
+        total = total.toarray() if isinstance(X, np.ndarray) else total
         if layer is None:
-            aligned.X = X @ adder
+            aligned.X = total
         else:
-            aligned.layers[layer] = X @ adder
+            aligned.layers[layer] = total
     return aligned

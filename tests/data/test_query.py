@@ -167,7 +167,7 @@ def test_predict_reads_a_chunk_at_once(query, monkeypatch):
     read = ad.AnnData.__getitem__
     monkeypatch.setattr("celler.data._query.CHUNK_SIZE", 7)
     monkeypatch.setattr("celler.model._forward.CHUNK_SIZE", 7)
-    monkeypatch.setattr("celler.data._expression.N_PROBED", 4)
+    monkeypatch.setattr("celler._utils._matrix.N_PROBED", 4)
     monkeypatch.setattr(
         ad.AnnData,
         "__getitem__",

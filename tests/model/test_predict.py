@@ -77,7 +77,7 @@ def test_predict_checks_arguments_before_it_reads_cells(monkeypatch):
 
 
 def test_predict_with_a_bad_value_in_one_cell(monkeypatch):
-    monkeypatch.setattr("celler.data._expression.N_PROBED", 2)
+    monkeypatch.setattr("celler._utils._matrix.N_PROBED", 2)
     query = cells(60, seed=1)
     query.X = query.X.toarray()
     query.X[17, 4] = -1
