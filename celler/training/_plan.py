@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class TrainingConfig:
         Whether the evidence table is solved as a logistic regression before training, and then frozen.
     processes, ckpt_path
         Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
+    fingerprint
+        What a training that resumes from the file has to have in common with it, by name.
     """
 
     max_epochs: int
@@ -96,6 +99,7 @@ class TrainingConfig:
     solves_evidence: bool = False
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_schedule(self)
@@ -144,8 +148,8 @@ def check_schedule(config: RunConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
-    if config.learning_rate <= 0:
-        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate={config.learning_rate} was given; a finite number above 0 is needed.")
 
 
 class TrainingPlan(LightningModule):
