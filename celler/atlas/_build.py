@@ -17,6 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
+from celler._utils._arguments import checked
 from celler._utils._messages import has_progress
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
@@ -31,6 +32,7 @@ class UnfinishedBuild(ValueError):
     """A folder holds the work of another build."""
 
 
+@checked
 def build(
     sources: Iterable[str | Path | AnnData] | Mapping[str, str | Path | AnnData],
     out: str | os.PathLike[str],

@@ -6,12 +6,14 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
+from celler._utils._arguments import checked
 from celler._utils._messages import column
 from celler.labels._tree import as_strings
 
 __all__ = ["group_split", "long_tail_split", "thin"]
 
 
+@checked
 def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator) -> np.ndarray:
     r"""Choose cells that thin labels to an exponential long tail.
 
@@ -59,6 +61,7 @@ def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.ran
     return np.sort(np.concatenate(kept))
 
 
+@checked
 def long_tail_split(
     adata: AnnData, labels_key: str, *, imbalance: float = 100.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:
@@ -101,6 +104,7 @@ def long_tail_split(
     return _part(adata, np.sort(reference), labels_key, labels), _part(adata, np.sort(query), labels_key, labels)
 
 
+@checked
 def group_split(
     adata: AnnData, labels_key: str, group_key: str, *, imbalance: float = 1.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:

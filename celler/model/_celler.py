@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from celler._utils._arguments import checked
 from celler._utils._devices import choose_device
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -116,6 +117,7 @@ class Celler(BaseModelClass):
     setup_annbatch = _Unsupported()
     transfer_fields = _Unsupported()
 
+    @checked
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -146,6 +148,7 @@ class Celler(BaseModelClass):
         self._become(new_state(setup, described, self._arguments))
 
     @classmethod
+    @checked
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -191,6 +194,7 @@ class Celler(BaseModelClass):
         setup_method_args = cls._get_setup_method_args(**locals())
         cls.register_manager(register(adata, setup_method_args))
 
+    @checked
     def train(
         self,
         max_epochs: int | None = None,
@@ -285,6 +289,7 @@ class Celler(BaseModelClass):
         )
         self._become(_train.train(self._state, self._registered, datamodule, options))
 
+    @checked
     def predict(
         self,
         adata: AnnData | None = None,
@@ -364,6 +369,7 @@ class Celler(BaseModelClass):
         self._meet(dataloader.sample(1))
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
+    @checked
     def annotate(
         self,
         adata: AnnData | None = None,
@@ -414,6 +420,7 @@ class Celler(BaseModelClass):
             propagate=propagate,
         )
 
+    @checked
     def annotate_store(
         self,
         datamodule: DataModule,
@@ -462,6 +469,7 @@ class Celler(BaseModelClass):
             reported=self._reported,
         )
 
+    @checked
     def get_novelty(
         self,
         adata: AnnData | None = None,
@@ -491,6 +499,7 @@ class Celler(BaseModelClass):
         cells = self._cells(adata, indices)
         return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
 
+    @checked
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -517,6 +526,7 @@ class Celler(BaseModelClass):
         reading = Reading(batch_size, correct_shift)
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
+    @checked
     def get_gene_importance(
         self,
         adata: AnnData | None = None,
@@ -569,6 +579,7 @@ class Celler(BaseModelClass):
         reading = Reading(batch_size, correct_shift)
         return _explain.gene_importance(self._state, cells, wanted, reading)
 
+    @checked
     def pretrain(
         self,
         max_epochs: int | None = None,
@@ -634,6 +645,7 @@ class Celler(BaseModelClass):
         more = None if adata is None else self._all_of(adata)
         self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
 
+    @checked
     def learn_profiles(
         self,
         profiles: AnnData,
@@ -702,6 +714,7 @@ class Celler(BaseModelClass):
         self._become(state)
         return pd.DataFrame(curves).rename_axis("epoch")
 
+    @checked
     def load_encoder(self, pretrained: Celler | str | os.PathLike[str]) -> None:
         """Start from the encoder of another pretrained model, matched by gene name; then :meth:`train`.
 
@@ -725,6 +738,7 @@ class Celler(BaseModelClass):
             raise ValueError(f"{pretrained!r} was given; a Celler that was pretrained, or its folder, is needed.")
         self._become(_transfer.load_encoder(self._state, other._state))
 
+    @checked
     def predict_expression(
         self,
         adata: AnnData | None = None,
@@ -757,6 +771,7 @@ class Celler(BaseModelClass):
         cells = self._cells(adata, indices, needs_classes=False)
         return _expression.predict_expression(self._state, cells, genes)
 
+    @checked
     def impute(self, adata: AnnData | None = None, layer_added: str = "celler_imputed") -> None:
         """Write :meth:`predict_expression` of the genes of ``adata`` to a dense layer.
 
@@ -772,6 +787,7 @@ class Celler(BaseModelClass):
         _expression.impute(self._state, cells, layer_added)
 
     @classmethod
+    @checked
     def load_query_data(
         cls,
         adata: AnnData,
@@ -846,6 +862,7 @@ class Celler(BaseModelClass):
         return model
 
     @classmethod
+    @checked
     def prepare_query_anndata(cls, adata: AnnData, reference_model: Celler | str | os.PathLike[str]) -> AnnData:
         """Make an AnnData of the cells of ``adata`` with a model's genes, in the model's order.
 
@@ -868,6 +885,7 @@ class Celler(BaseModelClass):
         return _extend.prepare_query(cls._trained(reference_model, "auto")._state, adata)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -944,6 +962,7 @@ class Celler(BaseModelClass):
         model._become(_transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision))
         return model
 
+    @checked
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the trained or pretrained model to a folder, whole or not at all.
 
@@ -967,6 +986,7 @@ class Celler(BaseModelClass):
         """
         _checkpoint.save(self._saved, dir_path, overwrite=overwrite)
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,
@@ -1017,6 +1037,7 @@ class Celler(BaseModelClass):
         return _checkpoint.push(self._saved, repo_id, upload, license)
 
     @classmethod
+    @checked
     def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, accelerator: str = "auto") -> Celler:
         """Load the model that :meth:`save` or :meth:`push_to_hub` wrote, ready to predict.
 

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler.data._expression import ExpressionReader
 from celler.data._genes import GeneAlignment, check_unique, gene_names, selector, without_version
 from celler.data._genes import align_genes as align_names
 
 
+@checked
 def align_genes(
     adata: AnnData,
     reference: Any,

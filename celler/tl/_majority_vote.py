@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler.tl._columns import label_column
 
 
+@checked
 def majority_vote(
     adata: AnnData,
     key: str,

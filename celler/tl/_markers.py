@@ -16,6 +16,7 @@ from anndata.abc import CSCDataset
 from scipy import sparse
 
 from celler._utils import _counts
+from celler._utils._arguments import checked
 from celler._utils._counts import cp10k, detect
 from celler._utils._messages import closest, listed
 from celler.tl._columns import label_column
@@ -26,6 +27,7 @@ ROWS_AT_ONCE = 50_000  # rows in memory at once
 PRIOR_CELLS = 5
 
 
+@checked
 def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None) -> pd.DataFrame:
     r"""Rank the genes that are specific to each group of cells, best first.
 

@@ -138,7 +138,7 @@ class EachEpoch(Checkpoint):
         self.found: dict[str, Any] | None = None
         self.is_restored = False
 
-    def read(self, plan: Any) -> dict[str, Any] | None:
+    def read(self, plan: Any, best: BestWeights | None) -> dict[str, Any] | None:
         """Return what the file holds, checked; ``None`` where there is none. Raise ``ValueError`` for a damaged one."""
         if not self.path.exists():
             return None
@@ -156,7 +156,10 @@ class EachEpoch(Checkpoint):
             raise self._damaged(error) from None
         except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError) as error:
             raise self._damaged(error) from None
-        self._check(found, plan)
+        try:
+            self._check(found, plan, best)
+        except (AttributeError, TypeError, KeyError, IndexError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
         differing = [name for name, value in self.given.items() if found["celler"]["given"].get(name) != value]
         if differing:
             raise ValueError(
@@ -165,7 +168,7 @@ class EachEpoch(Checkpoint):
             )
         return dict(found)
 
-    def _check(self, found: Any, plan: Any) -> None:
+    def _check(self, found: Any, plan: Any, best: BestWeights | None) -> None:
         """Raise ``ValueError`` unless the contents are those of this training."""
         own = found.get("celler") if isinstance(found, dict) else None
         if not isinstance(own, dict) or not isinstance(own.get("given"), dict):
@@ -180,16 +183,18 @@ class EachEpoch(Checkpoint):
         if any(own["given"].get(name) != value for name, value in self.given.items()):
             return  # the weights are of another network
         sizes = {name: (weights.dtype, weights.shape) for name, weights in plan.state_dict().items()}
-        kept = [part["state"] for part in found["callbacks"].values() if isinstance(part, dict) and part.get("state")]
-        for weights in (found["state_dict"], *kept):
+        found["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]  # raises where there is none
+        kept = None if best is None else found["callbacks"][best.state_key]["state"]
+        for weights in (found["state_dict"], *([] if kept is None else [kept])):
             if {name: (values.dtype, values.shape) for name, values in weights.items()} != sizes:
                 raise self._damaged("its weights are of another network")
-            if not all(values.isfinite().all() for values in weights.values() if values.is_floating_point()):
-                # The score of a gene that is never seen is −∞ in the plan as well.
-                self._check_infinite(weights, plan)
+            self._check_finite(weights, plan)
 
-    def _check_infinite(self, weights: dict[str, Tensor], plan: Any) -> None:
-        """Raise ``ValueError`` for weights that are not finite where those of a new network are."""
+    def _check_finite(self, weights: dict[str, Tensor], plan: Any) -> None:
+        """Raise ``ValueError`` for weights that are not finite where those of a new network are.
+
+        The score of a gene that is never seen is −∞ in both.
+        """
         for name, values in plan.state_dict().items():
             if values.is_floating_point() and (~weights[name].isfinite() & values.isfinite()).any():
                 raise self._damaged(f"its weights {name} are not finite")
@@ -202,10 +207,11 @@ class EachEpoch(Checkpoint):
 
     def take_up(self, found: dict[str, Any], plan: Any, best: BestWeights | None) -> None:
         """Give ``plan`` what a finished training left."""
-        plan.load_state_dict(found["state_dict"])
-        self.on_load_checkpoint(None, plan, found)
-        if best is not None:
-            best.load_state_dict(found["callbacks"][best.state_key])
+        with self.restoring():
+            plan.load_state_dict(found["state_dict"])
+            self.on_load_checkpoint(None, plan, found)
+            if best is not None:
+                best.load_state_dict(found["callbacks"][best.state_key])
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -254,10 +260,10 @@ class EachEpoch(Checkpoint):
         """Set the epoch and the random state with which the interrupted training would have continued."""
         if self.found is None:
             return
-        self.is_restored = True
         self.minibatches.set_epoch(trainer.current_epoch)
         state = self.found["random"][trainer.global_rank]
         pl_module.generator.set_state(state["noise"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], pl_module.device)
+        self.is_restored = True

@@ -73,13 +73,11 @@ def run_plan(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers split the minibatches over the ranks
         )
-        found = None if each_epoch is None else each_epoch.read(plan)
-        if found is None or each_epoch is None:
+        if each_epoch is None or (found := each_epoch.read(plan, chosen)) is None:
             with _interruptible():
                 trainer.fit(plan, train, validation)
-        elif found["celler"]["is_finished"] or found["epoch"] + 1 >= config.max_epochs:
-            with each_epoch.restoring():
-                each_epoch.take_up(found, plan, chosen)
+        elif found["celler"]["is_finished"]:
+            each_epoch.take_up(found, plan, chosen)
             if has_bars(config):
                 tqdm.write(f"{title}: {each_epoch.path} holds this training, finished, and is taken up as it is.")
         else:
