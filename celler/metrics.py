@@ -147,8 +147,6 @@ def calibration_bins(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int
         Mean ``confidence``, mean ``accuracy`` and ``n_cells`` of each bin with cells. The index is the number
         of the bin, from 0; a confidence of 1 is in the last.
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins={n_bins} was given; pass 1 or more.")
     cells = pd.DataFrame({"confidence": confidence, "accuracy": is_correct}, dtype=float)
     number = np.clip((cells["confidence"] * n_bins).astype(int), 0, n_bins - 1)
     by_bin = cells.groupby(number.rename("bin"))

@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 
 # ---- kinds of arguments ----
 def _whole(least: int, most: int) -> Rule:
-    needed = f"a whole number from {least:,} to {most:,}"
+    needed = f"a whole number of at least {least:,} and at most {most:,}"
     return Rule(needed, lambda value: type(value) is int, lambda value: least <= value <= most)
 
 
@@ -113,9 +113,9 @@ CELLS_OR_TABLE = _either("an AnnData or a pandas DataFrame", CELLS, TABLE)
 LIST = Rule("a list or an array", _is_list)
 ARRAY = _type("an array, a Series or a list", np.ndarray, pd.Series, pd.Index, pd.Categorical, list, tuple)
 MAPPING = _type("a dict or a Series", Mapping, pd.Series)
-SHARE = _number(" from 0 to 1", lambda value: 0 <= value <= 1)
+SHARE = _number(" between 0 and 1", lambda value: 0 <= value <= 1)
 PART = _number(" of at least 0 and below 1", lambda value: 0 <= value < 1)
-INSIDE = _number(" between 0 and 1", lambda value: 0 < value < 1)
+INSIDE = _number(" above 0 and below 1", lambda value: 0 < value < 1)
 POSITIVE = _number(" above 0", lambda value: value > 0)
 AT_LEAST_0 = _number(" of at least 0", lambda value: value >= 0)
 AT_LEAST_1 = _number(" of at least 1", lambda value: value >= 1)
@@ -123,7 +123,7 @@ NUMBER = _number("", lambda value: True)
 SIZE, COUNT, MANY = _whole(1, 1_000_000), _whole(1, 10_000_000), _whole(1, 1_000_000_000)
 SEED = _whole(0, 2**32 - 1)  # what NumPy, torch and scikit-learn all take
 SEEDS = _either(
-    "a whole number from 1 to 1,000, or a list of seeds from 0 to 4,294,967,295",
+    "a whole number of at least 1 and at most 1,000, or a list of seeds,",
     _whole(1, 1000),
     Rule(
         "",
@@ -155,7 +155,7 @@ RULES = {
     "basis": NAME,
     "batch_key": NAME,
     "batch_size": MANY,
-    "candidates": SOME_TEXTS,
+    "candidates": TEXTS,
     "ckpt_path": PATH,
     "class_balance": SHARE,
     "classes": TEXTS,
@@ -171,7 +171,7 @@ RULES = {
     "correct_key": NAME,
     "correct_shift": FLAG,
     "counts": TABLE,
-    "curves": TABLE,
+    "curves": _type("model.history of a trained model, a pandas DataFrame,", pd.DataFrame),
     "d_model": SIZE,
     "data": _either("an AnnData, a table, a Series or a dict", CELLS_OR_TABLE, MAPPING),
     "dataloader": _of_module("dm.inference_dataloader() of a DataModule", "celler.atlas._store", "CellBlocks"),
@@ -210,7 +210,7 @@ RULES = {
     "key": NAME,
     "key_added": KEY_ADDED,
     "label_smoothing": PART,
-    "labels": Rule("a list of texts, or a dict,", lambda value: _is_list(value) or isinstance(value, Iterable)),
+    "labels": ANY,  # cl.labels tells one text, a table, bytes and numbers apart, and says what each needs
     "labels_key": NAME,
     "labels_key: PerSource": PER_SOURCE,
     "layer": NAME,
@@ -270,7 +270,7 @@ RULES = {
     "prediction_key": NAME,
     "pretrained": MODEL,
     "private": FLAG,
-    "profiles": CELLS,
+    "profiles": _of_module("an AnnData with a row for each cell type", "anndata", "AnnData"),
     "propagate": FLAG,
     "query": CELLS,
     "query_labels_key": NAME,
@@ -304,7 +304,7 @@ RULES = {
     "tables": _either("a table, an Evaluation, or a dict of them", TABLE, MAPPING, EVALUATION),
     "temperature": POSITIVE,
     "test_size": PART,
-    "threshold": _number(", a probability from 0 to 1,", lambda value: 0 <= value <= 1),
+    "threshold": _number(", a probability between 0 and 1,", lambda value: 0 <= value <= 1),
     "tissue": TEXT_OR_TEXTS,
     "title": TEXT,
     "token": NAME,

@@ -49,8 +49,6 @@ def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.ran
     >>> np.unique(labels[rows], return_counts=True)[1].tolist()
     [100, 10]
     """
-    if imbalance < 1:
-        raise ValueError(f"imbalance={imbalance} was given; largest : smallest is at least 1.")
     names, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = imbalance ** -np.linspace(0, 1, len(names))

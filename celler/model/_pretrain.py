@@ -76,8 +76,6 @@ def pretrain(
 ) -> ModelState:
     """Learn genes from the model's ``own`` cells and ``more``, or from those of a store."""
     require_untrained(state)
-    if not 0 <= options.validation_size < 1:
-        raise ValueError(f"validation_size={options.validation_size} was given; 0 <= it < 1 is needed.")
     before, seed = state.pretrained, options.seed
     if datamodule is None:
         cells = unlabelled_cells(state, own, more)
@@ -210,8 +208,6 @@ def with_masked_task(
     """Add the masked task of all registered cells to a training, and what it leaves; nothing for the weight 0."""
     if weight == 0:
         return config, None
-    if not weight > 0:
-        raise ValueError(f"masked_weight={weight} was given; 0 or more is needed.")
     if state.scgpt is not None or state.old is not None or own is None:
         raise ValueError(
             "masked_weight is for a model that learns its genes from a registered AnnData, not for one that "

@@ -70,8 +70,6 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
     """
-    if n_genes < 1:
-        raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed.")
     groups = label_column(adata, groupby, "groupby")
     source = find_source(adata, layer, None)
     means = group_means(adata, source, groups)

@@ -103,10 +103,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_schedule(self)
-        if not callable(self.loss) or isinstance(self.loss, type):
-            raise TypeError(f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM().")
-        if not isinstance(self.replay, Replay | None):
-            raise TypeError(f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay.")
         if not 0 <= self.token_dropout < 1:
             raise ValueError(f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed.")
 
