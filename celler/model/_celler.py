@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from scvi.model.base import BaseModelClass
 
 from celler._utils._arguments import checked
 from celler._utils._devices import choose_device
+from celler._utils._unchanged import unchanged_on_error
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
@@ -45,6 +47,9 @@ from celler.model._setup import describe, new_state, register
 from celler.model._state import ModelState, Setup, summary
 from celler.network._scgpt import read_scgpt
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class _Unsupported:
     """A member of scvi-tools' base class that Celler does not have; ``dir(model)`` leaves it out."""
@@ -54,6 +59,24 @@ class _Unsupported:
 
     def __get__(self, instance: object, owner: type) -> Any:
         raise AttributeError(f"Celler does not support scvi-tools' {self.name}.")
+
+
+def _as_before(method: Callable[P, R]) -> Callable[P, R]:
+    """Leave a model as it was where its method fails: one of a tissue takes on the genes of the cells it is given."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        model: Any = args[0]
+        state, reported = model._state, set(model._reported)
+        try:
+            return method(*args, **kwargs)
+        except BaseException:
+            model._reported &= reported
+            if model._state is not state:
+                model._become(state)
+            raise
+
+    return call
 
 
 class Celler(BaseModelClass):
@@ -192,7 +215,8 @@ class Celler(BaseModelClass):
             If values, labels or genes cannot be used.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        cls.register_manager(register(adata, setup_method_args))
+        with unchanged_on_error(adata):
+            cls.register_manager(register(adata, setup_method_args))
 
     @checked
     def train(
@@ -290,6 +314,7 @@ class Celler(BaseModelClass):
         self._become(_train.train(self._state, self._registered, datamodule, options))
 
     @checked
+    @_as_before
     def predict(
         self,
         adata: AnnData | None = None,
@@ -370,6 +395,7 @@ class Celler(BaseModelClass):
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
     @checked
+    @_as_before
     def annotate(
         self,
         adata: AnnData | None = None,
@@ -410,17 +436,15 @@ class Celler(BaseModelClass):
         "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
         """
         cells = self._cells(adata)
-        _predict.annotate(
-            self._state,
-            cells,
-            key_added,
-            Question("class", threshold, unknown_label, None, false_alarm_rate, backoff),
-            Reading(None, correct_shift),
-            cluster_key=cluster_key,
-            propagate=propagate,
-        )
+        question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
+        reading = Reading(None, correct_shift)
+        with unchanged_on_error(cells.adata):
+            _predict.annotate(
+                self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
+            )
 
     @checked
+    @_as_before
     def annotate_store(
         self,
         datamodule: DataModule,
@@ -470,6 +494,7 @@ class Celler(BaseModelClass):
         )
 
     @checked
+    @_as_before
     def get_novelty(
         self,
         adata: AnnData | None = None,
@@ -500,6 +525,7 @@ class Celler(BaseModelClass):
         return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
 
     @checked
+    @_as_before
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -527,6 +553,7 @@ class Celler(BaseModelClass):
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
     @checked
+    @_as_before
     def get_gene_importance(
         self,
         adata: AnnData | None = None,
@@ -846,20 +873,21 @@ class Celler(BaseModelClass):
             "gene_key": gene_key,
         }
         setup = _extend.extended_setup(state, given)
-        if state.names_atlases:
-            of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
-            cls.setup_anndata(adata, **vars(of_new))
-            model = cls(adata, precision=reference._arguments["precision"])
-            model._become(_tissue.with_ids_of(model._state, state))
+        with unchanged_on_error(adata):
+            if state.names_atlases:
+                of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
+                cls.setup_anndata(adata, **vars(of_new))
+                model = cls(adata, precision=reference._arguments["precision"])
+                model._become(_tissue.with_ids_of(model._state, state))
+                return model
+            _extend.check_extendable(state)
+            tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
+            genes = _extend.extended_genes(state, adata, setup.gene_key)
+            cls.setup_anndata(adata, **vars(setup))
+            # The encoder is the reference's, whether or not a new one for these genes could be made.
+            model = cls(adata, **reference._arguments | {"encoder": None})
+            model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
             return model
-        _extend.check_extendable(state)
-        tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
-        genes = _extend.extended_genes(state, adata, setup.gene_key)
-        cls.setup_anndata(adata, **vars(setup))
-        # The encoder is the reference's, whether or not a new one for these genes could be made.
-        model = cls(adata, **reference._arguments | {"encoder": None})
-        model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
-        return model
 
     @classmethod
     @checked

@@ -418,3 +418,65 @@ def test_bit_flips_of_a_file_are_found(tmp_path, rng):
             continue
         for name, values in state_of(again).items():
             np.testing.assert_array_equal(values, state_of(whole)[name])
+
+
+def interrupting(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", ["register_fields", "CategoricalObsField"])
+def test_setup_anndata_that_stops_leaves_the_cells(place, monkeypatch):
+    from scvi.data import AnnDataManager
+
+    from celler.model import _setup
+
+    adata = toy.cells(50)
+    before = toy.snapshot(adata)
+    monkeypatch.setattr(AnnDataManager if place == "register_fields" else _setup, place, interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        Celler.setup_anndata(adata, labels_key="cell_type")
+    toy.assert_unchanged(adata, before)
+
+
+def test_load_query_data_that_stops_leaves_cells_and_model(monkeypatch):
+    from celler.model import _extend
+
+    old, adata = toy.fit(toy.cells(200), **HOW), toy.cells(80, seed=3)
+    before, weights = toy.snapshot(adata), state_of(old)
+    monkeypatch.setattr(_extend, "extended_state", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        Celler.load_query_data(adata, old)
+    toy.assert_unchanged(adata, before)
+    assert_same(old, weights, old.module)
+
+
+@pytest.mark.parametrize("is_second", [False, True])
+def test_annotate_that_stops_leaves_the_cells(is_second, monkeypatch):
+    """While it writes: the second call also replaces columns of the first."""
+    import celler.model._predict as predict
+
+    adata = toy.cells(30, seed=1)
+    if is_second:
+        toy.trained().annotate(adata)
+    before, write = toy.snapshot(adata), predict.write_annotation
+
+    def stopping(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write_annotation", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        toy.trained().annotate(adata, threshold=0.9)
+    toy.assert_unchanged(adata, before)
+
+
+def test_predict_that_stops_says_its_warning_again(monkeypatch):
+    import celler.model._predict as predict
+
+    model, adata = toy.fit(toy.cells(100), **HOW), toy.cells(30, seed=1)[:, 5:].copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "forward", interrupting)
+        with pytest.warns(UserWarning, match="genes"), pytest.raises(KeyboardInterrupt):
+            model.predict(adata)
+    with pytest.warns(UserWarning, match="genes"):
+        model.predict(adata)
