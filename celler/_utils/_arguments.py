@@ -132,7 +132,9 @@ SEEDS = _either(
     ),
     Rule("", lambda value: isinstance(value, range), lambda value: len(value) > 0 and min(value) >= 0),
 )
-MODEL = _either("a Celler, or the folder or address of a saved one,", PATH, _of_module("", "celler.model", "Celler"))
+MODEL = _either(
+    "a trained Celler or its folder, or the address of one,", PATH, _of_module("", "celler.model", "Celler")
+)
 #: One value for all sources, or one for each: ``celler.atlas.build`` looks at the rest.
 PER_SOURCE = _either("text, or a dict or a list of texts, one for each source,", NAME, MAPPING, LIST)
 EVALUATION = _of_module("an Evaluation", "celler.tl", "Evaluation")
