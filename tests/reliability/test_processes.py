@@ -480,3 +480,15 @@ def test_predict_that_stops_says_its_warning_again(monkeypatch):
             model.predict(adata)
     with pytest.warns(UserWarning, match="genes"):
         model.predict(adata)
+
+
+def test_train_with_genes_that_the_base_has_never_seen():
+    """Their score is −∞, which is no divergence."""
+    from base_cases import known_cells, untrained
+
+    adata = known_cells(200)
+    adata.var_names = [*adata.var_names[:-3], "none1", "none2", "none3"]
+    model = untrained(adata)
+    assert not torch.isfinite(model.module.encoder.score).all()
+    model.train(**HOW)
+    assert model.is_trained
