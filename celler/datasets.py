@@ -8,9 +8,12 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._arguments import checked
+
 __all__ = ["pbmc68k", "toy_long_tail"]
 
 
+@checked
 def pbmc68k() -> AnnData:
     """Return 700 peripheral blood cells of 10 types, 8 to 240 cells each, by 765 genes.
 
@@ -32,6 +35,7 @@ def pbmc68k() -> AnnData:
     return adata
 
 
+@checked
 def toy_long_tail(
     n_obs: int = 1000, n_vars: int = 200, n_classes: int = 6, imbalance: float = 50.0, seed: int = 0
 ) -> AnnData:

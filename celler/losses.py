@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from celler._utils._arguments import check_fields
+
 __all__ = ["DEFAULT", "HDM", "RIDE", "BalancedSoftmax", "ClassLoss", "CrossEntropy", "Focal", "GInf", "Loss"]
 
 
@@ -87,8 +89,7 @@ class CrossEntropy(ClassLoss):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing} was given; 0 <= it < 1 is needed.")
+        check_fields(self)
 
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
         return F.cross_entropy(shifted, labels, reduction="none", label_smoothing=self.label_smoothing)
@@ -109,8 +110,7 @@ class Focal(ClassLoss):
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.gamma >= 0:
-            raise ValueError(f"gamma={self.gamma} was given; it must be >= 0.")
+        check_fields(self)
 
     def among(self, shifted: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
         nll = F.cross_entropy(shifted, labels, reduction="none")
@@ -168,11 +168,7 @@ class RIDE(ClassLoss):
     joins_experts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (self.diversity >= 0 and self.temperature > 0):
-            given = f"diversity={self.diversity} and temperature={self.temperature}"
-            raise ValueError(f"{given} were given; diversity >= 0 and temperature > 0 are needed.")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance={self.balance} was given; 0 <= it <= 1 is needed.")
+        check_fields(self)
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         if logits.ndim != 3 or len(logits) < 2:
@@ -224,8 +220,7 @@ class GInf(ClassLoss):
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.amplitude >= 0 and self.std >= 0):
-            raise ValueError(f"amplitude={self.amplitude} and std={self.std} were given; both must be >= 0.")
+        check_fields(self)
 
     def shift(self, logits: Tensor, class_counts: Tensor, generator: Generator | None) -> Tensor:
         """Return ``z' + log N (B, C)``, whose cross-entropy is the loss."""
@@ -272,10 +267,7 @@ class HDM:
     base: ClassLoss = field(default_factory=GInf)
 
     def __post_init__(self) -> None:
-        if self.n_hard is not None and self.n_hard < 1:
-            raise ValueError(f"n_hard={self.n_hard} was given; at least 1 is needed, or None.")
-        if not hasattr(self.base, "among") or isinstance(self.base, type):
-            raise TypeError(f"base={self.base!r} was given; pass one of celler.losses other than HDM, such as GInf().")
+        check_fields(self)
 
     @property
     def joins_experts(self) -> bool:

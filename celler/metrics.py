@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from celler._utils._arguments import checked
+
 __all__ = ["calibration_bins", "expected_calibration_error", "frequency_groups", "per_class", "summary"]
 
 
+@checked
 def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int]) -> pd.DataFrame:
     """Compute precision, recall and F1 of each class of the truth.
 
@@ -48,6 +51,7 @@ def per_class(truth: np.ndarray, prediction: np.ndarray, reference_counts: Mappi
     )
 
 
+@checked
 def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
     """Divide classes into head, medium and tail.
 
@@ -71,6 +75,7 @@ def frequency_groups(reference_counts: Mapping[str, int]) -> dict[str, str]:
     return {name: group(count) for name, count in reference_counts.items()}
 
 
+@checked
 def summary(
     truth: np.ndarray, prediction: np.ndarray, reference_counts: Mapping[str, int], classes: Sequence[str] | None = None
 ) -> dict[str, float]:
@@ -105,6 +110,7 @@ def summary(
     return result
 
 
+@checked
 def expected_calibration_error(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15) -> float:
     """Compute the mean distance of confidence and accuracy over equal-width bins, weighted by cells.
 
@@ -122,6 +128,7 @@ def expected_calibration_error(confidence: np.ndarray, is_correct: np.ndarray, n
     return float((gap * bins["n_cells"]).sum() / bins["n_cells"].sum())
 
 
+@checked
 def calibration_bins(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int = 15) -> pd.DataFrame:
     """Average confidence and accuracy in equal-width bins of the confidence.
 
@@ -140,8 +147,6 @@ def calibration_bins(confidence: np.ndarray, is_correct: np.ndarray, n_bins: int
         Mean ``confidence``, mean ``accuracy`` and ``n_cells`` of each bin with cells. The index is the number
         of the bin, from 0; a confidence of 1 is in the last.
     """
-    if n_bins < 1:
-        raise ValueError(f"n_bins={n_bins} was given; pass 1 or more.")
     cells = pd.DataFrame({"confidence": confidence, "accuracy": is_correct}, dtype=float)
     number = np.clip((cells["confidence"] * n_bins).astype(int), 0, n_bins - 1)
     by_bin = cells.groupby(number.rename("bin"))

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from celler._utils._arguments import check_fields
 from celler._utils._distributed import merged
 
 __all__ = ["HardCells", "Replay"]
@@ -41,11 +42,7 @@ class Replay:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("n_per_class", "patience"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
-        if not 0 < self.max_share <= 1:
-            raise ValueError(f"max_share={self.max_share} was given; 0 < it <= 1 is needed.")
+        check_fields(self)
 
 
 class HardCells:

@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "celler"
 FLOORS = {
-    **dict.fromkeys(["_utils", "metrics"], 1),
+    "_utils": 0,
+    "metrics": 1,
     **dict.fromkeys(["losses", "mining", "labels", "network", "datasets", "tl"], 2),
     **dict.fromkeys(["data", "pl"], 3),
     **dict.fromkeys(["inference", "training", "atlas", "pp"], 4),

@@ -110,5 +110,5 @@ def test_calibration_bins_equal_sklearns_curve(rng):
     np.testing.assert_array_equal(bins["n_cells"], np.histogram(confidence, np.linspace(0, 1, 11))[0])
     few = calibration_bins(np.array([0.05, 0.95]), np.array([True, False]), n_bins=10)
     assert few.index.tolist() == [0, 9], "bins without cells are left out"
-    with pytest.raises(ValueError, match="n_bins=0 was given; pass 1 or more"):
+    with pytest.raises(ValueError, match="n_bins=0 was given; a whole number of at least 1"):
         calibration_bins(confidence, is_correct, n_bins=0)

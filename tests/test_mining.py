@@ -269,9 +269,9 @@ def test_found_holds_softmax_probabilities(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_per_class": 0}, "n_per_class=0 was given; at least 1"),
-        ({"patience": 0}, "patience=0 was given; at least 1"),
-        ({"max_share": 0.0}, "max_share=0.0 was given; 0 < it <= 1"),
+        ({"n_per_class": 0}, "n_per_class=0 was given; a whole number of at least 1"),
+        ({"patience": 0}, "patience=0 was given; a whole number of at least 1"),
+        ({"max_share": 0.0}, "max_share=0.0 was given; a finite number above 0 and at most 1"),
         ({"max_share": 1.5}, "max_share=1.5 was given"),
     ],
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
+import threadpoolctl
 import torch
 
 CPU_INFO = Path("/proc/cpuinfo")  #: where Linux lists what the processor can do
@@ -30,6 +34,8 @@ def cpu_threads(n_most: int | None = None) -> Iterator[None]:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Context manager in which the network computes in ``precision``."""
+    if device.type == "cuda" and _lost_gpu:
+        raise RuntimeError(FORKED)
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -52,10 +58,43 @@ def _has_amx() -> bool:
         return "amx_bf16" in next((line for line in lines if line.startswith("flags")), "").split()
 
 
-def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "auto") -> torch.device:
-    """Return the device to train on; a ``ValueError`` lists the available ones."""
+def choose_device(accelerator: str = "auto") -> torch.device:
+    """Return the device to predict on; a ``ValueError`` lists the available ones."""
+    kind, n_devices = _available(accelerator)
+    if kind != "gpu":
+        return torch.device(kind)
+    # Each process that was started beside others on this machine has a GPU of its own, where there are as many.
+    process = launched()
+    return torch.device("cuda", 0 if process is None else process.local_rank % n_devices)
+
+
+def choose_training_device(accelerator: str, devices: int | str | list[int]) -> torch.device:
+    """Return the device of this process to train on; a ``ValueError`` lists the available ones."""
+    kind, n_devices = _available(accelerator)
+    n_here, n_machines = choose_processes(devices)
+    if (n_here, n_machines) != (1, 1):
+        if kind == "mps" or (kind == "gpu" and n_here > n_devices):
+            found = f"{n_here} processes need a GPU each, there are {n_devices}"
+            raise ValueError(f"devices={devices!r} was given; {found}.")
+        process = launched()
+        index = int(os.environ.get("LOCAL_RANK", "0")) if process is None else process.local_rank
+        return torch.device("cuda", index) if kind == "gpu" else torch.device(kind)
+    is_index = isinstance(devices, list) and len(devices) == 1 and 0 <= devices[0] < n_devices
+    if devices not in ("auto", 1, "1") and not is_index:
+        raise ValueError(
+            f"devices={devices!r} was given; one device is 'auto', 1, or [i] with i one of "
+            f"{list(range(n_devices))}; for several processes pass their number."
+        )
+    index = devices[0] if isinstance(devices, list) else 0
+    return torch.device("cuda", index) if kind == "gpu" else torch.device(kind)
+
+
+def _available(accelerator: str) -> tuple[str, int]:
+    """Kind of the device, and the number of them; raise ``ValueError`` where there is none."""
     available = ["cpu"]
-    available += ["gpu"] if torch.cuda.is_available() else []
+    if _lost_gpu and accelerator in ("gpu", "cuda"):
+        raise RuntimeError(FORKED)
+    available += ["gpu"] if not _lost_gpu and torch.cuda.is_available() else []
     available += ["mps"] if torch.backends.mps.is_available() else []
     kind = {"cuda": "gpu", "auto": "gpu" if "gpu" in available else "cpu"}.get(accelerator, accelerator)
     if kind not in available:
@@ -63,31 +102,94 @@ def choose_device(accelerator: str = "auto", devices: int | str | list[int] = "a
             f"accelerator={accelerator!r} is not available here; there is {available}. "
             "accelerator='auto' chooses the best of them."
         )
-    n_devices = torch.cuda.device_count() if kind == "gpu" else 1
-    chosen = devices if isinstance(devices, list) else [0]
-    n_here, n_machines = choose_processes(devices)
-    if (n_here, n_machines) != (1, 1):
-        chosen = [int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))]
-        if kind == "mps" or (kind == "gpu" and n_here > n_devices):
-            found = f"{n_here} processes need a GPU each, there are {n_devices}"
-            raise ValueError(f"devices={devices!r} was given; {found}.")
-    elif devices not in ("auto", 1, "1") and (
-        not isinstance(devices, list) or len(chosen) != 1 or not 0 <= chosen[0] < n_devices
-    ):
+    return kind, torch.cuda.device_count() if kind == "gpu" else 1
+
+
+# ---- processes ----
+class Launched(NamedTuple):
+    """One of several processes that torchrun or srun started."""
+
+    rank: int
+    local_rank: int
+    machine: int
+    n_here: int  # processes on this machine
+    n_machines: int
+    by_srun: bool
+
+
+def launched() -> Launched | None:
+    """Return this process among those that torchrun or srun started; ``None`` where it was started alone.
+
+    SLURM sets ``SLURM_NTASKS`` and ``SLURM_PROCID`` in the batch script too, where they say what the job may start.
+    Only in a step that srun started ``SLURM_STEP_NUM_TASKS`` is above 1; a shell or an interpreter that someone types
+    into is one process whatever the step has.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        n_here, size = _number("LOCAL_WORLD_SIZE"), _number("WORLD_SIZE")
+        local_rank, machine = _number("LOCAL_RANK", 0), _number("GROUP_RANK", 0)
+        found = Launched(_number("RANK", 0), local_rank, machine, n_here, size // max(1, n_here), by_srun=False)
+    elif "SLURM_PROCID" in env and not _is_interactive():
+        n_tasks, n_machines = _number("SLURM_STEP_NUM_TASKS", 1), _number("SLURM_STEP_NUM_NODES", 1)
+        if n_tasks % max(1, n_machines):
+            raise ValueError(
+                f"srun started {n_tasks} processes on {n_machines} machines; give each machine the same number, "
+                "srun --ntasks-per-node=n, or start one process for a training."
+            )
+        rank, local_rank, machine = (_number(f"SLURM_{name}", 0) for name in ("PROCID", "LOCALID", "NODEID"))
+        found = Launched(rank, local_rank, machine, n_tasks // max(1, n_machines), n_machines, by_srun=True)
+    else:
+        return None
+    return None if found.n_here * found.n_machines <= 1 else found
+
+
+def _number(name: str, default: int | None = None) -> int:
+    """Return a whole number of the environment; raise ``ValueError`` for what is none."""
+    given = os.environ.get(name, "" if default is None else str(default))
+    if not given.strip().isdecimal():
         raise ValueError(
-            f"devices={devices!r} was given; one device is 'auto', 1, or [i] with i one of "
-            f"{list(range(n_devices))}; for several processes pass their number."
+            f"the environment variable {name} is {given!r}, a whole number is needed: it says how torchrun or srun "
+            "started this process. Unset it, or start the process again."
         )
-    return torch.device("cuda", chosen[0]) if kind == "gpu" else torch.device(kind)
+    return int(given)
+
+
+def _is_interactive() -> bool:
+    """Whether someone types into this process, or into the shell that srun started for it."""
+    is_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive", "sh", "zsh", "tcsh")
+    is_worker = multiprocessing.parent_process() is not None  # of one of the tasks
+    return is_shell or is_worker or "SLURM_PTY_PORT" in os.environ or hasattr(sys, "ps1")
 
 
 def choose_processes(devices: int | str | list[int]) -> tuple[int, int]:
     """Return the number of processes per machine and of machines; torchrun and srun take precedence."""
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" in env:
-        n_here = int(env["LOCAL_WORLD_SIZE"])
-        return n_here, int(env["WORLD_SIZE"]) // n_here
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        n_machines = int(env["SLURM_NNODES"])
-        return int(env["SLURM_NTASKS"]) // n_machines, n_machines
+    found = launched()
+    if found is not None:
+        return found.n_here, found.n_machines
     return (devices, 1) if isinstance(devices, int) and devices > 1 else (1, 1)
+
+
+FORKED = (
+    "this process was forked from one that had used the GPU, which a forked process cannot use. Start it with "
+    "multiprocessing.get_context('spawn') or with joblib's loky, or predict on the CPU: Celler.load(folder, "
+    "accelerator='cpu')."
+)
+_lost_gpu = False
+
+
+def _after_fork(had_gpu: bool) -> None:
+    """Leave one thread to a forked process: the other threads of OpenMP stay behind, and waiting for them hangs."""
+    global _lost_gpu
+    _lost_gpu = _lost_gpu or had_gpu
+    torch.set_num_threads(1)
+    # scikit-learn brings an OpenMP of its own.
+    threadpoolctl.threadpool_limits(1, user_api="openmp")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    _had_gpu: list[bool] = []
+    os.register_at_fork(
+        before=lambda: _had_gpu.append(torch.cuda.is_initialized()),
+        after_in_parent=_had_gpu.clear,
+        after_in_child=lambda: _after_fork(any(_had_gpu)),
+    )

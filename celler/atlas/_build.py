@@ -18,6 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
+from celler._utils._arguments import checked
 from celler._utils._matrix import as_csr
 from celler._utils._messages import check_columns, has_progress
 from celler._utils._text import as_names
@@ -35,6 +36,7 @@ class UnfinishedBuild(ValueError):
     """A folder holds the work of another build."""
 
 
+@checked
 def build(
     sources: Iterable[str | Path | AnnData] | Mapping[str, str | Path | AnnData],
     out: str | os.PathLike[str],

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scvi
 
+from celler._utils._arguments import checked
 from celler._utils._text import count_texts, means_no_label, warn_of_labels
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
@@ -62,6 +63,7 @@ class DataModule:
     >>> model.train(datamodule=dm)  # doctest: +SKIP
     """
 
+    @checked
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -115,6 +117,7 @@ class DataModule:
             "celler": {"gene_names": self.store.genes, "classes": self.classes, "parents": self.parents},
         }
 
+    @checked
     def column(self, key: str) -> pd.Categorical:
         """Read a column of obs.
 
@@ -137,6 +140,7 @@ class DataModule:
         codes, names = self.store.codes(self.batch_key, "batch_key")
         return codes, tuple(names)
 
+    @checked
     def inference_dataloader(self, split: str | None = None) -> CellBlocks:
         """Iterate over cells in blocks, for :meth:`celler.model.Celler.predict`.
 
@@ -156,6 +160,7 @@ class DataModule:
             raise ValueError(f"split={split!r} was given; the store has {names}.")
         return CellBlocks(self.store, np.flatnonzero(codes == names.index(split)))
 
+    @checked
     def annotation(self, key: str) -> pd.DataFrame:
         """Read the table that :meth:`celler.model.Celler.annotate_store` wrote.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from celler._utils._arguments import check_fields
 from celler._utils._messages import closest
 from celler.labels._ontology import read_obo
 from celler.labels._tree import LabelTree, parent_mapping
@@ -48,12 +49,7 @@ class Storage:
     memory_gb: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("uint16", "uint32"):
-            raise ValueError(f"dtype={self.dtype!r} was given; 'uint16' or 'uint32' is needed.")
-        if not self.memory_gb >= 1:
-            raise ValueError(
-                f"memory_gb={self.memory_gb} was given; at least 1 is needed, of which the libraries take 0.7."
-            )
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest
 from celler.atlas._store import STORE_NAME, read_manifest, require_engine
 
@@ -79,6 +80,7 @@ class Summary:
     __repr__ = __str__
 
 
+@checked
 def summary(out: str | os.PathLike[str]) -> Summary:
     """Count the cells of a store by type, parent, tissue, disease, dataset and split.
 

@@ -18,6 +18,7 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
+from celler._utils._arguments import check_fields, checked
 from celler.benchmark._compare import LABELS_KEY, Cells, append, mean_and_sd
 from celler.benchmark._figures import lines_by_size
 from celler.benchmark._rivals import (
@@ -75,6 +76,9 @@ class Variant:
     has_new_classifier: bool = False
     method: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 #: The rows of the paper's table 4, each part alone, Celler's defaults, and rivals that cost nothing.
 VARIANTS: dict[str, Variant] = {
@@ -124,6 +128,7 @@ class Task:
         return f"{group}imbalance={self.imbalance:g} max_epochs={self.max_epochs} {variant}"
 
 
+@checked
 def ablation(
     data: Mapping[str, AnnData],
     labels_key: str,
@@ -190,6 +195,7 @@ def ablation(
     return pd.DataFrame(wanted, columns=RUN).merge(pd.concat(tables, ignore_index=True))
 
 
+@checked
 def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.DataFrame:
     """Return mean and standard deviation over seeds of each score, and the gain over a baseline.
 
@@ -221,6 +227,7 @@ def ablation_table(rows: pd.DataFrame, baseline: str = "Cross-entropy") -> pd.Da
     return pd.concat(columns, axis=1).swaplevel(axis=1)[[(score, name) for score in SCORES for name in parts]]
 
 
+@checked
 def ablation_text(table: pd.DataFrame) -> str:
     """Return an ablation as text, "mean ± sd" of each score, then of each gain.
 
@@ -239,6 +246,7 @@ def ablation_text(table: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+@checked
 def ablation_figure(rows: pd.DataFrame) -> Figure:
     """Draw F1 of each class against its number of reference cells, a line per variant.
 

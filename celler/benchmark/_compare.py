@@ -20,6 +20,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest, column, warn
 from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
@@ -107,6 +108,7 @@ def _plain(adata: AnnData, is_kept: np.ndarray, layer: str | None, columns: np.n
     return AnnData(X[is_kept][:, columns], obs=obs, uns={"kind": reader.state.kind})
 
 
+@checked
 def run(
     reference: AnnData,
     query: AnnData,
@@ -189,6 +191,7 @@ def run(
     return plan[KEY].merge(pd.DataFrame([*stored, *failed], columns=COLUMNS))[COLUMNS]
 
 
+@checked
 def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.DataFrame:
     """Read the scores of each type behind the rows of a comparison.
 
@@ -216,6 +219,7 @@ def class_scores(rows: pd.DataFrame, folder: Path | str = "benchmark") -> pd.Dat
     return rows[KEY].merge(classes).drop(columns="key")
 
 
+@checked
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation of each score over seeds, best macro-F1 first.
 
@@ -238,6 +242,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+@checked
 def summary_text(table: pd.DataFrame) -> str:
     """Return a summary as text, "mean ± sd" of each score that has a value.
 

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from celler._utils._arguments import checked
 from celler.benchmark.methods import METHODS
 from celler.pl._chart import count_axis
 from celler.pl._colors import color_classes
@@ -22,6 +23,7 @@ MARKERS = "osD^vP"
 N_COLUMNS, N_POINTS = 3, 12
 
 
+@checked
 def score_figure(rows: pd.DataFrame) -> Figure:
     """Draw macro-F1 of each method: a tick per seed, mean and standard deviation, best method on top.
 
@@ -50,6 +52,7 @@ def score_figure(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+@checked
 def class_figure(classes: pd.DataFrame) -> Figure:
     """Draw F1 of each type against its number of reference cells, a line per method, means over seeds.
 

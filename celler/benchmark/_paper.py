@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest, column, warn
 from celler.benchmark._compare import mean_and_sd
 from celler.benchmark.methods import METHODS
@@ -119,6 +120,7 @@ SETS = {
 }
 
 
+@checked
 def paper_cells(
     dataset: str, reference: AnnData, query: AnnData, *, train_on: Literal["healthy", "patients"] | None = None
 ) -> tuple[AnnData, AnnData]:
@@ -163,6 +165,7 @@ def paper_cells(
     return named[::-1] if split == _PATIENTS else named
 
 
+@checked
 def paper_table(
     dataset: str, rows: pd.DataFrame | None = None, *, train_on: Literal["healthy", "patients"] | None = None
 ) -> pd.DataFrame:
@@ -201,6 +204,7 @@ def paper_table(
     return pd.DataFrame(lines, columns=list(Published._fields)).set_index("method").rename(columns={"f1": "F1"})
 
 
+@checked
 def level_scores(
     organs: Mapping[str, tuple[AnnData, AnnData]],
     labels_key: str,
@@ -247,6 +251,7 @@ def level_scores(
     return pd.DataFrame(rows)
 
 
+@checked
 def level_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the paper's table 2, mean ± sd over seeds.
 

@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
+from celler._utils._arguments import checked
 from celler._utils._messages import check_columns, column
 from celler._utils._text import as_categories
 from celler.labels._tree import as_strings
@@ -13,6 +14,7 @@ from celler.labels._tree import as_strings
 __all__ = ["group_split", "long_tail_split", "thin"]
 
 
+@checked
 def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.random.Generator) -> np.ndarray:
     r"""Choose cells that thin labels to an exponential long tail.
 
@@ -48,8 +50,6 @@ def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.ran
     >>> np.unique(labels[rows], return_counts=True)[1].tolist()
     [100, 10]
     """
-    if imbalance < 1:
-        raise ValueError(f"imbalance={imbalance} was given; largest : smallest is at least 1.")
     names, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = imbalance ** -np.linspace(0, 1, len(names))
@@ -60,6 +60,7 @@ def thin(labels: np.ndarray, imbalance: float, *, at_least: int = 5, rng: np.ran
     return np.sort(np.concatenate(kept))
 
 
+@checked
 def long_tail_split(
     adata: AnnData, labels_key: str, *, imbalance: float = 100.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:
@@ -102,6 +103,7 @@ def long_tail_split(
     return _part(adata, np.sort(reference), labels_key, labels), _part(adata, np.sort(query), labels_key, labels)
 
 
+@checked
 def group_split(
     adata: AnnData, labels_key: str, group_key: str, *, imbalance: float = 1.0, seed: int = 0
 ) -> tuple[AnnData, AnnData]:

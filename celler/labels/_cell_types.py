@@ -12,6 +12,7 @@ from functools import cache, cached_property
 
 import pandas as pd
 
+from celler._utils._arguments import checked
 from celler._utils._text import text_of
 from celler.labels._abbreviations import ABBREVIATIONS, AMBIGUOUS
 from celler.labels._ontology import Ontology, Term, cell_ontology
@@ -30,6 +31,7 @@ CD4_OR_CD8 = re.compile(r"\bCD[48]\b")
 MIN_TYPO = 5
 
 
+@checked
 def find_ids(labels: Iterable[str]) -> pd.DataFrame:
     """Find the Cell Ontology id of each name of a cell type.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest
 from celler._utils._text import as_categories, is_missing, means_no_label, text_of
 from celler.labels._cell_types import cell_type_names
@@ -53,6 +54,7 @@ class LabelTree:
         return cls(classes).with_parents(parent_mapping(found, "parent_labels_key"))
 
     @classmethod
+    @checked
     def from_obo(
         cls,
         path: str | os.PathLike[str],
@@ -93,6 +95,7 @@ class LabelTree:
         return cls(tuple(sorted(parent_of))).with_parents(parent_of)
 
     @classmethod
+    @checked
     def from_cell_ontology(
         cls,
         labels: Iterable[str] | Mapping[str, str],
@@ -132,6 +135,7 @@ class LabelTree:
         parent_of = _parents_by(cell_ontology(), find, labels, parents, unlabeled_category)
         return cls(tuple(sorted(parent_of))).with_parents(parent_of)
 
+    @checked
     def with_parents(self, parents: Mapping[str, str] | pd.Series | LabelTree) -> LabelTree:
         """Return the same classes with a parent each.
 

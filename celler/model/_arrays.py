@@ -145,3 +145,18 @@ def check_values(found: Mapping[str, np.ndarray], arrays: Mapping[str, Array], w
     for name, array in arrays.items():
         if not array.holds(found[name]):
             raise ValueError(f"{what} has other values in {name} than {array.needed}. {advice}")
+
+
+def plain_and_arrays(contents: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Split contents into plain values and arrays under dotted names; a dict of arrays alone leaves an empty one."""
+    plain: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in contents.items():
+        if isinstance(value, dict):
+            plain[name], within = plain_and_arrays(value, f"{prefix}{name}.")
+            arrays |= within
+        elif isinstance(value, np.ndarray):
+            arrays[f"{prefix}{name}"] = np.asarray(value, order="C")
+        else:
+            plain[name] = value
+    return plain, arrays

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,9 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
+from celler._utils._arguments import checked
 from celler._utils._devices import choose_device
+from celler._utils._unchanged import unchanged_on_error
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
@@ -45,6 +48,9 @@ from celler.model._setup import describe, new_state, register, registered
 from celler.model._state import ModelState, Setup, summary
 from celler.network._scgpt import read_scgpt
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class _Unsupported:
     """A member of scvi-tools' base class that Celler does not have; ``dir(model)`` leaves it out."""
@@ -54,6 +60,24 @@ class _Unsupported:
 
     def __get__(self, instance: object, owner: type) -> Any:
         raise AttributeError(f"Celler does not support scvi-tools' {self.name}.")
+
+
+def _as_before(method: Callable[P, R]) -> Callable[P, R]:
+    """Leave a model as it was where its method fails: one of a tissue takes on the genes of the cells it is given."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        model: Any = args[0]
+        state, reported = model._state, set(model._reported)
+        try:
+            return method(*args, **kwargs)
+        except BaseException:
+            model._reported &= reported
+            if model._state is not state:
+                model._become(state)
+            raise
+
+    return call
 
 
 class Celler(BaseModelClass):
@@ -117,6 +141,7 @@ class Celler(BaseModelClass):
     setup_annbatch = _Unsupported()
     transfer_fields = _Unsupported()
 
+    @checked
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -150,6 +175,7 @@ class Celler(BaseModelClass):
         self._become(new_state(setup, described, self._arguments))
 
     @classmethod
+    @checked
     def setup_anndata(
         cls,
         adata: AnnData,
@@ -195,8 +221,10 @@ class Celler(BaseModelClass):
             If values, labels or genes cannot be used, such as row numbers as gene names.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        cls.register_manager(register(adata, setup_method_args))
+        with unchanged_on_error(adata):
+            cls.register_manager(register(adata, setup_method_args))
 
+    @checked
     def train(
         self,
         max_epochs: int | None = None,
@@ -298,6 +326,8 @@ class Celler(BaseModelClass):
         )
         self._become(_train.train(self._state, self._registered, datamodule, options))
 
+    @checked
+    @_as_before
     def predict(
         self,
         adata: AnnData | None = None,
@@ -377,6 +407,8 @@ class Celler(BaseModelClass):
         self._meet(dataloader.sample(1))
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
+    @checked
+    @_as_before
     def annotate(
         self,
         adata: AnnData | None = None,
@@ -417,16 +449,15 @@ class Celler(BaseModelClass):
         "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
         """
         cells = self._cells(adata)
-        _predict.annotate(
-            self._state,
-            cells,
-            key_added,
-            Question("class", threshold, unknown_label, None, false_alarm_rate, backoff),
-            Reading(None, correct_shift),
-            cluster_key=cluster_key,
-            propagate=propagate,
-        )
+        question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
+        reading = Reading(None, correct_shift)
+        with unchanged_on_error(cells.adata):
+            _predict.annotate(
+                self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
+            )
 
+    @checked
+    @_as_before
     def annotate_store(
         self,
         datamodule: DataModule,
@@ -475,6 +506,8 @@ class Celler(BaseModelClass):
             reported=self._reported,
         )
 
+    @checked
+    @_as_before
     def get_novelty(
         self,
         adata: AnnData | None = None,
@@ -504,6 +537,8 @@ class Celler(BaseModelClass):
         cells = self._cells(adata, indices)
         return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
 
+    @checked
+    @_as_before
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
@@ -530,6 +565,8 @@ class Celler(BaseModelClass):
         reading = Reading(batch_size, correct_shift)
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
+    @checked
+    @_as_before
     def get_gene_importance(
         self,
         adata: AnnData | None = None,
@@ -582,6 +619,7 @@ class Celler(BaseModelClass):
         reading = Reading(batch_size, correct_shift)
         return _explain.gene_importance(self._state, cells, wanted, reading)
 
+    @checked
     def pretrain(
         self,
         max_epochs: int | None = None,
@@ -647,6 +685,7 @@ class Celler(BaseModelClass):
         more = None if adata is None else self._all_of(adata)
         self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
 
+    @checked
     def learn_profiles(
         self,
         profiles: AnnData,
@@ -715,6 +754,7 @@ class Celler(BaseModelClass):
         self._become(state)
         return pd.DataFrame(curves).rename_axis("epoch")
 
+    @checked
     def load_encoder(self, pretrained: Celler | str | os.PathLike[str]) -> None:
         """Start from the encoder of another pretrained model, matched by gene name; then :meth:`train`.
 
@@ -738,6 +778,7 @@ class Celler(BaseModelClass):
             raise ValueError(f"{pretrained!r} was given; a Celler that was pretrained, or its folder, is needed.")
         self._become(_transfer.load_encoder(self._state, other._state))
 
+    @checked
     def predict_expression(
         self,
         adata: AnnData | None = None,
@@ -770,6 +811,7 @@ class Celler(BaseModelClass):
         cells = self._cells(adata, indices, needs_classes=False)
         return _expression.predict_expression(self._state, cells, genes)
 
+    @checked
     def impute(self, adata: AnnData | None = None, layer_added: str = "celler_imputed") -> None:
         """Write :meth:`predict_expression` of the genes of ``adata`` to a dense layer.
 
@@ -785,6 +827,7 @@ class Celler(BaseModelClass):
         _expression.impute(self._state, cells, layer_added)
 
     @classmethod
+    @checked
     def load_query_data(
         cls,
         adata: AnnData,
@@ -843,22 +886,24 @@ class Celler(BaseModelClass):
             "gene_key": gene_key,
         }
         setup = _extend.extended_setup(state, given)
-        if state.names_atlases:
-            of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
-            cls.setup_anndata(adata, **vars(of_new))
-            model = cls(adata, precision=reference._arguments["precision"])
-            model._become(_tissue.with_ids_of(model._state, state))
+        with unchanged_on_error(adata):
+            if state.names_atlases:
+                of_new = _tissue.label_first(state, adata, setup, reference._arguments, extend_labels=extend_labels)
+                cls.setup_anndata(adata, **vars(of_new))
+                model = cls(adata, precision=reference._arguments["precision"])
+                model._become(_tissue.with_ids_of(model._state, state))
+                return model
+            _extend.check_extendable(state)
+            tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
+            genes = _extend.extended_genes(state, adata, setup.gene_key)
+            cls.setup_anndata(adata, **vars(setup))
+            # The encoder is the reference's, whether or not a new one for these genes could be made.
+            model = cls(adata, **reference._arguments | {"encoder": None})
+            model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
             return model
-        _extend.check_extendable(state)
-        tree = _extend.extended_tree(state, adata, setup, extend_labels=extend_labels)
-        genes = _extend.extended_genes(state, adata, setup.gene_key)
-        cls.setup_anndata(adata, **vars(setup))
-        # The encoder is the reference's, whether or not a new one for these genes could be made.
-        model = cls(adata, **reference._arguments | {"encoder": None})
-        model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
-        return model
 
     @classmethod
+    @checked
     def prepare_query_anndata(cls, adata: AnnData, reference_model: Celler | str | os.PathLike[str]) -> AnnData:
         """Make an AnnData of the cells of ``adata`` with a model's genes, in the model's order.
 
@@ -881,6 +926,7 @@ class Celler(BaseModelClass):
         return _extend.prepare_query(cls._trained(reference_model, "auto")._state, adata)
 
     @classmethod
+    @checked
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -957,6 +1003,7 @@ class Celler(BaseModelClass):
         model._become(_transfer.with_checkpoint(model._state, adata, checkpoint, accelerator, precision))
         return model
 
+    @checked
     def save(self, dir_path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the trained or pretrained model to a folder, whole or not at all.
 
@@ -980,6 +1027,7 @@ class Celler(BaseModelClass):
         """
         _checkpoint.save(self._saved, dir_path, overwrite=overwrite)
 
+    @checked
     def push_to_hub(
         self,
         repo_id: str,
@@ -1030,6 +1078,7 @@ class Celler(BaseModelClass):
         return _checkpoint.push(self._saved, repo_id, upload, license)
 
     @classmethod
+    @checked
     def load(cls, dir_path: str | os.PathLike[str], adata: AnnData | None = None, accelerator: str = "auto") -> Celler:
         """Load the model that :meth:`save` or :meth:`push_to_hub` wrote, ready to predict.
 

@@ -15,14 +15,13 @@ import torch
 from celler._utils._devices import choose_device
 from celler._utils._messages import warn
 from celler.model import _hub
-from celler.model._arrays import check_shapes, check_values, layout
+from celler.model._arrays import check_shapes, check_values, layout, plain_and_arrays
 from celler.model._card import license_of, model_card, with_license
 from celler.model._contents import decoded, encoded
 from celler.model._folder import (
     CARD,
     CONFIG,
     check_target,
-    plain_and_arrays,
     read_card,
     read_folder,
     write_card,

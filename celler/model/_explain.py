@@ -41,8 +41,6 @@ class Explanation:
         """Raise for options that contradict each other or the model."""
         if self.method not in ("evidence", "gradient"):
             raise ValueError(f"method={self.method!r} was given; 'evidence' or 'gradient' is needed.")
-        if self.n_genes is not None and self.n_genes < 1:
-            raise ValueError(f"n_genes={self.n_genes} was given; at least 1 is needed, or None for all.")
         if self.per_cell and self.groupby is not None:
             raise ValueError(f"per_cell=True makes every cell a group; leave out groupby={self.groupby!r}.")
         if self.method == "evidence" and state.network.evidence is None:

@@ -184,7 +184,7 @@ def run(
         )
     elif class_prior is None:
         class_prior = UNSOLVED_PRIOR
-    config = replace(config, class_prior=class_prior)
+    config = replace(config, count_power=1 - class_prior)
     for part in solved:
         part.requires_grad_(False)
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)

@@ -336,23 +336,8 @@ def _are_sizes(values: Any) -> bool:
     return isinstance(values, list) and len(values) <= 8 and all(type(value) is int and value >= 0 for value in values)
 
 
-def plain_and_arrays(contents: dict[str, Any], prefix: str = "") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Split contents into plain values and arrays under dotted names; a dict of arrays alone leaves an empty one."""
-    plain: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in contents.items():
-        if isinstance(value, dict):
-            plain[name], within = plain_and_arrays(value, f"{prefix}{name}.")
-            arrays |= within
-        elif isinstance(value, np.ndarray):
-            arrays[f"{prefix}{name}"] = np.asarray(value, order="C")
-        else:
-            plain[name] = value
-    return plain, arrays
-
-
 def joined(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what :func:`plain_and_arrays` split."""
+    """Return what :func:`celler.model._arrays.plain_and_arrays` split."""
     contents: dict[str, Any] = {
         name: dict(value) if isinstance(value, dict) else value for name, value in plain.items()
     }

@@ -213,6 +213,11 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             if open_set is not None and novelty is not None:
                 novelty[rows] = open_set.score(output.embedding.cpu().numpy()) - how.novelty_shift
             has_counts[rows] = has_tokens
+    if not np.isfinite(logits).all() or not np.isfinite(embedding).all():
+        raise ValueError(
+            "the outputs of the network are not finite, and NaN has no best class: its weights are NaN, infinite or "
+            "too large. Train the model again with a lower learning_rate, or load one that was saved when it was whole."
+        )
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
     return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, novelty, **experts)
 

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from celler._utils._messages import warn
+from celler.model._arrays import check_shapes, check_values, layout, plain_and_arrays
+from celler.model._contents import AGAIN, FITTED, FORMAT, check_config, encoded
+from celler.model._contents import FORMAT_VERSION as FOLDER_VERSION
+from celler.model._state import Setup
 from celler.network._scgpt import is_scgpt_folder
 
-FORMAT, FORMAT_VERSION = "celler", 1
+FORMAT_VERSION = 1
 FILE_NAME = "model.pt"
+#: Arrays of what training left.
+FITTED_ARRAYS = ("train_indices", "validation_indices", "class_counts", "gene_share")
 
 
 def holds_legacy_model(folder: Path) -> bool:
@@ -40,20 +48,59 @@ def read_legacy(folder: Path) -> dict[str, Any]:
 
     Raises ``ValueError`` where the file is damaged, of another program, or of a later version of Celler.
     """
-    contents = _read(folder / FILE_NAME)
-    registry = contents["registry"]
-    # Before there was a base, a file did not say that its model has none.
-    contents["registry"] = registry | {"celler": {"base": None} | registry["celler"]}
-    fitted = contents["fitted"]
-    if fitted is not None and "encoder_share" in fitted:  # at first kept apart from the other weights
-        contents["weights"].setdefault("_extra_state", torch.tensor([fitted["encoder_share"], 0.0]).double())
+    path = folder / FILE_NAME
+    contents = _read(path)
+    try:
+        contents = _completed(_with_arrays(contents))
+    except (AttributeError, TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is a torch file, but holds no Celler model ({error!r}). {AGAIN}") from None
+    _check(contents, path)
     warn(
         f"{folder / FILE_NAME} is in the format of Celler {contents.get('celler_version')}, which a later version will "
         f"not read. Convert it once: model = Celler.load({str(folder)!r}), then model.save({str(folder)!r}, "
         "overwrite=True).",
         FutureWarning,
     )
-    return _with_arrays(contents)
+    return contents
+
+
+def _completed(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return contents with what versions before 0.1.0 did not write, and without what later ones do not read."""
+    registry, fitted, weights = contents["registry"], contents["fitted"], dict(contents["weights"])
+    described = {"base": None} | registry["celler"]  # before there was a base
+    if isinstance(described["base"], dict):
+        described["base"] = {"n_profiles": 0, "n_types": 0} | described["base"]
+    setup = asdict(Setup()) | registry["setup_args"]
+    # At first kept apart from the other weights, and before that always a half; without the second one.
+    share = weights.get("_extra_state", np.array([(fitted or {}).get("encoder_share", 0.5)]))
+    weights["_extra_state"] = np.array([*share.reshape(-1), 0.0])[:2]
+    if fitted is not None:
+        known = {name: fitted[name] for name in (*FITTED, *FITTED_ARRAYS) if name in fitted}
+        fitted = {"profile": None, "seed": None, "novelty": None} | known
+    return contents | {
+        "registry": registry | {"celler": described, "setup_args": setup, "field_registries": {}},
+        "fitted": fitted,
+        "pretrained": contents.get("pretrained"),
+        "weights": weights,
+    }
+
+
+def _check(contents: dict[str, Any], path: Path) -> None:
+    """Raise ``ValueError`` for contents that no model has, as of a folder, before any network is made."""
+    try:
+        parts = {name: contents[name] for name in ("registry", "init_params", "fitted", "pretrained", "weights")}
+        for name in ("fitted", "pretrained"):
+            if parts[name] is not None:
+                parts[name] = parts[name] | {"history": encoded(parts[name]["history"])}
+        plain, arrays = plain_and_arrays(parts)
+        head = {"format": FORMAT, "format_version": FOLDER_VERSION, "celler_version": contents["celler_version"]}
+        tail = {"tensors": {"file": FILE_NAME, "size": 8, "sha256": "0" * 64}, "card": {"sha256": "0" * 64}}
+        sizes = check_config(head | plain | tail, path)
+        expected = layout(plain, sizes)
+    except (AttributeError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{path} is a torch file, but holds no Celler model ({error!r}). {AGAIN}") from None
+    check_shapes({name: (array.dtype.name, array.shape) for name, array in arrays.items()}, expected, str(path))
+    check_values(arrays, expected, str(path))
 
 
 def _read(path: Path) -> dict[str, Any]:

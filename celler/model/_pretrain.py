@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._counts import cp10k
-from celler._utils._devices import choose_device, choose_precision, choose_processes
+from celler._utils._devices import choose_precision, choose_processes, choose_training_device
 from celler._utils._messages import column
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
@@ -76,8 +76,6 @@ def pretrain(
 ) -> ModelState:
     """Learn genes from the model's ``own`` cells and ``more``, or from those of a store."""
     require_untrained(state)
-    if not 0 <= options.validation_size < 1:
-        raise ValueError(f"validation_size={options.validation_size} was given; 0 <= it < 1 is needed.")
     before, seed = state.pretrained, options.seed
     if datamodule is None:
         cells = unlabelled_cells(state, own, more)
@@ -87,8 +85,10 @@ def pretrain(
     if before is None and state.base is None:
         state = replace(state, network=build_network(state.network.config, seed))
         start_from_components(state.network, cells.log_rows, cells.sample.shape[0], seed)
+    else:
+        state = replace(state, network=deepcopy(state.network))  # after an error the model is as it was
     state.network.encoder.requires_grad_(not state.is_frozen)  # a loaded one's weights are all trainable
-    decoder = new_decoder(state, cells, seed) if before is None else before.decoder
+    decoder = new_decoder(state, cells, seed) if before is None else deepcopy(before.decoder)
     train, validation = masked_loaders(state, cells, options.validation_size, config)
     history = fit_masked(state.network, decoder, train, validation, config)
     if before is not None:
@@ -99,7 +99,7 @@ def pretrain(
 
 def pretraining_config(options: PretrainOptions, n_cells: int) -> PretrainingConfig:
     """Return the settings of a pretraining, with the epochs chosen by the number of cells where ``None``."""
-    device = choose_device(options.accelerator, options.devices)
+    device = choose_training_device(options.accelerator, options.devices)
     max_epochs, batch_size = options.max_epochs, options.batch_size
     return PretrainingConfig(
         max_epochs=n_epochs(n_cells, batch_size) if max_epochs is None else max_epochs,
@@ -209,8 +209,6 @@ def with_masked_task(
     """Add the masked task of all registered cells to a training, and what it leaves; nothing for the weight 0."""
     if weight == 0:
         return config, None
-    if not weight > 0:
-        raise ValueError(f"masked_weight={weight} was given; 0 or more is needed.")
     if state.scgpt is not None or state.old is not None or own is None:
         raise ValueError(
             "masked_weight is for a model that learns its genes from a registered AnnData, not for one that "

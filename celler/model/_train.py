@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from celler._utils._devices import choose_device, choose_precision, choose_processes
+from celler._utils._devices import choose_precision, choose_processes, choose_training_device
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader
-from celler.data._sources import CellSource
+from celler.data._sources import CellSource, InMemoryCells
 from celler.losses import DEFAULT, Loss
 from celler.mining import Replay
 from celler.model._base import start_line
@@ -36,6 +39,8 @@ from celler.training._run import has_bars
 
 #: Powers of the class frequencies in the reference, by their names.
 NAMED_PRIORS = {"balanced": 0.0, "reference": 1.0}
+#: Cells of a store whose values a checkpoint is compared by.
+N_COMPARED = 500
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
         _cells_in_memory(state, registered, options.seed) if datamodule is None else _streamed_cells(state, datamodule)
     )
     config = training_config(state, cells.source, options)
+    if config.ckpt_path is not None:
+        config = replace(config, fingerprint=fingerprint(state, cells.source))
     has_task = options.masked_weight > 0
     network = starting_network(state, cells.source.n_labelled, has_task, options.seed)
     start = replace(state, network=network, precision=config.precision)
@@ -86,7 +93,7 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
 
 def training_config(state: ModelState, source: CellSource, options: Options) -> TrainingConfig:
     """Return the settings of a training, with those chosen by the number of labelled cells."""
-    device = choose_device(options.accelerator, options.devices)
+    device = choose_training_device(options.accelerator, options.devices)
     max_epochs, batch_size = schedule(source, options.max_epochs, options.batch_size)
     return TrainingConfig(
         max_epochs=max_epochs,
@@ -116,20 +123,14 @@ def class_prior_of(options: Options) -> float | None:
     A loss that was given gets the class counts as they are.
     """
     given = options.class_prior
-    if isinstance(given, str) and given == "auto":
+    if given == "auto":
         return None if options.loss is None else 0.0
     if options.loss is not None:
         raise ValueError(
             f"class_prior={given!r} was given with a loss; a loss decides itself how much frequent classes count. "
             "Leave one of them out."
         )
-    if isinstance(given, str) and given in NAMED_PRIORS:
-        return NAMED_PRIORS[given]
-    if isinstance(given, int | float | np.number) and not isinstance(given, bool) and -1 <= given <= 1:
-        return float(given)
-    raise ValueError(
-        f'class_prior={given!r} was given; "auto", "balanced", "reference" or a number from -1 to 1 is needed.'
-    )
+    return NAMED_PRIORS[given] if isinstance(given, str) else float(given)
 
 
 def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
@@ -149,10 +150,11 @@ def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None)
 
 
 def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, seed: int) -> GeneTransformer:
-    """Return what training starts from: the present weights, a pretrained encoder, or weights from ``seed``."""
+    """Return what training starts from: a copy of the present weights, or new ones with a pretrained encoder."""
     if state.fitted is not None or state.old is not None:
-        state.network.encoder.requires_grad_(not state.is_frozen)
-        return state.network
+        network = deepcopy(state.network)  # after an error the model is as it was
+        network.encoder.requires_grad_(not state.is_frozen)
+        return network
     network = build_network(state.network.config, seed)
     if state.base is not None:
         network.encoder_share = BASE_SHARE
@@ -166,17 +168,64 @@ def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, 
     return network
 
 
+def fingerprint(state: ModelState, source: CellSource) -> dict[str, str]:
+    """Return digests of what a training learns from and starts from, by name."""
+    left = state.fitted if state.old is None else state.old.fitted
+    start = (
+        state.is_frozen,
+        None if state.base is None else (state.base.name, state.base.n_profiles),
+        None if state.scgpt is None else state.scgpt,
+        None if left is None else (left.seed, left.class_counts.tolist(), len(left.history.get("train_loss", ()))),
+        None if left is None else _digest(left.gene_share),
+        None if state.pretrained is None else (state.pretrained.n_cells, *state.pretrained.batches),
+        None if state.pretrained is None else _digest(state.pretrained.gene_share),
+        None if state.pretrained is None else len(state.pretrained.history.get("train_loss", ())),
+    )
+    return {
+        "gene names": _digest(*(str(name).encode() for name in state.genes.names)),
+        "class names": _digest(*(name.encode(errors="surrogatepass") for name in state.tree.classes)),
+        "labels of cells": _digest(source.labels.astype(np.int64)),
+        "values": _digest(*values_of(source)),
+        "starting model": _digest(repr(start).encode()),
+    }
+
+
+def values_of(source: CellSource) -> Iterator[np.ndarray]:
+    """Yield the values of the cells of a source a piece at a time; those of a store are a sample of its cells."""
+    n_cells, step = len(source), 10_000
+    if isinstance(source, InMemoryCells):
+        pieces = [np.arange(start, min(start + step, n_cells)) for start in range(0, n_cells, step)]
+    else:
+        pieces = [np.unique(np.linspace(0, n_cells - 1, N_COMPARED).astype(np.int64))]
+    for piece in pieces:
+        X = source.rows(piece)
+        yield from (X.data.astype(np.float32), X.indices.astype(np.int64), X.indptr.astype(np.int64))
+
+
+def _digest(*parts: bytes | np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
 def checkpoint_file(ckpt_path: str | os.PathLike[str] | None) -> Path | None:
     """Return the path of a file; raise ``FileNotFoundError`` or ``IsADirectoryError`` where none can be written."""
     if ckpt_path is None:
         return None
     path = Path(ckpt_path)
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise ValueError(f"ckpt_path={str(path)!r} is a device or a pipe; name a file, such as last.ckpt.")
     if path.is_dir():
         raise IsADirectoryError(f"ckpt_path={str(path)!r} is a folder; name a file in it, such as last.ckpt.")
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"ckpt_path={str(path)!r} is in a folder that does not exist; make {str(path.parent)!r} first."
         )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"ckpt_path={str(path)!r} is in a folder that may not be written to; name another one.")
     return path
 
 

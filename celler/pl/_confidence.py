@@ -10,6 +10,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest, warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl._chart import BESIDE, ROW, color_bar, name_rows, open_chart, shade, strip
@@ -24,6 +25,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @document
+@checked
 def confidence(
     adata: AnnData | pd.DataFrame,
     key: str = "celler",
@@ -86,6 +88,7 @@ def confidence(
 
 
 @document
+@checked
 def reliability(
     adata: AnnData | pd.DataFrame,
     truth_key: str | None = None,

@@ -15,6 +15,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
+from celler._utils._arguments import checked
 from celler.pl._chart import (
     ROW,
     SIZE_LEGEND_HEIGHT,
@@ -79,6 +80,7 @@ def by_similarity(counts: pd.DataFrame) -> list[str]:
 
 
 @document
+@checked
 def prediction_bubble(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -138,6 +140,7 @@ def prediction_bubble(
 
 
 @document
+@checked
 def confusion(
     adata: AnnData | pd.DataFrame,
     truth_key: str,

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from celler._utils._arguments import checked
 from celler._utils._messages import column
 from celler.pl._chart import ROW, name_legend, name_rows, open_chart, strip, write_counts
 from celler.pl._docs import document
@@ -18,6 +19,7 @@ COLORS = {"all cells": "#56B4E9", "for testing": "#D55E00"}
 
 
 @document
+@checked
 def cells_by(
     counts: pd.DataFrame,
     columns: Sequence[str] = ("tissue", "disease", "cell_type"),

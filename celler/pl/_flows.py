@@ -14,6 +14,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.text import Annotation
 
+from celler._utils._arguments import checked
 from celler._utils._messages import column, warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import color_classes, contrast, stored_colors
@@ -27,6 +28,7 @@ BAR = 0.03  # width of the bars of the classes, in widths of the panel
 
 
 @document
+@checked
 def alluvial(
     adata: AnnData | pd.DataFrame,
     truth_key: str,
@@ -79,6 +81,7 @@ def alluvial(
 
 
 @document
+@checked
 def composition(
     adata: AnnData | pd.DataFrame,
     key: str,

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pandas.api.types import is_numeric_dtype
 
+from celler._utils._arguments import checked
 from celler._utils._messages import closest, warn
 from celler.metrics import frequency_groups
 from celler.pl._chart import (
@@ -43,6 +44,7 @@ ROOF = 0.2  # inches between the panel and the names of the classes over it
 
 
 @document
+@checked
 def class_counts(
     data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int],
     key: str | None = None,
@@ -99,6 +101,7 @@ def class_counts(
 
 
 @document
+@checked
 def f1_by_frequency(
     tables: pd.DataFrame | Evaluation | Mapping[str, pd.DataFrame | Evaluation],
     *,

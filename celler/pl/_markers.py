@@ -19,6 +19,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.text import Text
 from scanpy.plotting import DotPlot
 
+from celler._utils._arguments import checked
 from celler._utils._messages import listed, warn
 from celler._utils._text import as_names, found_names
 from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
@@ -113,6 +114,7 @@ def _nothing_known(genes: Sequence[str], source: Source) -> str:
 
 
 @document
+@checked
 def marker_bubble(
     adata: AnnData,
     markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._arguments import checked
 from celler._utils._matrix import as_csr, check_sparse, check_view
 from celler._utils._messages import check_columns
 from celler._utils._text import as_names
@@ -20,6 +21,7 @@ from celler.data._genes import GeneAlignment, describe_others, selector, without
 from celler.data._genes import align_genes as align_names
 
 
+@checked
 def align_genes(
     adata: AnnData,
     reference: Any,

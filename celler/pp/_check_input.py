@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler.data._expression import ExpressionReader, elsewhere
 
 _USED = {
@@ -53,6 +54,7 @@ class InputReport:
         )
 
 
+@checked
 def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     """Report what ``X`` or a layer holds: counts, logarithms, scaled values and so on.
 

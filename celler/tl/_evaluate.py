@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler._utils._messages import listed, warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl._columns import label_column, share_column, table_of
@@ -87,6 +88,7 @@ class Evaluation(NamedTuple):
     per_parent: pd.DataFrame | None = None
 
 
+@checked
 def evaluate(
     adata: AnnData | pd.DataFrame,
     truth: str,

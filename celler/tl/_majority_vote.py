@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._arguments import checked
 from celler.tl._columns import label_column
 
 
+@checked
 def majority_vote(
     adata: AnnData,
     key: str,
@@ -54,8 +56,6 @@ def majority_vote(
     key_added = f"{key}_majority" if key_added is None else key_added
     if key_added in (key, cluster_key):
         raise ValueError(f"key_added={key_added!r} would overwrite its own input; pass a new name.")
-    if not 0 <= min_share <= 1:
-        raise ValueError(f"min_share={min_share} was given; a share between 0 and 1 is needed.")
     labels = label_column(adata, key, "key")
     clusters = label_column(adata, cluster_key, "cluster_key")
     winner, share = cluster_votes(labels, clusters)

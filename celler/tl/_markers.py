@@ -18,6 +18,7 @@ from anndata.abc import CSCDataset
 from scipy import sparse
 
 from celler._utils import _counts
+from celler._utils._arguments import checked
 from celler._utils._counts import InputState, as_read, contradiction, cp10k, detect, unusable
 from celler._utils._matrix import as_csr, check_stored, check_view, spread
 from celler._utils._messages import closest, listed
@@ -30,6 +31,7 @@ ROWS_AT_ONCE = 50_000  # rows in memory at once
 PRIOR_CELLS = 5
 
 
+@checked
 def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str | None = None) -> pd.DataFrame:
     r"""Rank the genes that are specific to each group of cells, best first.
 
@@ -72,8 +74,6 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
     """
-    if n_genes < 1:
-        raise ValueError(f"n_genes={n_genes} was given; at least 1 is needed.")
     groups = label_column(adata, groupby, "groupby")
     source = find_source(adata, layer, None)
     means = group_means(adata, source, groups)

@@ -7,7 +7,12 @@ need the same hooks. ``TQDMProgressBar`` draws a bar per epoch; one bar for the 
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from celler._utils._distributed import gather_objects
+
+#: What a checkpoint holds, as Lightning writes it, and what is added.
+PARTS = ("epoch", "state_dict", "callbacks", "loops", "optimizer_states", "lr_schedulers")
+OWN_PARTS = ("is_finished", "curves", "hard_cells", "random")
+#: What torch and Lightning raise for contents that they cannot use.
+UNREADABLE = (RuntimeError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError)
 
 
 class BestWeights(Callback):
@@ -91,6 +102,31 @@ class ProgressBar(Callback):
             self.bar.close()
 
 
+class Finite(Checkpoint):
+    """Stop a training that diverged: its loss or weights are NaN or infinite, and its labels would be arbitrary.
+
+    A ``Checkpoint`` by kind, so that it is asked after the plan has its losses and before a file is written.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        row = pl_module.curves[-1]
+        # The score of a gene that the base has never seen is −∞, and stays so.
+        finite = lambda name, weights: (weights.isfinite() | (weights.isneginf() & name.endswith("score"))).all()
+        losses = {name: row[name] for name in ("train_loss", "masked_loss") if name in row}
+        wrong = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        wrong += [
+            f"the weights {name} are not finite"
+            for name, weights in pl_module.named_parameters()
+            if not finite(name, weights)
+        ]
+        if wrong:
+            raise RuntimeError(
+                f"training diverged in epoch {trainer.current_epoch + 1}: {wrong[0]}; finite numbers are needed. Train "
+                f"again with a lower learning_rate ({pl_module.config.learning_rate} was given), or check your own "
+                "loss. The model is as it was before."
+            )
+
+
 class EachEpoch(Checkpoint):
     """Write a checkpoint after each epoch, whole or not at all; a training that finds it resumes from it.
 
@@ -102,12 +138,105 @@ class EachEpoch(Checkpoint):
     def __init__(self, path: Path, given: dict[str, Any], minibatches: Any) -> None:
         self.path, self.given, self.minibatches = path, given, minibatches
         self.found: dict[str, Any] | None = None
+        self.is_restored = False
+
+    def read(self, plan: Any, best: BestWeights | None) -> dict[str, Any] | None:
+        """Return what the file holds, checked; ``None`` where there is none. Raise ``ValueError`` for a damaged one."""
+        if not self.path.exists():
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as archive:  # torch does not look at the checksums
+                if archive.testzip() is not None:
+                    raise zipfile.BadZipFile("a checksum is wrong")
+            # weights_only: a foreign file must not run code.
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its message advises to load the file unsafely
+            raise self._damaged("it holds more than tensors and plain values") from None
+        except OSError as error:
+            if error.errno is not None:
+                raise OSError(error.errno, f"ckpt_path={str(self.path)!r} cannot be read: {error.strerror}") from error
+            raise self._damaged(error) from None
+        except (*UNREADABLE, zipfile.BadZipFile, NotImplementedError) as error:
+            raise self._damaged(error) from None
+        try:
+            self._check(found, plan, best)
+        except (AttributeError, TypeError, KeyError, IndexError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
+        differing = [name for name, value in self.given.items() if found["celler"]["given"].get(name) != value]
+        if differing:
+            raise ValueError(
+                f"ckpt_path={str(self.path)!r} belongs to a training with other {', '.join(differing)}; repeat that "
+                "call of train, or name a new file."
+            )
+        return dict(found)
+
+    def _check(self, found: Any, plan: Any, best: BestWeights | None) -> None:
+        """Raise ``ValueError`` unless the contents are those of this training."""
+        own = found.get("celler") if isinstance(found, dict) else None
+        if not isinstance(own, dict) or not isinstance(own.get("given"), dict):
+            raise self._damaged("it is no checkpoint of Celler, or of an earlier version")
+        missing = [name for name in OWN_PARTS if name not in own] + [name for name in PARTS if name not in found]
+        if missing:
+            raise self._damaged(f"it lacks {missing[0]}")
+        curves, n_epochs = own["curves"], found["epoch"]
+        is_table = isinstance(curves, list) and all(isinstance(row, dict) for row in curves)
+        if type(n_epochs) is not int or not is_table or len(curves) != n_epochs + 1:
+            raise self._damaged("its curves and its epochs differ")
+        if any(own["given"].get(name) != value for name, value in self.given.items()):
+            return  # the weights are of another network
+        sizes = {name: (weights.dtype, weights.shape) for name, weights in plan.state_dict().items()}
+        found["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]  # raises where there is none
+        kept = None if best is None else found["callbacks"][best.state_key]["state"]
+        for weights in (found["state_dict"], *([] if kept is None else [kept])):
+            if {name: (values.dtype, values.shape) for name, values in weights.items()} != sizes:
+                raise self._damaged("its weights are of another network")
+            self._check_finite(weights, plan)
+
+    def _check_finite(self, weights: dict[str, Tensor], plan: Any) -> None:
+        """Raise ``ValueError`` for weights that are not finite where those of a new network are.
+
+        The score of a gene that is never seen is −∞ in both.
+        """
+        for name, values in plan.state_dict().items():
+            if values.is_floating_point() and (~weights[name].isfinite() & values.isfinite()).any():
+                raise self._damaged(f"its weights {name} are not finite")
+
+    def _damaged(self, cause: object) -> ValueError:
+        return ValueError(
+            f"ckpt_path={str(self.path)!r} cannot be taken up: it is damaged or of another program ({cause}). Delete "
+            "the file to train from the start, or name a new one."
+        )
+
+    def take_up(self, found: dict[str, Any], plan: Any, best: BestWeights | None) -> None:
+        """Give ``plan`` what a finished training left."""
+        with self.restoring():
+            plan.load_state_dict(found["state_dict"])
+            self.on_load_checkpoint(None, plan, found)
+            if best is not None:
+                best.load_state_dict(found["callbacks"][best.state_key])
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Name the file in what is raised while it is taken up."""
+        try:
+            yield
+        except UNREADABLE as error:
+            if self.is_restored:
+                raise
+            raise self._damaged(error) from error
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         part = self.path.with_name(self.path.name + ".part")
-        trainer.save_checkpoint(part, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(part, self.path)
+        try:
+            trainer.save_checkpoint(part, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(part, self.path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            raise OSError(
+                f"ckpt_path={str(self.path)!r} could not be written: {error} Free space or name another file; the one "
+                "of the last epoch is whole, if there was one."
+            ) from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         hard_cells, device = pl_module.hard_cells, pl_module.device
@@ -116,19 +245,14 @@ class EachEpoch(Checkpoint):
             random["cuda"] = torch.cuda.get_rng_state(device)
         checkpoint["celler"] = {
             "given": self.given,
+            "is_finished": trainer.should_stop or trainer.current_epoch + 1 >= (trainer.max_epochs or 0),
             "curves": pl_module.curves,
             "hard_cells": None if hard_cells is None else hard_cells.to_plain(),
             "random": gather_objects(random),
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        found = checkpoint.get("celler", {})
-        differing = [name for name, value in self.given.items() if found.get("given", {}).get(name) != value]
-        if differing:
-            raise ValueError(
-                f"ckpt_path={str(self.path)!r} belongs to a training with other {', '.join(differing)}; repeat that "
-                "call of train, or name a new file."
-            )
+    def on_load_checkpoint(self, trainer: Trainer | None, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        found = checkpoint["celler"]
         pl_module.curves = found["curves"]
         if pl_module.hard_cells is not None:
             pl_module.hard_cells.restore(found["hard_cells"])
@@ -144,3 +268,4 @@ class EachEpoch(Checkpoint):
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], pl_module.device)
+        self.is_restored = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,12 @@ class TrainingConfig:
         Whether linear parts are solved as logistic regressions before training, and then frozen.
     class_prior
         Power of the class frequencies that labels are weighed by; ``None`` where solved parts choose it.
+    count_power
+        Power of the class counts in the loss, 1 less the class prior that is used.
     processes, ckpt_path
         Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
+    fingerprint
+        What a training that resumes from the file has to have in common with it, by name.
     """
 
     max_epochs: int
@@ -97,15 +102,13 @@ class TrainingConfig:
     masked_task: nn.Module | None = None
     solves_evidence: bool = False
     class_prior: float | None = None
+    count_power: float = 1.0
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_schedule(self)
-        if not callable(self.loss) or isinstance(self.loss, type):
-            raise TypeError(f"loss={self.loss!r} was given; pass one of celler.losses, such as HDM().")
-        if not isinstance(self.replay, Replay | None):
-            raise TypeError(f"replay={self.replay!r} was given; pass a celler.mining.Replay, or None for no replay.")
         if not 0 <= self.token_dropout < 1:
             raise ValueError(f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed.")
 
@@ -147,8 +150,8 @@ def check_schedule(config: RunConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
-    if config.learning_rate <= 0:
-        raise ValueError(f"learning_rate={config.learning_rate} was given; it must be above 0.")
+    if not 0 < config.learning_rate < float("inf"):
+        raise ValueError(f"learning_rate={config.learning_rate} was given; a finite number above 0 is needed.")
 
 
 class TrainingPlan(LightningModule):
@@ -169,7 +172,7 @@ class TrainingPlan(LightningModule):
         self.masked_task = config.masked_task
         self.class_counts: Tensor
         # A balanced loss takes out what its counts hold of the prior: with these, all experts use the same.
-        counts = np.asarray(class_counts) ** (1 - (config.class_prior or 0.0))
+        counts = np.asarray(class_counts) ** config.count_power
         self.register_buffer("class_counts", torch.as_tensor(counts, dtype=torch.float32))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.losses: list[tuple[Tensor, int]] = []

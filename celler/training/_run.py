@@ -7,6 +7,9 @@ chosen before there is a Trainer, and on CPUs it needs the number of processes a
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,15 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
+from tqdm.auto import tqdm
 
-from celler._utils._devices import autocast, cpu_threads
+from celler._utils._devices import Launched, autocast, cpu_threads, launched
 from celler._utils._distributed import merged
 from celler._utils._messages import has_progress
 from celler.data._loader import Minibatch
 from celler.mining import HardCells
 from celler.network._network import GeneTransformer
-from celler.training._callbacks import BestWeights, EachEpoch, ProgressBar
+from celler.training._callbacks import BestWeights, EachEpoch, Finite, ProgressBar
 from celler.training._plan import RunConfig, TrainingConfig, TrainingPlan
 
 
@@ -46,7 +52,7 @@ def run_plan(
     chosen = None if validation is None else best
     callbacks: list[Callback] = [ProgressBar(title, shown, chosen)] if has_bars(config) else []
     callbacks += [] if chosen is None else [chosen]
-    callbacks += [] if each_epoch is None else [each_epoch]
+    callbacks += [Finite(), *([] if each_epoch is None else [each_epoch])]
     n_devices, n_machines = config.processes
     is_alone, index = n_devices * n_machines == 1, config.device.index
     with torch.random.fork_rng(), _quiet_lightning(), cpu_threads(n_threads):
@@ -58,17 +64,26 @@ def run_plan(
             num_nodes=n_machines,
             strategy="auto" if is_alone else "ddp",
             precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+            plugins=_environment(),
             callbacks=callbacks,
             enable_progress_bar=False,
             logger=False,
-            enable_checkpointing=each_epoch is not None,
+            enable_checkpointing=True,  # by the callbacks alone, which look at each epoch
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers split the minibatches over the ranks
         )
-        found = each_epoch.path if each_epoch is not None and each_epoch.path.is_file() else None
-        # weights_only: a foreign file must not run code.
-        trainer.fit(plan, train, validation, ckpt_path=found, weights_only=True if found else None)
+        if each_epoch is None or (found := each_epoch.read(plan, chosen)) is None:
+            with _interruptible():
+                trainer.fit(plan, train, validation)
+        elif found["celler"]["is_finished"]:
+            each_epoch.take_up(found, plan, chosen)
+            if has_bars(config):
+                tqdm.write(f"{title}: {each_epoch.path} holds this training, finished, and is taken up as it is.")
+        else:
+            with _interruptible(), each_epoch.restoring():
+                # weights_only: a foreign file must not run code.
+                trainer.fit(plan, train, validation, ckpt_path=each_epoch.path, weights_only=True)
     if best.state is not None:
         plan.load_state_dict(best.state)
     plan.to(config.device).eval()
@@ -76,9 +91,71 @@ def run_plan(
     return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
 
 
+class SrunEnvironment(LightningEnvironment):
+    """Processes that srun started, by the variables of their step.
+
+    Lightning's own reads those of the job, which may have other steps, refuses ``--ntasks``, and requeues jobs.
+    """
+
+    def __init__(self, process: Launched) -> None:
+        super().__init__()
+        self.process = process
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+        return os.environ.get("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+
+    @property
+    def main_port(self) -> int:
+        job = os.environ.get("SLURM_JOB_ID", "0")
+        own = 15_000 + int(job[-4:]) if job.isdecimal() else 12_910
+        return int(os.environ.get("MASTER_PORT", own))
+
+    def world_size(self) -> int:
+        return self.process.n_here * self.process.n_machines
+
+    def global_rank(self) -> int:
+        return self.process.rank
+
+    def local_rank(self) -> int:
+        return self.process.local_rank
+
+    def node_rank(self) -> int:
+        return self.process.machine
+
+
+def _environment() -> list[Any]:
+    """Return how processes are found; Lightning's guesses take one process of a cluster's job for one of several."""
+    process = launched()
+    if process is None:
+        return [LightningEnvironment()]
+    return [SrunEnvironment(process)] if process.by_srun else []
+
+
 def has_bars(config: RunConfig) -> bool:
     """Return whether progress is shown."""
     return config.show_progress and has_progress()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Pass on Ctrl-C, for which Lightning exits from the interpreter and then ignores the next one for good."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+    finally:
+        if is_main and handler is not None and signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
@@ -136,13 +213,17 @@ def fit(
 
 def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
     """Return the settings that a training must share with the one it resumes."""
-    names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "seed", "processes")
-    return {name: getattr(config, name) for name in names} | {
-        "network": repr(network.config),
-        "loss": repr(config.loss),
-        "replay": repr(config.replay),
-        "class_counts": np.asarray(class_counts).tolist(),
-    }
+    names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "class_prior", "seed", "processes")
+    return (
+        {name: getattr(config, name) for name in names}
+        | {
+            "network": repr(network.config),
+            "loss": repr(config.loss),
+            "replay": repr(config.replay),
+            "class_counts": np.asarray(class_counts).tolist(),
+        }
+        | dict(config.fingerprint)
+    )
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from celler._utils._devices import (
     choose_device,
     choose_precision,
     choose_processes,
+    choose_training_device,
     cpu_threads,
 )
 
@@ -40,51 +41,97 @@ def test_choose_device_without_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for given in ("auto", 1, "1", [0]):
-        assert choose_device("auto", given) == choose_device("cpu", given) == torch.device("cpu")
+        assert choose_training_device("auto", given) == choose_training_device("cpu", given) == torch.device("cpu")
     for accelerator in ("gpu", "cuda", "mps", "tpu"):
         message = rf"accelerator='{accelerator}' is not available here; there is \['cpu'\]\."
         with pytest.raises(ValueError, match=message):
             choose_device(accelerator)
     for given in ("4", 0, -1, [1], [0, 0], [], [-1]):
         with pytest.raises(ValueError, match=r"devices=.* one device is 'auto', 1, or \[i\]"):
-            choose_device("cpu", given)
-    assert choose_device("cpu", 2) == torch.device("cpu")
+            choose_training_device("cpu", given)
+    assert choose_training_device("cpu", 2) == torch.device("cpu")
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1", "RANK": "5"}
+STEP = {"SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "6", "SLURM_STEP_NUM_NODES": "3"}
+JOB = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "1", "SLURM_NTASKS": "4"}
 
 
 @pytest.mark.parametrize(
-    ("launched", "processes"),
+    ("env", "processes"),
     [
-        ({}, (3, 1)),
-        ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, (4, 2)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "3"}, (2, 3)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, (3, 1)),
+        ({}, (1, 1)),
+        (TORCHRUN, (4, 2)),
+        (TORCHRUN | {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, (1, 1)),
+        (STEP, (2, 3)),
+        (JOB, (1, 1)),  # salloc
+        (JOB | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, (1, 1)),  # the batch script
+        (JOB | {"SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "4"}, (1, 1)),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, (1, 1)),  # one task of srun
+        (STEP | {"SLURM_PTY_PORT": "4711"}, (1, 1)),  # srun --pty
+        (STEP | {"SLURM_JOB_NAME": "bash"}, (1, 1)),
+        (STEP | {"SLURM_JOB_NAME": "interactive"}, (1, 1)),
+        (STEP | {"SLURM_JOB_NAME": "train.sh"}, (2, 3)),
     ],
 )
-def test_choose_processes_with_and_without_a_launcher(monkeypatch, launched, processes):
-    for name, value in launched.items():
+def test_choose_processes_with_and_without_a_launcher(monkeypatch, env, processes):
+    for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert choose_processes(3) == processes
-    assert choose_processes("auto") == (processes if launched.get("SLURM_NTASKS") != "1" and launched else (1, 1))
+    assert choose_processes("auto") == processes
+    assert choose_processes(3) == ((3, 1) if processes == (1, 1) else processes)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (STEP | {"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is 'many', a whole number is needed"),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "5"}, "srun started 5 processes on 3 machines"),
+        ({"TORCHELASTIC_RUN_ID": "a"}, "LOCAL_WORLD_SIZE is '', a whole number is needed"),
+    ],
+)
+def test_choose_processes_with_an_environment_that_contradicts_itself(monkeypatch, env, message):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        choose_processes("auto")
+
+
+def test_choose_processes_of_someone_who_types(monkeypatch):
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.ps1", ">>> ", raising=False)
+    assert choose_processes("auto") == (1, 1)
+
+
+def test_choose_device_does_not_count_processes(monkeypatch):
+    """Loading and predicting in four processes on one GPU share it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (STEP | {"SLURM_LOCALID": "3"}).items():
+        monkeypatch.setenv(name, value)
+    assert choose_device() == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device() == torch.device("cuda", 3)
 
 
 def test_choose_device_with_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_device("gpu", 2) == torch.device("cuda", 1)
+    assert choose_training_device("gpu", 2) == torch.device("cuda", 1)
     with pytest.raises(ValueError, match="devices=3 was given; 3 processes need a GPU each, there are 2"):
-        choose_device("gpu", 3)
+        choose_training_device("gpu", 3)
 
 
 def test_choose_device_with_two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device() == choose_device("gpu", 1) == torch.device("cuda", 0)
-    assert choose_device("cuda", [1]) == torch.device("cuda", 1)
+    assert choose_device() == choose_training_device("gpu", 1) == torch.device("cuda", 0)
+    assert choose_training_device("cuda", [1]) == torch.device("cuda", 1)
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"devices=\[2\] was given; .* one of \[0, 1\]"):
-        choose_device("gpu", [2])
+        choose_training_device("gpu", [2])
     with pytest.raises(ValueError, match=r"'mps' is not available here; there is \['cpu', 'gpu'\]"):
         choose_device("mps")
 

@@ -97,7 +97,7 @@ def lose_rows(path):
         (None, {"columns": {"tissue": "tisue"}}, KeyError, r"'tisue'.*Closest: 'tissue'"),
         (None, {"layer": "count"}, KeyError, r"layer='count' is not in source 's0'.*\['X'\]"),
         (None, {"drop": ["rar"]}, ValueError, r"drop names 'rar'.*Closest: 'rare'"),
-        (None, {"drop": "rare"}, TypeError, r"drop='rare' is one string"),
+        (None, {"drop": "rare"}, TypeError, r"drop='rare' was given"),
         (None, {"genes": "all"}, ValueError, r"genes='all'"),
         (None, {"test_size": 1.0}, ValueError, r"test_size=1.0"),
         (None, {"mapping": "no.csv"}, FileNotFoundError, r"mapping='no.csv'"),
@@ -135,7 +135,7 @@ def test_build_of_a_zarr_store_that_lacks_a_chunk(tmp_path):
     ("sources", "error", "match"),
     [
         ([], ValueError, "sources is empty"),
-        ("one.h5ad", TypeError, "sources is one str"),
+        ("one.h5ad", TypeError, "sources='one.h5ad' was given"),
         ([3], TypeError, "sources holds a int"),
         (["a/x.h5ad", "b/x.h5ad"], ValueError, r"several sources are named \['x'\]"),
     ],

@@ -155,7 +155,7 @@ def test_load_query_data_with_unknown_labels(reference, new_cells):
         Celler.load_query_data(new_cells, reference)
     with pytest.raises(KeyError, match="Closest: 'cell_type'"):
         extended(new_cells, reference, labels_key="celltype")
-    with pytest.raises(ValueError, match="labels_key=None"):
+    with pytest.raises(TypeError, match="labels_key=None"):
         extended(new_cells, reference, labels_key=None)
     assert_unchanged(new_cells, before)
 

@@ -12,7 +12,8 @@ from toy import cells, fit, trained
 
 from celler.model import Celler
 from celler.model import _folder as folder_module
-from celler.model._folder import CARD, CONFIG, FILES, WEIGHTS, joined, plain_and_arrays
+from celler.model._arrays import plain_and_arrays
+from celler.model._folder import CARD, CONFIG, FILES, WEIGHTS, joined
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -188,3 +188,74 @@ def test_load_of_the_first_share_of_the_encoder(folder, query):
     with converts():
         model = Celler.load(folder)
     assert_equal_frames(model.predict(query, soft=True), soft(query))
+
+
+def at(contents: dict, place: str) -> tuple[dict, str]:
+    *groups, last = place.split("/")
+    for name in groups:
+        contents = contents[name]
+    return contents, last
+
+
+def put(place: str, value):
+    def change(contents):
+        group, name = at(contents, place)
+        group[name] = value
+
+    return change
+
+
+def without(place: str):
+    def change(contents):
+        group, name = at(contents, place)
+        del group[name]
+
+    return change
+
+
+def filled(place: str, value: float):
+    def change(contents):
+        group, name = at(contents, place)
+        group[name].view(-1)[0] = value
+
+    return change
+
+
+CHANGES = {
+    "NaN weight": filled("weights/evidence.bias", float("nan")),
+    "infinite weight": filled("weights/evidence.weight", float("inf")),
+    "NaN gene share": filled("fitted/gene_share", float("nan")),
+    "temperature 0": put("fitted/decision/temperature", 0.0),
+    "temperature NaN": put("fitted/decision/temperature", float("nan")),
+    "temperature negative": put("fitted/decision/temperature", -1.0),
+    "temperature text": put("fitted/decision/temperature", "1"),
+    "no registry": without("registry"),
+    "no arguments": without("init_params"),
+    "no fitted": without("fitted"),
+    "no classes": without("registry/celler/classes"),
+    "no weights": without("weights"),
+    "no weight": without("weights/evidence.bias"),
+    "weight of another shape": put("weights/evidence.bias", torch.zeros(9)),
+    "weight of another type": put("weights/evidence.bias", torch.zeros(4, dtype=torch.int64)),
+    "unknown weight": put("weights/mine", torch.zeros(4)),
+    "unknown argument": put("init_params/mine", 1),
+    "list of weights": put("weights", [1, 2]),
+    "fitted as text": put("fitted", "none"),
+    "profile of another length": put("fitted/profile/dispersion", torch.zeros(3)),
+    "width of gigabytes": put("init_params/d_model", 10**7),
+    "width of a million": put("init_params/d_model", 10**6),
+    "layers without end": put("init_params/n_layers", 10**9),
+    "version as text": put("format_version", "1"),
+    "class repeated": put("registry/celler/classes", ["a"] * 4),
+    "curves as text": put("fitted/history", "none"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_load_of_other_contents(folder, change):
+    """A whole file that says what no model can have loaded, or raised the words of torch or Python."""
+    contents = torch.load(folder / FILE_NAME, weights_only=True)
+    change(contents)
+    torch.save(contents, folder / FILE_NAME)
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        Celler.load(folder)

@@ -90,7 +90,7 @@ def test_predict_with_a_bad_value_in_one_cell(monkeypatch):
 
 
 def test_predict_with_a_file_name():
-    with pytest.raises(TypeError, match="a str was given; an AnnData is needed"):
+    with pytest.raises(TypeError, match="was given, of type str; an AnnData is needed"):
         trained().predict("query.h5ad")
     with pytest.raises(TypeError, match="AnnData"):
         Celler.setup_anndata("reference.h5ad", "cell_type")

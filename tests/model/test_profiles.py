@@ -154,7 +154,7 @@ def test_learn_profiles_of_bad_values(model, profiles, change, key, words):
 
 
 def test_learn_profiles_of_another_type_or_column(model, profiles):
-    with pytest.raises(TypeError, match="profiles is a DataFrame"):
+    with pytest.raises(TypeError, match="profiles=<DataFrame> was given"):
         model.learn_profiles(profiles.to_df())
     with pytest.raises(KeyError, match="nothing"):
         model.learn_profiles(profiles, "nothing")

@@ -292,7 +292,7 @@ def test_method_that_needs_cells_of_its_own(of_few, name):
 def test_predict_without_cells():
     with pytest.raises(ValueError, match="this model has no AnnData; pass the cells as adata"):
         new().predict()
-    with pytest.raises(TypeError, match="a str was given; an AnnData is needed"):
+    with pytest.raises(TypeError, match="was given, of type str; an AnnData is needed"):
         new().predict("cells.h5ad")
 
 

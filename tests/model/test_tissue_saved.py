@@ -256,7 +256,7 @@ def test_load_query_data_of_a_view(adata):
     view = adata[:50]
     with pytest.raises(ValueError, match="adata is a view; setup_anndata writes to it"):
         load_query(view, extend_labels=True)
-    with pytest.raises(TypeError, match="a str was given; an AnnData is needed"):
+    with pytest.raises(TypeError, match="was given, of type str; an AnnData is needed"):
         load_query("cells.h5ad")
 
 

@@ -53,7 +53,7 @@ TRAINING = {
     "negative epochs": (no_change, {"max_epochs": -2}, ["max_epochs=-2 was given"]),
     "batch_size": (no_change, {"batch_size": 0}, ["batch_size=0 was given", "at least 1"]),
     "learning_rate": (no_change, {"learning_rate": 0.0}, ["learning_rate=0.0", "above 0"]),
-    "train_size": (no_change, {"train_size": 1.2}, ["train_size=1.2", "train_size <= 1"]),
+    "train_size": (no_change, {"train_size": 1.2}, ["train_size=1.2", "above 0 and at most 1"]),
     "sizes": (
         no_change, {"train_size": 0.9, "validation_size": 0.2},
         ["train_size=0.9", "validation_size=0.2", "at most 1"],
@@ -79,8 +79,8 @@ def test_train_with_bad_input(case):
 
 #: arguments of train: what the message says
 WRONG_KIND = {
-    "replay": (5, ["replay=5 was given", "pass a celler.mining.Replay, or None"]),
-    "loss": ("hdm", ["loss='hdm' was given", "pass one of celler.losses, such as HDM()"]),
+    "replay": (5, ["replay=5 was given", "a celler.mining.Replay, or None"]),
+    "loss": ("hdm", ["loss='hdm' was given", "one of celler.losses, such as HDM()"]),
 }
 
 

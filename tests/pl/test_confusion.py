@@ -111,5 +111,5 @@ def test_read_labels_with_cells_without_a_label(adata, chart):
         chart(adata, "cell_type", "celler")
     with pytest.raises(ValueError, match="'celler_confidence' holds numbers such as"):
         chart(adata, "cell_type", "celler_confidence")
-    with pytest.raises(TypeError, match="a list was given; an AnnData or a pandas.DataFrame is needed"):
+    with pytest.raises(TypeError, match="of type list; an AnnData or a pandas DataFrame is needed"):
         chart([1, 2], "cell_type", "celler")

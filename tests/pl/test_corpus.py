@@ -21,5 +21,5 @@ def test_cells_by_with_cells_for_testing(adata):
     assert [bar.get_width() for bar in test] == [*expected[:3], expected[3:].sum()]
     with pytest.raises(KeyError, match=r"columns='doner'.*Closest: 'donor'"):
         pl.cells_by(obs, ["doner"])
-    with pytest.raises(TypeError, match="one string"):
+    with pytest.raises(TypeError, match="of type str; a list of texts"):
         pl.cells_by(obs, "donor")

@@ -272,7 +272,7 @@ def test_align_genes_with_wrong_options(query, case):
 
 @pytest.mark.parametrize(
     ("adata", "reference", "words"),
-    [("query.h5ad", ["a"], "a str was given"), (None, "gene 0", "'gene 0' is one string")],
+    [("query.h5ad", ["a"], "of type str; an AnnData is needed"), (None, "gene 0", "'gene 0' is one string")],
 )
 def test_align_genes_with_arguments_of_the_wrong_type(query, adata, reference, words):
     with pytest.raises(TypeError, match=words):

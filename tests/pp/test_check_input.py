@@ -49,5 +49,5 @@ def test_check_input_with_a_view_a_missing_layer_and_no_anndata(query):
     assert view.is_view
     with pytest.raises(KeyError, match="Closest: 'counts'"):
         cl.pp.check_input(query, "count")
-    with pytest.raises(TypeError, match="a str was given"):
+    with pytest.raises(TypeError, match="of type str; an AnnData is needed"):
         cl.pp.check_input("query.h5ad")

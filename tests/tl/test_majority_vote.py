@@ -61,7 +61,7 @@ def test_majority_vote_with_wrong_arguments():
         majority_vote(adata, "cell_type", "leiden")
     with pytest.raises(KeyError, match="key='Cell_type' .*Closest: 'cell_type'"):
         majority_vote(adata, "Cell_type", "donor")
-    with pytest.raises(ValueError, match="min_share=2 was given; a share between 0 and 1"):
+    with pytest.raises(ValueError, match="min_share=2 was given; a finite number between 0 and 1"):
         majority_vote(adata, "cell_type", "donor", min_share=2)
     for key_added in ("cell_type", "donor"):
         with pytest.raises(ValueError, match="would overwrite its own input"):

@@ -174,7 +174,7 @@ def test_rank_markers_with_empty_cells_and_wrong_options(counts):
     counts.X = counts.X.toarray()
     counts.X[0] = 0
     assert np.isfinite(rank_markers(counts, "cell_type")["score"]).all()
-    with pytest.raises(ValueError, match="n_genes=0 was given; at least 1"):
+    with pytest.raises(ValueError, match="n_genes=0 was given; a whole number of at least 1"):
         rank_markers(counts, "cell_type", n_genes=0)
     with pytest.raises(KeyError, match="groupby='celltype' .*Closest: 'cell_type'"):
         rank_markers(counts, "celltype")

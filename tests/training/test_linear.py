@@ -240,14 +240,6 @@ def test_class_prior_of_the_reference_gives_fewer_labels_to_rare_classes():
     assert rare[0] > rare[1] > rare[2]
 
 
-@pytest.mark.parametrize("class_prior", ["rare", 2, float("nan"), None, [0.5], True])
-def test_train_refuses_other_class_priors(class_prior):
-    adata = cells(100)
-    Celler.setup_anndata(adata, labels_key="cell_type")
-    with pytest.raises(ValueError, match=r'class_prior=.* was given; "auto", "balanced"'):
-        Celler(adata).train(1, class_prior=class_prior)
-
-
 def test_train_refuses_class_prior_beside_a_loss():
     adata = cells(100)
     Celler.setup_anndata(adata, labels_key="cell_type")

@@ -145,7 +145,7 @@ def test_training_step_shows_cells_to_the_replay(cells, monkeypatch):
         ({"batch_size": 0}, "batch_size=0 was given; at least 1"),
         ({"token_dropout": 1.0}, "token_dropout=1.0 was given"),
         ({"token_dropout": -0.1}, "token_dropout=-0.1 was given"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 was given; it must be above 0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 was given; a finite number above 0"),
     ],
 )
 def test_training_config_out_of_range(options, message):
