@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
@@ -178,13 +176,3 @@ def _what_to_pass(reader: ExpressionReader) -> str:
 
 def _spread(n_obs: int) -> slice:
     return slice(None, None, max(1, n_obs // N_PROBED))
-
-
-def read_h5ad(path: Path) -> AnnData:
-    """Read an .h5ad file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; name an .h5ad file.")
-    try:
-        return anndata.read_h5ad(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as .h5ad: {error}") from error
