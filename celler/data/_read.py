@@ -48,14 +48,16 @@ def read_cells(path: str | os.PathLike[str]) -> AnnData:
 
 
 @contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Turn what any library raises for a damaged file into :class:`UnreadableFile`."""
+def reading(path: object, cure: str | None = None) -> Iterator[None]:
+    """Turn what any library raises for a damaged file into :class:`UnreadableFile`, or one that ends in ``cure``."""
     try:
         yield
     except (UnreadableFile, PermissionError):
         raise
     except READ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if cure is not None:
+            raise ValueError(f"{path} cannot be read: {reason[:300].rstrip('.')}. {cure}") from error
         raise UnreadableFile(path, reason[:300].rstrip(".")) from error
 
 
@@ -227,22 +229,23 @@ READERS: dict[str, Callable[[Path], AnnData]] = {
 }
 
 
-def check_hdf5(path: Path) -> None:
+def check_hdf5(path: Path, source: object = None) -> None:
     """Raise for an HDF5 file that claims more than it can hold, or lacks chunks, which read as zeros."""
+    source = path if source is None else source
     most = MOST_UNPACKED * path.stat().st_size
 
     def check(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset) or item.shape is None:
             return
         if item.size * item.dtype.itemsize > most:
-            raise UnreadableFile(path, f"{name} would take {item.size * item.dtype.itemsize:,} bytes")
+            raise UnreadableFile(source, f"{name} would take {item.size * item.dtype.itemsize:,} bytes")
         if item.chunks is not None:
             n_needed = int(np.prod([-(-n // step) for n, step in zip(item.shape, item.chunks, strict=True)]))
             n_present = item.id.get_num_chunks()
             if n_present < n_needed:
-                raise UnreadableFile(path, f"{n_present:,} of the {n_needed:,} chunks of {name} are there")
+                raise UnreadableFile(source, f"{n_present:,} of the {n_needed:,} chunks of {name} are there")
 
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(source), h5py.File(path, "r") as file:
         file.visititems(check)
 
 
