@@ -169,7 +169,9 @@ def _read_mtx(path: Path) -> AnnData:
         raise ForeignFile(path, f"a folder with {matrix} but without {prefix}{' and '.join(missing)} (or .gz)")
     tables = [pd.read_csv(path / str(name), sep="\t", header=None, dtype=str, quoting=3) for name in found.values()]
     genes, cells = (table.fillna("") for table in tables)
-    X = sparse.csr_matrix(io.mmread(path / matrix).T, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The default value for `spmatrix`")  # either is turned into CSR
+        X = sparse.csr_matrix(io.mmread(path / matrix).T, dtype=np.float32)
     if X.shape != (len(cells), len(genes)):
         raise UnreadableFile(
             path, f"{matrix} is of {X.shape[1]:,} genes and {X.shape[0]:,} cells; there are names of {len(genes):,} "

@@ -72,7 +72,7 @@ def write_folder(
             config = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__} | plain
             config |= {"tensors": {"file": WEIGHTS} | tensors, "card": {"sha256": digest(own_card)}}
             check_config(config, folder / CONFIG)  # what is written can be read
-            _write(stage / CONFIG, [_json_bytes(config)])
+            _write(stage / CONFIG, [_json_bytes(config | {"digest": _digest(config)})])
             write_card(stage, card)
             sync_folder(stage)
             _place(stage, folder, is_new=is_new, overwrite=overwrite)
@@ -171,6 +171,11 @@ def _json_bytes(config: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
 
 
+def _digest(config: dict[str, Any]) -> str:
+    """Return the SHA-256 of the values of a config, however they are written."""
+    return _sha256([json.dumps(config, sort_keys=True).encode()])
+
+
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -228,7 +233,10 @@ def read_folder(folder: Path) -> dict[str, Any]:
 def _read_folder(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = _json(_read(path, MAX_OF[CONFIG]), path)
+    digest_found = config.pop("digest", None) if isinstance(config, dict) else None
     sizes = check_config(config, path)
+    if digest_found is not None and digest_found != _digest(config):
+        raise ValueError(f"{path} has other contents than Celler wrote: it was damaged, or edited by hand. {AGAIN}")
     try:
         expected = layout(config, sizes)
     except ValueError as error:

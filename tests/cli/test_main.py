@@ -173,8 +173,14 @@ def test_main_with_unreadable_files(files, tmp_path, capsys):
     model, out = files / "model", tmp_path / "out.h5ad"
     options = ["--labels-key", "cell_type", "--out", tmp_path / "new"]
     assert_refused(capsys, ["train", tmp_path / "none.h5ad", *options], "none.h5ad does not exist")
-    assert_refused(capsys, ["train", tmp_path / "text.h5ad", *options], "text.h5ad cannot be read as cells: it is a table that is not clearly")
-    assert_refused(capsys, ["annotate", model, tmp_path, "--out", out], "it is a folder; name one of ['text.h5ad'] in it")
+    assert_refused(
+        capsys,
+        ["train", tmp_path / "text.h5ad", *options],
+        "text.h5ad cannot be read as cells: it is a table that is not clearly",
+    )
+    assert_refused(
+        capsys, ["annotate", model, tmp_path, "--out", out], "it is a folder; name one of ['text.h5ad'] in it"
+    )
     query = files / "query.h5ad"
     assert_refused(capsys, ["annotate", tmp_path, query, "--out", out], "config.json does not exist")
     assert_refused(capsys, ["annotate", model, query, "--out", query], "is the query itself")
@@ -246,7 +252,9 @@ def test_main_with_a_mistake_of_our_own(files, monkeypatch, capsys):
         main(annotate(files, "x.h5ad", "--debug"))
 
 
-@pytest.mark.parametrize(("error", "status", "word"), [(KeyboardInterrupt, 130, "interrupted"), (MemoryError, 1, "memory")])
+@pytest.mark.parametrize(
+    ("error", "status", "word"), [(KeyboardInterrupt, 130, "interrupted"), (MemoryError, 1, "memory")]
+)
 def test_main_that_is_stopped(files, monkeypatch, capsys, error, status, word):
     def stop(*_, **__):
         raise error
