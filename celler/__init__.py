@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
+from celler._utils._cache_folder import provide_cache_folder
+
+provide_cache_folder()  # before anything imports numba
 # Loaded on first use: `celler --help` must not wait for torch and scvi-tools.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

@@ -19,16 +19,22 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._arguments import checked
+from celler._utils._lock import locked
 from celler._utils._matrix import as_csr
 from celler._utils._messages import check_columns, has_progress
 from celler._utils._text import as_names
+from celler._utils._write import NO_ROOM, explained
+from celler.atlas._checksums import digest_of, files_of
 from celler.atlas._curate import as_text, cell_names
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
-from celler.atlas._store import FILE_NAME, STORE_NAME, WORK_NAME, require_engine
+from celler.atlas._store import FILE_NAME, FORMAT_VERSION, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
+from celler.atlas._work import LOCK, MARK, PLAN, SETTINGS, check_out, clear, read_settings, remove_work
 from celler.atlas._write import close_collection, types_of, write_blocks, write_dataset
+from celler.data._formats import ForeignFile, UnreadableFile, format_of
+from celler.data._read import read_cells
 from celler.labels._tree import LabelTree
 
 
@@ -62,8 +68,9 @@ def build(
     Parameters
     ----------
     sources
-        Paths of ``.h5ad`` files and ``.zarr`` stores, named by their stems, or a dict from name to path. AnnData, also
-        from an iterator, are first copied to disk one by one; a repeated call must give them in the same order.
+        Paths of files of cells, named by their stems, or a dict from name to path. ``.h5ad`` and ``.zarr`` are read by
+        blocks; AnnData, also from an iterator, and files of other formats, such as Cell Ranger's ``.h5``, are first
+        copied to disk one by one. A repeated call must give them in the same order.
     out
         Folder to write. It is a store once it holds ``manifest.json``, which is written last.
     labels_key
@@ -109,6 +116,8 @@ def build(
         For an unreadable file, a value that is no count, other genes or an unfit option. Earlier work is kept.
     FileExistsError
         If ``out`` is a finished store or holds other files.
+    RuntimeError
+        While another process builds there.
 
     Examples
     --------
@@ -132,16 +141,22 @@ def build(
         storage or Storage(),
     )
     out = Path(out)
-    folder = out / WORK_NAME
-    if (out / FILE_NAME).exists() and not folder.exists():
-        raise FileExistsError(f"{out} is a finished store; name another folder, or delete it first.")
-    if out.exists() and not folder.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} holds other files; name a new or empty folder.")
-    if not (out / FILE_NAME).exists():
-        with _explained(out, folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            _build(out, folder, sources, settings)
-    shutil.rmtree(folder)
+    check_out(out)
+    folder, is_new = out / WORK_NAME, not out.exists()
+    with explained(out):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / LOCK, f"the store {out}"), _explained(out, folder):
+            check_out(out)  # another build may have finished just now
+            if not (out / FILE_NAME).exists():
+                _build(out, folder, sources, settings)
+            remove_work(out)
+    finally:
+        with suppress(OSError):  # they hold the work so far
+            folder.rmdir()
+        with suppress(OSError):
+            if is_new:
+                out.rmdir()
     return summary(out)
 
 
@@ -161,7 +176,8 @@ def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
         _write_cells(plan, files)
         (folder / STORE_NAME).rename(store)
     counts, datasets = count_cells(store, plan.categories.get("cell_type", []))
-    write_json(out / FILE_NAME, make_manifest(plan, counts, datasets))
+    manifest = make_manifest(plan, counts, datasets) | {"files": files_of(store)}
+    write_json(out / FILE_NAME, manifest | {"digest": digest_of(manifest)})
 
 
 def _write_cells(plan: Plan, files: list[AtlasFile]) -> None:
@@ -191,9 +207,13 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFi
         if isinstance(source, AnnData):
             files.append(_copied(name or f"source_{number}", number, source, folder, settings))
         elif isinstance(source, str | Path):
-            path = Path(source)
+            path = Path(source).absolute()
             stem = path.stem if path.suffix in (".h5ad", ".zarr") else path.name
-            files.append(AtlasFile(name or stem, path.absolute()))
+            name = name or stem
+            if _is_read_by_blocks(path):
+                files.append(AtlasFile(name, path))
+            else:
+                files.append(_copied(name, number, read_cells(path), folder, settings))
         else:
             raise TypeError(
                 f"sources holds a {type(source).__name__}; paths of .h5ad or .zarr, or AnnData, are needed."
@@ -203,6 +223,17 @@ def name_sources(sources: Any, folder: Path, settings: Settings) -> list[AtlasFi
     if not files:
         raise ValueError("sources is empty; name at least one file.")
     return files
+
+
+def _is_read_by_blocks(path: Path) -> bool:
+    """Return whether a file is an AnnData, or is refused later, with its name; others are read and copied."""
+    try:
+        kinds = ("h5ad", "zarr", "table") if path.suffix == ".h5ad" else ("h5ad", "zarr")
+        return not path.exists() or format_of(path) in kinds
+    except ForeignFile:
+        raise
+    except UnreadableFile:
+        return True
 
 
 def _copied(name: str, number: int, adata: AnnData, folder: Path, settings: Settings) -> AtlasFile:
@@ -253,8 +284,7 @@ def _named(var: pd.DataFrame) -> pd.DataFrame:
 
 def _check_same(folder: Path, settings: Settings) -> None:
     """Raise where the unfinished build has other options; without a plan yet, begin anew."""
-    path, record = folder / "settings.json", settings.as_record()
-    before = json.loads(path.read_text()) if path.exists() else {}
+    record, before = settings.as_record(), read_settings(folder)
     other = [name for name, value in record.items() if before.get(name) != value]
     if other and Plan.load(folder) is not None:
         changes = ", ".join(f"{name} {before.get(name)!r} -> {record[name]!r}" for name in other)
@@ -263,9 +293,8 @@ def _check_same(folder: Path, settings: Settings) -> None:
             "finish it, or delete the folder to begin anew."
         )
     if other:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        write_json(path, record)
+        clear(folder)
+        write_json(folder / SETTINGS, record | {MARK: FORMAT_VERSION})
 
 
 def _check_unchanged(plan: Plan, files: list[AtlasFile]) -> None:
@@ -309,16 +338,14 @@ def _explained(out: Path, folder: Path) -> Iterator[None]:
     except UnfinishedBuild:
         raise
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-        if Plan.load(folder) is not None:
+        if (folder / PLAN).exists():
             how = f"Call again with the same arguments to go on, or delete {out} to begin anew."
             error.add_note(f"The work so far is kept in {folder}. {how}")
         else:
-            shutil.rmtree(folder)
-            with suppress(OSError):  # it holds something else
-                out.rmdir()
+            clear(folder)
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_ROOM:
             raise
         raise OSError(
             error.errno,

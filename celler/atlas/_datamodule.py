@@ -53,7 +53,7 @@ class DataModule:
     KeyError
         If the store lacks a column.
     ValueError
-        If no training cell has a label, or a class has several parents.
+        If no training cell has a label, a class has several parents, or a file of the store is missing or damaged.
 
     Examples
     --------

@@ -24,19 +24,11 @@ from scipy import sparse
 from celler._utils._matrix import as_csr
 from celler._utils._messages import closest
 from celler.atlas._store import index_of
+from celler.data._formats import UnreadableFile
+from celler.data._read import check_hdf5
 
 #: Bytes, or stored values, that are read at once.
 BLOCK = 1 << 24
-
-
-class UnreadableFile(ValueError):
-    """A file that is damaged, half-written or no AnnData."""
-
-    def __init__(self, source: object, reason: object) -> None:
-        super().__init__(
-            f"{source} cannot be read: {reason}. It may be corrupt, half-written or no AnnData in .h5ad or "
-            ".zarr; write or download it again, or leave it out."
-        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,8 @@ class AtlasFile:
             raise FileNotFoundError(f"{self} does not exist.")
         with self.reading():
             is_zarr = self.path.is_dir()
+            if not is_zarr:
+                check_hdf5(self.path, self)
             opened = nullcontext(zarr.open_group(self.path, mode="r")) if is_zarr else h5py.File(self.path)
         with opened as group:
             yield Contents(self, group)

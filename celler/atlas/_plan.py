@@ -21,6 +21,7 @@ from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, Settings, of_source
 from celler.atlas._store import FORMAT, FORMAT_VERSION
 from celler.data._genes import IN_ANOTHER_CASE
+from celler.data._read import reading
 from celler.labels._tree import LabelTree
 
 #: Penalty of a class that a part lacks although two donors have it; a share that is off by 1 counts 1.
@@ -50,19 +51,25 @@ class Plan:
 
     def cells(self, number: int) -> Cells:
         """Return the cells of a source, in the codes of the store."""
-        return Cells.load(self.folder / f"cells_{number}.npz")
+        path = self.folder / f"cells_{number}.npz"
+        with reading(path, "Delete the folder to begin anew."):
+            return Cells.load(path)
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
         """Return the plan of an unfinished build, ``None`` before there is one."""
         path = folder / "plan.json"
-        return cls(folder, **json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        with reading(path, "Delete the folder to begin anew."):
+            return cls(folder, **json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, record: Any) -> None:
     """Write a file, whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False))
+    # Half of a surrogate pair, which a label may hold, is no UTF-8.
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
     part.replace(path)
 
 

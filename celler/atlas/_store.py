@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from celler._utils._distributed import rank_and_size
 from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
+from celler.atlas._checksums import check_files, digest_of
+from celler.data._read import reading
 
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
-FORMAT, FORMAT_VERSION = "celler-atlas", 1
+FORMAT, FORMAT_VERSION = "celler-atlas", 2
+ANEW = "Build the store anew, or copy it again from where it is whole."
 #: Most rows that are read from disk at once.
 BLOCK_ROWS = 4096
 #: A gap of up to this many rows is read along: they lie in the same compressed chunk.
@@ -53,13 +56,23 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
         if (Path(out) / WORK_NAME).is_dir():
             hint = "A build was begun there: call cl.atlas.build again with the same arguments to finish it."
         raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}. {hint}")
-    manifest = json.loads(path.read_text())
-    if manifest.get("format") != FORMAT or manifest.get("version") != FORMAT_VERSION:
+    with reading(path, ANEW):
+        manifest = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+        name, found = manifest.get("format"), manifest.get("version")
+    if name != FORMAT or found not in range(1, FORMAT_VERSION + 1):
         raise ValueError(
-            f"{path} is of {manifest.get('format')!r}, version {manifest.get('version')!r}; this celler "
-            f"({__version__}) reads {FORMAT!r}, version {FORMAT_VERSION}. Install the celler that wrote it."
+            f"{path} is of {name!r}, version {found!r}; this celler ({__version__}) reads {FORMAT!r}, version up to "
+            f"{FORMAT_VERSION}. Install the celler that wrote it."
         )
+    digest = manifest.pop("digest", None)
+    if (found > 1 or "files" in manifest) and digest != digest_of(manifest):
+        raise ValueError(f"{path} has other contents than were written: it is damaged. {ANEW}")
     return manifest
+
+
+def check_store(out: Path, manifest: dict[str, Any]) -> None:
+    """Raise ``ValueError`` where a file of a store is missing or damaged; each chunk of counts is checked when read."""
+    check_files(out / STORE_NAME, manifest.get("files", {}), ANEW)
 
 
 @dataclass(frozen=True)
@@ -82,11 +95,13 @@ class Store:
         from celler.atlas._sampler import BlockSampler
 
         self.path, self.manifest = Path(path), read_manifest(path)
-        cells = zarr.open_group(self.path / STORE_NAME, mode="r")
-        self._groups: list[Any] = list(DatasetCollection(cells))
-        datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
-        self.sizes = np.array([dataset.shape[0] for dataset in datasets])
-        self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
+        check_store(self.path, self.manifest)
+        with reading(self.path, ANEW):
+            cells = zarr.open_group(self.path / STORE_NAME, mode="r")
+            self._groups: list[Any] = list(DatasetCollection(cells))
+            datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
+            self.sizes = np.array([dataset.shape[0] for dataset in datasets])
+            self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
         self._sampler, self._lock = BlockSampler(GAP), threading.Lock()
         self._loader = Loader(batch_sampler=self._sampler, return_index=True, preload_to_gpu=False)
         self._loader.add_datasets(datasets)
@@ -154,9 +169,20 @@ class Store:
         with self._lock:  # another thread may read until the loader has taken the blocks
             self._sampler.blocks = blocks
             loaded = iter(self._loader)
-            first = list(islice(loaded, 1))
-        for part in chain(first, loaded):
-            yield Rows(part["index"], part["X"])
+            with reading(self.path, ANEW):
+                first = list(islice(loaded, 1))
+        while first:
+            X = first[0]["X"]
+            check_ids(X, self.path)
+            yield Rows(first[0]["index"], X)
+            with reading(self.path, ANEW):
+                first = list(islice(loaded, 1))
+
+
+def check_ids(X: sparse.csr_matrix, path: Path) -> None:
+    """Raise ``ValueError`` for a gene id that no gene has, which would be read beyond the genes."""
+    if X.nnz and not 0 <= int(X.indices.min()) <= int(X.indices.max()) < X.shape[1]:
+        raise ValueError(f"the counts of {path} name gene {int(X.indices.max())} of {X.shape[1]}: damaged. {ANEW}")
 
 
 def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -15,7 +15,7 @@ import zarr
 
 from celler._utils._arguments import checked
 from celler._utils._messages import closest
-from celler.atlas._store import STORE_NAME, read_manifest, require_engine
+from celler.atlas._store import STORE_NAME, check_store, read_manifest, require_engine
 
 #: Columns of the table of all combinations, where the store has them.
 BY = ("cell_type", "parent_type", "tissue", "disease", "dataset", "split")
@@ -102,6 +102,8 @@ def summary(out: str | os.PathLike[str]) -> Summary:
         Without annbatch.
     FileNotFoundError
         If ``out`` is no finished store.
+    ValueError
+        If a file of the store is missing or damaged.
 
     Examples
     --------
@@ -110,6 +112,7 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     """
     require_engine()
     manifest = read_manifest(out)
+    check_store(Path(out), manifest)
     columns = [name for name in BY if name in manifest["columns"]]
     how: dict[str, Any] = {"dropna": False, "observed": True}
     tables = [

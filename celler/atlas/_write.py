@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from scipy import sparse
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
@@ -158,7 +159,9 @@ def _write_zarr(path: Path, adata: anndata.AnnData) -> None:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         group = zarr.open_group(path, mode="w", zarr_format=3)
         n_chunk = min(N_OBS_PER_CHUNK, adata.n_obs)
-        annbatch.write_sharded(group, adata, n_obs_per_chunk=n_chunk, shard_size=SHARD_SIZE)
+        # annbatch's codec, and a checksum of each chunk, which is verified when it is read.
+        codecs = BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec()
+        annbatch.write_sharded(group, adata, n_obs_per_chunk=n_chunk, shard_size=SHARD_SIZE, compressors=codecs)
 
 
 def close_collection(store: Path) -> None:

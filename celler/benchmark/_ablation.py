@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
 from celler._utils._arguments import check_fields, checked
-from celler.benchmark._compare import LABELS_KEY, Cells, append, mean_and_sd
+from celler._utils._write import append_rows, whole_rows
+from celler.benchmark._compare import LABELS_KEY, Cells, mean_and_sd, read_rows
 from celler.benchmark._figures import lines_by_size
 from celler.benchmark._rivals import (
     Adjustment,
@@ -175,7 +176,7 @@ def ablation(
     ``f1``, ``frequency`` (head, medium or tail), and the training's ``accuracy`` and ``seconds``.
     """
     task = Task(labels_key, group_key, tuple(parent_keys), imbalance, max_epochs)
-    done = pd.read_csv(file) if file is not None and file.exists() else pd.DataFrame(columns=RUN)
+    done = read_rows(file, RUN) if file is not None and whole_rows(file) else pd.DataFrame(columns=RUN)
     known = set(done[RUN].itertuples(index=False, name=None))
     wanted = [
         (name, seed, label, task.recipe(variant))
@@ -190,7 +191,7 @@ def ablation(
     tables = [done] if len(done) else []
     for table in _finished(jobs, n_jobs, len(trainings)):
         if file is not None:
-            append(file, table)
+            append_rows(file, table)
         tables.append(table)
     return pd.DataFrame(wanted, columns=RUN).merge(pd.concat(tables, ignore_index=True))
 

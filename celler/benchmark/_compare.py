@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import platform
 import time
@@ -22,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 
 from celler._utils._arguments import checked
 from celler._utils._messages import closest, column, warn
+from celler._utils._write import append_rows, explained, whole_rows
 from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
 from celler.data._expression import ExpressionReader, check_values
@@ -177,7 +179,8 @@ def run(
     planned = [(method, seed, key, versions) for method, key, versions in usable for seed in seeds]
     plan = pd.DataFrame(planned, columns=[*KEY, "versions"])
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     known = set(_stored(folder / RUNS)[KEY].itertuples(index=False, name=None))
     is_known = [name in known for name in plan[KEY].itertuples(index=False, name=None)]
     failed = []
@@ -185,8 +188,8 @@ def run(
         if classes is None:
             failed.append(row)
         else:  # in this order: classes without their row do no harm, a row without its classes would
-            append(folder / CLASSES, classes)
-            append(folder / RUNS, pd.DataFrame([row], columns=COLUMNS))
+            append_rows(folder / CLASSES, classes)
+            append_rows(folder / RUNS, pd.DataFrame([row], columns=COLUMNS))
     stored = _stored(folder / RUNS).drop_duplicates(KEY).to_dict("records")
     return plan[KEY].merge(pd.DataFrame([*stored, *failed], columns=COLUMNS))[COLUMNS]
 
@@ -266,11 +269,6 @@ def mean_and_sd(mean: float, sd: float, decimals: int, sign: str = "") -> str:
     return f"{mean:{sign},.{decimals}f}{spread}"
 
 
-def append(file: Path, table: pd.DataFrame) -> None:
-    """Add rows to a CSV file."""
-    table.to_csv(file, mode="a", header=not file.exists(), index=False)
-
-
 def _usable(methods: Sequence[str], cells: Cells) -> dict[str, str]:
     """Return the versions of the packages of each method that can run; warn about the others."""
     usable = {}
@@ -313,10 +311,26 @@ def _code(method: str) -> list[Path]:
 
 
 def _stored(file: Path) -> pd.DataFrame:
-    """Read a CSV file; a type called NA is no missing value, a key of digits no number."""
-    if not file.exists():
+    """Read the rows of earlier runs; a type called NA is no missing value, a key of digits no number."""
+    text = whole_rows(file)
+    if not text:
         return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(file, dtype={"key": str, "class": str}, keep_default_na=False, na_values=[""])
+    known: dict[str, Any] = {"dtype": {"key": str, "class": str}, "keep_default_na": False, "na_values": [""]}
+    return read_rows(file, KEY, **known)
+
+
+def read_rows(file: Path, needed: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Read a CSV file of ours, whose last row a killed run may have cut short."""
+    try:
+        rows = pd.read_csv(io.BytesIO(whole_rows(file)), **options)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}. Move it away to run everything anew.") from error
+    if missing := [name for name in needed if name not in rows]:
+        raise ValueError(
+            f"{file} has no column {', '.join(missing)}; it is not from this command. Name another folder, or move it "
+            "away."
+        )
+    return rows
 
 
 def _finished(todo: pd.DataFrame, cells: Cells) -> Iterator[tuple[dict[str, Any], pd.DataFrame | None]]:

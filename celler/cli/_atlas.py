@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from celler.cli._usage import CELLS, UsageError
+
 
 def add_atlas(commands: Any) -> None:
     """Add ``celler atlas build`` and ``celler atlas summary``."""
@@ -22,7 +24,7 @@ def _add_build(kinds: Any) -> None:
     build = kinds.add_parser(
         "build", help="make a shuffled store of many files; the same command finishes an interrupted one"
     )
-    build.add_argument("sources", type=Path, nargs="+", metavar="SOURCE.h5ad|.zarr")
+    build.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help=CELLS)
     each = "COLUMN, or SOURCE=COLUMN for each"
     build.add_argument("--labels-key", nargs="+", required=True, metavar="COLUMN", help=f"of obs: {each}")
     build.add_argument("--gene-key", nargs="+", metavar="COLUMN", help=f"of var: {each}")
@@ -43,10 +45,12 @@ def _add_build(kinds: Any) -> None:
 def _build(options: argparse.Namespace) -> None:
     from celler.atlas._build import build
     from celler.atlas._options import Storage, read_mapping
+    from celler.data._read import reading
 
     genes = options.genes
     if genes not in ("union", "intersection"):
-        genes = Path(genes).read_text().split()
+        with reading(genes):
+            genes = Path(genes).read_text(encoding="utf-8-sig").split()
     print(
         build(
             options.sources,
@@ -88,5 +92,5 @@ def _by_source(given: Sequence[str] | None) -> Any:
 def _pairs(given: Sequence[str], what: str) -> dict[str, str]:
     for pair in given:
         if "=" not in pair:
-            raise ValueError(f"{what}: {pair!r} was given; NAME=COLUMN is needed.")
+            raise UsageError(f"{what}: {pair!r} was given; NAME=COLUMN is needed.")
     return dict(pair.split("=", 1) for pair in given)

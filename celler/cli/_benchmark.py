@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import celler.benchmark as benchmark
+from celler._utils._write import check_figure, explained, write_figure, write_table
 from celler.benchmark.methods import METHODS
+from celler.cli._usage import CELLS, UsageError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,8 +29,8 @@ def _add_compare(kinds: Any) -> None:
     compare = kinds.add_parser("compare", help=what)
     compare.set_defaults(command=_compare)
     add = compare.add_argument
-    add("reference", type=Path, metavar="REFERENCE.h5ad")
-    add("query", type=Path, metavar="QUERY.h5ad", help="cells with labels to compare with")
+    add("reference", type=Path, metavar="REFERENCE", help=CELLS)
+    add("query", type=Path, metavar="QUERY", help="cells with labels to compare with")
     add("--labels-key", required=True, help="column of obs with the cell types")
     add("--query-labels-key", help="the same in the query (default: --labels-key)")
     add("--layer", help="layer with the counts, in both (default: X)")
@@ -84,11 +86,14 @@ def _add_ablation(kinds: Any) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from celler.data._expression import read_h5ad
+    from celler.data._read import read_cells
 
+    scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
+    for figure in (scores, classes):
+        check_figure(figure)
     rows = benchmark.run(
-        read_h5ad(options.reference),
-        read_h5ad(options.query),
+        read_cells(options.reference),
+        read_cells(options.query),
         options.labels_key,
         options.methods,
         options.seeds,
@@ -99,30 +104,29 @@ def _compare(options: argparse.Namespace) -> None:
     if rows["error"].notna().all():
         raise RuntimeError("no method gave a result; the lines above give the reasons.")
     print(f"\nMean ± sd of {options.seeds} seeds\n\n{benchmark.summary_text(benchmark.summary(rows))}")
-    scores, classes = options.out / "macro_f1.png", options.out / "class_f1.png"
-    benchmark.score_figure(rows).savefig(scores, dpi=150)
-    benchmark.class_figure(benchmark.class_scores(rows, options.out)).savefig(classes, dpi=150)
+    write_figure(benchmark.score_figure(rows), scores, dpi=150)
+    write_figure(benchmark.class_figure(benchmark.class_scores(rows, options.out)), classes, dpi=150)
     print(f"\nwrote {options.out} (runs.csv, classes.csv; a rerun continues from them), {scores}, {classes}")
 
 
 def _paper(options: argparse.Namespace) -> None:
-    from celler.data._expression import read_h5ad
+    from celler.data._read import read_cells
 
     n_references, n_queries = len(options.reference), len(options.query)
     if n_references != n_queries:
-        raise ValueError(
+        raise UsageError(
             f"{n_references} references and {n_queries} queries were given; each reference needs its query."
         )
     train_on = options.train_on
     if train_on is not None and options.dataset != "ms":
-        raise ValueError(f"--train-on {train_on} was given; --dataset {options.dataset} has one split, leave it out.")
-    references, queries = (list(map(read_h5ad, files)) for files in (options.reference, options.query))
-    options.out.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"--train-on {train_on} was given; --dataset {options.dataset} has one split, leave it out.")
+    references, queries = (list(map(read_cells, files)) for files in (options.reference, options.query))
+    _make(options.out)
     name = "ms_patients" if train_on == "patients" else options.dataset
     if options.dataset == "organs":
         keys = options.labels_key, options.parent_labels_key
         if None in keys:
-            raise ValueError("--dataset organs needs --labels-key and --parent-labels-key.")
+            raise UsageError("--dataset organs needs --labels-key and --parent-labels-key.")
         names = [file.stem for file in options.reference]
         organs = dict(zip(names, zip(references, queries, strict=True), strict=True))
         table = benchmark.level_table(benchmark.level_scores(organs, *keys, seeds=options.seeds))
@@ -131,16 +135,17 @@ def _paper(options: argparse.Namespace) -> None:
         rows = benchmark.run(*cells, "cell_type", options.methods, options.seeds, folder=options.out / name)
         table = benchmark.paper_table(options.dataset, rows, train_on=train_on)
     file = options.out / f"{name}.csv"
-    table.to_csv(file)
+    write_table(table, file)
     print(f"\n{table.to_string()}\n\nwrote {file}")
 
 
 def _ablation(options: argparse.Namespace) -> None:
-    from celler.data._expression import read_h5ad
+    from celler.data._read import read_cells
 
-    data = {f.stem: _without(read_h5ad(f), options.exclude_key, f) for f in options.data}
-    options.out.mkdir(parents=True, exist_ok=True)
     file, figure = options.out / "ablation.csv", options.out / "ablation.png"
+    check_figure(figure)
+    _make(options.out)
+    data = {f.stem: _without(read_cells(f), options.exclude_key, f) for f in options.data}
     rows = benchmark.ablation(
         data,
         options.labels_key,
@@ -154,8 +159,13 @@ def _ablation(options: argparse.Namespace) -> None:
     )
     print(f"\nPercent, mean ± sd of {options.seeds} seeds; Δ: gain over cross-entropy\n")
     print(benchmark.ablation_text(benchmark.ablation_table(rows)))
-    benchmark.ablation_figure(rows).savefig(figure, dpi=150, bbox_inches="tight")
+    write_figure(benchmark.ablation_figure(rows), figure, dpi=150, bbox_inches="tight")
     print(f"\nwrote {file} (a row per training and type; a rerun continues from it) and {figure}")
+
+
+def _make(folder: Path) -> None:
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:

@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib import pyplot as plt
 from sklearn.linear_model import LogisticRegression
 
+from celler._utils._write import check_out, whole, write_h5ad
 from celler.benchmark._tasks import long_tail_split
 from celler.datasets import pbmc68k
 from celler.metrics import per_class, summary
@@ -65,17 +66,19 @@ def report(result: DemoResult) -> str:
     return "\n\n".join(part.to_string(float_format="{:.3f}".format) for part in (table, scores))
 
 
-def run(folder: Path, seed: int = 0) -> None:
+def run(folder: Path, seed: int = 0, *, overwrite: bool = False) -> None:
     """Compare, print, and write ``celler_demo.h5ad`` and ``celler_demo_markers.png`` to ``folder``."""
     start = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
+    data, figure = folder / "celler_demo.h5ad", folder / "celler_demo_markers.png"
+    for file in (data, figure):
+        check_out(file, overwrite=overwrite, how="--overwrite")
     print("Celler demo: 350 labelled blood cells (reference) label 350 others (query).\n", flush=True)
     result = compare(seed)
     print(f"\n{report(result)}\n")
-    data, figure = folder / "celler_demo.h5ad", folder / "celler_demo_markers.png"
-    result.query.write_h5ad(data)
+    write_h5ad(result.query, data, overwrite=overwrite, how="--overwrite")
     marker_bubble(result.query, MARKERS, groupby="celler", show=False)
-    plt.savefig(figure, dpi=150, bbox_inches="tight")
+    with whole(figure, overwrite=overwrite, how="--overwrite") as part:
+        plt.savefig(part, dpi=150, bbox_inches="tight")
     plt.close()
     print(f"wrote {data} (obs: celler, celler_confidence, celler_margin; the truth is cell_type)")
     print(f"wrote {figure} (markers of the predicted types)")

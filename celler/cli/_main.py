@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,26 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from celler._utils._version import __version__
+from celler._utils._write import check_key, check_out, write_h5ad
 from celler.cli._atlas import add_atlas
 from celler.cli._benchmark import add_benchmark
+from celler.cli._usage import CELLS, UsageError
 
 ORGANISMS = ["human", "mouse"]
 SETUP = ["labels_key", "parent_labels_key", "gene_key", "unlabeled_category", "layer"]
 ANNOTATE = ["key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"]
+JSON = "print a summary for programs, and nothing else"
 ANNOTATE += ["backoff", "correct_shift", "propagate"]
 
 
+#: What is wrong with the input, and what can only be a mistake of Celler's.
+FROM_INPUT = (ImportError, KeyError, ValueError, OSError, RuntimeError)
+FROM_US = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that accepts ``--traceback``, as its subcommands do, which are of its class."""
+    """A parser that accepts ``--debug``, as its subcommands do, which are of its class."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         what = "print the traceback of an error, for a bug report"
-        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=what)
+        self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=what)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status, 2 for input that cannot be used."""
+    """Run the command line and return the exit status: 0 done, 1 for input that cannot be used, 2 for wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without the letter of a label is no reason to stop
     parser = _parser()
     options, others = parser.parse_known_args(arguments)
     # A list of paths ends at the first option; those after it belong to it.
@@ -41,15 +54,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(message: object, *_: object, **__: object) -> None:
         print(f"celler {options.name}: {message}", file=sys.stderr)
 
+    def fail(error: BaseException, message: object, status: int = 1) -> int:
+        if "debug" in options:
+            raise error
+        say(" ".join(str(message).split()))
+        return status
+
     try:
         with warnings.catch_warnings():
             warnings.showwarning = say
             options.command(options)
-    except (ImportError, KeyError, ValueError, OSError, RuntimeError) as error:
-        if "traceback" in options:
-            raise
-        say(error.args[0] if isinstance(error, KeyError) else error)
-        return 2
+            sys.stdout.flush()
+    except UsageError as error:
+        return fail(error, error, 2)
+    except BrokenPipeError:
+        sys.stdout = None  # its reader, such as head, has seen enough
+    except FROM_INPUT as error:
+        return fail(error, error.args[0] if isinstance(error, KeyError) and error.args else error)
+    except MemoryError as error:
+        return fail(error, "there is not enough memory; take a machine with more, or fewer cells.")
+    except FROM_US as error:
+        told = f"{type(error).__name__}: {error}. This is a mistake of Celler; --debug prints what to report."
+        return fail(error, told)
+    except KeyboardInterrupt as error:
+        return fail(error, "interrupted.", 130)
     return 0
 
 
@@ -72,14 +100,16 @@ def _add_demo(commands: Any) -> None:
     add = demo.add_argument
     add("--out", type=Path, default=Path(), help="folder for the files (default: here)")
     add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
+    add("--overwrite", action="store_true", help="replace the files of an earlier demo")
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train on a labelled .h5ad and save the model")
+    train = commands.add_parser("train", help="train on labelled cells and save the model")
     train.set_defaults(command=_train)
     add = train.add_argument
-    add("reference", type=Path, metavar="REFERENCE.h5ad")
-    add("--labels-key", required=True, help="column of obs with the cell types")
+    add("reference", type=Path, metavar="REFERENCE", help=CELLS)
+    add("--labels-key", help="column of obs, or of --labels, with the cell types")
+    add("--labels", type=Path, metavar="FILE.csv", help="labels by name of cell, .csv or .tsv, instead of obs")
     add("--parent-labels-key", help="column of obs with their parents")
     add("--gene-key", help="column of var with the gene names (default: var_names)")
     add("--layer", help="layer with counts or log1p values (default: X)")
@@ -88,16 +118,17 @@ def _add_train(commands: Any) -> None:
     add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
     add("--out", type=Path, required=True, metavar="MODEL", help="folder to write")
     add("--overwrite", action="store_true", help="replace a model in that folder")
+    add("--json", action="store_true", help=JSON)
 
 
 def _add_annotate(commands: Any) -> None:
-    what = "label the cells of an .h5ad with a saved model, or by the atlases of a tissue"
-    usage = "celler annotate (MODEL | --tissue TISSUE) QUERY.h5ad --out OUT.h5ad [options]"
+    what = "label cells with a saved model, or by the atlases of a tissue"
+    usage = "celler annotate (MODEL | --tissue TISSUE) QUERY --out OUT.h5ad [options]"
     annotate = commands.add_parser("annotate", help=what, usage=usage)
     annotate.set_defaults(command=_annotate)
     add = annotate.add_argument
-    what = "folder that train wrote, or hf://owner/name on a hub; then the cells"
-    add("paths", nargs="+", metavar="[MODEL] QUERY.h5ad", help=what)
+    what = f"folder that train wrote, or hf://owner/name on a hub; then the cells, {CELLS}"
+    add("paths", nargs="+", metavar="[MODEL] QUERY", help=what)
     tissue = "without a model: name cells by the atlases of this tissue; several times for several, or 'all'"
     add("--tissue", action="append", metavar="TISSUE", help=tissue)
     add("--organism", choices=ORGANISMS, help="with --tissue: whose atlases (default: both)")
@@ -109,10 +140,12 @@ def _add_annotate(commands: Any) -> None:
     add("--unknown-label", default="Unknown", help="name of that label (default: Unknown)")
     add("--cluster-key", help="column of obs with clusters, for majority labels")
     add("--propagate", action="store_true", help="spread labels over the nearest cells")
-    add("--reference", type=Path, metavar="REFERENCE.h5ad", help="include its cells in --propagate")
+    add("--reference", type=Path, metavar="REFERENCE", help="include its cells in --propagate")
     shift = "undo differences from the reference that all types share (default: yes)"
     add("--correct-shift", action=argparse.BooleanOptionalAction, default=True, help=shift)
     add("--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write")
+    add("--overwrite", action="store_true", help="replace a file of that name")
+    add("--json", action="store_true", help=JSON)
 
 
 def _add_tissues(commands: Any) -> None:
@@ -125,54 +158,93 @@ def _add_tissues(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from celler.cli._demo import run
 
-    run(options.out, options.seed)
+    run(options.out, options.seed, overwrite=options.overwrite)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from celler.data._expression import read_h5ad
+    from celler.data._read import read_cells, with_labels
     from celler.model import Celler
-    from celler.model._folder import holds_model
+    from celler.model._folder import check_target, holds_model
 
+    if options.labels_key is None and options.labels is None:
+        raise UsageError("--labels-key names the column of obs with the cell types, or --labels a file of them.")
     # Now, not after an hour of training.
     if holds_model(options.out) and not options.overwrite:
         raise FileExistsError(f"{options.out} holds a model; pass --overwrite to replace it, or another --out.")
-    adata = read_h5ad(options.reference)
+    check_target(options.out, overwrite=options.overwrite)
+    check_out(options.out / "config.json", overwrite=options.overwrite, inputs=[options.reference, options.labels])
+    adata = read_cells(options.reference)
+    if options.labels is not None:
+        options.labels_key = with_labels(adata, options.labels, options.labels_key)
     Celler.setup_anndata(adata, **{name: getattr(options, name) for name in SETUP})
     model = Celler(adata)
-    model.train(options.max_epochs, seed=options.seed)
+    model.train(options.max_epochs, seed=options.seed, show_progress=not options.json)
     model.save(options.out, overwrite=options.overwrite)
-    print(f"{model}\nwrote {options.out}")
+    if options.json:
+        counts = adata.obs[options.labels_key].value_counts()
+        _print_json(out=str(options.out), n_cells=adata.n_obs, n_genes=adata.n_vars, classes=list(model.classes_),
+                    counts={str(name): int(n) for name, n in counts.items()}, seed=options.seed)  # fmt: skip
+    else:
+        print(f"{model}\nwrote {options.out}")
 
 
 def _annotate(options: argparse.Namespace) -> None:
     *folder, query = options.paths
-    query = Path(query)
-    if len(folder) > 1 or (len(folder) == 1) == (options.tissue is not None):
-        raise ValueError(
-            f"{' '.join(map(str, options.paths))} was given; a model and a query are needed, or a query and --tissue."
-        )
-    if options.organism is not None and options.tissue is None:
-        raise ValueError("--organism has an effect only with --tissue; pass both or neither.")
-    if options.out.resolve() == query.resolve():
-        raise ValueError(f"--out {options.out} is the query itself; name another file.")
-    if options.reference is not None and (not options.propagate or options.tissue is not None):
-        raise ValueError("--reference has an effect only with a model and --propagate; pass these or leave it out.")
-    from celler.data._expression import read_h5ad
+    _check_annotate(options, folder)
+    inputs = [*folder, query, options.reference]
+    check_out(options.out, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
+    from celler.data._formats import format_of
+    from celler.data._read import read_cells
     from celler.model import Celler
 
     if options.tissue is not None:
         tissue = None if "all" in options.tissue else options.tissue
         model = Celler.from_pretrained("celler-base", tissue=tissue, organism=options.organism)
     else:
-        reference = None if options.reference is None else read_h5ad(options.reference)
+        format_of(Path(query))  # a wrong name is said before the model is loaded
+        reference = None if options.reference is None else read_cells(options.reference)
         model = Celler.load(folder[0], adata=reference)
-    adata = read_h5ad(query)
+    adata = read_cells(query)
     model.annotate(adata, **{name: getattr(options, name) for name in ANNOTATE})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    adata.write_h5ad(options.out)
+    write_h5ad(adata, options.out, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
     counts = adata.obs[options.key_added].value_counts()
+    if options.json:
+        name = folder[0] if folder else "celler-base: " + ", ".join(options.tissue)
+        n_unknown = int(counts.get(options.unknown_label, 0))
+        _print_json(
+            out=str(options.out), model=name, query=query, n_cells=adata.n_obs, key_added=options.key_added,
+            counts={str(label): int(n) for label, n in counts.items() if n}, unknown_label=options.unknown_label,
+            unknown_share=n_unknown / max(1, adata.n_obs), genes=dict(adata.uns[options.key_added]["genes"]),
+        )  # fmt: skip
+        return
     print(counts[counts > 0].to_string() if options.tissue is not None else counts.to_string())
     print(f"wrote {options.out}")
+
+
+def _check_annotate(options: argparse.Namespace, folder: list[str]) -> None:
+    """Raise for options that do not go together, before anything is read."""
+    if len(folder) > 1 or (len(folder) == 1) == (options.tissue is not None):
+        raise UsageError(
+            f"{' '.join(map(str, options.paths))} was given; a model and a query are needed, or a query and --tissue."
+        )
+    if options.organism is not None and options.tissue is None:
+        raise UsageError("--organism has an effect only with --tissue; pass both or neither.")
+    if options.reference is not None and (not options.propagate or options.tissue is not None):
+        raise UsageError("--reference has an effect only with a model and --propagate; pass these or leave it out.")
+    if options.out.resolve() == Path(options.paths[-1]).resolve():
+        raise FileExistsError(f"--out {options.out} is the query itself; name another file.")
+    if options.out.suffix == ".zarr":
+        raise UsageError(f"--out {options.out}: an .h5ad is written; name it so.")
+    check_key(options.key_added, "--key-added")
+
+
+def _print_json(**summary: Any) -> None:
+    """Print one line of JSON with the version of Celler."""
+    print(
+        json.dumps(
+            {"celler": __version__, **summary}, default=lambda value: getattr(value, "item", lambda: str(value))()
+        )
+    )
 
 
 def _tissues(options: argparse.Namespace) -> None:

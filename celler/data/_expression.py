@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
@@ -277,13 +275,3 @@ def _what_to_pass(reader: ExpressionReader) -> str:
     found = " or ".join(f"{name} ({state.kind})" for name, state in others.items())
     copy = "; predict has no layer argument, so give it a copy with those values in X" if "layer" in found else ""
     return f" Here, pass {found}{copy}."
-
-
-def read_h5ad(path: Path) -> AnnData:
-    """Read an .h5ad file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; name an .h5ad file.")
-    try:
-        return anndata.read_h5ad(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as .h5ad: {error}") from error

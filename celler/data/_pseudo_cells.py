@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from celler._utils._compile import compiled
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
 from celler.data._tokenizer import TARGET_SUM, _next_random
@@ -163,7 +163,7 @@ def draw_counts(loader: PseudoCellLoader, types: np.ndarray, panel: np.ndarray, 
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _draw(share, mean, of_cell, factors, ambient, depth, draws):  # type: ignore[no-untyped-def]
     """Return counts ``(B, P)``; see :func:`draw_counts`."""
     (types, datasets, panel), (hidden, seeds) = of_cell, draws
@@ -191,7 +191,7 @@ def _draw(share, mean, of_cell, factors, ambient, depth, draws):  # type: ignore
     return counts
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _poisson(mean, u, v):  # type: ignore[no-untyped-def]
     """Return a Poisson draw of two uniform ones: by inversion of ``u``, or for a large mean by the normal limit."""
     if mean > 30:

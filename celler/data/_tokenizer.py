@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
+
+from celler._utils._compile import compiled
 
 __all__ = ["BadValueError", "FlatTokens", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
@@ -255,7 +256,7 @@ def _cells(X: sparse.csr_matrix, gene_map: np.ndarray, rows: np.ndarray | None) 
     return _Cells(spans, X.indices, bits, gene_map, n_tokens)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-def]
     """Return mapped non-zeros of each cell ``(B,)`` with entries ``spans (B, 2)``, and the first bad cell or −1."""
     # Bits of a float32, as integers, are 1 to _INFINITE − 1 for positive finite values, and 0 or −0 for zero.
@@ -274,7 +275,7 @@ def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-de
     return n_tokens, -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _next_random(state):  # type: ignore[no-untyped-def]
     """Return the next state of splitmix64 and a number in [0, 1)."""
     state += np.uint64(0x9E3779B97F4A7C15)
@@ -305,7 +306,7 @@ class _Mapped(NamedTuple):
     is_kept: np.ndarray
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _workspace(longest):  # type: ignore[no-untyped-def]
     """Return work arrays for rows of at most ``longest`` tokens, shared by all rows."""
     size = 2
@@ -319,7 +320,7 @@ def _workspace(longest):  # type: ignore[no-untyped-def]
     return distinct, mapped
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[no-untyped-def]
     """Fill ``mapped`` and ``distinct``; return the number of distinct values."""
     # Positive floats sort as their bits, and a cell has few distinct values: sorting the row would cost far more.
@@ -345,7 +346,7 @@ def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[n
     return n_distinct
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _sort(order, keys):  # type: ignore[no-untyped-def]
     """Sort the slots ``order`` by their ``keys``, in place."""
     if len(order) > 64:
@@ -360,7 +361,7 @@ def _sort(order, keys):  # type: ignore[no-untyped-def]
         order[j] = slot
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ignore[no-untyped-def]
     """Compute bin, rank and expression of each distinct value of a cell with ``n`` tokens."""
     # Quantile edge j is at position j (n − 1) / (n_bins − 2) of the sorted row, so the number of edges <= a value
@@ -379,7 +380,7 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
         distinct.rank[slot] = rank
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
     """Keep exactly ``n_kept`` of n tokens, every subset equally likely (Knuth's algorithm S)."""
     state = seed
@@ -391,7 +392,7 @@ def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
         n_kept -= is_this_kept
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
     """Keep the ``n_kept`` tokens of highest value; ties by vocabulary order, not column order."""
     keys = np.empty(n, np.int64)
@@ -400,7 +401,7 @@ def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
     mapped.is_kept[:n] = keys <= np.partition(keys, n_kept - 1)[n_kept - 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _fill_tokens(  # type: ignore[no-untyped-def]
     spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat
 ):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._write import check_key
 from celler.data._genes import GeneAlignment
 from celler.tl._columns import label_column
 from celler.tl._majority_vote import cluster_votes
@@ -20,6 +21,7 @@ VOTED = ("_majority", "_majority_share")
 
 def check_target(adata: AnnData, key: str, cluster_key: str | None) -> pd.Categorical | None:
     """Return the clusters, where they are used; raise, before any work, where the annotation could not be written."""
+    check_key(key, "key_added")
     if adata.is_view and adata.isbacked:
         raise ValueError(
             "adata is a view of a file in backed mode, which cannot be written to; take it into memory first, "

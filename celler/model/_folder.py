@@ -13,14 +13,17 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
+from celler._utils._lock import locked
+from celler._utils._owner import is_left_behind
 from celler._utils._version import __version__
+from celler._utils._write import PART, explained, owner_in, part_of, remove_left_behind, sync_folder
 from celler.model._arrays import Array, check_shapes, check_values, layout
 from celler.model._card import digest
 from celler.model._contents import AGAIN, FORMAT, FORMAT_VERSION, check_config, shown
@@ -29,6 +32,8 @@ from celler.model._legacy import holds_legacy_model, remove_legacy_model
 CONFIG, WEIGHTS, CARD = FILES = "config.json", "model.safetensors", "README.md"
 #: Most bytes of each file, and of the header of the arrays: above what a model can need.
 MAX_OF, MAX_HEADER = {CONFIG: 2**26, WEIGHTS: 2**34, CARD: 2**20}, 2**23
+#: Suffixes of a writer's own folder, before and after its files have their names, and the name of its lock.
+STAGE, DONE, LOCK = ".model", ".done", ".writing"
 COPIED = ("weights.", "pretrained.decoder.")
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -54,25 +59,57 @@ def write_folder(
     """
     check_target(folder, overwrite=overwrite)
     is_new = not folder.exists()
-    stage = (folder.parent if is_new else folder) / f".{folder.name}-{uuid4().hex}.tmp"
-    stage.mkdir(parents=True)
-    try:
-        tensors = _write(stage / WEIGHTS, _safetensors(arrays))
-        config = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__} | plain
-        config |= {"tensors": {"file": WEIGHTS} | tensors, "card": {"sha256": digest(own_card)}}
-        check_config(config, folder / CONFIG)  # what is written can be read
-        _write(stage / CONFIG, [_json_bytes(config)])
-        write_card(stage, card)
-        if is_new:
+    place = folder.parent if is_new else folder
+    with explained(folder):
+        place.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+        for suffix in (STAGE, DONE):
+            remove_left_behind(place / f"{folder.name}{suffix}")
+        stage = part_of(place / f"{folder.name}{STAGE}")
+        stage.mkdir()
+        try:
+            tensors = _write(stage / WEIGHTS, _safetensors(arrays))
+            config = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__} | plain
+            config |= {"tensors": {"file": WEIGHTS} | tensors, "card": {"sha256": digest(own_card)}}
+            check_config(config, folder / CONFIG)  # what is written can be read
+            _write(stage / CONFIG, [_json_bytes(config | {"digest": _digest(config)})])
+            write_card(stage, card)
+            sync_folder(stage)
+            _place(stage, folder, is_new=is_new, overwrite=overwrite)
+            sync_folder(place)
+        finally:
+            if not list(stage.glob("*.old")):  # else the only copy of a file
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _place(stage: Path, folder: Path, *, is_new: bool, overwrite: bool) -> None:
+    """Give the files of ``stage`` their names, one writer at a time."""
+    if is_new:
+        try:
             stage.rename(folder)
-        else:
-            _replace(folder, stage)
-            remove_legacy_model(folder)
-    except BaseException:
-        if not list(stage.glob("*.old")):  # else the only copy of a file
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another writer was faster: now it is a folder with a model like any other.
+    with locked(folder / LOCK, str(folder), wait=60.0):
+        check_target(folder, overwrite=overwrite)
+        recover(folder)
+        _replace(folder, stage)
+        stage.rename(done := stage.with_suffix(DONE))  # from now on, the old files are not put back
+        remove_legacy_model(folder)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put back the files of a model that a writer had set aside when it was killed; they fit together."""
+    for stage in folder.glob(f".*{PART}{STAGE}"):
+        owner = owner_in(stage, STAGE)
+        if owner is not None and is_left_behind(stage, owner):
+            for name in FILES:
+                if (stage / f"{name}.old").is_file():
+                    (stage / f"{name}.old").replace(folder / name)
             shutil.rmtree(stage, ignore_errors=True)
-        raise
-    shutil.rmtree(stage, ignore_errors=True)
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -134,6 +171,11 @@ def _json_bytes(config: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
 
 
+def _digest(config: dict[str, Any]) -> str:
+    """Return the SHA-256 of the values of a config, however they are written."""
+    return _sha256([json.dumps(config, sort_keys=True).encode()])
+
+
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -178,9 +220,23 @@ def read_folder(folder: Path) -> dict[str, Any]:
     Raises ``FileNotFoundError`` where there is no model, and ``ValueError`` for files that are damaged, of another
     program, or of a later version, or hold what no model can. No array is made before sizes, names and types fit.
     """
+    try:
+        return _read_folder(folder)
+    except (FileNotFoundError, ValueError):
+        if not any(folder.glob(f".*{PART}{STAGE}")):
+            raise
+        with suppress(OSError):
+            recover(folder)
+        return _read_folder(folder)
+
+
+def _read_folder(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = _json(_read(path, MAX_OF[CONFIG]), path)
+    digest_found = config.pop("digest", None) if isinstance(config, dict) else None
     sizes = check_config(config, path)
+    if digest_found is not None and digest_found != _digest(config):
+        raise ValueError(f"{path} has other contents than Celler wrote: it was damaged, or edited by hand. {AGAIN}")
     try:
         expected = layout(config, sizes)
     except ValueError as error:

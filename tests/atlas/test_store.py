@@ -32,7 +32,7 @@ print("loaded:", *sorted(name for name in sys.modules if name.startswith("celler
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {name.removeprefix("celler.atlas.") for name in done.stdout.split()[1:]}
-    assert loaded == {"_annotations", "_datamodule", "_source", "_store"}
+    assert loaded == {"_annotations", "_checksums", "_datamodule", "_source", "_store"}
 
 
 def test_parts_are_the_rows_of_each_part_in_its_order(store, cells, rng):
@@ -91,8 +91,8 @@ def test_pieces_of_no_rows():
 def test_read_manifest_of_another_format(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no store.*cl\.atlas\.build writes one"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"format": "celler-atlas", "version": 2}')
-    with pytest.raises(ValueError, match=r"version 2; this celler .*reads 'celler-atlas', version 1"):
+    (tmp_path / "manifest.json").write_text('{"format": "celler-atlas", "version": 3}')
+    with pytest.raises(ValueError, match=r"version 3; this celler .*reads 'celler-atlas', version up to 2"):
         read_manifest(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, its exit status, and no traceback for bad input."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -43,9 +44,9 @@ def annotate(folder, out, *options):
     return [*map(str, arguments), *options]
 
 
-def assert_refused(capsys, arguments, *words):
-    """Exit status 2 and one line on stderr that holds the words."""
-    assert main(list(map(str, arguments))) == 2
+def assert_refused(capsys, arguments, *words, status=1):
+    """Exit status 1 and one line on stderr that holds the words; 2 is for wrong usage."""
+    assert main(list(map(str, arguments))) == status
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"celler {arguments[0]}: ")
@@ -155,7 +156,7 @@ def test_annotate_matches_the_library_with_every_option(files, tmp_path):
 
 def test_annotate_reference_without_propagate(files, capsys):
     query = annotate(files, "x.h5ad", "--reference", str(files / "reference.h5ad"))
-    assert_refused(capsys, query, "--reference has an effect only with a model and --propagate")
+    assert_refused(capsys, query, "--reference has an effect only with a model and --propagate", status=2)
 
 
 def test_train_overwrite(files, capsys, monkeypatch):
@@ -171,9 +172,15 @@ def test_main_with_unreadable_files(files, tmp_path, capsys):
     (tmp_path / "text.h5ad").write_text("no")
     model, out = files / "model", tmp_path / "out.h5ad"
     options = ["--labels-key", "cell_type", "--out", tmp_path / "new"]
-    assert_refused(capsys, ["train", tmp_path / "none.h5ad", *options], "none.h5ad is not a file")
-    assert_refused(capsys, ["train", tmp_path / "text.h5ad", *options], "text.h5ad cannot be read as .h5ad")
-    assert_refused(capsys, ["annotate", model, tmp_path, "--out", out], "is not a file")
+    assert_refused(capsys, ["train", tmp_path / "none.h5ad", *options], "none.h5ad does not exist")
+    assert_refused(
+        capsys,
+        ["train", tmp_path / "text.h5ad", *options],
+        "text.h5ad cannot be read as cells: it is a table that is not clearly",
+    )
+    assert_refused(
+        capsys, ["annotate", model, tmp_path, "--out", out], "it is a folder; name one of ['text.h5ad'] in it"
+    )
     query = files / "query.h5ad"
     assert_refused(capsys, ["annotate", tmp_path, query, "--out", out], "config.json does not exist")
     assert_refused(capsys, ["annotate", model, query, "--out", query], "is the query itself")
@@ -219,26 +226,69 @@ def test_exit_status_in_a_shell(tmp_path):
         "q.h5ad",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stderr == "celler annotate: --out q.h5ad is the query itself; name another file.\n"
 
 
 @pytest.mark.parametrize("place", [0, 1, 5])
-def test_traceback_shows_where_an_error_comes_from(tmp_path, place):
+def test_debug_shows_where_an_error_comes_from(tmp_path, place):
     """Before and after the command, and after its options."""
     arguments = ["annotate", "m", "q.h5ad", "--out", "q.h5ad"]
-    arguments.insert(place, "--traceback")
+    arguments.insert(place, "--debug")
     command = [sys.executable, "-m", "celler.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1] == "ValueError: --out q.h5ad is the query itself; name another file."
-    assert any("_main.py" in line and "in _annotate" in line for line in lines)
+    assert lines[-1] == "FileExistsError: --out q.h5ad is the query itself; name another file."
+    assert any("_main.py" in line and "in _check_annotate" in line for line in lines)
 
 
-@pytest.mark.parametrize("options", [[], ["--traceback"]])
-def test_main_does_not_hide_our_own_bugs(files, monkeypatch, options):
+def test_main_with_a_mistake_of_our_own(files, monkeypatch, capsys):
+    """One line, as for any error, and with ``--debug`` what a report of it needs."""
     monkeypatch.setattr(Celler, "load", lambda *_, **__: [].missing)
+    assert_refused(capsys, annotate(files, "x.h5ad"), "AttributeError", "mistake of Celler", "--debug")
     with pytest.raises(AttributeError):
-        main(annotate(files, "x.h5ad", *options))
+        main(annotate(files, "x.h5ad", "--debug"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"), [(KeyboardInterrupt, 130, "interrupted"), (MemoryError, 1, "memory")]
+)
+def test_main_that_is_stopped(files, monkeypatch, capsys, error, status, word):
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Celler, "load", stop)
+    assert_refused(capsys, annotate(files, "x.h5ad"), word, status=status)
+
+
+def test_annotate_json(files, capsys):
+    options = ["--threshold", "1.0", "--unknown-label", "none", "--json"]
+    assert main(annotate(files, "json.h5ad", *options)) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["celler"] == celler.__version__
+    assert (summary["out"], summary["model"]) == (str(files / "json.h5ad"), str(files / "model"))
+    assert (summary["n_cells"], summary["counts"], summary["unknown_share"]) == (60, {"none": 60}, 1.0)
+    assert (summary["genes"]["matched"], summary["genes"]["missing"]) == (80, 0)
+
+
+def test_train_with_labels_of_a_table(files, tmp_path, capsys):
+    """Such as for Cell Ranger's files, which hold none."""
+    reference = ad.read_h5ad(files / "reference.h5ad")
+    table = reference.obs[["cell_type"]].sample(frac=1, random_state=0)
+    table.iloc[:-5].to_csv(tmp_path / "labels.tsv", sep="\t")
+    reference.obs = reference.obs[[]]
+    reference.write_h5ad(tmp_path / "bare.h5ad")
+    options = ["--labels", tmp_path / "labels.tsv", "--out", tmp_path / "model", "--max-epochs", 3, "--json"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        assert main(list(map(str, ["train", tmp_path / "bare.h5ad", *options]))) == 0
+    printed = capsys.readouterr()
+    assert "has labels for 195 of the 200 cells" in printed.err
+    summary = json.loads(printed.out)
+    assert summary["counts"] == table.iloc[:-5, 0].value_counts().to_dict()
+    (tmp_path / "other.csv").write_text("cell,label\nx,B\n")
+    wrong = ["train", tmp_path / "bare.h5ad", "--labels", tmp_path / "other.csv", "--out", tmp_path / "no"]
+    assert_refused(capsys, wrong, "names none of the 200 cells", "other.csv")
+    assert_refused(capsys, [*wrong[:2], "--out", tmp_path / "no"], "--labels-key", status=2)

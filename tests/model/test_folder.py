@@ -47,6 +47,7 @@ def test_weights_of_the_library_are_read(folder):
     arrays = load_file(folder / WEIGHTS)
     safetensors.numpy.save_file(arrays, folder / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text())
+    del config["digest"]  # as of a file that is edited on purpose
     config["tensors"] |= folder_module._write(folder / "copy", [(folder / WEIGHTS).read_bytes()])
     (folder / CONFIG).write_text(json.dumps(config))
     np.testing.assert_array_equal(Celler.load(folder).class_counts_, trained().class_counts_)

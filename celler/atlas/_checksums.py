@@ -1,0 +1,50 @@
+"""Checksums: which files a store or table of ours is made of, so that one that is missing or damaged is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 22
+
+
+def files_of(folder: Path) -> dict[str, list[Any]]:
+    """Return size and SHA-256 of each file by name; counts, the most by far, are checked by their codec instead."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            found[name] = [path.stat().st_size, None if _is_of_counts(name) else _sha256(path)]
+    return found
+
+
+def check_files(folder: Path, files: dict[str, list[Any]], cure: str) -> None:
+    """Raise ``ValueError`` for the first file that is missing, of another size or of other contents."""
+    for name, (size, digest) in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {folder} is damaged. {cure}")
+        if path.stat().st_size != size:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes and not {size:,}: {folder} is damaged. {cure}")
+        if digest is not None and _sha256(path) != digest:
+            raise ValueError(f"{path} has other contents than were written: {folder} is damaged. {cure}")
+
+
+def digest_of(record: Any) -> str:
+    """Return the SHA-256 of a record of plain values."""
+    return hashlib.sha256(json.dumps(record, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
+
+
+def _is_of_counts(name: str) -> bool:
+    parts = name.split("/")
+    return "X" in parts and parts[-1] != "zarr.json"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
