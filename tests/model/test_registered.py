@@ -139,7 +139,9 @@ def test_pretrain_after_genes_changed():
 
 
 @pytest.mark.parametrize(
-    "copied", [lambda a: a.copy(), lambda a: a[:100].copy(), lambda a: a[:100], copy.deepcopy], ids=str
+    "copied",
+    [lambda a: a.copy(), lambda a: a[:100].copy(), lambda a: a[:100], copy.deepcopy],
+    ids=["copy", "copy of a part", "part", "deepcopy"],
 )
 def test_celler_of_a_copy_of_what_was_set_up(copied):
     adata = cells()

@@ -35,7 +35,7 @@ def functions() -> dict:
                 found[f"{face}.{name}"] = one
                 continue
             found |= {f"{face}.{name}": one.__init__} if name not in {"LabelTree"} else {}
-            for method in set(vars(one)) - INNER:
+            for method in sorted(set(vars(one)) - INNER):
                 value = inspect.getattr_static(one, method)
                 value = getattr(value, "__func__", value)
                 if not method.startswith("_") and inspect.isfunction(value):
