@@ -277,6 +277,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
         (json.dumps(this_process()._replace(host="node7")._asdict()), "on node7.* delete .*lock"),
         ("no lock", "another process.* delete .*lock"),
     ],
+    ids=["own", "other host", "no lock"],
 )
 def test_lock_of_another_is_respected(tmp_path, text, words):
     (tmp_path / "lock").write_text(text)
