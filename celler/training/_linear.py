@@ -186,7 +186,7 @@ def best_prior(logits: np.ndarray, codes: np.ndarray, class_counts: np.ndarray, 
     best = np.flatnonzero(is_good).max()
     if is_good[CLASS_PRIORS == 0].all():
         best = np.where(is_good & (CLASS_PRIORS <= 0), scores[:, 0].sum(axis=1) + 1e-9 * CLASS_PRIORS, -1).argmax()
-    weight = len(codes) / (len(codes) + FEW_CELLS)
+    weight = len(codes) ** 2 / (len(codes) ** 2 + FEW_CELLS**2)
     return float(weight * CLASS_PRIORS[best] + (1 - weight) * FEW_PRIOR)
 
 
