@@ -43,6 +43,7 @@ from celler.model._predict import Cells
 from celler.model._setup import describe, new_state, register
 from celler.model._state import ModelState, Setup, summary
 from celler.network._scgpt import read_scgpt
+from celler.tl._label_check import LabelCheck
 
 
 class _Unsupported:
@@ -413,6 +414,60 @@ class Celler(BaseModelClass):
             cluster_key=cluster_key,
             propagate=propagate,
         )
+
+    def check_labels(
+        self, adata: AnnData | None = None, key: str = "celler", *, cluster_key: str | None = None, min_cells: int = 3
+    ) -> LabelCheck:
+        r"""Compare labels with markers of the reference's types, to find rare types that the labels miss.
+
+        The markers are chosen from the mean expression of each type, which the model keeps, and are scored without the
+        network and without the labels. A type is listed where most cells with its markers have another label.
+
+        Parameters
+        ----------
+        adata
+            The cells, all of one query; ``None`` is the AnnData of the model. Not changed.
+        key
+            Column of ``adata.obs`` with labels, of :meth:`annotate` or any other source that uses the model's names.
+            The parent of a type counts as its label. Cells without a label are checked too.
+        cluster_key
+            Column of ``adata.obs`` with clusters, which are then compared as well.
+        min_cells
+            Fewest cells with another label for which a type is listed.
+
+        Returns
+        -------
+        LabelCheck
+            What was found, as a table and in words; :func:`celler.pl.label_check` draws it.
+
+        Raises
+        ------
+        KeyError
+            If a column does not exist.
+        ValueError
+            If no label is a name of the model.
+        RuntimeError
+            If the model keeps no mean expression: one that names cells by atlases, or of an early version.
+
+        Notes
+        -----
+        Up to 40 markers of each type are genes with 1.5 times the mean :math:`r` of any other type. A cell has
+
+        .. math:: \ell_k = \sum_g w_g (x_g \log r_{kg} - D\, r_{kg}),
+
+        a quasi-Poisson log-likelihood with its counts :math:`x`, their sum :math:`D` and the inverse relative
+        dispersion :math:`w`. The markers decide where the probability of a type is above 0.9 with the shares of the
+        likeliest mixture as prior, and each half of the markers speaks for it. Types of fewer than 10 reference cells
+        are not listed, nor are cells whose expression of the markers is nearer to that of their label's type.
+
+        Examples
+        --------
+        >>> model.annotate(query)
+        >>> check = model.check_labels(query)
+        >>> check
+        >>> cl.pl.label_check(check)
+        """
+        return _predict.check_labels(self._state, self._cells(adata), key, cluster_key, min_cells)
 
     def annotate_store(
         self,

@@ -18,6 +18,7 @@ from celler.atlas._store import CellBlocks
 from celler.data._query import Query, align_query
 from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
 from celler.inference._outputs import Outputs
+from celler.model import _check_labels
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
     SHIFT_CELLS,
@@ -34,6 +35,8 @@ from celler.model._forward import (
     with_propagation,
 )
 from celler.model._state import ModelState
+from celler.tl._columns import label_column
+from celler.tl._label_check import LabelCheck
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,16 @@ def annotate(
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
     write_annotation(cells.adata, key, columns, record)
+
+
+def check_labels(state: ModelState, cells: Cells, key: str, cluster_key: str | None, min_cells: int) -> LabelCheck:
+    """Compare labels with markers; see :meth:`celler.model.Celler.check_labels`."""
+    _check_labels.check_profile(state)
+    if min_cells < 1:
+        raise ValueError(f"min_cells={min_cells} was given; at least 1 is needed.")
+    labels = _check_labels.check_names(label_column(cells.adata, key, "key"), key, state.tree)
+    clusters = None if cluster_key is None else label_column(cells.adata, cluster_key, "cluster_key")
+    return _check_labels.check_labels(state, cells.align(state), labels, clusters, min_cells)
 
 
 def annotate_store(
