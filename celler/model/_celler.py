@@ -403,6 +403,9 @@ class Celler(BaseModelClass):
         ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
         "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
+
+        A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
+        ``uns[key]["label_check"]`` keeps it.
         """
         cells = self._cells(adata)
         _predict.annotate(

@@ -19,6 +19,7 @@ from celler.model._state import ModelState
 from celler.tl._label_check import LabelCheck
 from celler.tl._majority_vote import cluster_votes
 
+MIN_CELLS = 3  #: of another label, for which a type is listed
 N_NAMED = 3  #: markers and labels that a row names
 HALF_WAY = 0.5  #: least standing of cells that are listed: cells of a type that the reference lacks stand lower
 
@@ -37,9 +38,15 @@ class Counted:
     n_expressing: np.ndarray
 
 
+def has_profile(state: ModelState) -> bool:
+    """Whether the model keeps mean expression of types of a reference."""
+    return not state.names_atlases and state.profile is not None
+
+
 def check_profile(state: ModelState) -> Profile:
     """Return the reference's class profiles; raise ``RuntimeError`` where the model has none."""
-    if state.names_atlases or state.trained().profile is None:
+    state.trained()
+    if not has_profile(state):
         raise RuntimeError(
             "this model keeps no mean expression of its types, of which markers are chosen: it names cells by atlases "
             "or was saved by an earlier version. Compare labels with cl.tl.rank_markers(adata, key) instead."
@@ -49,7 +56,13 @@ def check_profile(state: ModelState) -> Profile:
 
 
 def check_labels(
-    state: ModelState, query: Query, labels: pd.Categorical, clusters: pd.Categorical | None, min_cells: int
+    state: ModelState,
+    query: Query,
+    labels: pd.Categorical,
+    clusters: pd.Categorical | None = None,
+    min_cells: int = MIN_CELLS,
+    *,
+    counts_unlabelled: bool = True,
 ) -> LabelCheck:
     """Compare ``labels (N,)`` of all cells of the query with their markers; see :meth:`Celler.check_labels`."""
     profile = check_profile(state)
@@ -59,6 +72,7 @@ def check_labels(
     classes = np.array(state.tree.classes)
     given = np.array([*labels.categories, "no label"], dtype=object)[labels.codes]
     is_other = (types >= 0) & ~_agrees(given, types, state.tree)
+    is_other &= counts_unlabelled | (labels.codes >= 0)
     is_missed = _missed(types, is_other, len(classes), min_cells) & (profile.n_cells >= MIN_REFERENCE)
     rows = []
     for k in np.flatnonzero(is_missed):
@@ -152,9 +166,9 @@ def _standing(
 
 
 def _strength(markers: Markers, counted: Counted, cells: np.ndarray, k: int) -> float:
-    """Return the counts of the markers of type ``k`` in some cells, as a share of those in the reference."""
+    """Return the counts of the markers of type ``k`` in some cells, as a share of those in the reference; else NaN."""
     expected = counted.depth[cells].sum() * markers.expected[k, k]
-    return float(counted.observed[cells, k].sum() / max(expected, 1e-9))
+    return float(counted.observed[cells, k].sum() / expected) if expected else np.nan
 
 
 def _expressed(markers: Markers, counted: Counted, query: Query, cells: np.ndarray, k: int) -> np.ndarray:
@@ -170,6 +184,8 @@ def _expressed(markers: Markers, counted: Counted, query: Query, cells: np.ndarr
 def _most(given: np.ndarray) -> str:
     """Return the most frequent labels with their numbers of cells."""
     counts = pd.Series(given).value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
     return listed([f"{name} ({count:,})" for name, count in counts.items()], N_NAMED)
 
 

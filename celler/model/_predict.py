@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celler._utils._distributed import gather_objects
+from celler._utils._messages import warn
 from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -125,7 +126,24 @@ def annotate(
     record = annotation_record(outputs, state.decision, state.tree, question)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
+    found = _missed_types(state, query, index, columns[key], question.unknown_label)
+    record |= {"label_check": found}
     write_annotation(cells.adata, key, columns, record)
+    if found:
+        warn(f"{' '.join(found)} Look at model.check_labels(adata, {key!r}).")
+
+
+def _missed_types(
+    state: ModelState, query: Query, index: np.ndarray, labels: pd.Categorical, unknown_label: str
+) -> list[str]:
+    """Return the sentences of a check of all cells; none for a part of them or a model that keeps no profiles.
+
+    Cells that were rejected are no evidence: no type was claimed for them.
+    """
+    if not _check_labels.has_profile(state) or len(index) < query.adata.n_obs:
+        return []
+    claimed = pd.Categorical(labels, [name for name in labels.categories if name != unknown_label])
+    return _check_labels.check_labels(state, query, claimed, counts_unlabelled=False).sentences
 
 
 def check_labels(state: ModelState, cells: Cells, key: str, cluster_key: str | None, min_cells: int) -> LabelCheck:

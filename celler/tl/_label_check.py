@@ -24,7 +24,8 @@ class LabelCheck:
     counts
         Cells whose markers decide: types by label.
     strength
-        Expression of the type's markers in these cells as a share of that in the reference's cells of the type.
+        Expression of the type's markers in these cells as a share of that in the reference's cells of the type; missing
+        for a type without a marker of its own, which is told by the absence of others.
     markers
         The markers, best first: ``group``, ``gene``, ``mean`` (counts per 10,000 in the type), ``next_group`` and
         ``next_mean``. :func:`celler.pl.marker_bubble` takes it.
@@ -45,8 +46,8 @@ class LabelCheck:
     def sentences(self) -> list[str]:
         """What was found: a sentence for each type, then for each cluster."""
         found = [
-            f"{row.n_cells:,} cells express {row.markers}: {row.type}'s; {row.n_other:,} of them are labelled "
-            f"{row.labels}."
+            f"{row.n_cells:,} cells express {row.markers}: {row.type}'s; "
+            f"{'all' if row.n_other == row.n_cells else f'{row.n_other:,} of them'} are labelled {row.labels}."
             for row in self.table.itertuples()
         ]
         if self.clusters is not None:
