@@ -848,7 +848,14 @@ class Celler(BaseModelClass):
 
         Genes and classes are matched by name. Those of the reference model stay, also where ``adata`` lacks
         them; genes that it lacks are added. The reference's cells are not needed: :meth:`train` adds cells
-        generated from the class profiles that the model stores, and distils its network for its own classes.
+        generated from the class profiles that the model stores.
+
+        With new classes, :meth:`train` solves their part of each expert in seconds, and all else stays as it is: among
+        the classes of the reference the model decides as before. Cells of ``adata`` without a new label, with or
+        without any, are used: the shift of their study from the reference is undone, and they show what the new
+        classes are not. A warning gives the share of other cells that a new class takes where it is above 3 %.
+        Without new classes, the network learns from the new cells and is distilled for its classes; so it does with
+        a loss of yours.
 
         A model without a reference, of ``from_pretrained("celler-base", tissue=...)``, labels the unlabelled cells of
         ``adata`` that it is sure of, in the new column ``_celler_first_labels``; these and the given labels train a new
@@ -900,7 +907,8 @@ class Celler(BaseModelClass):
         cls.setup_anndata(adata, **vars(setup))
         # The encoder is the reference's, whether or not a new one for these genes could be made.
         model = cls(adata, **reference._arguments | {"encoder": None})
-        model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
+        factors = _extend.study_factors(state, adata, setup, tree, genes)
+        model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments, factors))
         return model
 
     @classmethod

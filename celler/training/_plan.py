@@ -71,6 +71,8 @@ class TrainingConfig:
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
     solves_evidence
         Whether the evidence table is solved as a logistic regression before training, and then frozen.
+    solves_new_classes
+        Whether new classes of an extended model are solved, and all else stays as it is.
     processes, ckpt_path
         Processes on each machine and machines, and the file that each epoch writes, ``None`` for none.
     """
@@ -94,6 +96,7 @@ class TrainingConfig:
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
     solves_evidence: bool = False
+    solves_new_classes: bool = False
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None
 
