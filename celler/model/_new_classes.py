@@ -154,7 +154,7 @@ def _shifted(task: _Task, source: InMemoryCells, rows: np.ndarray, loaders: Load
 
 def _report(names: np.ndarray, taken: np.ndarray) -> None:
     """Warn of new classes that take many cells of others."""
-    found = [f"{name!r} {share:.0%}" for name, share in zip(names, taken, strict=True) if share > MOST_TAKEN]
+    found = [f"{str(name)!r} {share:.0%}" for name, share in zip(names, taken, strict=True) if share > MOST_TAKEN]
     if found:
         warn(
             f"new types take cells of others, as held-out cells of these, some shifted as in another study, show: "
