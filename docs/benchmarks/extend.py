@@ -4,7 +4,7 @@
 
 DATA is the folder of ``rare_types.py``, whose pairs are used; ``pair~0.7`` multiplies each gene of the query by a
 random factor with that standard deviation of its logarithm. Half of the cells of each type of both studies train. A
-model learns the reference without two types, and is extended by cells of these from the query's study: all of them (``all``),
+model learns the reference without two types and is extended by their cells of the query's study: all of them (``all``)
 or 15 of each (``15``), alone or, ``+ others``, with its other cells without labels, hidden cells of the new types among
 them. Test cells are the other half of both studies. "lost" are points of macro-F1 of the old types on their test cells,
 before less after; "new" is the macro-F1 of the new types; "taken" is the largest share of other cells, in percent,
