@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.text import Text
 
 from celler import pl
+from celler.tl import LabelCheck
 
 KINDS = ["B cell", "CD4+ T cell", "NK cell", "monocyte", "plasmacytoid dendritic cell", "platelet"]
 
@@ -69,6 +70,19 @@ def curves(n_epochs=12):
     ).rename_axis("epoch")
 
 
+def checked(adata):
+    """A check of labels that miss platelets; monocytes have no marker of their own."""
+    obs = getattr(adata, "obs", adata)
+    types, labels = obs["cell_type"], obs["celler"].astype(str).replace("platelet", "B cell")
+    counts = pd.crosstab(types, labels).rename_axis(index="type", columns="label")
+    strength = counts.where(counts > 0) / counts.max().max()
+    strength.loc["monocyte"] = np.nan
+    n = int(counts.loc["platelet"].sum())
+    row = {"type": "platelet", "n_cells": n, "n_other": n, "labels": "B cell", "markers": "PPBP, PF4", "strength": 0.9}
+    markers = pd.DataFrame({"group": ["platelet"] * 2, "gene": ["PPBP", "PF4"]})
+    return LabelCheck(pd.DataFrame([row]), types, counts, strength, markers)
+
+
 #: Each takes an AnnData of ``annotated`` and the options that all charts have.
 CHARTS = {
     "alluvial": lambda adata, **tail: pl.alluvial(adata, "cell_type", "celler", **tail),
@@ -81,6 +95,7 @@ CHARTS = {
     ),
     "f1_by_frequency": lambda adata, **tail: pl.f1_by_frequency(scores(adata), **tail),
     "history": lambda adata, **tail: pl.history(curves(), **tail),
+    "label_check": lambda adata, **tail: pl.label_check(checked(annotated()), **tail),
     "prediction_bubble": lambda adata, **tail: pl.prediction_bubble(adata, "cell_type", "celler", **tail),
     "reliability": lambda adata, **tail: pl.reliability(adata, "cell_type", "celler", **tail),
 }

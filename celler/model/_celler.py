@@ -47,6 +47,7 @@ from celler.model._registered import Registered
 from celler.model._setup import describe, new_state, register, registered
 from celler.model._state import ModelState, Setup, summary
 from celler.network._scgpt import read_scgpt
+from celler.tl._label_check import LabelCheck
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -447,6 +448,9 @@ class Celler(BaseModelClass):
         ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
         "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
+
+        A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
+        ``uns[key]["label_check"]`` keeps it.
         """
         cells = self._cells(adata)
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
@@ -455,6 +459,61 @@ class Celler(BaseModelClass):
             _predict.annotate(
                 self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
             )
+
+    @checked
+    def check_labels(
+        self, adata: AnnData | None = None, key: str = "celler", *, cluster_key: str | None = None, min_cells: int = 3
+    ) -> LabelCheck:
+        r"""Compare labels with markers of the reference's types, to find rare types that the labels miss.
+
+        The markers are chosen from the mean expression of each type, which the model keeps, and are scored without the
+        network and without the labels. A type is listed where most cells with its markers have another label.
+
+        Parameters
+        ----------
+        adata
+            The cells, all of one query; ``None`` is the AnnData of the model. Not changed.
+        key
+            Column of ``adata.obs`` with labels, of :meth:`annotate` or any other source that uses the model's names.
+            The parent of a type counts as its label. Cells without a label are checked too.
+        cluster_key
+            Column of ``adata.obs`` with clusters, which are then compared as well.
+        min_cells
+            Fewest cells with another label for which a type is listed.
+
+        Returns
+        -------
+        LabelCheck
+            What was found, as a table and in words; :func:`celler.pl.label_check` draws it.
+
+        Raises
+        ------
+        KeyError
+            If a column does not exist.
+        ValueError
+            If no label is a name of the model.
+        RuntimeError
+            If the model keeps no mean expression: one that names cells by atlases, or of an early version.
+
+        Notes
+        -----
+        Up to 40 markers of each type are genes with 1.5 times the mean :math:`r` of any other type. A cell has
+
+        .. math:: \ell_k = \sum_g w_g (x_g \log r_{kg} - D\, r_{kg}),
+
+        a quasi-Poisson log-likelihood with its counts :math:`x`, their sum :math:`D` and the inverse relative
+        dispersion :math:`w`. The markers decide where the probability of a type is above 0.9 with the shares of the
+        likeliest mixture as prior, and each half of the markers speaks for it. Types of fewer than 10 reference cells
+        are not listed, nor are cells whose expression of the markers is nearer to that of their label's type.
+
+        Examples
+        --------
+        >>> model.annotate(query)
+        >>> check = model.check_labels(query)
+        >>> check
+        >>> cl.pl.label_check(check)
+        """
+        return _predict.check_labels(self._state, self._cells(adata), key, cluster_key, min_cells)
 
     @checked
     @_as_before
@@ -846,7 +905,14 @@ class Celler(BaseModelClass):
 
         Genes and classes are matched by name. Those of the reference model stay, also where ``adata`` lacks
         them; genes that it lacks are added. The reference's cells are not needed: :meth:`train` adds cells
-        generated from the class profiles that the model stores, and distils its network for its own classes.
+        generated from the class profiles that the model stores.
+
+        With new classes, :meth:`train` solves their part of each expert in seconds, and all else stays as it is: among
+        the classes of the reference the model decides as before. Cells of ``adata`` without a new label, with or
+        without any, are used: the shift of their study from the reference is undone, and they show what the new
+        classes are not. A warning gives the share of other cells that a new class takes where it is above 3 %.
+        Without new classes, the network learns from the new cells and is distilled for its classes; so it does with
+        a loss of yours.
 
         A model without a reference, of ``from_pretrained("celler-base", tissue=...)``, labels the unlabelled cells of
         ``adata`` that it is sure of, in the new column ``_celler_first_labels``; these and the given labels train a new
@@ -899,7 +965,8 @@ class Celler(BaseModelClass):
             cls.setup_anndata(adata, **vars(setup))
             # The encoder is the reference's, whether or not a new one for these genes could be made.
             model = cls(adata, **reference._arguments | {"encoder": None})
-            model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments))
+            factors = _extend.study_factors(state, adata, setup, tree, genes)
+            model._become(_extend.extended_state(state, setup, tree, genes, reference._arguments, factors))
             return model
 
     @classmethod

@@ -20,14 +20,16 @@ from celler._utils._matrix import as_csr
 from celler._utils._messages import warn
 from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
-from celler.data._expression import ExpressionReader, is_log
+from celler.data._expression import ExpressionReader, is_log, query_reader
 from celler.data._gene_names import gene_names
 from celler.data._genes import GeneAlignment, selector
 from celler.data._profile import Profile
+from celler.data._query import Query
 from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
 from celler.labels._tree import LabelTree
 from celler.model._fit import TrainingCells, class_profile, training_source
+from celler.model._forward import SHIFT_CELLS, Reading, shift_of
 from celler.model._setup import new_state, read_labels, read_tree
 from celler.model._state import Fitted, ModelState, OldKnowledge, Setup
 from celler.network._network import extend_network
@@ -40,6 +42,7 @@ class OfReference(Enum):
     OF_REFERENCE = "of the reference model"
 
 
+MIN_OF_STUDY = 50  #: cells of a study from which its shift is estimated
 OF_REFERENCE: Final = OfReference.OF_REFERENCE
 
 
@@ -125,17 +128,46 @@ def extended_genes(state: ModelState, adata: AnnData, gene_key: str | None) -> E
     return ExtendedGenes(gene_map, names[is_new].astype(str), alignment)
 
 
+def study_factors(
+    reference: ModelState, adata: AnnData, setup: Setup, tree: LabelTree, genes: ExtendedGenes
+) -> np.ndarray | None:
+    """Return factors ``(n_genes,)`` that undo the shift of the new cells' study, from those of no new class.
+
+    ``None`` without a new class, a shift, or ``MIN_OF_STUDY`` such cells, labelled or not.
+    """
+    new = set(tree.classes) - set(reference.tree.classes)
+    rows = np.flatnonzero(~np.isin(read_labels(adata, setup).astype(str), sorted(new)))
+    if not new or len(rows) < MIN_OF_STUDY:
+        return None
+    if len(rows) > SHIFT_CELLS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
+    matched = genes.alignment.gene_map[genes.alignment.gene_map >= 0]
+    share, reader = float(reference.genes.share[matched].sum()), query_reader(adata, setup.layer)
+    query = Query(reader, genes.alignment, share, len(reference.genes.names))
+    return shift_of(reference, query, rows, Reading())[1]
+
+
 def extended_state(
-    reference: ModelState, setup: Setup, tree: LabelTree, genes: ExtendedGenes, arguments: dict[str, Any]
+    reference: ModelState,
+    setup: Setup,
+    tree: LabelTree,
+    genes: ExtendedGenes,
+    arguments: dict[str, Any],
+    factors: np.ndarray | None = None,
 ) -> ModelState:
-    """Make a model with the genes and classes of both, which starts from the reference's weights."""
+    """Make a model with the genes and classes of both, which starts from the reference's weights.
+
+    ``factors`` are those of the reference's genes that undo the shift of the new cells.
+    """
     places = tree.encode(np.array(reference.tree.classes, object))
     names = [*reference.genes.names, *genes.added]
     network = extend_network(reference.network, len(names), places, len(tree.classes), seed=0)
     described = reference.described | {"gene_names": names, "classes": tree.classes, "parents": tree.parents}
     state = new_state(setup, described, arguments, network)
     teacher = Teacher(deepcopy(network), places)
-    old = OldKnowledge(reference.trained(), genes.gene_map, len(names), teacher)
+    if factors is not None:
+        factors = np.concatenate([factors, np.ones(len(genes.added))])
+    old = OldKnowledge(reference.trained(), genes.gene_map, len(names), teacher, factors)
     if len(genes.added) or len(genes.alignment.missing):
         warn(genes.report())
     return replace(state, old=old)
@@ -161,6 +193,8 @@ def with_generated(old: OldKnowledge, new: InMemoryCells, *, is_log: bool, seed:
     to_model = selector(old.gene_map, old.n_genes)
     X = new.X.astype(np.float32)
     X = sparse.csr_matrix((X.expm1() if is_log else X) @ to_model)
+    if old.factors is not None:
+        X = sparse.csr_matrix(X @ sparse.diags_array(old.factors), dtype=np.float32)
     profile = _old_profile(old)
     rng = np.random.default_rng(seed)
     drawn, codes = draw_cells(profile, n_rehearsed(old.fitted.class_counts), rng)

@@ -12,12 +12,14 @@ import pandas as pd
 from anndata import AnnData
 
 from celler._utils._distributed import gather_objects
+from celler._utils._messages import warn
 from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import Query, align_query
 from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
 from celler.inference._outputs import Outputs
+from celler.model import _check_labels
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
     SHIFT_CELLS,
@@ -34,6 +36,8 @@ from celler.model._forward import (
     with_propagation,
 )
 from celler.model._state import ModelState
+from celler.tl._columns import label_column
+from celler.tl._label_check import LabelCheck
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,34 @@ def annotate(
     record = annotation_record(outputs, state.decision, state.tree, question)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
+    found = _missed_types(state, query, index, columns[key], question.unknown_label)
+    record |= {"label_check": found}
     write_annotation(cells.adata, key, columns, record)
+    if found:
+        warn(f"{' '.join(found)} Look at model.check_labels(adata, {key!r}).")
+
+
+def _missed_types(
+    state: ModelState, query: Query, index: np.ndarray, labels: pd.Categorical, unknown_label: str
+) -> list[str]:
+    """Return the sentences of a check of all cells; none for a part of them or a model that keeps no profiles.
+
+    Cells that were rejected are no evidence: no type was claimed for them.
+    """
+    if not _check_labels.has_profile(state) or len(index) < query.adata.n_obs:
+        return []
+    claimed = pd.Categorical(labels, [name for name in labels.categories if name != unknown_label])
+    return _check_labels.check_labels(state, query, claimed, counts_unlabelled=False).sentences
+
+
+def check_labels(state: ModelState, cells: Cells, key: str, cluster_key: str | None, min_cells: int) -> LabelCheck:
+    """Compare labels with markers; see :meth:`celler.model.Celler.check_labels`."""
+    _check_labels.check_profile(state)
+    if min_cells < 1:
+        raise ValueError(f"min_cells={min_cells} was given; at least 1 is needed.")
+    labels = _check_labels.check_names(label_column(cells.adata, key, "key"), key, state.tree)
+    clusters = None if cluster_key is None else label_column(cells.adata, cluster_key, "cluster_key")
+    return _check_labels.check_labels(state, cells.align(state), labels, clusters, min_cells)
 
 
 def annotate_store(

@@ -136,6 +136,7 @@ class OldKnowledge:
     gene_map: np.ndarray  # gene of the extended model in each column of the new cells (n_vars,), −1 for none
     n_genes: int  # number of genes of the extended model; the old model's come first
     teacher: Teacher  # the old network, with the codes of its classes among those of the extended model
+    factors: np.ndarray | None = None  # what undoes the shift of the new cells from the reference (n_genes,)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from celler.model._fit import (
     fit_network,
     warn_of_small_classes,
 )
+from celler.model._new_classes import fit_new_classes, learns_new_classes_alone
 from celler.model._predict import Cells
 from celler.model._pretrain import check_fits, with_masked_task
 from celler.model._state import ModelState
@@ -82,7 +83,10 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
     if registered is not None:
         cells = with_neighbourhoods(start, cells, registered, config)
     config, pretrained = with_masked_task(start, registered, config, options.masked_weight)
-    found = fit_network(network, state.tokenizer, cells, options.split, config)
+    if learns_new_classes_alone(start, config):
+        found = fit_new_classes(start, network, cells, options.split, config)
+    else:
+        found = fit_network(network, state.tokenizer, cells, options.split, config)
     if options.loss is not None:
         found = replace(found, class_prior=None)
     fitted = describe_reference(found, cells, state.tree.classes, config)
@@ -111,6 +115,7 @@ def training_config(state: ModelState, source: CellSource, options: Options) -> 
         teacher=None if state.old is None else state.old.teacher,
         # A loss of the user's trains both experts; a teacher's predictions are kept in minibatches alone.
         solves_evidence=options.loss is None and state.old is None,
+        solves_new_classes=options.loss is None and options.masked_weight == 0,
         class_prior=class_prior_of(options),
         processes=choose_processes(options.devices),
         ckpt_path=checkpoint_file(options.ckpt_path),

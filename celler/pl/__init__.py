@@ -5,6 +5,7 @@ from celler.pl._confusion import confusion, prediction_bubble
 from celler.pl._corpus import cells_by
 from celler.pl._flows import alluvial, composition
 from celler.pl._history import history
+from celler.pl._label_check import label_check
 from celler.pl._long_tail import class_counts, f1_by_frequency
 from celler.pl._markers import marker_bubble
 
@@ -17,6 +18,7 @@ __all__ = [
     "confusion",
     "f1_by_frequency",
     "history",
+    "label_check",
     "marker_bubble",
     "prediction_bubble",
     "reliability",

@@ -72,6 +72,8 @@ class TrainingConfig:
         Module that maps the encoder to a loss, which is added in each step; its weights are trained too.
     solves_evidence
         Whether linear parts are solved as logistic regressions before training, and then frozen.
+    solves_new_classes
+        Whether new classes of an extended model are solved, and all else stays as it is.
     class_prior
         Power of the class frequencies that labels are weighed by; ``None`` where solved parts choose it.
     count_power
@@ -101,6 +103,7 @@ class TrainingConfig:
     teacher: Teacher | None = None
     masked_task: nn.Module | None = None
     solves_evidence: bool = False
+    solves_new_classes: bool = False
     class_prior: float | None = None
     count_power: float = 1.0
     processes: tuple[int, int] = (1, 1)

@@ -1,102 +1,131 @@
-"""Two new classes are added to a trained model: what it forgets of the others, and how well it knows the new ones.
+"""Two classes are added to a model from another study: what it forgets, how well it knows them, what they take.
 
-    python docs/benchmarks/extend.py DATA_FOLDER [--seeds 3] [--refit]
+    python docs/benchmarks/extend.py DATA [--seeds 3] [--pairs pbmc_3tech ...] [--out extend.csv]
 
-Half of the cells of ``cbmc_cite_8617_nogenes.h5ad`` (without ``is_qc_class``, 12 classes) train, half test. A model
-learns 10 classes; its extension sees the training cells of the other two, and ``n_old`` of the old cells that were
-drawn at random, and no more. "anew" is a model trained on all training cells at once. Macro-F1 over the 10 old classes
-and over the 2 new ones; "before" is the first model on the test cells of its classes.
+DATA is the folder of ``rare_types.py``, whose pairs are used; ``pair~0.7`` multiplies each gene of the query by a
+random factor with that standard deviation of its logarithm. Half of the cells of each type of both studies train. A
+model learns the reference without two types and is extended by their cells of the query's study: all of them (``all``)
+or 15 of each (``15``), alone or, ``+ others``, with its other cells without labels, hidden cells of the new types among
+them. Test cells are the other half of both studies. "lost" are points of macro-F1 of the old types on their test cells,
+before less after; "new" is the macro-F1 of the new types; "taken" is the largest share of other cells, in percent,
+that one of them takes; "said" is that a warning named a type that takes too many.
 """
 
 import argparse
-import sys
-import tempfile
 import warnings
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from rare_types import pairs, trained
+from scipy import sparse
 from sklearn.metrics import f1_score
 
 import celler as cl
 
-FILE = "cbmc_cite_8617_nogenes.h5ad"
-KEY = "cell_type"
-PAIRS = {
-    "rare": ["DC", "pDCs"],
-    "common": ["NK", "B"],
-    "largest and small": ["CD14+ Mono", "Eryth"],
-    "siblings": ["CD8 T", "CD16+ Mono"],
-    "small": ["Mk", "CD34+"],
+NEW = {
+    "pbmc_5p": [["DC", "NK"], ["CD16 Mono", "CD8 T"]],
+    "pbmc_3tech": [["DC", "NK"], ["CD16 Mono", "B"]],
+    "onek1k": [["non-classical monocyte", "memory B"]],
+    "forebrain": [["OPCs", "Neurons - GABAergic 1"], ["Microglia 1", "Radial glia"]],
+    "endocrine": [["Epsilon", "Alpha"]],
+    "cortex44": [["Vip Chat", "L6 IT_1"], ["Macrophage", "Sst Hspe_3"]],
 }
+PAIRS = ["pbmc_5p", "pbmc_3tech", "onek1k", "forebrain"]
+PAIRS += [f"{name}~{sd}" for name in ("endocrine", "cortex44") for sd in (0.3, 0.7, 1.0)]
+VARIANTS = {"all": (None, False), "15": (15, False), "all + others": (None, True), "15 + others": (15, True)}
 
 
-def trained(adata: ad.AnnData, seed: int, refit: bool) -> cl.model.Celler:
-    """A model of all labels of ``adata``."""
-    cl.model.Celler.setup_anndata(adata, labels_key=KEY)
-    model = cl.model.Celler(adata)
-    model.train(seed=seed, refit=refit, show_progress=False)
-    return model
-
-
-def macro_f1(model: cl.model.Celler, test: ad.AnnData, names: list[str]) -> float:
-    """Macro-F1 over the classes ``names``."""
-    labels = model.predict(test)
-    return float(f1_score(test.obs[KEY], labels, labels=names, average="macro", zero_division=0))
+def study_pair(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
+    """Reference and query, shifted where the name says by how much."""
+    base, _, spread = name.partition("~")
+    reference, query = pairs(base, data, seed)
+    if spread:
+        rng = np.random.default_rng(seed)
+        mean = query.X @ sparse.diags_array(np.exp(rng.normal(0, float(spread), query.n_vars)))
+        depth = np.asarray(query.X.sum(axis=1)).ravel() / np.asarray(mean.sum(axis=1)).ravel()
+        X = sparse.csr_matrix(sparse.diags_array(depth) @ mean)
+        X.data = rng.poisson(X.data).astype(np.float32)
+        X.eliminate_zeros()
+        query.X = X
+        query = query[np.asarray(X.sum(axis=1)).ravel() > 0].copy()
+    return reference, query
 
 
 def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train and to test on, half of each class."""
     rng = np.random.default_rng(seed)
     parts = [rng.permutation(np.flatnonzero(labels == name)) for name in np.unique(labels)]
-    train = np.concatenate([part[: len(part) // 2] for part in parts])
-    return train, np.concatenate([part[len(part) // 2 :] for part in parts])
+    train = np.concatenate([part[: (len(part) + 1) // 2] for part in parts])
+    return np.sort(train), np.setdiff1d(np.arange(len(labels)), train)
+
+
+def given_cells(study: ad.AnnData, new: list[str], n_new: int | None, others: bool, seed: int) -> ad.AnnData:
+    """Training cells of a study with labels of new types alone."""
+    labels, rng = study.obs["cell_type"].to_numpy(object, copy=True), np.random.default_rng(seed)
+    rows = np.concatenate([rng.permutation(np.flatnonzero(labels == name))[:n_new] for name in new])
+    labels[np.setdiff1d(np.arange(len(labels)), rows)] = "Unknown"
+    given = study.copy()
+    given.obs["cell_type"] = labels
+    return given if others else given[np.sort(rows)].copy()
+
+
+def extended(model: cl.model.Celler, given: ad.AnnData, seed: int) -> tuple[cl.model.Celler, bool]:
+    """The extended model, and whether it warned of a type that takes too many cells."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        wider = cl.model.Celler.load_query_data(given, model, extend_labels=True)
+        wider.train(seed=seed, show_progress=False)
+    return wider, any("new types take cells of others" in str(warning.message) for warning in caught)
+
+
+def scores(before: cl.model.Celler, after: cl.model.Celler, test: ad.AnnData, new: list[str]) -> dict[str, float]:
+    """What is lost, known and taken on the test cells of a study."""
+    truth = test.obs["cell_type"].to_numpy()
+    is_new, labels = np.isin(truth, new), after.predict(test)
+    options = {"average": "macro", "zero_division": 0}
+    old = [name for name in before.classes_ if (truth == name).any()]
+    f1 = f1_score(truth[~is_new], before.predict(test[~is_new].copy()), labels=old, **options)
+    lost = f1 - f1_score(truth[~is_new], labels[~is_new], labels=old, **options)
+    present = [name for name in new if (truth == name).any()]
+    known = f1_score(truth, labels, labels=present, **options)
+    taken = max((labels[truth != name] == name).mean() for name in new)
+    return {"before": f1, "lost": 100 * lost, "new": known, "taken": 100 * taken}
 
 
 def main() -> None:
-    """Print a row per pair, seed and number of old cells, then means."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    """Write a row per extension, print means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", nargs="+", default=list(PAIRS))
-    parser.add_argument("--n-old", nargs="+", type=int, default=[0, 200])
-    parser.add_argument("--refit", action="store_true")
+    parser.add_argument("--pairs", nargs="+", default=PAIRS)
+    parser.add_argument("--out", type=Path, default=Path("extend.csv"))
     options = parser.parse_args()
-    if not (options.folder / FILE).is_file():
-        sys.exit(f"{options.folder / FILE} is not there; nothing was measured.")
     warnings.simplefilter("ignore")
-    cells = ad.read_h5ad(options.folder / FILE)
-    cells = cells[~cells.obs["is_qc_class"].astype(bool)].copy()
-    cells.obs[KEY] = cells.obs[KEY].astype(str)
-    labels, rows = cells.obs[KEY].to_numpy(), []
-    for seed in range(options.seeds):
-        train, test = halves(labels, seed)
-        anew = trained(cells[train].copy(), seed, options.refit)
-        for pair in options.pairs:
-            new = PAIRS[pair]
-            is_new = np.isin(labels, new)
-            old = sorted(set(labels) - set(new))
-            reference = trained(cells[train[~is_new[train]]].copy(), seed, options.refit)
-            before = macro_f1(reference, cells[test[~is_new[test]]].copy(), old)
-            for n_old in options.n_old:
-                drawn = np.random.default_rng(seed).choice(train[~is_new[train]], n_old, False)
-                given = cells[np.concatenate([train[is_new[train]], drawn])].copy()
-                with tempfile.TemporaryDirectory() as folder:
-                    reference.save(folder, overwrite=True)
-                    model = cl.model.Celler.load_query_data(given, folder, extend_labels=True)
-                model.train(seed=seed, refit=options.refit, show_progress=False)
-                row = {"pair": pair, "seed": seed, "n_old": n_old, "before": before}
-                row["old"] = macro_f1(model, cells[test].copy(), old)
-                row["drop"] = before - row["old"]
-                row["old_anew"] = macro_f1(anew, cells[test].copy(), old)
-                row["new"] = macro_f1(model, cells[test].copy(), new)
-                row["new_anew"] = macro_f1(anew, cells[test].copy(), new)
-                rows.append(row)
-                print(pd.DataFrame([row]).round(3).to_string(index=False), flush=True)
-    table = pd.DataFrame(rows).drop(columns="seed")
-    print(table.groupby(["pair", "n_old"], sort=False).mean().round(3).to_string())
-    print(table.groupby(["pair", "n_old"], sort=False)["drop"].max().round(3).to_string())
+    rows = []
+    for name in options.pairs:
+        for seed in range(options.seeds):
+            reference, query = study_pair(name, options.data, seed)
+            of_reference, of_query = (halves(adata.obs["cell_type"].to_numpy(), seed) for adata in (reference, query))
+            for new in NEW[name.partition("~")[0]]:
+                known = reference[of_reference[0]]
+                model = trained(known[~known.obs["cell_type"].isin(new)].copy(), seed)
+                for variant, (n_new, others) in VARIANTS.items():
+                    given = given_cells(query[of_query[0]], new, n_new, others, seed)
+                    wider, is_said = extended(model, given, seed)
+                    row = {"pair": name, "new": "+".join(new), "seed": seed, "given": variant, "said": is_said}
+                    for study, test in (("reference", reference[of_reference[1]]), ("query", query[of_query[1]])):
+                        found = scores(model, wider, test.copy(), new)
+                        row |= {f"{study} {key}": value for key, value in found.items()}
+                    rows.append(row)
+                    print(pd.DataFrame([row]).round(2).to_string(index=False, header=len(rows) == 1), flush=True)
+                    pd.DataFrame(rows).to_csv(options.out, index=False)
+    table = pd.DataFrame(rows)
+    numbers = [key for key in table if key.split()[0] in ("reference", "query", "said")]
+    for keys in (["given", "pair"], ["given"]):
+        print(table.groupby(keys, sort=False)[numbers].mean().round(2).to_string(), end="\n\n")
+    print(table.groupby("given", sort=False)[numbers].max().round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pl_cases import curves
+from pl_cases import annotated, checked, curves
 
 import celler as cl
 
@@ -33,6 +33,7 @@ def test_document_shows_an_example_that_runs(name, no_autoshow):
     cells.obs["celler"] = cells.obs["cell_type"]
     cells.obs["celler_confidence"] = 0.9
     known = {"cl": cl, "cells": cells, "query": cells, "model": SimpleNamespace(history=curves())}
+    known["model"].check_labels = lambda query: checked(annotated())
     examples = [item.source for item in DocTestParser().get_examples(getattr(cl.pl, name).__doc__)]
     for line in examples if name == "marker_bubble" else examples[-1:]:
         exec(line, known)

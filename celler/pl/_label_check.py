@@ -1,0 +1,93 @@
+"""Labels against the types that markers speak for, as a bubble chart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+
+from celler.pl._chart import (
+    ROW,
+    SIZE_LEGEND_HEIGHT,
+    color_bar,
+    name_rows,
+    note_beside,
+    open_chart,
+    room_beside,
+    shade,
+    size_legend,
+)
+from celler.pl._confusion import LARGEST_DOT, shares_of
+from celler.pl._docs import document
+from celler.tl._label_check import LabelCheck
+
+
+@document
+def label_check(
+    check: LabelCheck,
+    *,
+    cmap: str | Colormap = "YlGnBu",
+    title: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | dict[str, Axes] | Figure | None:
+    """Plot labels against the types whose markers the cells express, to see which types the labels miss.
+
+    A row is a type with its number of cells by markers, a column a label. The area of a dot is the share of the row's
+    cells with this label. Its colour is how strongly they express the type's markers: 100 % is as in the reference, and
+    grey a type without a marker of its own.
+    Types that labels miss are above the line, and cells that speak for them are outlined in red.
+
+    Parameters
+    ----------
+    check
+        Result of :meth:`celler.model.Celler.check_labels`.
+    cmap
+        Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
+    $layout_and_example
+    >>> query.obs["celler"] = query.obs["celler"].replace("CD56+ NK", "CD8+ Cytotoxic T")
+    >>> cl.pl.label_check(model.check_labels(query))
+    """
+    if not check.counts.size:
+        raise ValueError("the markers decide for no cell; nothing can be drawn.")
+    missed = list(check.table["type"])
+    names = missed + [name for name in check.counts.index if name not in missed]
+    shown = [name for name in names if name in check.counts.columns]
+    shown += [name for name in check.counts.columns if name not in shown]
+    counts, strength = (table.loc[names, shown] for table in (check.counts, check.strength))
+    rows, columns = np.nonzero(counts.to_numpy())
+    shares, colors = shares_of(counts)[rows, columns], 100 * strength.to_numpy()[rows, columns]
+    is_missed = (rows < len(missed)) & (np.array(names)[rows] != np.array(shown)[columns])
+    chart = open_chart({"main": (ROW * len(shown), ROW * len(names))}, figsize, ax)
+    panel = chart.first
+    name_rows(panel, [f"{name} ({n:,})" for name, n in counts.sum(axis=1).items()])
+    panel.set_xticks(range(len(shown)), shown, rotation=90)
+    panel.set_xlim(-0.5, len(shown) - 0.5)
+    panel.tick_params(axis="x", length=0, labelsize="small")
+    panel.set(xlabel="label", ylabel="type by markers")
+    panel.grid(color=shade(0.92), lw=0.6)
+    panel.set_axisbelow(True)
+    style: dict[str, Any] = {"cmap": mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8"), "plotnonfinite": True}
+    style |= {
+        "norm": Normalize(0, 100),
+        "ec": np.where(is_missed, "tab:red", "0.3"),
+        "lw": np.where(is_missed, 1.6, 0.4),
+    }
+    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=np.ma.masked_invalid(colors), **style)
+    if 0 < len(missed) < len(names):
+        panel.axhline(len(missed) - 0.5, color=shade(0.35), lw=0.8)
+    for row, markers in enumerate(check.table["markers"]):
+        note_beside(panel, markers, row)
+    sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
+    right = room_beside(panel)
+    legend = size_legend(panel, sizes, "Share of the type (%)", right=right)
+    color_bar(panel, dots, "Expression of its\nmarkers (%)", right=right, down=SIZE_LEGEND_HEIGHT)
+    chart.arrange(title)
+    chart.shrink(ROW, dots, *legend.collections)
+    return chart.finish(show=show, return_fig=return_fig)

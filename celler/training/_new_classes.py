@@ -1,0 +1,149 @@
+"""New classes: their columns in the last layer of each expert are solved, and all other weights stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from torch import Tensor, nn
+
+from celler._utils._devices import autocast
+from celler.data._loader import Minibatch
+from celler.network._network import GeneTransformer
+from celler.training._linear import L2, L2_OF_EMBEDDING, N_STEPS
+
+Inputs: TypeAlias = np.ndarray | sparse.csr_matrix
+
+
+@dataclass(frozen=True)
+class Expert:
+    """What the last layer of an expert reads of some cells, ``inputs (n, D)``, and its ``logits (n, C)``."""
+
+    inputs: Inputs
+    logits: np.ndarray
+    l2: float
+
+    def of(self, rows: np.ndarray) -> Expert:
+        """Return the same of some of the cells."""
+        return Expert(self.inputs[rows], self.logits[rows], self.l2)
+
+
+def has_linear_ends(network: GeneTransformer) -> bool:
+    """Whether the last layer of each expert is linear, so that its columns can be solved."""
+    return all(isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) for head in _heads(network))
+
+
+@torch.no_grad()
+def read_experts(network: GeneTransformer, minibatches: Iterable[Minibatch], precision: str) -> list[Expert]:
+    """Read the inputs and logits of each expert for the cells of the minibatches, in their order."""
+    logits, parts = [], []
+    network.eval()
+    with _watched(network) as inputs, network.fixed():
+        for minibatch in minibatches:
+            tokens = minibatch.tokens
+            with autocast(network.device, precision):
+                logits.append(
+                    network(*(part.to(network.device) for part in tokens)).expert_logits.float().cpu().numpy()
+                )
+            is_token = ~tokens.padding_mask
+            ends = np.concatenate([[0], np.cumsum(is_token.sum(1).cpu().numpy())])
+            values, genes = tokens.expression[is_token].cpu().numpy(), tokens.gene_ids[is_token].cpu().numpy()
+            parts.append(sparse.csr_matrix((values, genes, ends), (len(ends) - 1, network.config.n_genes)))
+    dense: list[tuple[Inputs, float]] = [(np.concatenate(part), L2_OF_EMBEDDING) for part in inputs]
+    if network.evidence is not None:
+        dense.append((sparse.vstack(parts, format="csr"), L2))
+    of_all = np.concatenate(logits, axis=1)
+    return [Expert(one, z, l2) for (one, l2), z in zip(dense, of_all, strict=True)]
+
+
+def solve_columns(
+    expert: Expert, is_new: np.ndarray, labels: np.ndarray, importance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return weights ``(D, K)`` and biases ``(K,)`` of the new classes, ``is_new (C,)``, of an expert.
+
+    A logistic regression in which the logits of the other classes are fixed: the minimum over the columns of the new
+    ones of :math:`\tfrac{\lambda}{2} \lVert W \rVert^2 - \sum_i w_i \log p_i`. Here :math:`p_i` is the probability of
+    the label of cell i where it is new, and else of all classes that are not. ``labels (n,)`` are codes of classes,
+    :math:`w` is ``importance (n,)``.
+    """
+    X, codes = expert.inputs, np.flatnonzero(is_new)
+    (n_cells, n_inputs), n_new = X.shape, len(codes)
+    column = np.full(len(is_new), -1)
+    column[codes] = np.arange(n_new)
+    own = column[labels]
+    of_new, old = np.flatnonzero(own >= 0), logsumexp(expert.logits[:, ~is_new].astype(np.float64), axis=1)
+    transposed = X.T if isinstance(X, np.ndarray) else X.T.tocsr()
+    center = np.asarray(X.mean(axis=0), np.float64).ravel()
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        parameters = flat.reshape(n_inputs + 1, n_new)
+        weight, bias = parameters[:-1], parameters[-1]
+        z = X @ weight + (bias - center @ weight)
+        total = np.logaddexp(old, logsumexp(z, axis=1))
+        of_label = old.copy()
+        of_label[of_new] = z[of_new, own[of_new]]
+        p = np.exp(z - total[:, None])
+        p[of_new, own[of_new]] -= 1
+        p *= importance[:, None]
+        of_bias = p.sum(axis=0)
+        of_weight = transposed @ p - np.outer(center, of_bias) + expert.l2 * weight
+        penalty = expert.l2 / 2 * np.square(weight).sum()
+        return (importance @ (total - of_label) + penalty) / n_cells, np.vstack([of_weight, of_bias]).ravel() / n_cells
+
+    start = np.zeros((n_inputs + 1) * n_new)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": N_STEPS})
+    parameters = found.x.reshape(n_inputs + 1, n_new)
+    return parameters[:-1], parameters[-1] - center @ parameters[:-1]
+
+
+def with_columns(expert: Expert, is_new: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Expert:
+    """Return the expert with the logits that these columns give."""
+    logits = expert.logits.copy()
+    logits[:, is_new] = expert.inputs @ weight + bias
+    return Expert(expert.inputs, logits, expert.l2)
+
+
+@torch.no_grad()
+def write_columns(network: GeneTransformer, is_new: np.ndarray, columns: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write the columns ``(D, K)`` and biases ``(K,)`` of each expert to the network."""
+    codes = torch.as_tensor(np.flatnonzero(is_new), device=network.device)
+    as_tensor: dict[str, Any] = {"dtype": torch.float32, "device": network.device}
+    heads = _heads(network)
+    for head, (weight, bias) in zip(heads, columns, strict=False):
+        linear: Any = head[-1]
+        linear.weight[codes] = torch.as_tensor(weight.T, **as_tensor)
+        linear.bias[codes] = torch.as_tensor(bias, **as_tensor)
+    if network.evidence is not None:
+        weight, bias = columns[-1]
+        network.evidence.weight[:, codes] = torch.as_tensor(weight, **as_tensor)
+        network.evidence.bias[codes] = torch.as_tensor(bias, **as_tensor)
+
+
+def _heads(network: GeneTransformer) -> list[Any]:
+    return [network.head] + ([] if network.sum is None else [network.sum.head])
+
+
+@contextmanager
+def _watched(network: GeneTransformer) -> Iterator[list[list[np.ndarray]]]:
+    """Collect, in the block, what the last layer of each head reads."""
+    found: list[list[np.ndarray]] = [[] for _ in _heads(network)]
+
+    def watch(place: list[np.ndarray]) -> Any:
+        def keep(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+            place.append(inputs[0].float().cpu().numpy())
+
+        return keep
+
+    hooks = [head[-1].register_forward_hook(watch(place)) for head, place in zip(_heads(network), found, strict=True)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

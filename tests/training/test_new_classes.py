@@ -1,0 +1,47 @@
+"""New classes: columns against scikit-learn's logistic regression, inputs against the layers that read them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from celler.data._loader import Minibatch
+from celler.data._tokenizer import Tokenizer
+from celler.network._config import NetworkConfig
+from celler.network._network import build_network
+from celler.training._new_classes import Expert, has_linear_ends, read_experts, solve_columns, write_columns
+
+
+@pytest.mark.parametrize("as_matrix", [np.asarray, sparse.csr_matrix])
+def test_solve_columns_equals_scikit_learn(as_matrix, rng):
+    """One old class with a fixed logit of 0, one new one: a binary logistic regression."""
+    X, labels = rng.normal(size=(80, 5)), np.repeat([0, 1], [60, 20])
+    X[labels == 1, 0] += 1
+    importance = np.where(labels == 1, 2.0, 0.5)
+    expert = Expert(as_matrix(X), np.zeros((80, 2), np.float32), l2=3.0)
+    weight, bias = solve_columns(expert, np.array([False, True]), labels, importance)
+    peer = LogisticRegression(C=1 / 3, tol=1e-8).fit(X, labels, sample_weight=importance)
+    np.testing.assert_allclose(weight[:, 0], peer.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(bias, peer.intercept_, atol=2e-3)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "vgg"])
+def test_read_experts_and_write_columns(head, rng):
+    config = NetworkConfig(n_genes=30, n_classes=4, d_model=16, encoder="additive", head=head)
+    network = build_network(config, 0)
+    assert has_linear_ends(network)
+    X = sparse.csr_matrix(rng.poisson(1.0, (7, 30)).astype(np.float32))
+    tokens = Tokenizer(n_bins=config.n_bins, max_genes=30)(X, np.arange(30, dtype=np.int32))
+    minibatch = Minibatch(tokens, torch.zeros(7, dtype=torch.long), torch.arange(7), None)
+    experts = read_experts(network, [minibatch], "float32")
+    layers = [(network.head[-1].weight.T, network.head[-1].bias), (network.evidence.weight, network.evidence.bias)]
+    for expert, (weight, bias) in zip(experts, layers, strict=True):
+        expected = expert.inputs @ weight.detach().numpy() + bias.detach().numpy()
+        np.testing.assert_allclose(expert.logits, expected, atol=1e-5)
+    is_new = np.array([False, True, False, True])
+    columns = [(rng.normal(size=(expert.inputs.shape[1], 2)), rng.normal(size=2)) for expert in experts]
+    write_columns(network, is_new, columns)
+    for before, after, column in zip(experts, read_experts(network, [minibatch], "float32"), columns, strict=True):
+        np.testing.assert_array_equal(after.logits[:, ~is_new], before.logits[:, ~is_new])
+        np.testing.assert_allclose(after.logits[:, is_new], before.inputs @ column[0] + column[1], atol=1e-4)
