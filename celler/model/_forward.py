@@ -18,6 +18,7 @@ from celler._utils._messages import listed, warn
 from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, align_query, flat_passes, token_passes, warn_once
+from celler.data._tokenizer import TokenBatch
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs, Propagation
@@ -61,8 +62,7 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
     n_cells = query.adata.n_obs
     sample, rows, how = None, np.arange(n_cells), Adaptation()
     if reading.correct_shift and len(index):
-        if n_cells > SHIFT_CELLS:
-            rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
+        rows = np.argsort(query.content, kind="stable")[:SHIFT_CELLS]
         sample, how = adaptation_to(state, query, rows, reading)
     if sample is None:
         outputs = network_outputs(state, query, index, reading, how)
@@ -107,8 +107,7 @@ def adaptation_to(
     is_compared = np.flatnonzero(sample.has_counts)
     if len(is_compared) < MIN_COMPARED:
         return sample, how
-    if len(is_compared) > COMPARED_CELLS:
-        is_compared = np.sort(np.random.default_rng(0).choice(is_compared, COMPARED_CELLS, replace=False))
+    is_compared = is_compared[:COMPARED_CELLS]
     part = Part(query, rows[is_compared], query.is_shared, np.ones(int(query.is_shared.sum())))
     points = principal_components(part.logs, len(is_compared))
     encoder, own = (logits[is_compared].argmax(1) for logits in (sample.encoder_logits, sample.own_logits))
@@ -230,9 +229,13 @@ def _whole(state: ModelState, query: Query, index: np.ndarray, reading: Reading,
     device = state.network.device
     passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
     for rows, tokens in passes:
+        if len(rows) == 1:  # a product with a single row sums in another order
+            tokens = TokenBatch(*(part.expand(2, *part.shape[1:]) for part in tokens))
         with autocast(device, state.precision):
             output = state.network(*(part.to(device) for part in tokens))
-        yield rows, ~tokens.padding_mask[:, 0].numpy(), output
+        if len(rows) == 1:
+            output = output._replace(expert_logits=output.expert_logits[:, :1], embedding=output.embedding[:1])
+        yield rows, ~tokens.padding_mask[: len(rows), 0].numpy(), output
 
 
 def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
@@ -352,7 +355,9 @@ def with_propagation(
         )
     factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
     is_possible = np.isin(codes, possible)
-    free = Part(query, index[is_free], held.is_shared, factors[held.is_shared])
+    cells = np.flatnonzero(is_free)
+    cells = cells[np.argsort(query.content[index[cells]], kind="stable")]
+    free = Part(query, index[cells], held.is_shared, factors[held.is_shared])
     parts, of_held = [], []
     # The shift was estimated from the query's cells, of which some labelled ones may be part.
     for rows, by_gene in ((is_in_query, free.factors), (~is_in_query, held.factors)):
@@ -361,18 +366,18 @@ def with_propagation(
         parts.append(replace(part, index=part.index[is_kept]))
         of_held.append(codes[is_possible & rows][is_kept])
     is_kept = free.has_values()
-    is_free[is_free] = is_kept
-    parts.append(replace(free, index=free.index[is_kept]))
-    held_codes, n_free = np.concatenate(of_held), int(is_free.sum())
+    cells = cells[is_kept]
+    parts.append(replace(free, index=index[cells]))
+    held_codes, n_free = np.concatenate(of_held), len(cells)
     n_held = len(held_codes)
     # Without labelled cells to hold, their number in training says how far to trust the network.
     n_learned = n_held or int(state.trained().class_counts.sum())
     weight = neighbor_weight(n_free, n_learned)
     if n_free and n_held + n_free > 1:
-        prior = np.concatenate([np.eye(len(classes))[held_codes], probabilities[is_free]])
+        prior = np.concatenate([np.eye(len(classes))[held_codes], probabilities[cells]])
         points = principal_components(partial(log_rows, parts), len(prior))
         spread = propagate(neighbor_graph(points), prior, np.arange(len(prior)) < n_held, weight)
-        probabilities[is_free] = spread[n_held:]
+        probabilities[cells] = spread[n_held:]
     return replace(outputs, propagation=Propagation(probabilities, n_held, n_free, weight))
 
 
