@@ -40,9 +40,10 @@ from celler.model import (
 from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
-from celler.model._forward import Reading, Reference
+from celler.model._forward import Reading
 from celler.model._hub import Upload
 from celler.model._predict import Cells
+from celler.model._propagate import Reference
 from celler.model._registered import Registered
 from celler.model._setup import describe, new_state, register, registered
 from celler.model._state import ModelState, Setup, summary

@@ -23,7 +23,6 @@ from celler.model._forward import (
     SHIFT_CELLS,
     Adaptation,
     Reading,
-    Reference,
     adaptation_to,
     fitted_novelty,
     forward,
@@ -31,8 +30,8 @@ from celler.model._forward import (
     novelty_threshold,
     report_empty,
     with_novelty,
-    with_propagation,
 )
+from celler.model._propagate import Reference, with_propagation
 from celler.model._state import ModelState
 
 

@@ -18,8 +18,8 @@ from celler.network._network import GeneTransformer, NetworkOutput
 
 #: Classes up to which the table holds each gene's part of the logits; with more, a product with the sum is faster.
 FEW_CLASSES = 64
-#: Multiple of cells that are computed at once: in a rest, sums run in another order, and a cell's logits would depend on
-#: the cells beside it.
+#: Multiple of cells that are computed at once: in a rest, sums run in another order, and logits would depend on the
+#: cells beside.
 N_CELLS = 32
 N_COLUMNS = 16  #: columns that a sum of rows reads at once: with a multiple of them it is fastest
 EPSILON = 1e-5  #: of layer norm
