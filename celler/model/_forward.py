@@ -18,13 +18,14 @@ from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
 from celler.data._tokenizer import TokenBatch
+from celler.inference._adaptation import Adaptation, QueryNovelty, query_novelty
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs
 from celler.inference._propagation import principal_components
 from celler.inference._share import MIN_CELLS as MIN_COMPARED
 from celler.inference._share import share_of_query
-from celler.inference._shift import shift_factors
+from celler.inference._shift import shift_factors, shift_size
 from celler.model._propagate import Part
 from celler.model._state import ModelState
 from celler.network._folded import FoldedBase, can_fold
@@ -38,6 +39,8 @@ COMPARED_CELLS = 1000
 FOREIGN_RATE, MOST_FOREIGN = 0.01, 0.5
 #: The false-alarm rate at which novel cells are counted, and the share of them that is said.
 NOVEL_RATE, NOVEL_SHARE = 0.05, 0.15
+#: Shift of a query above which it is said: within types, genes differ two-fold.
+FAR = 1.0
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
@@ -46,47 +49,46 @@ NEGLIGIBLE = 1e-6
 class Reading:
     """How cells are read: cells per pass (``None`` fills a number of tokens), and whether their shift is undone.
 
-    The embedding is kept on demand only: it is wider than all else that is computed for a cell.
+    An ``adaptation`` to another query takes the place of that to the cells themselves.
+
+    The embedding is kept on demand only: it is wider than all else that is computed for a cell. Novelty is computed on
+    demand too.
     """
 
     batch_size: int | None = None
     correct_shift: bool = True
     keep_embedding: bool = False
+    needs_novelty: bool = False
+    adaptation: Adaptation | None = None
 
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
-    """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query."""
+    """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query, or as given."""
     warn_of_doubts(query.reader)
-    n_cells = query.adata.n_obs
-    sample, rows, how = None, np.arange(n_cells), Adaptation()
-    if reading.correct_shift and len(index):
-        rows = np.argsort(query.content, kind="stable")[:SHIFT_CELLS]
+    how = reading.adaptation
+    rows, sample = np.empty(0, np.int64), None
+    if how is None and reading.correct_shift and len(index):
+        rows = sampled(query)
         sample, how = adaptation_to(state, query, rows, reading)
+    how = Adaptation() if how is None else how
     if sample is None:
-        outputs = network_outputs(state, query, index, reading, how)
+        outputs = scored(state, query, index, reading, how)
     else:
-        # Rows of the sample have their outputs; place (n_cells,) is where the outputs of each row are.
+        # Rows of the sample have their outputs; place (n_obs,) is where the outputs of each row are.
         others = np.setdiff1d(index, rows)
-        found = [sample] + ([network_outputs(state, query, others, reading, how)] if len(others) else [])
-        place = np.zeros(n_cells, np.int64)
+        found = [sample] + ([scored(state, query, others, reading, how)] if len(others) else [])
+        place = np.zeros(query.adata.n_obs, np.int64)
         place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
         kept = ("logits", "embedding", "has_counts") + (() if sample.novelty is None else ("novelty",))
         parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
-        outputs = Outputs(**parts, factors=how.factors, encoder_share=how.encoder_share)
+        outputs = Outputs(**parts, adaptation=how)
     report_empty(outputs.has_counts, index, query.adata)
     return outputs
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """What a sample of a query says about it: the factors ``(n_genes,)`` that undo its shift, and the encoder's share.
-
-    ``None`` for no shift, and for the share that the model was trained with.
-    """
-
-    factors: np.ndarray | None = None
-    encoder_share: float | None = None
-    novelty_shift: float = 0.0  # by how much a typical cell is more novel than it should be
+def sampled(query: Query) -> np.ndarray:
+    """Rows from which a query's adaptation is estimated, at most ``SHIFT_CELLS``; the order of rows has no effect."""
+    return np.argsort(query.content, kind="stable")[:SHIFT_CELLS]
 
 
 def adaptation_to(
@@ -95,14 +97,33 @@ def adaptation_to(
     """Compute the outputs of ``rows``, adapted to themselves; no outputs where the model adapts to nothing."""
     if state.names_atlases:  # no reference whose shift could be undone
         return _novelty_shift(state, query, rows, reading)
-    plain, factors = shift_of(state, query, rows, reading)
+    plain, how = shift_of(state, query, rows, reading)
     if plain is None:
-        return None, Adaptation()
-    how = Adaptation(factors)
-    sample = plain if factors is None else network_outputs(state, query, rows, reading, how)
-    if state.base is None or sample.own_logits is None or sample.encoder_logits is None:
-        return sample, how
+        return None, how
+    sample = plain if how.factors is None else network_outputs(state, query, rows, reading, how)
+    sample, how = _with_experts(state, query, rows, sample, how)
+    confidence = state.decision.probabilities(sample.logits[sample.has_counts]).max(axis=1)
+    if len(confidence):
+        how = replace(how, expected_accuracy=float(confidence.mean()), n_cells=len(rows))
+    if reading.needs_novelty and isinstance(state.trained().novelty, Novelty):
+        sample, how = _with_query_novelty(state, query, rows, sample, how)
+    if how.shift > FAR:
+        warn_once(
+            f"the query is far from the reference: within types, genes differ {2**how.shift:.1f}-fold (shift "
+            f"{how.shift:.1f}) from it. {how.expected_accuracy or 0:.0%} of the labels are expected to be right; check "
+            "them by markers.",
+            query.reported,
+        )
+    return replace(sample, adaptation=how), how
+
+
+def _with_experts(
+    state: ModelState, query: Query, rows: np.ndarray, sample: Outputs, how: Adaptation
+) -> tuple[Outputs, Adaptation]:
+    """Weigh the experts by how their labels agree among nearest cells; not for few cells."""
     is_compared = np.flatnonzero(sample.has_counts)
+    if state.base is None or sample.encoder_logits is None or sample.own_logits is None:
+        return sample, how
     if len(is_compared) < MIN_COMPARED:
         return sample, how
     is_compared = is_compared[:COMPARED_CELLS]
@@ -111,7 +132,18 @@ def adaptation_to(
     encoder, own = (logits[is_compared].argmax(1) for logits in (sample.encoder_logits, sample.own_logits))
     share = share_of_query(encoder, own, points)
     logits = share * sample.encoder_logits + (1 - share) * sample.own_logits
-    return replace(sample, logits=logits, encoder_share=share), replace(how, encoder_share=share)
+    return replace(sample, logits=logits), replace(how, encoder_share=share)
+
+
+def _with_query_novelty(
+    state: ModelState, query: Query, rows: np.ndarray, sample: Outputs, how: Adaptation
+) -> tuple[Outputs, Adaptation]:
+    """Score the sample and standardise its scores by those of its known cells."""
+    novelty = state.trained().novelty
+    assert isinstance(novelty, Novelty)
+    scores, seen = novelty_scores(state, query, rows, how), sample.has_counts
+    found = query_novelty(novelty.known, scores[seen], sample.logits[seen].argmax(axis=1))
+    return replace(sample, novelty=found.standardise(scores)), replace(how, novelty=found)
 
 
 def _novelty_shift(
@@ -124,12 +156,13 @@ def _novelty_shift(
     sample = network_outputs(state, query, rows, replace(reading, keep_embedding=True), Adaptation())
     assert sample.novelty is not None
     scores = sample.novelty[sample.has_counts]
-    how = Adaptation(novelty_shift=open_set.shift(scores))
-    report = _novelty_report(open_set, scores, how.novelty_shift, sample.embedding[sample.has_counts])
+    how = Adaptation(novelty=QueryNovelty(location=open_set.shift(scores)), n_cells=len(rows))
+    report = _novelty_report(open_set, scores, how.novelty.location, sample.embedding[sample.has_counts])
     if report is not None:
         warn_once(report, query.reported)
     embedding = sample.embedding if reading.keep_embedding else sample.embedding[:, :0]
-    return replace(sample, embedding=embedding, novelty=sample.novelty - how.novelty_shift), how
+    novelty = how.novelty.standardise(sample.novelty)
+    return replace(sample, embedding=embedding, novelty=novelty, adaptation=how), how
 
 
 def _novelty_report(open_set: OpenSet, scores: np.ndarray, shift: float, embedding: np.ndarray) -> str | None:
@@ -157,16 +190,14 @@ def _novelty_report(open_set: OpenSet, scores: np.ndarray, shift: float, embeddi
     return None
 
 
-def shift_of(
-    state: ModelState, query: Query, rows: np.ndarray, reading: Reading
-) -> tuple[Outputs | None, np.ndarray | None]:
-    """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
+def shift_of(state: ModelState, query: Query, rows: np.ndarray, reading: Reading) -> tuple[Outputs | None, Adaptation]:
+    """Compute outputs of ``rows`` without correction, and their shift with the factors that undo it.
 
     No factors where there is no shift. No outputs either where the model has no class profiles, or reads
     ranks of genes alone.
     """
     if state.profile is None or not state.network.config.reads_expression:
-        return None, None
+        return None, Adaptation()
     plain = network_outputs(state, query, rows, reading, Adaptation())
     weights = state.decision.probabilities(plain.logits) * plain.has_counts[:, None]
     weights[weights < NEGLIGIBLE] = 0
@@ -177,9 +208,17 @@ def shift_of(
         is_log=query.is_log,
         block_size=CHUNK_SIZE,
     )
-    factors = np.ones(query.n_genes)
-    factors[query.is_shared] = shift_factors(state.profile.restricted(query.is_shared), found)
-    return plain, None if (factors == 1).all() else factors
+    reference, factors = state.profile.restricted(query.is_shared), np.ones(query.n_genes)
+    factors[query.is_shared] = shift_factors(reference, found)
+    return plain, Adaptation(None if (factors == 1).all() else factors, shift=shift_size(reference, found))
+
+
+def scored(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Outputs:
+    """Compute outputs for the rows ``index (N,)``, with novelty where ``reading`` needs it."""
+    outputs = network_outputs(state, query, index, reading, how)
+    if not reading.needs_novelty or outputs.novelty is not None or state.trained().novelty is None:
+        return outputs
+    return replace(outputs, novelty=how.novelty.standardise(novelty_scores(state, query, index, how)))
 
 
 @torch.inference_mode()
@@ -208,7 +247,7 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
             if open_set is not None and novelty is not None:
-                novelty[rows] = open_set.score(output.embedding.cpu().numpy()) - how.novelty_shift
+                novelty[rows] = how.novelty.standardise(open_set.score(output.embedding.cpu().numpy()))
             has_counts[rows] = has_tokens
     if not np.isfinite(logits).all() or not np.isfinite(embedding).all():
         raise ValueError(
@@ -216,7 +255,7 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             "too large. Train the model again with a lower learning_rate, or load one that was saved when it was whole."
         )
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
-    return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, novelty, **experts)
+    return Outputs(logits[0], embedding, has_counts, how, novelty, **experts)
 
 
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]
@@ -271,22 +310,37 @@ def novelty_threshold(state: ModelState, false_alarm_rate: float | None) -> floa
     return None if false_alarm_rate is None else fitted_novelty(state).threshold(false_alarm_rate)
 
 
-def with_novelty(
-    state: ModelState, query: Query, index: np.ndarray, outputs: Outputs, threshold: float | None
-) -> Outputs:
-    """Add the novelty of the rows ``index (N,)`` to ``outputs``; NaN for a cell without counts."""
+def with_novelty(outputs: Outputs, threshold: float | None) -> Outputs:
+    """Set the bound above which cells are unknown; the novelty of a cell without counts is NaN."""
+    assert outputs.novelty is not None
+    scores = np.where(outputs.has_counts, outputs.novelty, np.nan)
+    return replace(outputs, novelty=scores, novelty_threshold=threshold)
+
+
+def novelty_scores(state: ModelState, query: Query, index: np.ndarray, how: Adaptation) -> np.ndarray:
+    """Return the novelty of the rows ``index (N,)`` beside the reference's own cells, for any query."""
     novelty = fitted_novelty(state)
-    if isinstance(novelty, OpenSet):
-        assert outputs.novelty is not None
-        scores = np.where(outputs.has_counts, outputs.novelty, np.nan)
-        return replace(outputs, novelty=scores, novelty_threshold=threshold)
+    assert isinstance(novelty, Novelty)
     assert state.profile is not None
-    factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
-    scores = np.full(len(index), np.nan, np.float32)
+    factors = np.ones(query.n_genes) if how.factors is None else how.factors
+    scores = np.zeros(len(index), np.float32)
     for start in range(0, len(index), CHUNK_SIZE):
         rows = slice(start, start + CHUNK_SIZE)
         X = cp10k(query.values(index[rows]), is_log=query.is_log)
         X = sparse.csr_matrix(X @ sparse.diags_array(factors))
         scores[rows] = novelty.score(X, state.profile, query.is_shared, is_log=False)
-    scores[~outputs.has_counts] = np.nan
-    return replace(outputs, novelty=scores, novelty_threshold=threshold)
+    return scores
+
+
+def report_alarms(outputs: Outputs, false_alarm_rate: float | None, reported: set[str]) -> None:
+    """Say once what share of the cells is unknown, where that is far above the ``false_alarm_rate``."""
+    if false_alarm_rate is None or not outputs.has_counts.any():
+        return
+    share = float(outputs.is_unknown[outputs.has_counts].mean())
+    if share > max(2 * false_alarm_rate, false_alarm_rate + NOVEL_SHARE):
+        warn_once(
+            f"{share:.0%} of the cells are unknown, far above false_alarm_rate={false_alarm_rate}. Either the query "
+            "has types that the reference lacks, or its known types differ from the reference by more than could be "
+            "estimated; then the rate does not hold. Look at novelty by cluster, and at markers.",
+            reported,
+        )

@@ -219,6 +219,7 @@ def test_get_gene_importance_with_the_share_of_the_query(model, query, monkeypat
     assert (tables[2] - tables[0]).abs().max() > 0.05
 
 
+@pytest.mark.filterwarnings("ignore:the query is far")
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_predict_is_that_of_the_whole_network(model, monkeypatch, batch_size):
     """With a shift, which both read, and a cell without counts."""
@@ -271,6 +272,7 @@ def test_predict_of_a_large_query_follows_its_sample(model, monkeypatch):
     np.testing.assert_allclose(model.predict(query, index, soft=True), whole.iloc[index], atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the query is far")
 @pytest.mark.parametrize("n_sampled", [5000, 150])
 def test_predict_of_permuted_rows(model, rng, monkeypatch, n_sampled):
     """Bit for bit, within the sample and beyond it; and so are parts of the query, by all cells."""

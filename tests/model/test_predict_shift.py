@@ -8,6 +8,8 @@ from toy import fit, truth
 
 from celler.datasets import toy_long_tail
 
+pytestmark = pytest.mark.filterwarnings("ignore:the query is far")
+
 
 def wide(seed: int):
     """300 cells of four types with 400 genes, which are the same for every seed."""
