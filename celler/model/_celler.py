@@ -546,8 +546,8 @@ class Celler(BaseModelClass):
         self._state.trained()
         if isinstance(adata, CellBlocks):
             self._meet(adata.sample(1))
-        elif len(parts := [adata] if isinstance(adata, AnnData) else adata) and isinstance(parts[0], AnnData):
-            self._meet(parts[0])
+        else:
+            self._meet(adata if isinstance(adata, AnnData) else adata[0])
         return _predict.adapt(self._state, adata, self._reported)
 
     @checked
@@ -1295,8 +1295,6 @@ class Celler(BaseModelClass):
         """Return how cells are read; raise for an adaptation that cannot be used."""
         if adaptation is None:
             return Reading(batch_size, correct_shift)
-        if not isinstance(adaptation, Adaptation):
-            raise TypeError(f"adaptation is a {type(adaptation).__name__}; pass what model.adapt(query) returns.")
         if not correct_shift:
             raise ValueError("correct_shift=False undoes no shift, which adaptation= is for; leave one of them out.")
         if adaptation.factors is not None and len(adaptation.factors) != self._state.network.config.n_genes:

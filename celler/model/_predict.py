@@ -227,8 +227,6 @@ def adapt(state: ModelState, cells: AnnData | Sequence[AnnData] | CellBlocks, re
 
 def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[str]) -> Query:
     """Return the cells of several AnnData, with the same genes, that :func:`sampled` would take of all together."""
-    if not parts or not all(isinstance(part, AnnData) for part in parts):
-        raise TypeError("an AnnData, a list of AnnData or a dataloader of a store is needed.")
     layer, genes = state.setup.layer, pd.Index(parts[0].var_names)
     if any(not genes.equals(part.var_names) for part in parts):
         raise ValueError("the parts differ in their genes; pass parts of one AnnData, with the same var_names.")
