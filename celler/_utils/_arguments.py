@@ -145,6 +145,13 @@ ANY = Rule("a value", lambda value: True)
 RULES = {
     "accelerator": NAME,
     "adata": CELLS,
+    "adata: AnnData | Sequence[AnnData] | CellBlocks": _either(
+        "an AnnData, a list of AnnData or the dataloader of a store",
+        CELLS,
+        _of_module("", "celler.atlas._store", "CellBlocks"),
+        Rule("", lambda value: _is_list(value) and len(value) > 0 and all(map(CELLS.fits, value))),
+    ),
+    "adaptation": _of_module("what model.adapt(query) returns", "celler.inference._adaptation", "Adaptation"),
     "adjustment": Rule("a function of the logits and the class counts", callable),
     "adata: AnnData | pd.DataFrame": CELLS_OR_TABLE,
     "amplitude": AT_LEAST_0,

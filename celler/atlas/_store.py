@@ -226,7 +226,10 @@ class CellBlocks:
     def sample(self, n_cells: int) -> AnnData:
         """At most ``n_cells`` of the cells, drawn at random and the same at each call."""
         rows = np.random.default_rng(0).permutation(len(self.index))[:n_cells]
-        index = self.index[np.sort(rows)]
+        return self.at(self.index[np.sort(rows)])
+
+    def at(self, index: np.ndarray) -> AnnData:
+        """Return the cells in the rows ``index (n,)`` of the store."""
         return self._anndata(Rows(index, self.store.counts(index)))[1]
 
     def _anndata(self, rows: Rows) -> tuple[np.ndarray, AnnData]:

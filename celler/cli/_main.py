@@ -141,6 +141,8 @@ def _add_annotate(commands: Any) -> None:
     add("--cluster-key", help="column of obs with clusters, for majority labels")
     add("--propagate", action="store_true", help="spread labels over the nearest cells")
     add("--reference", type=Path, metavar="REFERENCE", help="include its cells in --propagate")
+    whole = "file with all cells of the query, of which QUERY is a part; several times for its parts"
+    add("--part-of", action="append", type=Path, metavar="WHOLE", help=whole)
     shift = "undo differences from the reference that all types share (default: yes)"
     add("--correct-shift", action=argparse.BooleanOptionalAction, default=True, help=shift)
     add("--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write")
@@ -205,7 +207,8 @@ def _annotate(options: argparse.Namespace) -> None:
         reference = None if options.reference is None else read_cells(options.reference)
         model = Celler.load(folder[0], adata=reference)
     adata = read_cells(query)
-    model.annotate(adata, **{name: getattr(options, name) for name in ANNOTATE})
+    whole = None if options.part_of is None else model.adapt([read_cells(path) for path in options.part_of])
+    model.annotate(adata, adaptation=whole, **{name: getattr(options, name) for name in ANNOTATE})
     write_h5ad(adata, options.out, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
     counts = adata.obs[options.key_added].value_counts()
     if options.json:

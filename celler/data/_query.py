@@ -17,6 +17,7 @@ from torch import Tensor
 from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
+from celler.data._content import content_of
 from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
 from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
@@ -129,6 +130,13 @@ class Query:
         """Whether the columns are the model's genes, in their order."""
         return np.array_equal(self.gene_map, np.arange(self.n_genes))
 
+    @cached_property
+    def content(self) -> np.ndarray:
+        """A number of each cell ``(n_obs,)`` that follows from its values alone; all cells are read once."""
+        every, step = np.arange(self.adata.n_obs), CHUNK_SIZE
+        found = [content_of(self.reader.rows(every[i : i + step]), self.gene_map) for i in range(0, len(every), step)]
+        return np.concatenate(found) if found else np.empty(0, np.uint64)
+
     def block(self, adata: AnnData) -> Query:
         """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
         return replace(self, reader=ExpressionReader(adata))
@@ -227,7 +235,9 @@ def rescaled(tokens: TokenBatch, factors: Tensor) -> TokenBatch:
     """Multiply expression by ``factors (n_genes,)``; a cell's sum of linear values and the bins stay."""
     linear = tokens.expression.expm1()
     changed = linear * factors[tokens.gene_ids.long()]
-    changed *= linear.sum(1, keepdim=True) / changed.sum(1, keepdim=True).clamp(min=1e-9)
+    # In float64 a sum does not show how many cells of padding follow.
+    before, after = (part.sum(1, keepdim=True, dtype=torch.float64) for part in (linear, changed))
+    changed *= (before / after.clamp(min=1e-9)).float()
     return tokens._replace(expression=changed.log1p())
 
 

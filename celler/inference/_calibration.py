@@ -48,15 +48,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     r"""Return the most probable temperature given held-out ``logits (N, C)`` and ``labels (N,)``, within [1/5, 5].
 
     Temperature scaling with a log-normal prior: the minimum of
-    :math:`-\sum_i \log p_{i,y_i} + (\log \tau - \log 1.4)^2 / (2 \cdot 0.3^2)`. A hundred cells determine it; without
-    cells it is 1.4.
+    :math:`-\sum_i v_i \log p_{i,y_i} + (\log \tau - \log 1.4)^2 / (2 \cdot 0.3^2)`. The weights :math:`v_i` have mean 1
+    and are the same in sum for each class: a query may have other shares of the classes, and rare ones are less often
+    right. A hundred cells determine it; without cells it is 1.4.
     """
     if len(labels) == 0:
         return TYPICAL_TEMPERATURE
 
+    weights = 1 / np.bincount(labels)[labels]
+    weights /= weights.mean()
+
     def loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_temperature)
-        nll = -log_softmax(scaled, axis=1)[np.arange(len(labels)), labels].sum()
+        nll = -(weights * log_softmax(scaled, axis=1)[np.arange(len(labels)), labels]).sum()
         z = (log_temperature - np.log(TYPICAL_TEMPERATURE)) / TEMPERATURE_SPREAD
         return float((nll + z**2 / 2) / len(labels))
 

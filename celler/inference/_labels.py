@@ -141,7 +141,7 @@ def _categorical(names: np.ndarray, tree: LabelTree, levels: list[str], unknown_
 
 def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, question: Question) -> dict[str, Any]:
     """Entry of uns that records how the labels were made."""
-    spread = outputs.propagation
+    spread, how = outputs.propagation, outputs.adaptation
     return {
         "celler_version": __version__,
         "classes": list(tree.classes),
@@ -151,7 +151,10 @@ def annotation_record(outputs: Outputs, decision: Decision, tree: LabelTree, que
         "unknown_label": question.unknown_label,
         "novelty_threshold": _or_none(outputs.novelty_threshold),
         "backoff": question.backoff,
-        "shift": outputs.shift,
+        "shift": how.shift,
+        "expected_accuracy": _or_none(how.expected_accuracy),
+        "novelty_location": how.novelty.location,
+        "novelty_spread": how.novelty.spread,
         "encoder_share": _or_none(outputs.encoder_share),
         "propagation": "none"
         if spread is None

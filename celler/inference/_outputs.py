@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from celler.inference._adaptation import Adaptation
+
 
 @dataclass(frozen=True)
 class Propagation:
@@ -27,10 +29,8 @@ class Outputs:
         Class logits ``(N, C)`` and cell embedding ``(N, D)``; ``(N, 0)`` where it was not kept.
     has_counts
         False for a cell without counts in the model's genes ``(N,)``.
-    factors
-        What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction.
-    encoder_share
-        Weight of a pretrained encoder in the logits; ``None`` for that of the model.
+    adaptation
+        What the query's cells say together.
     novelty, novelty_threshold
         Novelty of each cell ``(N,)``, where it was computed, and the bound above which a cell is unknown.
     propagation
@@ -42,8 +42,7 @@ class Outputs:
     logits: np.ndarray
     embedding: np.ndarray
     has_counts: np.ndarray
-    factors: np.ndarray | None = None
-    encoder_share: float | None = None
+    adaptation: Adaptation = Adaptation()
     novelty: np.ndarray | None = None
     novelty_threshold: float | None = None
     propagation: Propagation | None = None
@@ -58,6 +57,11 @@ class Outputs:
         return ~self.has_counts | (self.novelty > self.novelty_threshold)
 
     @property
-    def shift(self) -> float:
-        """Standard deviation over genes of the log2 factors; 0 without factors."""
-        return 0.0 if self.factors is None else float(np.log2(self.factors).std())
+    def factors(self) -> np.ndarray | None:
+        """What the expression of each gene was multiplied by ``(n_genes,)``; ``None`` for no correction."""
+        return self.adaptation.factors
+
+    @property
+    def encoder_share(self) -> float | None:
+        """Weight of a pretrained encoder in the logits; ``None`` for that of the model."""
+        return self.adaptation.encoder_share

@@ -15,6 +15,12 @@ MAX_FACTOR = 4.0  #: largest factor, and its inverse the smallest
 MIN_CELLS = 5  #: types with fewer cells, in the reference or expected in the query, are not compared
 
 
+def shift_size(reference: Profile, query: Profile) -> float:
+    r"""Return the shift of a query in one number, :math:`\tau` of :func:`shift_factors` in units of log2; 0 is none."""
+    ratio, precision, is_compared = _common_ratio(reference, query)
+    return float(np.sqrt(_beyond_chance(ratio, precision, is_compared)) / np.log(2))
+
+
 def shift_factors(reference: Profile, query: Profile) -> np.ndarray:
     r"""Return factors ``(G,)`` for the genes of a query; 1 where no shift is detected.
 
@@ -27,6 +33,13 @@ def shift_factors(reference: Profile, query: Profile) -> np.ndarray:
 
     Ratios that scatter no more than chance give :math:`\tau = 0` and factors of 1.
     """
+    ratio, precision, is_compared = _common_ratio(reference, query)
+    tau2, bound = _beyond_chance(ratio, precision, is_compared), np.log(MAX_FACTOR)
+    return np.exp(np.clip(STRENGTH * ratio * tau2 / (tau2 + 1 / precision), -bound, bound))
+
+
+def _common_ratio(reference: Profile, query: Profile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each gene's common log ratio ``(G,)``, its precision ``(G,)`` and whether a class compares it ``(G,)``."""
     of_reference, of_query = reference.mean + PSEUDO_COUNT, query.mean + PSEUDO_COUNT
     n_reference, n_query = reference.n_cells[:, None], query.n_cells[:, None]
     variance = reference.dispersion * (
@@ -35,11 +48,13 @@ def shift_factors(reference: Profile, query: Profile) -> np.ndarray:
     is_compared = (n_reference >= MIN_CELLS) & (n_query >= MIN_CELLS) & ~np.isnan(reference.mean)
     weights = np.where(is_compared, 1 / (variance + HETEROGENEITY), 0)
     precision = np.maximum(weights.sum(axis=0), 1e-9)  # not 0 where no class is compared
-    if not is_compared.any():
-        return np.ones(len(precision))
     log_ratio = np.where(is_compared, np.log(of_reference / of_query), 0)
-    ratio = (weights * log_ratio).sum(axis=0) / precision
-    trust = is_compared.any(axis=0) / (1 / precision + 0.1)
-    tau2 = max(0.0, float((trust * (ratio**2 - 1 / precision)).sum() / trust.sum()))
-    bound = np.log(MAX_FACTOR)
-    return np.exp(np.clip(STRENGTH * ratio * tau2 / (tau2 + 1 / precision), -bound, bound))
+    return (weights * log_ratio).sum(axis=0) / precision, precision, is_compared.any(axis=0)
+
+
+def _beyond_chance(ratio: np.ndarray, precision: np.ndarray, is_compared: np.ndarray) -> float:
+    """Variance over genes of the log ratio beyond chance; 0 where no class is compared."""
+    if not is_compared.any():
+        return 0.0
+    trust = is_compared / (1 / precision + 0.1)
+    return max(0.0, float((trust * (ratio**2 - 1 / precision)).sum() / trust.sum()))

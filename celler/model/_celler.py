@@ -21,6 +21,7 @@ from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
 from celler.data._tissues import tissue_types
+from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question
 from celler.labels._tree import LabelTree
 from celler.losses import Loss
@@ -40,9 +41,10 @@ from celler.model import (
 from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
-from celler.model._forward import Reading, Reference
+from celler.model._forward import Reading
 from celler.model._hub import Upload
 from celler.model._predict import Cells
+from celler.model._propagate import Reference
 from celler.model._registered import Registered
 from celler.model._setup import describe, new_state, register, registered
 from celler.model._state import ModelState, Setup, summary
@@ -345,8 +347,13 @@ class Celler(BaseModelClass):
         correct_shift: bool = True,
         propagate: bool = False,
         dataloader: CellBlocks | None = None,
+        adaptation: Adaptation | None = None,
     ) -> np.ndarray | pd.DataFrame:
         """Label the cells of any AnnData, matched by gene name; ``adata`` is not changed.
+
+        A label depends on its cell, on the model, and with ``correct_shift`` on what up to 5,000 cells of
+        ``adata`` say together, drawn by their values: the order of rows has no effect. Parts of a query get the
+        labels of the whole by ``indices`` or ``adaptation``.
 
         Parameters
         ----------
@@ -383,6 +390,9 @@ class Celler(BaseModelClass):
         dataloader
             Cells of a store instead of ``adata``, read block by block:
             :meth:`celler.atlas.DataModule.inference_dataloader`.
+        adaptation
+            What :meth:`adapt` found in all cells of the query, of which ``adata`` is a part. ``None`` judges by
+            the cells of ``adata``.
 
         Returns
         -------
@@ -399,7 +409,7 @@ class Celler(BaseModelClass):
         question = Question(
             "class" if level is None else level, threshold, unknown_label, candidates, false_alarm_rate, backoff
         )
-        reading = Reading(batch_size, correct_shift)
+        reading = self._reading(batch_size, correct_shift, adaptation)
         self._state.trained()
         if dataloader is None:
             cells = self._cells(adata, indices)
@@ -422,6 +432,7 @@ class Celler(BaseModelClass):
         backoff: bool = False,
         correct_shift: bool = True,
         propagate: bool = False,
+        adaptation: Adaptation | None = None,
     ) -> None:
         """Write labels to ``adata.obs``, and how they were made to ``adata.uns[key_added]``.
 
@@ -438,7 +449,7 @@ class Celler(BaseModelClass):
         cluster_key
             Column of ``adata.obs`` with clusters. ``<key>_majority`` is then the most frequent label of each
             cell's cluster and ``<key>_majority_share`` its share; a cell without a cluster keeps its label.
-        threshold, unknown_label, false_alarm_rate, backoff, correct_shift, propagate
+        threshold, unknown_label, false_alarm_rate, backoff, correct_shift, propagate, adaptation
             As in :meth:`predict`.
 
         Notes
@@ -454,7 +465,7 @@ class Celler(BaseModelClass):
         """
         cells = self._cells(adata)
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
-        reading = Reading(None, correct_shift)
+        reading = self._reading(None, correct_shift, adaptation)
         with unchanged_on_error(cells.adata):
             _predict.annotate(
                 self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
@@ -528,6 +539,7 @@ class Celler(BaseModelClass):
         backoff: bool = False,
         correct_shift: bool = True,
         overwrite: bool = False,
+        adaptation: Adaptation | None = None,
     ) -> Path:
         """Label every cell of a store and write the table next to its cells, with one block in memory.
 
@@ -537,7 +549,7 @@ class Celler(BaseModelClass):
             The store. Its cells are not changed.
         key_added
             Name of the table, and prefix of its columns, which are those of :meth:`annotate`.
-        threshold, unknown_label, false_alarm_rate, backoff, correct_shift
+        threshold, unknown_label, false_alarm_rate, backoff, correct_shift, adaptation
             As in :meth:`predict`.
         overwrite
             Replace a table of that name.
@@ -560,10 +572,42 @@ class Celler(BaseModelClass):
             datamodule,
             key_added,
             question,
-            Reading(None, correct_shift),
+            self._reading(None, correct_shift, adaptation),
             overwrite=overwrite,
             reported=self._reported,
         )
+
+    @checked
+    @_as_before
+    def adapt(self, adata: AnnData | Sequence[AnnData] | CellBlocks) -> Adaptation:
+        """Estimate what all cells of a query say together, to label parts of it as the whole would be.
+
+        Up to 5,000 cells are drawn by their values, so that the order of rows has no effect; the genes that the
+        reference detects better or worse, the weight of the base and the novelty of known cells are
+        estimated from them.
+
+        Parameters
+        ----------
+        adata
+            All cells of the query: an AnnData, also in backed mode; its parts, with the same genes; or the dataloader
+            of a store.
+
+        Returns
+        -------
+        For ``adaptation=`` of :meth:`predict`, :meth:`annotate`, :meth:`get_novelty` and others, with the
+        attributes ``shift``, ``expected_accuracy``, ``factors``, ``encoder_share`` and ``novelty``.
+
+        Examples
+        --------
+        >>> whole = model.adapt([first, second])
+        >>> labels = model.predict(first, adaptation=whole)
+        """
+        self._state.trained()
+        if isinstance(adata, CellBlocks):
+            self._meet(adata.sample(1))
+        else:
+            self._meet(adata if isinstance(adata, AnnData) else adata[0])
+        return _predict.adapt(self._state, adata, self._reported)
 
     @checked
     @_as_before
@@ -574,12 +618,13 @@ class Celler(BaseModelClass):
         batch_size: int | None = None,
         *,
         correct_shift: bool = True,
+        adaptation: Adaptation | None = None,
     ) -> np.ndarray:
         """Score how unlike every type of the reference each cell is.
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift
+        adata, indices, batch_size, correct_shift, adaptation
             As in :meth:`predict`.
 
         Returns
@@ -594,7 +639,7 @@ class Celler(BaseModelClass):
             If the model has fewer than 20 labelled cells, or was extended or saved by an earlier version.
         """
         cells = self._cells(adata, indices)
-        return _predict.novelty(self._state, cells, Reading(batch_size, correct_shift))
+        return _predict.novelty(self._state, cells, self._reading(batch_size, correct_shift, adaptation))
 
     @checked
     @_as_before
@@ -606,12 +651,13 @@ class Celler(BaseModelClass):
         *,
         normalize: bool = False,
         correct_shift: bool = True,
+        adaptation: Adaptation | None = None,
     ) -> np.ndarray:
         """Embed cells with the encoder, trained or pretrained.
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift
+        adata, indices, batch_size, correct_shift, adaptation
             As in :meth:`predict`.
         normalize
             Divide each row by its L2 norm, as scGPT does, so that products are cosines.
@@ -621,7 +667,7 @@ class Celler(BaseModelClass):
         Cell embedding ``(N, D)``: 384 wide with the base, else ``d_model``.
         """
         cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
-        reading = Reading(batch_size, correct_shift)
+        reading = self._reading(batch_size, correct_shift, adaptation)
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
     @checked
@@ -1311,6 +1357,19 @@ class Celler(BaseModelClass):
         rows = rows_of(adata, indices)
         self._meet(adata)
         return Cells(adata, rows, self._reference)
+
+    def _reading(self, batch_size: int | None, correct_shift: bool, adaptation: Adaptation | None) -> Reading:
+        """Return how cells are read; raise for an adaptation that cannot be used."""
+        if adaptation is None:
+            return Reading(batch_size, correct_shift)
+        if not correct_shift:
+            raise ValueError("correct_shift=False undoes no shift, which adaptation= is for; leave one of them out.")
+        if adaptation.factors is not None and len(adaptation.factors) != self._state.network.config.n_genes:
+            raise ValueError(
+                f"adaptation is of a model with {len(adaptation.factors):,} genes; this one has "
+                f"{self._state.network.config.n_genes:,}. Pass what this model's adapt returned."
+            )
+        return Reading(batch_size, correct_shift, adaptation=adaptation)
 
     def _meet(self, adata: AnnData) -> None:
         """Solve a model of a tissue for the genes of the cells that it is called on; others stay as they are."""

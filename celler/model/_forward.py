@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,16 +16,17 @@ from celler._utils._devices import autocast, cpu_threads
 from celler._utils._messages import listed, warn
 from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
-from celler.data._query import CHUNK_SIZE, Query, align_query, flat_passes, token_passes, warn_once
+from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
+from celler.data._tokenizer import TokenBatch
+from celler.inference._adaptation import Adaptation, QueryNovelty, query_novelty
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
-from celler.inference._outputs import Outputs, Propagation
-from celler.inference._propagation import neighbor_graph, neighbor_weight, principal_components, propagate
+from celler.inference._outputs import Outputs
+from celler.inference._propagation import principal_components
 from celler.inference._share import MIN_CELLS as MIN_COMPARED
 from celler.inference._share import share_of_query
-from celler.inference._shift import shift_factors
-from celler.labels._tree import as_strings, indices_of
-from celler.model._registered import Registered
+from celler.inference._shift import shift_factors, shift_size
+from celler.model._propagate import Part
 from celler.model._state import ModelState
 from celler.network._folded import FoldedBase, can_fold
 from celler.network._network import NetworkOutput
@@ -39,6 +39,8 @@ COMPARED_CELLS = 1000
 FOREIGN_RATE, MOST_FOREIGN = 0.01, 0.5
 #: The false-alarm rate at which novel cells are counted, and the share of them that is said.
 NOVEL_RATE, NOVEL_SHARE = 0.05, 0.15
+#: Shift of a query above which it is said: within types, genes differ two-fold.
+FAR = 1.0
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
@@ -47,48 +49,46 @@ NEGLIGIBLE = 1e-6
 class Reading:
     """How cells are read: cells per pass (``None`` fills a number of tokens), and whether their shift is undone.
 
-    The embedding is kept on demand only: it is wider than all else that is computed for a cell.
+    An ``adaptation`` to another query takes the place of that to the cells themselves.
+
+    The embedding is kept on demand only: it is wider than all else that is computed for a cell. Novelty is computed on
+    demand too.
     """
 
     batch_size: int | None = None
     correct_shift: bool = True
     keep_embedding: bool = False
+    needs_novelty: bool = False
+    adaptation: Adaptation | None = None
 
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
-    """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query."""
+    """Compute outputs for the rows ``index (N,)``, adapted to a sample of all rows of the query, or as given."""
     warn_of_doubts(query.reader)
-    n_cells = query.adata.n_obs
-    sample, rows, how = None, np.arange(n_cells), Adaptation()
-    if reading.correct_shift and len(index):
-        if n_cells > SHIFT_CELLS:
-            rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
+    how = reading.adaptation
+    rows, sample = np.empty(0, np.int64), None
+    if how is None and reading.correct_shift and len(index):
+        rows = sampled(query)
         sample, how = adaptation_to(state, query, rows, reading)
+    how = Adaptation() if how is None else how
     if sample is None:
-        outputs = network_outputs(state, query, index, reading, how)
+        outputs = scored(state, query, index, reading, how)
     else:
-        # Rows of the sample have their outputs; place (n_cells,) is where the outputs of each row are.
+        # Rows of the sample have their outputs; place (n_obs,) is where the outputs of each row are.
         others = np.setdiff1d(index, rows)
-        found = [sample] + ([network_outputs(state, query, others, reading, how)] if len(others) else [])
-        place = np.zeros(n_cells, np.int64)
+        found = [sample] + ([scored(state, query, others, reading, how)] if len(others) else [])
+        place = np.zeros(query.adata.n_obs, np.int64)
         place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
         kept = ("logits", "embedding", "has_counts") + (() if sample.novelty is None else ("novelty",))
         parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
-        outputs = Outputs(**parts, factors=how.factors, encoder_share=how.encoder_share)
+        outputs = Outputs(**parts, adaptation=how)
     report_empty(outputs.has_counts, index, query.adata)
     return outputs
 
 
-@dataclass(frozen=True)
-class Adaptation:
-    """What a sample of a query says about it: the factors ``(n_genes,)`` that undo its shift, and the encoder's share.
-
-    ``None`` for no shift, and for the share that the model was trained with.
-    """
-
-    factors: np.ndarray | None = None
-    encoder_share: float | None = None
-    novelty_shift: float = 0.0  # by how much a typical cell is more novel than it should be
+def sampled(query: Query) -> np.ndarray:
+    """Rows from which a query's adaptation is estimated, at most ``SHIFT_CELLS``; the order of rows has no effect."""
+    return np.argsort(query.content, kind="stable")[:SHIFT_CELLS]
 
 
 def adaptation_to(
@@ -97,24 +97,53 @@ def adaptation_to(
     """Compute the outputs of ``rows``, adapted to themselves; no outputs where the model adapts to nothing."""
     if state.names_atlases:  # no reference whose shift could be undone
         return _novelty_shift(state, query, rows, reading)
-    plain, factors = shift_of(state, query, rows, reading)
+    plain, how = shift_of(state, query, rows, reading)
     if plain is None:
-        return None, Adaptation()
-    how = Adaptation(factors)
-    sample = plain if factors is None else network_outputs(state, query, rows, reading, how)
-    if state.base is None or sample.own_logits is None or sample.encoder_logits is None:
-        return sample, how
+        return None, how
+    sample = plain if how.factors is None else network_outputs(state, query, rows, reading, how)
+    sample, how = _with_experts(state, query, rows, sample, how)
+    confidence = state.decision.probabilities(sample.logits[sample.has_counts]).max(axis=1)
+    if len(confidence):
+        how = replace(how, expected_accuracy=float(confidence.mean()), n_cells=len(rows))
+    if reading.needs_novelty and isinstance(state.trained().novelty, Novelty):
+        sample, how = _with_query_novelty(state, query, rows, sample, how)
+    if how.shift > FAR:
+        warn_once(
+            f"the query is far from the reference: within types, genes differ {2**how.shift:.1f}-fold (shift "
+            f"{how.shift:.1f}) from it. {how.expected_accuracy or 0:.0%} of the labels are expected to be right; check "
+            "them by markers.",
+            query.reported,
+        )
+    return replace(sample, adaptation=how), how
+
+
+def _with_experts(
+    state: ModelState, query: Query, rows: np.ndarray, sample: Outputs, how: Adaptation
+) -> tuple[Outputs, Adaptation]:
+    """Weigh the experts by how their labels agree among nearest cells; not for few cells."""
     is_compared = np.flatnonzero(sample.has_counts)
+    if state.base is None or sample.encoder_logits is None or sample.own_logits is None:
+        return sample, how
     if len(is_compared) < MIN_COMPARED:
         return sample, how
-    if len(is_compared) > COMPARED_CELLS:
-        is_compared = np.sort(np.random.default_rng(0).choice(is_compared, COMPARED_CELLS, replace=False))
+    is_compared = is_compared[:COMPARED_CELLS]
     part = Part(query, rows[is_compared], query.is_shared, np.ones(int(query.is_shared.sum())))
     points = principal_components(part.logs, len(is_compared))
     encoder, own = (logits[is_compared].argmax(1) for logits in (sample.encoder_logits, sample.own_logits))
     share = share_of_query(encoder, own, points)
     logits = share * sample.encoder_logits + (1 - share) * sample.own_logits
-    return replace(sample, logits=logits, encoder_share=share), replace(how, encoder_share=share)
+    return replace(sample, logits=logits), replace(how, encoder_share=share)
+
+
+def _with_query_novelty(
+    state: ModelState, query: Query, rows: np.ndarray, sample: Outputs, how: Adaptation
+) -> tuple[Outputs, Adaptation]:
+    """Score the sample and standardise its scores by those of its known cells."""
+    novelty = state.trained().novelty
+    assert isinstance(novelty, Novelty)
+    scores, seen = novelty_scores(state, query, rows, how), sample.has_counts
+    found = query_novelty(novelty.known, scores[seen], sample.logits[seen].argmax(axis=1))
+    return replace(sample, novelty=found.standardise(scores)), replace(how, novelty=found)
 
 
 def _novelty_shift(
@@ -127,12 +156,13 @@ def _novelty_shift(
     sample = network_outputs(state, query, rows, replace(reading, keep_embedding=True), Adaptation())
     assert sample.novelty is not None
     scores = sample.novelty[sample.has_counts]
-    how = Adaptation(novelty_shift=open_set.shift(scores))
-    report = _novelty_report(open_set, scores, how.novelty_shift, sample.embedding[sample.has_counts])
+    how = Adaptation(novelty=QueryNovelty(location=open_set.shift(scores)), n_cells=len(rows))
+    report = _novelty_report(open_set, scores, how.novelty.location, sample.embedding[sample.has_counts])
     if report is not None:
         warn_once(report, query.reported)
     embedding = sample.embedding if reading.keep_embedding else sample.embedding[:, :0]
-    return replace(sample, embedding=embedding, novelty=sample.novelty - how.novelty_shift), how
+    novelty = how.novelty.standardise(sample.novelty)
+    return replace(sample, embedding=embedding, novelty=novelty, adaptation=how), how
 
 
 def _novelty_report(open_set: OpenSet, scores: np.ndarray, shift: float, embedding: np.ndarray) -> str | None:
@@ -160,16 +190,14 @@ def _novelty_report(open_set: OpenSet, scores: np.ndarray, shift: float, embeddi
     return None
 
 
-def shift_of(
-    state: ModelState, query: Query, rows: np.ndarray, reading: Reading
-) -> tuple[Outputs | None, np.ndarray | None]:
-    """Compute outputs of ``rows`` without correction, and the factors ``(n_genes,)`` that undo their shift.
+def shift_of(state: ModelState, query: Query, rows: np.ndarray, reading: Reading) -> tuple[Outputs | None, Adaptation]:
+    """Compute outputs of ``rows`` without correction, and their shift with the factors that undo it.
 
     No factors where there is no shift. No outputs either where the model has no class profiles, or reads
     ranks of genes alone.
     """
     if state.profile is None or not state.network.config.reads_expression:
-        return None, None
+        return None, Adaptation()
     plain = network_outputs(state, query, rows, reading, Adaptation())
     weights = state.decision.probabilities(plain.logits) * plain.has_counts[:, None]
     weights[weights < NEGLIGIBLE] = 0
@@ -180,9 +208,17 @@ def shift_of(
         is_log=query.is_log,
         block_size=CHUNK_SIZE,
     )
-    factors = np.ones(query.n_genes)
-    factors[query.is_shared] = shift_factors(state.profile.restricted(query.is_shared), found)
-    return plain, None if (factors == 1).all() else factors
+    reference, factors = state.profile.restricted(query.is_shared), np.ones(query.n_genes)
+    factors[query.is_shared] = shift_factors(reference, found)
+    return plain, Adaptation(None if (factors == 1).all() else factors, shift=shift_size(reference, found))
+
+
+def scored(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Outputs:
+    """Compute outputs for the rows ``index (N,)``, with novelty where ``reading`` needs it."""
+    outputs = network_outputs(state, query, index, reading, how)
+    if not reading.needs_novelty or outputs.novelty is not None or state.trained().novelty is None:
+        return outputs
+    return replace(outputs, novelty=how.novelty.standardise(novelty_scores(state, query, index, how)))
 
 
 @torch.inference_mode()
@@ -211,7 +247,7 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
             if open_set is not None and novelty is not None:
-                novelty[rows] = open_set.score(output.embedding.cpu().numpy()) - how.novelty_shift
+                novelty[rows] = how.novelty.standardise(open_set.score(output.embedding.cpu().numpy()))
             has_counts[rows] = has_tokens
     if not np.isfinite(logits).all() or not np.isfinite(embedding).all():
         raise ValueError(
@@ -219,7 +255,7 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             "too large. Train the model again with a lower learning_rate, or load one that was saved when it was whole."
         )
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
-    return Outputs(logits[0], embedding, has_counts, how.factors, how.encoder_share, novelty, **experts)
+    return Outputs(logits[0], embedding, has_counts, how, novelty, **experts)
 
 
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]
@@ -230,9 +266,13 @@ def _whole(state: ModelState, query: Query, index: np.ndarray, reading: Reading,
     device = state.network.device
     passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
     for rows, tokens in passes:
+        if len(rows) == 1:  # a product with a single row sums in another order
+            tokens = TokenBatch(*(part.expand(2, *part.shape[1:]) for part in tokens))
         with autocast(device, state.precision):
             output = state.network(*(part.to(device) for part in tokens))
-        yield rows, ~tokens.padding_mask[:, 0].numpy(), output
+        if len(rows) == 1:
+            output = output._replace(expert_logits=output.expert_logits[:, :1], embedding=output.embedding[:1])
+        yield rows, ~tokens.padding_mask[: len(rows), 0].numpy(), output
 
 
 def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
@@ -270,171 +310,37 @@ def novelty_threshold(state: ModelState, false_alarm_rate: float | None) -> floa
     return None if false_alarm_rate is None else fitted_novelty(state).threshold(false_alarm_rate)
 
 
-def with_novelty(
-    state: ModelState, query: Query, index: np.ndarray, outputs: Outputs, threshold: float | None
-) -> Outputs:
-    """Add the novelty of the rows ``index (N,)`` to ``outputs``; NaN for a cell without counts."""
+def with_novelty(outputs: Outputs, threshold: float | None) -> Outputs:
+    """Set the bound above which cells are unknown; the novelty of a cell without counts is NaN."""
+    assert outputs.novelty is not None
+    scores = np.where(outputs.has_counts, outputs.novelty, np.nan)
+    return replace(outputs, novelty=scores, novelty_threshold=threshold)
+
+
+def novelty_scores(state: ModelState, query: Query, index: np.ndarray, how: Adaptation) -> np.ndarray:
+    """Return the novelty of the rows ``index (N,)`` beside the reference's own cells, for any query."""
     novelty = fitted_novelty(state)
-    if isinstance(novelty, OpenSet):
-        assert outputs.novelty is not None
-        scores = np.where(outputs.has_counts, outputs.novelty, np.nan)
-        return replace(outputs, novelty=scores, novelty_threshold=threshold)
+    assert isinstance(novelty, Novelty)
     assert state.profile is not None
-    factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
-    scores = np.full(len(index), np.nan, np.float32)
+    factors = np.ones(query.n_genes) if how.factors is None else how.factors
+    scores = np.zeros(len(index), np.float32)
     for start in range(0, len(index), CHUNK_SIZE):
         rows = slice(start, start + CHUNK_SIZE)
         X = cp10k(query.values(index[rows]), is_log=query.is_log)
         X = sparse.csr_matrix(X @ sparse.diags_array(factors))
         scores[rows] = novelty.score(X, state.profile, query.is_shared, is_log=False)
-    scores[~outputs.has_counts] = np.nan
-    return replace(outputs, novelty=scores, novelty_threshold=threshold)
+    return scores
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The model's own AnnData, whose labelled cells take part in propagation; ``None`` after a plain ``load``."""
-
-    adata: AnnData | None
-    own: Registered | None  # what the model was made of
-    reported: set[str]
-
-    def labelled(self, state: ModelState) -> tuple[np.ndarray, np.ndarray]:
-        """Rows with a label among the model's classes, and their codes; warn once where there are none."""
-        adata, key = self.adata, state.setup.labels_key
-        rows = codes = np.empty(0, np.int64)
-        if state.names_atlases:  # there is no reference whose cells could take part
-            return rows, codes
-        why = "none of the model's cells has a label of its classes"
-        if adata is None:
-            why = "the model was loaded without its reference, which Celler.load(dir, adata=reference) would bring"
-        elif self.own is None and key not in adata.obs:
-            why = f"the AnnData given to load has no column {key!r}"
-        else:
-            labels = (
-                self.own.labels_of(adata).to_numpy().astype(object)
-                if self.own is not None
-                else as_strings(adata.obs[key], str(key), state.setup.unlabeled_category)
-            )
-            codes = state.tree.encode(labels)
-            rows = np.flatnonzero(codes >= 0)
-        if not len(rows):
-            warn_once(
-                f"no labelled cells take part in propagate=True: {why}. Only the query's own cells do.", self.reported
-            )
-        return rows, codes[rows]
-
-
-def with_propagation(
-    state: ModelState,
-    query: Query,
-    index: np.ndarray,
-    outputs: Outputs,
-    reference: Reference,
-    candidates: list[str] | None = None,
-) -> Outputs:
-    """Spread the probabilities of the rows ``index (N,)`` over these cells and the labelled ones.
-
-    Labelled cells of classes that are no candidates take no part. Rows that are labelled cells of the reference,
-    and those without counts, keep the probabilities they have.
-    """
-    classes = state.tree.classes
-    possible = np.arange(len(classes)) if candidates is None else indices_of(candidates, classes)
-    probabilities = state.decision.probabilities(outputs.logits, possible)
-    labelled, codes = reference.labelled(state)
-    held = _labelled_part(state, query, labelled, reference)
-    is_in_query, is_labelled = _overlap(held, query)
-    is_free = outputs.has_counts & ~is_labelled[index]
-    if len(index) and len(labelled) and not is_free.any():
-        warn(
-            "propagate=True changes nothing here: it is for unlabelled cells, and every cell of the query "
-            "has a label or no counts."
+def report_alarms(outputs: Outputs, false_alarm_rate: float | None, reported: set[str]) -> None:
+    """Say once what share of the cells is unknown, where that is far above the ``false_alarm_rate``."""
+    if false_alarm_rate is None or not outputs.has_counts.any():
+        return
+    share = float(outputs.is_unknown[outputs.has_counts].mean())
+    if share > max(2 * false_alarm_rate, false_alarm_rate + NOVEL_SHARE):
+        warn_once(
+            f"{share:.0%} of the cells are unknown, far above false_alarm_rate={false_alarm_rate}. Either the query "
+            "has types that the reference lacks, or its known types differ from the reference by more than could be "
+            "estimated; then the rate does not hold. Look at novelty by cluster, and at markers.",
+            reported,
         )
-    factors = np.ones(query.n_genes) if outputs.factors is None else outputs.factors
-    is_possible = np.isin(codes, possible)
-    free = Part(query, index[is_free], held.is_shared, factors[held.is_shared])
-    parts, of_held = [], []
-    # The shift was estimated from the query's cells, of which some labelled ones may be part.
-    for rows, by_gene in ((is_in_query, free.factors), (~is_in_query, held.factors)):
-        part = replace(held, index=labelled[is_possible & rows], factors=by_gene)
-        is_kept = part.has_values()
-        parts.append(replace(part, index=part.index[is_kept]))
-        of_held.append(codes[is_possible & rows][is_kept])
-    is_kept = free.has_values()
-    is_free[is_free] = is_kept
-    parts.append(replace(free, index=free.index[is_kept]))
-    held_codes, n_free = np.concatenate(of_held), int(is_free.sum())
-    n_held = len(held_codes)
-    # Without labelled cells to hold, their number in training says how far to trust the network.
-    n_learned = n_held or int(state.trained().class_counts.sum())
-    weight = neighbor_weight(n_free, n_learned)
-    if n_free and n_held + n_free > 1:
-        prior = np.concatenate([np.eye(len(classes))[held_codes], probabilities[is_free]])
-        points = principal_components(partial(log_rows, parts), len(prior))
-        spread = propagate(neighbor_graph(points), prior, np.arange(len(prior)) < n_held, weight)
-        probabilities[is_free] = spread[n_held:]
-    return replace(outputs, propagation=Propagation(probabilities, n_held, n_free, weight))
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows ``index (n,)`` of a query, compared in the genes ``is_shared (n_genes,)``, each times ``factors (G,)``."""
-
-    query: Query
-    index: np.ndarray
-    is_shared: np.ndarray
-    factors: np.ndarray
-
-    def logs(self, positions: np.ndarray) -> sparse.csr_matrix:
-        """log1p of counts per 10,000 ``(n, G)`` of ``positions (n,)`` in ``index``."""
-        X = self.query.values(self.index[positions], self.is_shared)
-        X = cp10k(X, is_log=self.query.is_log) @ sparse.diags_array(self.factors)
-        return sparse.csr_matrix(cp10k(X, is_log=False).log1p(), dtype=np.float32)
-
-    def has_values(self) -> np.ndarray:
-        """Rows ``(n,)`` with counts in these genes."""
-        found = np.zeros(len(self.index), bool)
-        for start in range(0, len(found), CHUNK_SIZE):
-            rows = slice(start, start + CHUNK_SIZE)
-            X = self.query.values(self.index[rows], self.is_shared)
-            found[rows] = np.asarray(X.sum(axis=1)).ravel() > 0
-        return found
-
-
-def _labelled_part(state: ModelState, query: Query, labelled: np.ndarray, reference: Reference) -> Part:
-    """Return the ``labelled`` rows of the reference, in the genes that it and the query have."""
-    cells = query
-    if len(labelled) and query.adata is not reference.adata:
-        assert reference.adata is not None
-        layer = state.setup.layer
-        cells = align_query(state.genes, reference.adata, layer, reference.reported)
-    is_shared = cells.is_shared & query.is_shared
-    return Part(cells, labelled, is_shared, np.ones(is_shared.sum()))
-
-
-def _overlap(labelled: Part, query: Query) -> tuple[np.ndarray, np.ndarray]:
-    """Find labelled cells ``(n,)`` that are in the query, as in a copy of the reference, and its rows ``(n_obs,)``."""
-    rows, is_labelled = labelled.index, np.zeros(query.adata.n_obs, bool)
-    is_in_query = np.ones(len(rows), bool)
-    if labelled.query is not query:
-        names, others = labelled.query.adata.obs_names[rows], query.adata.obs_names
-        rows = others.get_indexer(names) if others.is_unique else np.full(len(names), -1)
-        is_in_query = rows >= 0
-        found = np.flatnonzero(is_in_query)
-        for start in range(0, len(found), CHUNK_SIZE):
-            # A name alone is not enough: barcodes repeat from sample to sample.
-            same = found[start : start + CHUNK_SIZE]
-            own = labelled.query.values(labelled.index[same], labelled.is_shared)
-            is_in_query[same] = (own != query.values(rows[same], labelled.is_shared)).getnnz(axis=1) == 0
-    is_labelled[rows[is_in_query]] = True
-    return is_in_query, is_labelled
-
-
-def log_rows(parts: list[Part], positions: np.ndarray) -> sparse.csr_matrix:
-    """:meth:`Part.logs` of ascending ``positions (n,)`` in the rows of all ``parts``, one after the other."""
-    blocks, start = [], 0
-    for part in parts:
-        inside = positions[(positions >= start) & (positions < start + len(part.index))]
-        blocks.append(part.logs(inside - start))
-        start += len(part.index)
-    return sparse.vstack(blocks, format="csr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from celler._utils._distributed import gather_objects
 from celler._utils._messages import warn
@@ -17,24 +18,25 @@ from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import Query, align_query
+from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
 from celler.inference._outputs import Outputs
 from celler.model import _check_labels
 from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
 from celler.model._forward import (
     SHIFT_CELLS,
-    Adaptation,
     Reading,
-    Reference,
     adaptation_to,
     fitted_novelty,
     forward,
-    network_outputs,
     novelty_threshold,
+    report_alarms,
     report_empty,
+    sampled,
+    scored,
     with_novelty,
-    with_propagation,
 )
+from celler.model._propagate import Reference, with_propagation
 from celler.model._state import ModelState
 from celler.tl._columns import label_column
 from celler.tl._label_check import LabelCheck
@@ -63,7 +65,7 @@ def answer_of(state: ModelState, question: Question, *, soft: bool) -> Answer:
 
     def answer(query: Query, index: np.ndarray, outputs: Outputs) -> np.ndarray | pd.DataFrame:
         if limit is not None:
-            outputs = with_novelty(state, query, index, outputs, limit)
+            outputs = with_novelty(outputs, limit)
         if not soft:
             return label(outputs, state.decision, state.tree, question).names
         of_class = probabilities_of(outputs, state.decision, state.tree, question.candidates)
@@ -79,11 +81,16 @@ def predict(
     """Label cells of an AnnData; see :meth:`celler.model.Celler.predict`."""
     answer = answer_of(state, question, soft=soft)
     query = cells.align(state)
+    reading = replace(reading, needs_novelty=question.false_alarm_rate is not None)
     outputs = forward(state, query, cells.index, reading)
     if propagate:
         candidates = question.candidates
         outputs = with_propagation(state, query, cells.index, outputs, cells.reference, candidates)
-    return answer(query, cells.index, outputs)
+    found = answer(query, cells.index, outputs)
+    if question.false_alarm_rate is not None:
+        limited = with_novelty(outputs, novelty_threshold(state, question.false_alarm_rate))
+        report_alarms(limited, question.false_alarm_rate, cells.reference.reported)
+    return found
 
 
 def predict_store(
@@ -91,9 +98,10 @@ def predict_store(
 ) -> np.ndarray | pd.DataFrame:
     """Label cells of a store in its order, with torch.distributed those of all ranks."""
     answer = answer_of(state, question, soft=soft)
+    reading = replace(reading, needs_novelty=question.false_alarm_rate is not None)
     found = [
         (index, answer(query, np.arange(len(index)), outputs))
-        for index, query, outputs in block_outputs(state, blocks, reading, reported)
+        for index, query, outputs in block_outputs(state, blocks, reading, reported, question.false_alarm_rate)
     ]
     blocks_of_all = [part for of_rank in gather_objects(found) for part in of_rank]
     parts = [part for _, part in sorted(blocks_of_all, key=lambda part: int(part[0][0]))]
@@ -117,12 +125,14 @@ def annotate(
     clusters = check_target(cells.adata, key, cluster_key)
     limit = novelty_threshold(state, question.false_alarm_rate)
     query, index = cells.align(state), cells.index
+    reading = replace(reading, needs_novelty=True)
     outputs = forward(state, query, index, reading)
     if propagate:
         outputs = with_propagation(state, query, index, outputs, cells.reference)
     columns, outputs = _columns(state, query, index, outputs, key, question, limit)
     if clusters is not None:
         columns |= majority_columns(columns[key], clusters, key)
+    report_alarms(outputs, question.false_alarm_rate, cells.reference.reported)
     record = annotation_record(outputs, state.decision, state.tree, question)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
@@ -170,9 +180,12 @@ def annotate_store(
     question.check(state.tree)
     limit = novelty_threshold(state, question.false_alarm_rate)
 
+    reading = replace(reading, needs_novelty=True)
+
     def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
         blocks = datamodule.inference_dataloader()
-        for index, query, outputs in block_outputs(state, blocks, reading, reported):
+        found = block_outputs(state, blocks, reading, reported, question.false_alarm_rate)
+        for index, query, outputs in found:
             columns, _ = _columns(state, query, np.arange(len(index)), outputs, key, question, limit)
             yield index, pd.DataFrame(columns, index=query.adata.obs_names)
 
@@ -190,7 +203,7 @@ def _columns(
 ) -> tuple[dict[str, Any], Outputs]:
     """Columns of an annotation of some cells, and their outputs with novelty."""
     if state.trained().novelty is not None:  # a model saved by an earlier version has none
-        outputs = with_novelty(state, query, index, outputs, limit)
+        outputs = with_novelty(outputs, limit)
     labels = label(outputs, state.decision, state.tree, question)
     columns = annotation_columns(outputs, labels, state.tree, key, question)
     if state.ids:
@@ -212,10 +225,10 @@ def novelty(state: ModelState, cells: Cells, reading: Reading) -> np.ndarray:
     """Novelty of cells; see :meth:`celler.model.Celler.get_novelty`."""
     fitted_novelty(state)
     query = cells.align(state)
-    outputs = forward(state, query, cells.index, reading)
-    scored = with_novelty(state, query, cells.index, outputs, None)
-    assert scored.novelty is not None
-    return scored.novelty
+    reading = replace(reading, needs_novelty=True)
+    outputs = with_novelty(forward(state, query, cells.index, reading), None)
+    assert outputs.novelty is not None
+    return outputs.novelty
 
 
 def check_store_call(adata: AnnData | None, indices: Any, *, propagate: bool) -> None:
@@ -231,20 +244,62 @@ def check_store_call(adata: AnnData | None, indices: Any, *, propagate: bool) ->
         )
 
 
+def adapt(state: ModelState, cells: AnnData | Sequence[AnnData] | CellBlocks, reported: set[str]) -> Adaptation:
+    """Estimate what a query's cells say together; see :meth:`celler.model.Celler.adapt`."""
+    state.trained()
+    if isinstance(cells, CellBlocks):
+        query = sample_of(state, cells, reported)
+    elif isinstance(cells, AnnData):
+        query = align_query(state.genes, cells, state.setup.layer, reported)
+    else:
+        query = sample_of_parts(state, cells, reported)
+    return adaptation_to(state, query, sampled(query), Reading(needs_novelty=True))[1]
+
+
+def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[str]) -> Query:
+    """Return the cells of several AnnData, with the same genes, that :func:`sampled` would take of all together."""
+    layer, genes = state.setup.layer, pd.Index(parts[0].var_names)
+    if any(not genes.equals(part.var_names) for part in parts):
+        raise ValueError("the parts differ in their genes; pass parts of one AnnData, with the same var_names.")
+    queries = [align_query(state.genes, part, layer, reported) for part in parts]
+    part_of = np.repeat(np.arange(len(parts)), [part.n_obs for part in parts])
+    rows = np.concatenate([np.arange(part.n_obs) for part in parts])
+    content = np.concatenate([query.content for query in queries])
+    kept = np.sort(np.argsort(content, kind="stable")[:SHIFT_CELLS])
+    X = [query.reader.rows(rows[kept[part_of[kept] == i]]) for i, query in enumerate(queries)]
+    adata = AnnData(sparse.vstack(X, format="csr"), var=parts[0].var)
+    return align_query(state.genes, adata, None, reported)
+
+
+def sample_of(state: ModelState, blocks: CellBlocks, reported: set[str]) -> Query:
+    """Return the cells of a store that :func:`sampled` would take of them in memory; all are read once."""
+    like = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
+    if len(blocks) <= SHIFT_CELLS:
+        return like
+    found = [(index, like.block(adata).content) for index, adata in blocks]
+    index, content = (np.concatenate(part) for part in zip(*sum(gather_objects(found), []), strict=True))
+    order = np.lexsort((index, content))[:SHIFT_CELLS]
+    return like.block(blocks.at(np.sort(index[order])))
+
+
 def block_outputs(
-    state: ModelState, blocks: CellBlocks, reading: Reading, reported: set[str]
+    state: ModelState, blocks: CellBlocks, reading: Reading, reported: set[str], rate: float | None = None
 ) -> Iterator[tuple[np.ndarray, Query, Outputs]]:
     """Rows of the store, their cells and outputs, block by block.
 
-    The adaptation is estimated once, from a sample of all cells.
+    The adaptation is estimated once, from a sample of all cells, of which it is said where far more are unknown than
+    the ``rate`` asked for.
     """
-    sample = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
-    how = Adaptation()
-    if reading.correct_shift:
-        rows = np.arange(sample.adata.n_obs)
-        how = adaptation_to(state, sample, rows, reading)[1]
+    how = reading.adaptation
+    if how is None and reading.correct_shift:
+        like = sample_of(state, blocks, reported)
+        sample, how = adaptation_to(state, like, sampled(like), reading)
+        if sample is not None and rate is not None:
+            report_alarms(with_novelty(sample, novelty_threshold(state, rate)), rate, reported)
+    else:
+        like = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
     for index, adata in blocks:
-        query, rows = sample.block(adata), np.arange(adata.n_obs)
-        outputs = network_outputs(state, query, rows, reading, how)
+        query, rows = like.block(adata), np.arange(adata.n_obs)
+        outputs = scored(state, query, rows, reading, Adaptation() if how is None else how)
         report_empty(outputs.has_counts, rows, adata)
         yield index, query, outputs

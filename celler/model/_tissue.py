@@ -19,8 +19,9 @@ from celler.inference._calibration import Decision
 from celler.inference._labels import Question
 from celler.inference._open_set import OpenSet
 from celler.model._base import BaseOrigin, load_base
-from celler.model._forward import Reading, Reference
+from celler.model._forward import Reading
 from celler.model._predict import Cells, predict
+from celler.model._propagate import Reference
 from celler.model._setup import checked, network_config, read_tree, registry_without_data
 from celler.model._state import HARD_CELL_COLUMNS, Fitted, ModelState, Setup
 from celler.model._transfer import ScGPTOptions

@@ -18,6 +18,9 @@ from celler.network._network import GeneTransformer, NetworkOutput
 
 #: Classes up to which the table holds each gene's part of the logits; with more, a product with the sum is faster.
 FEW_CLASSES = 64
+#: Multiple of cells that are computed at once: in a rest, sums run in another order, and logits would depend on the
+#: cells beside.
+N_CELLS = 32
 N_COLUMNS = 16  #: columns that a sum of rows reads at once: with a multiple of them it is fastest
 EPSILON = 1e-5  #: of layer norm
 
@@ -56,6 +59,8 @@ class FoldedBase:
 
     def __call__(self, gene_ids: Tensor, expression: Tensor, starts: Tensor) -> NetworkOutput:
         """Return the output, without embedding, of cells whose tokens ``(N,)`` begin at ``starts (B,)``."""
+        n_cells = len(starts)
+        starts = F.pad(starts, (0, -n_cells % N_CELLS), value=len(gene_ids))
         with torch.autocast(expression.device.type, enabled=False):
             sums = weighted_sums(self.table, gene_ids, expression, starts)
             total, of_sum, *others = sums[:, : sum(self.widths)].split(self.widths, dim=1)
@@ -69,7 +74,7 @@ class FoldedBase:
             if self.network.evidence is not None:
                 logits.append(others.pop(0) + self.network.evidence.bias)
         shares = self.network.encoder_share, self.network.sum_share
-        return NetworkOutput(torch.stack(logits), total[:, :0], *shares)
+        return NetworkOutput(torch.stack(logits)[:, :n_cells], total[:n_cells, :0], *shares)
 
     def latents(self, gene_ids: Tensor, expression: Tensor, starts: Tensor) -> Tensor:
         """Return the latents ``(D, L, B)`` after the blocks."""

@@ -154,6 +154,21 @@ def test_annotate_matches_the_library_with_every_option(files, tmp_path):
     assert set(written["celler_level"]) >= {"class", "unknown"}
 
 
+def test_annotate_a_part_as_the_whole(files, tmp_path):
+    query = ad.read_h5ad(files / "query.h5ad")
+    halves = [tmp_path / "first.h5ad", tmp_path / "second.h5ad"]
+    for path, rows in zip(halves, (slice(0, 30), slice(30, None)), strict=True):
+        query[rows].copy().write_h5ad(path)
+    Celler.load(files / "model").annotate(query)
+    for whole in ([files / "query.h5ad"], halves):
+        options = [option for path in whole for option in ("--part-of", str(path))]
+        arguments = ["annotate", files / "model", halves[0], "--out", tmp_path / f"out{len(whole)}.h5ad", *options]
+        assert main([str(argument) for argument in arguments]) == 0
+        part = ad.read_h5ad(tmp_path / f"out{len(whole)}.h5ad")
+        for name in ("celler_confidence", "celler_novelty"):
+            np.testing.assert_array_equal(part.obs[name], query.obs[name][:30])
+
+
 def test_annotate_reference_without_propagate(files, capsys):
     query = annotate(files, "x.h5ad", "--reference", str(files / "reference.h5ad"))
     assert_refused(capsys, query, "--reference has an effect only with a model and --propagate", status=2)

@@ -33,11 +33,13 @@ def test_fit_temperature_recovers_a_known_one(rng, temperature):
 
 
 def test_fit_temperature_is_the_best_of_a_grid(rng):
-    """The likelihood of the cells times SciPy's log-normal density around the typical one."""
+    """The likelihood of the cells, equal in sum for each class, times SciPy's log-normal density of the typical one."""
     logits = rng.normal(scale=3.0, size=(60, 4)).astype(np.float32)
     labels = sample(rng, logits / 2)
     grid = np.geomspace(0.2, 5, 2001)
-    likely = [np.log(softmax(logits / t, axis=1)[np.arange(60), labels]).sum() for t in grid]
+    weights = 1 / np.array([(labels == label).sum() for label in labels])
+    weights *= 60 / weights.sum()
+    likely = [weights @ np.log(softmax(logits / t, axis=1)[np.arange(60), labels]) for t in grid]
     density = norm.logpdf(np.log(grid), np.log(TYPICAL_TEMPERATURE), TEMPERATURE_SPREAD)
     best = grid[np.argmax(likely + density)]
     assert fit_temperature(logits, labels) == pytest.approx(best, rel=2e-3)

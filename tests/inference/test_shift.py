@@ -4,7 +4,7 @@ import numpy as np
 from scipy import sparse
 
 from celler.data._profile import Profile, profile
-from celler.inference._shift import HETEROGENEITY, PSEUDO_COUNT, shift_factors
+from celler.inference._shift import HETEROGENEITY, PSEUDO_COUNT, shift_factors, shift_size
 
 
 def random_profiles(rng, n_classes=4, n_genes=300, n_cells=200, query_cells=None, factors=1.0):
@@ -40,6 +40,13 @@ def test_shift_factors_worked_by_hand():
 def test_shift_factors_without_a_shift(rng):
     reference, query = random_profiles(rng)
     assert (shift_factors(reference, query) == 1).all()
+    assert shift_size(reference, query) == 0
+
+
+def test_shift_size_is_that_of_the_genes(rng):
+    for sd in (1.0, 1.5, 2.0):  # below, part of it counts as the classes' own differences
+        applied = np.exp2(rng.normal(scale=sd, size=300))
+        assert abs(shift_size(*random_profiles(rng, factors=applied)) / sd - 1) < 0.2
 
 
 def test_shift_factors_of_another_composition(rng):

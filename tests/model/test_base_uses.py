@@ -219,6 +219,7 @@ def test_get_gene_importance_with_the_share_of_the_query(model, query, monkeypat
     assert (tables[2] - tables[0]).abs().max() > 0.05
 
 
+@pytest.mark.filterwarnings("ignore:the query is far")
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_predict_is_that_of_the_whole_network(model, monkeypatch, batch_size):
     """With a shift, which both read, and a cell without counts."""
@@ -269,6 +270,26 @@ def test_predict_of_a_large_query_follows_its_sample(model, monkeypatch):
     np.testing.assert_allclose(model.predict(query, soft=True), whole, atol=2e-6)
     index = np.random.default_rng(1).choice(400, 50)  # some of the sample, some not, some twice
     np.testing.assert_allclose(model.predict(query, index, soft=True), whole.iloc[index], atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:the query is far")
+@pytest.mark.parametrize("n_sampled", [5000, 150])
+def test_predict_of_permuted_rows(model, rng, monkeypatch, n_sampled):
+    """Bit for bit, within the sample and beyond it; and so are parts of the query, by all cells."""
+    monkeypatch.setattr(inference, "SHIFT_CELLS", n_sampled)
+    query = known_cells(330, seed=8)
+    query.X.data *= np.exp(rng.normal(0, 1, N_GENES))[query.X.indices].round(1) + 0.1
+    query.X.data = query.X.data.round() + 1
+    whole, order = model.predict(query, soft=True), rng.permutation(330)
+    assert model._state.base is not None
+    turned = model.predict(query[order].copy(), soft=True)
+    np.testing.assert_array_equal(turned.to_numpy(), whole.to_numpy()[order])
+    for index in ([5], [7, 2], np.arange(40), order[:137]):
+        np.testing.assert_array_equal(model.predict(query, index, soft=True).to_numpy(), whole.to_numpy()[index])
+    spread = model.predict(query, soft=True, propagate=True)
+    turned = model.predict(query[order].copy(), soft=True, propagate=True)
+    np.testing.assert_array_equal(turned.to_numpy(), spread.to_numpy()[order])
+    np.testing.assert_array_equal(model.get_novelty(query[order].copy()), model.get_novelty(query)[order])
 
 
 def test_predict_computes_each_cell_once(model, monkeypatch):

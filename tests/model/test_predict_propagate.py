@@ -13,7 +13,7 @@ from celler.inference._propagation import (
     neighbor_graph,
 )
 from celler.model import Celler
-from celler.model._forward import Part, _labelled_part, log_rows
+from celler.model._propagate import Part, _labelled_part, log_rows
 
 ALL = np.arange(400)
 

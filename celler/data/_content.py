@@ -1,0 +1,38 @@
+"""Content: a number for each cell that follows from its values alone, so that a sample does not depend on the order."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from scipy import sparse
+
+
+def content_of(X: sparse.csr_matrix, gene_map: np.ndarray) -> np.ndarray:
+    """Return a pseudo-random number ``(n,)``, uint64, of each row of ``X (n, n_vars)``.
+
+    It follows from the values of the model's genes, of which ``gene_map (n_vars,)`` has the number or -1, whatever the
+    order of rows and columns. Equal cells get equal numbers, others almost surely different ones.
+    """
+    return np.asarray(_content(X.indptr, X.indices, X.data.astype(np.float32).view(np.uint32), gene_map))
+
+
+@numba.njit(cache=True, nogil=True)
+def _content(indptr: np.ndarray, indices: np.ndarray, bits: np.ndarray, gene_map: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(indptr) - 1, np.uint64)
+    for row in range(len(found)):
+        total = np.uint64(0)  # a sum, which has no order
+        for k in range(indptr[row], indptr[row + 1]):
+            gene = gene_map[indices[k]]
+            if gene >= 0 and bits[k]:
+                total += _mixed(np.uint64(gene) << np.uint64(32) | np.uint64(bits[k]))
+        found[row] = _mixed(total)
+    return found
+
+
+@numba.njit(cache=True, nogil=True)
+def _mixed(x: np.uint64) -> np.uint64:
+    """Mix the bits as the generator SplitMix64 does."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
