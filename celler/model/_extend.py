@@ -144,7 +144,7 @@ def study_factors(
     matched = genes.alignment.gene_map[genes.alignment.gene_map >= 0]
     share, reader = float(reference.genes.share[matched].sum()), query_reader(adata, setup.layer)
     query = Query(reader, genes.alignment, share, len(reference.genes.names))
-    return shift_of(reference, query, rows, Reading())[1]
+    return shift_of(reference, query, rows, Reading())[1].factors
 
 
 def extended_state(
