@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from celler._utils._arguments import checked
 from celler.pl._chart import (
     ROW,
     SIZE_LEGEND_HEIGHT,
@@ -27,6 +28,7 @@ from celler.tl._label_check import LabelCheck
 
 
 @document
+@checked
 def label_check(
     check: LabelCheck,
     *,

@@ -17,7 +17,7 @@ from celler.model import Celler
 FACES = [name for name in dir(celler) if name in celler.__all__ and not name.startswith("_")]
 #: What the package makes and hands on, and functions of tensors and arrays that are called in inner loops.
 MADE = {"DEFAULT", "Evaluation", "GeneAlignment", "InputReport", "Summary", "HardCells", "Loss", "ClassLoss"}
-MADE |= {"Method", "Fit"}
+MADE |= {"Method", "Fit", "LabelCheck"}
 INNER = {"shift", "among", "hard_classes", "from_labels", "encode", "roll_up", "agreeing_parents", "watch", "choose"}
 OPTIONS = {"Replay", "Storage", "Variant", "GInf", "HDM", "RIDE", "Focal", "CrossEntropy", "BalancedSoftmax"}
 
