@@ -58,7 +58,7 @@ def test_new_classes_do_not_learn_their_study(reference):
     before = (reference.predict(others) == truth[truth != "new"]).mean()
     labels = extend(given, reference).predict(test)
     assert (labels[truth != "new"] == "new").mean() < 0.06
-    assert (labels == truth)[truth != "new"].mean() >= before - 0.03
+    assert (labels == truth)[truth != "new"].mean() >= before - 0.05
     assert (labels == truth)[truth == "new"].mean() > 0.85
 
 
