@@ -17,7 +17,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._matrix import as_csr
-from celler._utils._messages import warn
+from celler._utils._messages import listed, warn
 from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
 from celler.data._expression import ExpressionReader, is_log, query_reader
@@ -137,7 +137,14 @@ def study_factors(
     """
     new = set(tree.classes) - set(reference.tree.classes)
     rows = np.flatnonzero(~np.isin(read_labels(adata, setup).astype(str), sorted(new)))
-    if not new or len(rows) < MIN_OF_STUDY:
+    if not new:
+        return None
+    if len(rows) < MIN_OF_STUDY:
+        warn(
+            f"{len(rows):,} cells are not of the new types {listed(sorted(map(str, new)))}. With fewer than "
+            f"{MIN_OF_STUDY} the new types cannot be told from the study they come from, and take its other cells if it "
+            "differs from the reference. Give other cells of that study too; they need no labels."
+        )
         return None
     if len(rows) > SHIFT_CELLS:
         rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))

@@ -20,6 +20,8 @@ from celler.model._explain import contributions
 from celler.model._legacy import FILE_NAME
 from celler.network._encoders import AdditiveEncoder, BaseEncoder
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 
 @pytest.fixture(scope="module")
 def model() -> Celler:

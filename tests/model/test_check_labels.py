@@ -70,7 +70,7 @@ def test_check_labels_of_right_labels_lists_nothing(model, query):
 
 def test_check_labels_needs_min_cells(model, query):
     assert model.check_labels(query, min_cells=7).table.empty
-    with pytest.raises(ValueError, match="min_cells=0 was given; at least 1"):
+    with pytest.raises(ValueError, match="min_cells=0 was given; a whole number of at least 1"):
         model.check_labels(query, min_cells=0)
 
 

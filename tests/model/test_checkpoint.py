@@ -16,6 +16,8 @@ from celler.labels import LabelTree
 from celler.model import Celler
 from celler.model._folder import CARD, FILES
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 
 @pytest.fixture
 def folder(tmp_path):

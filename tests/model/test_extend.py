@@ -11,6 +11,8 @@ from toy import QUICK, SMALL, assert_unchanged, cells, fit, snapshot, truth
 
 from celler.model import Celler
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 
 def without(adata: ad.AnnData, *names: str) -> ad.AnnData:
     return adata[~np.isin(truth(adata), names)].copy()

@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-from toy import fit
+from toy import cells, fit, truth
 
 from celler.losses import CrossEntropy
 from celler.model import Celler
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
 
 NAMES = np.array(["a", "b", "c", "new"])
 
@@ -73,3 +75,12 @@ def test_new_classes_that_take_cells_of_others_are_reported(reference):
 def test_new_classes_with_a_loss_train_the_network(reference):
     model = extend(study((0, 0, 0, 20), 2), reference, loss=CrossEntropy(), max_epochs=2, refit=False)
     assert len(model.history) == 2
+
+
+def test_load_query_data_of_new_types_alone_warns():
+    """What sets them apart may be their study: cells of it with other types would get the new labels."""
+    reference, new = cells(300), cells(60, seed=1)
+    new = new[truth(new) == truth(new)[0]].copy()
+    new.obs["cell_type"] = "new type"
+    with pytest.warns(UserWarning, match="0 cells are not of the new types new type. With fewer than 50"):
+        Celler.load_query_data(new, fit(reference), extend_labels=True)

@@ -10,6 +10,8 @@ from toy import QUICK, SMALL, assert_unchanged, cells, snapshot
 
 from celler.model import Celler
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 TURNED = {"type 0": "type 1", "type 1": "type 2", "type 2": "type 3", "type 3": "type 0"}
 NAMED = {name: f"other {i}" for i, name in enumerate(TURNED)}
 

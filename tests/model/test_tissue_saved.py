@@ -9,6 +9,8 @@ from tissue_cases import FEW, blood, new, of_all, of_blood, pseudo_cells
 from celler.model import Celler
 from celler.model._tissue import FIRST_LABELS
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 
 @pytest.fixture(scope="module")
 def cells():

@@ -9,6 +9,8 @@ from toy import SMALL, assert_close, cells, fit, pretrained, truth
 from celler.model import Celler
 from celler.network._network import encoder_share
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+
 
 def joint(adata, weight=1.0, **options):
     return fit(few(adata), {"labels_key": "few"}, masked_weight=weight, **options)
