@@ -142,8 +142,8 @@ def study_factors(
     if len(rows) < MIN_OF_STUDY:
         warn(
             f"{len(rows):,} cells are not of the new types {listed(sorted(map(str, new)))}. With fewer than "
-            f"{MIN_OF_STUDY} the new types cannot be told from the study they come from, and take its other cells if it "
-            "differs from the reference. Give other cells of that study too; they need no labels."
+            f"{MIN_OF_STUDY} the new types cannot be told from the study they come from, and take its other cells if "
+            "it differs from the reference. Give other cells of that study too; they need no labels."
         )
         return None
     if len(rows) > SHIFT_CELLS:
