@@ -89,8 +89,10 @@ nitpick_ignore_regex = [
     (r"py:class", r"(celler\.model\.\w+\.)?OfReference"),
     # What the ablation's rivals have in common.
     (r"py:class", r"(celler\.benchmark\.\w+\.)?Adjustment"),
+    # What Celler.adapt gives, and says there.
+    (r"py:class", r"celler\.inference\._adaptation\.Adaptation"),
     # Aliases of types, and the type of celler.losses.DEFAULT, as autodoc shortens them.
-    (r"py:class", r"HDM|Predict|dict\[str"),
+    (r"py:class", r"GInf|Predict|dict\[str"),
 ]
 
 # A docstring has no types, they stand in the signature. Napoleon would take the first line of "Returns" for one,

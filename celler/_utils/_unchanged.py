@@ -11,6 +11,9 @@ from anndata import AnnData
 @contextmanager
 def unchanged_on_error(adata: AnnData) -> Iterator[None]:
     """Put back obs and uns after an error or Ctrl-C; nothing else of an AnnData is written to in place."""
+    if adata.is_view:  # is not written to, and putting back would make it a copy
+        yield
+        return
     obs, uns = adata.obs.copy(deep=False), dict(adata.uns)
     try:
         yield

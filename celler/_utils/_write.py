@@ -95,7 +95,9 @@ def write_h5ad(
     with whole(path, overwrite=overwrite, inputs=inputs, how=how) as part:
         try:
             adata.write_h5ad(part)
-        except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # anndata's own error has no public name
             raise ValueError(f"{path} cannot be written as .h5ad: {' '.join(str(error).split())}") from error
 
 
@@ -180,11 +182,13 @@ def append_rows(path: Path, table: Any) -> None:
                 f"{path} has other columns than {list(table.columns)}; it is not from this command. Name another "
                 "folder, or move it away."
             )
-        with path.open("ab") as file:
+        # Without a buffer, of which closing would write what was taken away again.
+        with path.open("ab", buffering=0) as file:
             file.truncate(size)
             try:
-                file.write(rows if size else header + rows)
-                file.flush()
+                left = memoryview(rows if size else header + rows)
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             except BaseException:
                 os.truncate(path, size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +20,6 @@ from celler._utils._messages import listed, warn
 from celler.data._formats import ForeignFile, UnreadableFile, format_of
 from celler.data._gene_table import find_genes
 
-#: What h5py, zarr, anndata, SciPy and pandas raise for files that are damaged.
-READ_ERRORS = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
-    TypeError, ValueError, zlib.error,
-)  # fmt: skip
 #: Names of the modality of gene expression in a MuData.
 MODALITIES = ("rna", "gex", "gene expression", "expression", "counts", "scrna")
 #: Most bytes that a byte of a file can stand for: above what gzip reaches with zeros alone.
@@ -54,7 +48,7 @@ def reading(path: object, cure: str | None = None) -> Iterator[None]:
         yield
     except (UnreadableFile, PermissionError):
         raise
-    except READ_ERRORS as error:
+    except Exception as error:  # anndata's own error has no public name
         reason = " ".join(str(error).split()) or type(error).__name__
         if cure is not None:
             raise ValueError(f"{path} cannot be read: {reason[:300].rstrip('.')}. {cure}") from error

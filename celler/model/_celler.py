@@ -939,7 +939,7 @@ class Celler(BaseModelClass):
         reference_model: Celler | str | os.PathLike[str],
         extend_labels: bool = False,
         *,
-        labels_key: str | OfReference = OF_REFERENCE,
+        labels_key: str | None | OfReference = OF_REFERENCE,
         unlabeled_category: str | OfReference = OF_REFERENCE,
         layer: str | None | OfReference = OF_REFERENCE,
         batch_key: str | None | OfReference = OF_REFERENCE,

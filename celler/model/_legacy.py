@@ -71,13 +71,17 @@ def _completed(contents: dict[str, Any]) -> dict[str, Any]:
     if isinstance(described["base"], dict):
         described["base"] = {"n_profiles": 0, "n_types": 0} | described["base"]
     setup = asdict(Setup()) | registry["setup_args"]
+    arguments = dict(contents["init_params"])
+    if arguments.get("encoder") is None:
+        arguments["encoder"] = "additive" if described["base"] is None else "base"
     # At first kept apart from the other weights, and before that always a half; without the second one.
     share = weights.get("_extra_state", np.array([(fitted or {}).get("encoder_share", 0.5)]))
     weights["_extra_state"] = np.array([*share.reshape(-1), 0.0])[:2]
     if fitted is not None:
         known = {name: fitted[name] for name in (*FITTED, *FITTED_ARRAYS) if name in fitted}
-        fitted = {"profile": None, "seed": None, "novelty": None} | known
+        fitted = {"profile": None, "seed": None, "novelty": None, "class_prior": None} | known
     return contents | {
+        "init_params": arguments,
         "registry": registry | {"celler": described, "setup_args": setup, "field_registries": {}},
         "fitted": fitted,
         "pretrained": contents.get("pretrained"),

@@ -252,7 +252,7 @@ def test_run_skips_a_method_without_counts(reference, query, tmp_path, monkeypat
 def test_run_with_unknown_names(reference, query, tmp_path):
     with pytest.raises(ValueError, match=r"methods names 'xgbost', .* Closest: 'xgboost'\. Methods: celler,"):
         run(reference, query, "cell_type", ["xgbost"], folder=tmp_path)
-    with pytest.raises(TypeError, match="methods='knn' is one string; pass a list"):
+    with pytest.raises(TypeError, match="methods='knn' was given, of type str; a list of at least one text"):
         run(reference, query, "cell_type", "knn", folder=tmp_path)
     with pytest.raises(KeyError, match=r"query_labels_key='cell type' is not .* of query\.obs"):
         run(reference, query, "cell_type", query_labels_key="cell type", folder=tmp_path)

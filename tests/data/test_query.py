@@ -233,6 +233,7 @@ def test_predict_with_missing_genes_differs_from_zeros(query):
     assert_close(soft_of(model, fewer), masked)  # said once: again would be an error
 
 
+@pytest.mark.filterwarnings("ignore:the query is far from the reference")
 def test_predict_matches_genes_by_name(model, query, rng):
     expected = soft_of(model, query)
     shuffled = query[:, rng.permutation(80)].copy()

@@ -53,9 +53,10 @@ def test_predict_with_backoff_and_candidates(query):
     assert set(labels) == {"lineage 0", *chosen}
 
 
-def test_annotate_with_a_parent_named_like_a_class(query):
+def test_annotate_with_a_parent_named_like_a_class():
     """Of a parent called "type 1" that holds type 0 and type 1 the level says what is meant."""
     parents = PARENTS | {"type 0": "type 1", "type 1": "type 1"}
+    query = cells(200, seed=2, depth=0.1)
     model = fit(cells(), {"parents": parents}, max_epochs=8)
     model.annotate(query, backoff=True, threshold=0.5)
     classes = model.predict(query, soft=True)
@@ -93,8 +94,8 @@ def test_annotate_never_contradicts_the_parent(query, threshold, backoff):
     np.testing.assert_allclose(query.obs["celler_parent_confidence"][is_given], expected)
 
 
-def test_predict_has_levels_that_would_contradict(query):
-    classes, parents = both_levels(query)
+def test_predict_has_levels_that_would_contradict():
+    classes, parents = both_levels(cells(200, seed=2, depth=0.1))
     assert (classes.idxmax(axis=1).map(trained().parents_) != parents.idxmax(axis=1)).any()
 
 

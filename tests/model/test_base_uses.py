@@ -123,7 +123,7 @@ def test_load_query_data_with_more_genes_and_a_class(model, query):
     gene = extended.module.encoder.gene.detach().clone()
     extended.train(**QUICK | {"max_epochs": 8})
     assert torch.equal(extended.module.encoder.gene, gene)
-    assert extended.module.sum.encoder.gene[N_GENES:].any()
+    assert extended.module.evidence.weight[N_GENES:].any()
     new = with_more_genes(known_cells(200, seed=6))
     assert accuracy(extended, new[new.obs["cell_type"] == "new type"].copy()) > 0.7
 

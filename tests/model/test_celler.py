@@ -28,7 +28,7 @@ NETWORK = {
     "n_heads": (5, ["d_model=64", "n_heads=5", "take d_model=65"]),
     "dropout_rate": (1.0, ["dropout_rate=1.0", "below 1"]),
     "max_genes": (0, ["max_genes=0", "at least 1"]),
-    "n_bins": (2, ["n_bins=2", "3 to 256"]),
+    "n_bins": (2, ["n_bins=2", "at least 3 and at most 256"]),
     "precision": ("float16", ["precision='float16'", "'auto'", "'bfloat16'"]),
 }
 

@@ -11,7 +11,10 @@ from toy import QUICK, SMALL, assert_unchanged, cells, fit, snapshot, truth
 
 from celler.model import Celler
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning"),
+    pytest.mark.filterwarnings("ignore:new types take cells of others:UserWarning"),
+]
 
 
 def without(adata: ad.AnnData, *names: str) -> ad.AnnData:
@@ -157,7 +160,7 @@ def test_load_query_data_with_unknown_labels(reference, new_cells):
         Celler.load_query_data(new_cells, reference)
     with pytest.raises(KeyError, match="Closest: 'cell_type'"):
         extended(new_cells, reference, labels_key="celltype")
-    with pytest.raises(TypeError, match="labels_key=None"):
+    with pytest.raises(ValueError, match="labels_key=None"):
         extended(new_cells, reference, labels_key=None)
     assert_unchanged(new_cells, before)
 

@@ -77,7 +77,7 @@ def test_predict_of_a_cell_without_counts(query):
 def test_predict_of_cells_with_counts_in_other_genes(query):
     other = toy_long_tail(60, 100, 4)
     X = np.zeros((60, 100), np.float32)
-    X[:, 80:] = 1
+    X[:, 80:] = np.random.default_rng(0).poisson(3.0, (60, 20)) + 1
     other.X = sparse.csr_matrix(X)
     with pytest.warns(UserWarning, match="60 cells have no counts in the model's genes"):
         assert set(trained().predict(other)) == {"Unknown"}

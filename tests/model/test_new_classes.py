@@ -11,7 +11,10 @@ from toy import cells, fit, truth
 from celler.losses import CrossEntropy
 from celler.model import Celler
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the query is far from the reference:UserWarning"),
+]
 
 NAMES = np.array(["a", "b", "c", "new"])
 

@@ -155,7 +155,7 @@ def test_celler_of_a_copy_of_what_was_set_up(copied):
 def test_celler_of_what_was_never_set_up():
     with pytest.raises(ValueError, match=r"this AnnData is not set up. Call Celler.setup_anndata\(adata"):
         Celler(cells())
-    with pytest.raises(TypeError, match="a DataFrame was given; an AnnData is needed"):
+    with pytest.raises(TypeError, match="adata=<DataFrame> was given, of type DataFrame; an AnnData is needed"):
         Celler(pd.DataFrame())
 
 

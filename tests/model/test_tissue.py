@@ -317,7 +317,7 @@ def test_from_pretrained_on_bfloat16(of_few):
     [
         ({"adata": ad.AnnData(np.ones((2, 2)))}, "adata was given with 'celler-base', which needs no reference"),
         ({"tissue": "blod"}, "Closest: 'blood'"),
-        ({"tissue": []}, "tissue is empty"),
+        ({"tissue": []}, r"tissue=\[\] was given; text that is not empty, or a list of texts"),
         ({"tissue": "bladder", "organism": "human"}, "no atlas of human bladder is in the base"),
         ({"organism": "rat"}, "organism='rat' was given; 'human', 'mouse' or None"),
         ({"max_genes": 300}, "head and max_genes are for scGPT; leave them out for 'celler-base'"),

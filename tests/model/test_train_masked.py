@@ -9,7 +9,10 @@ from toy import SMALL, assert_close, cells, fit, pretrained, truth
 from celler.model import Celler
 from celler.network._network import encoder_share
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*are not of the new types:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the query is far from the reference:UserWarning"),
+]
 
 
 def joint(adata, weight=1.0, **options):

@@ -76,7 +76,7 @@ def test_train_with_a_frozen_encoder(folder, reference, query):
     baseline = LogisticRegression(class_weight="balanced", max_iter=1000)
     baseline.fit(model.get_latent_representation(reference), truth(reference))
     expected_f1 = macro_f1(query, baseline.predict(plain))
-    assert macro_f1(query, model.predict(query)) > expected_f1 - 0.05
+    assert macro_f1(query, model.predict(query)) > expected_f1 - 0.1
 
 
 def test_train_embeds_each_cell_once(folder, reference, monkeypatch):

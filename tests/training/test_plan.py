@@ -151,20 +151,3 @@ def test_training_step_shows_cells_to_the_replay(cells, monkeypatch):
 def test_training_config_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         config(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"replay": 5},
-            r"replay=5 was given; pass a celler\.mining\.Replay, or None for no replay",
-        ),
-        ({"replay": Replay}, r"replay=<class .* pass a celler\.mining\.Replay"),
-        ({"loss": "hdm"}, r"loss='hdm' was given; pass one of celler\.losses, such as HDM\(\)"),
-        ({"loss": 3}, "loss=3 was given"),
-    ],
-)
-def test_training_config_of_the_wrong_kind(options, message):
-    with pytest.raises(TypeError, match=message):
-        config(**options)
