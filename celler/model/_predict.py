@@ -152,7 +152,7 @@ def _missed_types(
     """
     if not _check_labels.has_profile(state) or len(index) < query.adata.n_obs:
         return []
-    claimed = pd.Categorical(labels, [name for name in labels.categories if name != unknown_label])
+    claimed = labels.remove_categories([name for name in labels.categories if name == unknown_label])
     return _check_labels.check_labels(state, query, claimed, counts_unlabelled=False).sentences
 
 

@@ -109,7 +109,7 @@ def test_annotate_store_without_overwrite(dm, streamed):
     streamed.annotate_store(dm, "once")
     with pytest.raises(FileExistsError, match="overwrite=True"):
         streamed.annotate_store(dm, "once")
-    with pytest.raises(ValueError, match="a name that a folder can have"):
+    with pytest.raises(ValueError, match="has no '/', which files cannot hold"):
         streamed.annotate_store(dm, "../out")
 
 

@@ -147,7 +147,7 @@ def test_pretrain_from_a_store_that_does_not_fit(dm, in_memory, tmp_path, cells)
     with pytest.raises(ValueError, match="differ in gene_names"):
         in_memory.pretrain(datamodule=DataModule(tmp_path, **SETUP), **QUICK)
     for train in (in_memory.pretrain, in_memory.train):
-        with pytest.raises(TypeError, match="is a str; a celler.atlas.DataModule is needed"):
+        with pytest.raises(TypeError, match="of type str; a celler.atlas.DataModule is needed"):
             train(1, datamodule=str(tmp_path))
     with pytest.raises(ValueError, match="masked_weight needs the cells in memory"):
         Celler(registry=dm.registry).train(1, datamodule=dm, masked_weight=1.0)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -389,15 +390,14 @@ def test_build_with_a_cut_plan_keeps_the_work(sources, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
 def test_build_of_other_formats(tmp_path):
-    from test_files import write_loom
-
     adata = stores.make_cells(1)
     adata.write_h5ad(tmp_path / "one.h5ad")
-    write_loom(tmp_path / "two.loom", adata)
-    import h5py
-
-    with h5py.File(tmp_path / "two.loom", "a") as file:
-        file["col_attrs"]["label"] = np.array([str(name).encode() for name in adata.obs["label"]])
+    columns = {"CellID": adata.obs_names, "label": adata.obs["label"]}
+    with h5py.File(tmp_path / "two.loom", "w") as file:
+        file["matrix"] = adata.X.toarray().T
+        file.create_group("row_attrs")["Gene"] = np.array([name.encode() for name in adata.var_names])
+        for name, values in columns.items():
+            file.require_group("col_attrs")[name] = np.array([str(value).encode() for value in values])
     found = stores.build([tmp_path / "one.h5ad", tmp_path / "two.loom"], tmp_path / "out")
     assert found.manifest["datasets"] is not None
     assert [source["n_cells"] for source in found.manifest["sources"]] == [120, 120]
