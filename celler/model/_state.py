@@ -264,7 +264,7 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
         f"training  {training_line(fitted)}",
     ]
     if prior is not None:
-        rows.append(f"labels    class prior {prior:.2g}, where 0 is balanced and 1 has the reference's frequencies")
+        rows.append(f"labels    class prior {round(prior, 2):g}: 0 is balanced, 1 has the reference's frequencies")
     return [*rows, "next      model.predict(adata), model.annotate(adata) or model.save(folder)"]
 
 
