@@ -13,8 +13,8 @@ from uuid import uuid4
 
 from celler._utils._owner import Owner, this_process
 
-#: Seconds between two tries for a lock, and after which a file without contents is no lock that is being made.
-PAUSE, LONG = 0.05, 60.0
+#: Seconds between two tries for a lock.
+PAUSE = 0.05
 
 
 class LockedError(RuntimeError):
@@ -50,11 +50,10 @@ def _remove_left_behind(path: Path) -> None:
     """Remove locks that killed processes had made and not yet put into place, or had put aside."""
     for part in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 32}"):
         holder = _holder(part)
-        with suppress(OSError):
-            # One without contents is of a process that lives, or was killed before it wrote them.
-            is_old = time.time() - part.stat().st_mtime > LONG
-            if is_old if holder is None else holder[1].lives() is False:
-                part.unlink()
+        # Without contents it is of a process that was killed before it wrote them, or of one that makes its lock
+        # at this moment, which then goes the way of file systems without links.
+        if holder is None or holder[1].lives() is False:
+            part.unlink(missing_ok=True)
 
 
 def _record(owner: Owner) -> str:
