@@ -92,7 +92,7 @@ nitpick_ignore_regex = [
     # What Celler.adapt gives, and says there.
     (r"py:class", r"celler\.inference\._adaptation\.Adaptation"),
     # Aliases of types, and the type of celler.losses.DEFAULT, as autodoc shortens them.
-    (r"py:class", r"GInf|Predict|dict\[str"),
+    (r"py:class", r"GInf|HDM|Predict|dict\[str"),
 ]
 
 # A docstring has no types, they stand in the signature. Napoleon would take the first line of "Returns" for one,
