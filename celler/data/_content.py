@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from scipy import sparse
+
+from celler._utils._compile import compiled
 
 
 def content_of(X: sparse.csr_matrix, gene_map: np.ndarray) -> np.ndarray:
@@ -16,7 +17,7 @@ def content_of(X: sparse.csr_matrix, gene_map: np.ndarray) -> np.ndarray:
     return np.asarray(_content(X.indptr, X.indices, X.data.astype(np.float32).view(np.uint32), gene_map))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _content(indptr: np.ndarray, indices: np.ndarray, bits: np.ndarray, gene_map: np.ndarray) -> np.ndarray:
     found = np.zeros(len(indptr) - 1, np.uint64)
     for row in range(len(found)):
@@ -29,7 +30,7 @@ def _content(indptr: np.ndarray, indices: np.ndarray, bits: np.ndarray, gene_map
     return found
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _mixed(x: np.uint64) -> np.uint64:
     """Mix the bits as the generator SplitMix64 does."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
