@@ -16,6 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import io, sparse
 
+from celler._utils._matrix import check_sparse
 from celler._utils._messages import listed, warn
 from celler.data._formats import ForeignFile, UnreadableFile, format_of
 from celler.data._gene_table import find_genes
@@ -268,14 +269,12 @@ def check_read(adata: AnnData, path: Path) -> None:
 
 
 def _is_sound(X: Any) -> bool:
-    """Return whether the indices of a sparse matrix lie within it."""
-    major, minor = X.shape if X.format == "csr" else X.shape[::-1]
-    ends, indices = X.indptr, X.indices
-    if len(ends) != major + 1 or ends[0] != 0 or ends[-1] != len(indices) or len(indices) != len(X.data):
+    """Return whether the indices of a sparse matrix lie within it, and a file has no others."""
+    try:
+        check_sparse(X, "X")
+    except ValueError:
         return False
-    if (np.diff(ends) < 0).any():
-        return False
-    return not len(indices) or bool(indices.min() >= 0 and indices.max() < minor)
+    return bool(X.indptr[-1] == len(X.indices) == len(X.data))
 
 
 def with_labels(adata: AnnData, path: Path, key: str | None) -> str:
