@@ -125,8 +125,6 @@ def build(
     >>> cl.atlas.build(["lung.h5ad", "liver.h5ad"], "my_atlas", labels_key="cell_type")  # doctest: +SKIP
     """
     require_engine()
-    if isinstance(drop, str):
-        raise TypeError(f"drop={drop!r} is one string; pass a list of names.")
     settings = Settings(
         labels_key,
         genes if isinstance(genes, str) else tuple(map(str, genes)),

@@ -171,8 +171,6 @@ def run(
     >>> rows = cl.benchmark.run(reference, query, "cell_type", ["celler", "logreg"])  # doctest: +SKIP
     >>> print(cl.benchmark.summary_text(cl.benchmark.summary(rows)))  # doctest: +SKIP
     """
-    if isinstance(methods, str):
-        raise TypeError(f"methods={methods!r} is one string; pass a list of names.")
     cells = Cells.of(reference, query, labels_key, query_labels_key, layer)
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     usable = [(method, _key(cells, method, versions), versions) for method, versions in _usable(methods, cells).items()]

@@ -159,8 +159,6 @@ def _missed_types(
 def check_labels(state: ModelState, cells: Cells, key: str, cluster_key: str | None, min_cells: int) -> LabelCheck:
     """Compare labels with markers; see :meth:`celler.model.Celler.check_labels`."""
     _check_labels.check_profile(state)
-    if min_cells < 1:
-        raise ValueError(f"min_cells={min_cells} was given; at least 1 is needed.")
     labels = _check_labels.check_names(label_column(cells.adata, key, "key"), key, state.tree)
     clusters = None if cluster_key is None else label_column(cells.adata, cluster_key, "cluster_key")
     return _check_labels.check_labels(state, cells.align(state), labels, clusters, min_cells)

@@ -65,8 +65,6 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
 @contextmanager
 def registered(adata: AnnData | None) -> Iterator[None]:
     """Say what to do where scvi-tools does not know ``adata``, such as a copy of what was set up."""
-    if adata is not None and not isinstance(adata, AnnData):
-        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -82,8 +80,6 @@ def registered(adata: AnnData | None) -> Iterator[None]:
 
 def checked(adata: AnnData, setup: Setup) -> np.ndarray:
     """Return the labels ``(n_obs,)`` of an AnnData that can be registered; raise where it cannot."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(f"adata has {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
     if adata.is_view:

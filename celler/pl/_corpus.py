@@ -56,8 +56,6 @@ def cells_by(
     $example
     >>> cl.pl.cells_by(query.obs, ["cell_type", "celler"])
     """
-    if isinstance(columns, str):
-        raise TypeError(f"columns={columns!r} is one string; pass a list of names.")
     tables = {name: _table(counts, name, n_most) for name in columns}
     sizes = {name: (2.0, ROW * len(table)) for name, table in tables.items()}
     chart = open_chart(sizes, figsize, ax)
