@@ -94,14 +94,16 @@ def thinned(codes: np.ndarray, n_most: int, rng: np.random.Generator) -> np.ndar
 
 def expression(minibatches: Iterable[Minibatch], n_genes: int) -> sparse.csr_matrix:
     """Return the expression of the minibatches' tokens ``(n, n_genes)``."""
-    blocks = []
-    for minibatch in minibatches:
-        tokens = minibatch.tokens
-        is_token = ~tokens.padding_mask
-        ends = np.concatenate([[0], np.cumsum(is_token.sum(1).numpy())])
-        values, genes = tokens.expression[is_token].numpy(), tokens.gene_ids[is_token].numpy()
-        blocks.append(sparse.csr_matrix((values, genes, ends), (len(ends) - 1, n_genes)))
-    return sparse.vstack(blocks, format="csr")
+    return sparse.vstack([expression_of(minibatch, n_genes) for minibatch in minibatches], format="csr")
+
+
+def expression_of(minibatch: Minibatch, n_genes: int) -> sparse.csr_matrix:
+    """Return the expression of one minibatch's tokens ``(B, n_genes)``."""
+    tokens = minibatch.tokens
+    is_token = ~tokens.padding_mask
+    ends = np.concatenate([[0], np.cumsum(is_token.sum(1).cpu().numpy())])
+    values, genes = (part[is_token].cpu().numpy() for part in (tokens.expression, tokens.gene_ids))
+    return sparse.csr_matrix((values, genes, ends), (len(ends) - 1, n_genes))
 
 
 def logistic_regression(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from celler._utils._devices import autocast
 from celler.data._loader import Minibatch
 from celler.network._network import GeneTransformer
-from celler.training._linear import L2, L2_OF_EMBEDDING, N_STEPS
+from celler.training._linear import L2, L2_OF_EMBEDDING, N_STEPS, expression_of
 
 Inputs: TypeAlias = np.ndarray | sparse.csr_matrix
 
@@ -47,15 +47,10 @@ def read_experts(network: GeneTransformer, minibatches: Iterable[Minibatch], pre
     network.eval()
     with _watched(network) as inputs, network.fixed():
         for minibatch in minibatches:
-            tokens = minibatch.tokens
             with autocast(network.device, precision):
-                logits.append(
-                    network(*(part.to(network.device) for part in tokens)).expert_logits.float().cpu().numpy()
-                )
-            is_token = ~tokens.padding_mask
-            ends = np.concatenate([[0], np.cumsum(is_token.sum(1).cpu().numpy())])
-            values, genes = tokens.expression[is_token].cpu().numpy(), tokens.gene_ids[is_token].cpu().numpy()
-            parts.append(sparse.csr_matrix((values, genes, ends), (len(ends) - 1, network.config.n_genes)))
+                output = network(*(part.to(network.device) for part in minibatch.tokens))
+            logits.append(output.expert_logits.float().cpu().numpy())
+            parts.append(expression_of(minibatch, network.config.n_genes))
     dense: list[tuple[Inputs, float]] = [(np.concatenate(part), L2_OF_EMBEDDING) for part in inputs]
     if network.evidence is not None:
         dense.append((sparse.vstack(parts, format="csr"), L2))
