@@ -87,8 +87,13 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
 
 
 def sampled(query: Query) -> np.ndarray:
-    """Rows from which a query's adaptation is estimated, at most ``SHIFT_CELLS``; the order of rows has no effect."""
-    return np.argsort(query.content, kind="stable")[:SHIFT_CELLS]
+    """Rows from which a query's adaptation is estimated; the order of rows has no effect."""
+    return drawn(query.content)
+
+
+def drawn(content: np.ndarray) -> np.ndarray:
+    """Positions of the cells that are sampled by their ``content (n,)``, at most ``SHIFT_CELLS``."""
+    return np.argsort(content, kind="stable")[:SHIFT_CELLS]
 
 
 def adaptation_to(

@@ -27,6 +27,7 @@ from celler.model._forward import (
     SHIFT_CELLS,
     Reading,
     adaptation_to,
+    drawn,
     fitted_novelty,
     forward,
     novelty_threshold,
@@ -263,7 +264,7 @@ def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[s
     part_of = np.repeat(np.arange(len(parts)), [part.n_obs for part in parts])
     rows = np.concatenate([np.arange(part.n_obs) for part in parts])
     content = np.concatenate([query.content for query in queries])
-    kept = np.sort(np.argsort(content, kind="stable")[:SHIFT_CELLS])
+    kept = np.sort(drawn(content))
     X = [query.reader.rows(rows[kept[part_of[kept] == i]]) for i, query in enumerate(queries)]
     adata = AnnData(sparse.vstack(X, format="csr"), var=parts[0].var)
     return align_query(state.genes, adata, None, reported)
