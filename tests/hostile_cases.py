@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from celler.model._folder import CONFIG, WEIGHTS, _digest
+from celler._utils._digest import digest_of
+from celler.model._folder import CONFIG, WEIGHTS
 
 Change = Callable[[Path], None]
 
@@ -23,7 +24,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: Any) -> None:
     """Write a config with its own digest, as a forger would."""
     if isinstance(config, dict) and isinstance(config.get("digest"), str):
-        config = config | {"digest": _digest({name: value for name, value in config.items() if name != "digest"})}
+        config = config | {"digest": digest_of({name: value for name, value in config.items() if name != "digest"})}
     (folder / CONFIG).write_text(json.dumps(config), "utf-8")
 
 

@@ -19,12 +19,13 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from celler._utils._arguments import checked
+from celler._utils._digest import digest_of
 from celler._utils._lock import locked
 from celler._utils._matrix import as_csr
 from celler._utils._messages import check_columns, has_progress
 from celler._utils._text import as_names
 from celler._utils._write import NO_ROOM, explained
-from celler.atlas._checksums import digest_of, files_of
+from celler.atlas._checksums import files_of
 from celler.atlas._curate import as_text, cell_names
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
+
+from celler._utils._digest import sha256_of
 
 BLOCK = 1 << 22
 
@@ -32,19 +32,11 @@ def check_files(folder: Path, files: dict[str, list[Any]], cure: str) -> None:
             raise ValueError(f"{path} has other contents than were written: {folder} is damaged. {cure}")
 
 
-def digest_of(record: Any) -> str:
-    """Return the SHA-256 of a record of plain values."""
-    return hashlib.sha256(json.dumps(record, ensure_ascii=True, sort_keys=True).encode()).hexdigest()
-
-
 def _is_of_counts(name: str) -> bool:
     parts = name.split("/")
     return "X" in parts and parts[-1] != "zarr.json"
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(iter(lambda: stream.read(BLOCK), b""))

@@ -18,11 +18,12 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from celler._utils._digest import digest_of
 from celler._utils._distributed import rank_and_size
 from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
-from celler.atlas._checksums import check_files, digest_of
+from celler.atlas._checksums import check_files
 from celler.data._read import reading
 
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"

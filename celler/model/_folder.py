@@ -6,7 +6,6 @@ can be executed. The config has size and SHA-256 of the arrays, so that a mixtur
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from celler._utils._digest import digest_of, sha256_of
 from celler._utils._lock import locked
 from celler._utils._owner import is_left_behind
 from celler._utils._version import __version__
@@ -72,7 +72,7 @@ def write_folder(
             config = {"format": FORMAT, "format_version": FORMAT_VERSION, "celler_version": __version__} | plain
             config |= {"tensors": {"file": WEIGHTS} | tensors, "card": {"sha256": digest(own_card)}}
             check_config(config, folder / CONFIG)  # what is written can be read
-            _write(stage / CONFIG, [_json_bytes(config | {"digest": _digest(config)})])
+            _write(stage / CONFIG, [_json_bytes(config | {"digest": digest_of(config)})])
             write_card(stage, card)
             sync_folder(stage)
             _place(stage, folder, is_new=is_new, overwrite=overwrite)
@@ -171,11 +171,6 @@ def _json_bytes(config: dict[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
 
 
-def _digest(config: dict[str, Any]) -> str:
-    """Return the SHA-256 of the values of a config, however they are written."""
-    return _sha256([json.dumps(config, sort_keys=True).encode()])
-
-
 def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
@@ -203,14 +198,7 @@ def _write(path: Path, parts: Sequence[memoryview | bytes]) -> dict[str, Any]:
         size = file.tell()
         file.flush()
         os.fsync(file.fileno())
-    return {"size": size, "sha256": _sha256(parts)}
-
-
-def _sha256(parts: Sequence[memoryview | bytes | bytearray]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return {"size": size, "sha256": sha256_of(parts)}
 
 
 # ---- reading ----
@@ -235,7 +223,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
     config = _json(_read(path, MAX_OF[CONFIG]), path)
     digest_found = config.pop("digest", None) if isinstance(config, dict) else None
     sizes = check_config(config, path)
-    if digest_found is not None and digest_found != _digest(config):
+    if digest_found is not None and digest_found != digest_of(config):
         raise ValueError(f"{path} has other contents than Celler wrote: it was damaged, or edited by hand. {AGAIN}")
     try:
         expected = layout(config, sizes)
@@ -344,7 +332,7 @@ def _read_arrays(path: Path, expected: dict[str, Array], tensors: dict[str, Any]
         check_shapes({name: (entry.dtype.name, entry.shape) for name, entry in entries.items()}, expected, str(path))
         data = bytearray(n_data)
         n_read = file.handle.readinto(data)
-    if n_read != n_data or _sha256([start, header, data]) != tensors["sha256"]:
+    if n_read != n_data or sha256_of([start, header, data]) != tensors["sha256"]:
         raise ValueError(
             f"{path} has another SHA-256 than {CONFIG} says: it was damaged, or is of another model. {AGAIN}"
         )
