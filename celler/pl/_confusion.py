@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
@@ -118,24 +119,15 @@ def prediction_bubble(
     counts, blocks = cross(adata, cells, parents)
     by_pair = pd.Series(confidence).groupby([cells.truth, cells.prediction]).mean()
     means = by_pair.unstack().reindex(index=counts.index, columns=counts.columns)
-    rows, columns = np.nonzero(counts.to_numpy())
-    shares = shares_of(counts)[rows, columns]
     n_rows, n_columns = counts.shape
     chart = open_chart({"main": (ROW * n_columns, ROW * n_rows)}, figsize, ax)
     panel = chart.first
     _frame(panel, counts, blocks, truth_key, prediction_key)
-    panel.grid(color=shade(0.92), lw=0.6)
-    panel.set_axisbelow(True)
-    means = np.ma.masked_invalid(means.to_numpy(dtype=float)[rows, columns])
-    colors = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
-    style: dict[str, Any] = {"cmap": colors, "norm": Normalize(0, 1), "plotnonfinite": True}
-    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=means, ec="0.3", lw=0.4, **style)
-    sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
-    right = room_beside(panel)
-    legend = size_legend(panel, sizes, "Share of given cells (%)", right=right)
-    color_bar(panel, dots, "Mean probability", right=right, down=SIZE_LEGEND_HEIGHT)
+    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "ec": "0.3", "lw": 0.4}
+    titles = ("Share of given cells (%)", "Mean probability")
+    drawn = draw_shares(panel, counts, means.to_numpy(dtype=float), titles, **style)
     chart.arrange(title)
-    chart.shrink(ROW, dots, *legend.collections)
+    chart.shrink(ROW, *drawn)
     return chart.finish(show=show, return_fig=return_fig)
 
 
@@ -193,14 +185,47 @@ def shares_of(counts: pd.DataFrame) -> np.ndarray:
     return counts.div(counts.sum(axis=1), axis=0).to_numpy()
 
 
-def _frame(panel: Axes, counts: pd.DataFrame, blocks: list[Block], truth_key: str, prediction_key: str) -> None:
-    """Write rows, columns and parents; draw lines between parents and before additional columns."""
-    n_rows, n_columns = counts.shape
+def name_axes(panel: Axes, counts: pd.DataFrame, x: str, y: str) -> None:
+    """Write the rows of a table, each with its number of cells, and its columns."""
+    n_columns = counts.shape[1]
     name_rows(panel, [f"{name} ({n:,})" for name, n in counts.sum(axis=1).items()])
     panel.set_xticks(range(n_columns), counts.columns, rotation=90)
     panel.set_xlim(-0.5, n_columns - 0.5)
     panel.tick_params(axis="x", length=0, labelsize="small")
-    panel.set(xlabel=f"predicted: {prediction_key}", ylabel=f"given: {truth_key}")
+    panel.set(xlabel=x, ylabel=y)
+
+
+def draw_shares(
+    panel: Axes,
+    counts: pd.DataFrame,
+    colors: np.ndarray,
+    titles: tuple[str, str],
+    *,
+    cmap: str | Colormap,
+    **style: Any,
+) -> list[Collection]:
+    """Draw a dot for each pair that has cells, its area the share of its row's cells, and both legends.
+
+    ``colors (n_rows, n_columns)`` are grey where they are NaN, ``titles`` those of the legends of areas and colours,
+    and ``style`` has a value for all dots or for each. Returns what shrinks with the chart.
+    """
+    rows, columns = np.nonzero(counts.to_numpy())
+    panel.grid(color=shade(0.92), lw=0.6)
+    panel.set_axisbelow(True)
+    sizes, shown = LARGEST_DOT * shares_of(counts)[rows, columns], np.ma.masked_invalid(colors[rows, columns])
+    cmap = mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8")
+    dots = panel.scatter(columns, rows, s=sizes, c=shown, cmap=cmap, plotnonfinite=True, **style)
+    right = room_beside(panel)
+    steps = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
+    legend = size_legend(panel, steps, titles[0], right=right)
+    color_bar(panel, dots, titles[1], right=right, down=SIZE_LEGEND_HEIGHT)
+    return [dots, *legend.collections]
+
+
+def _frame(panel: Axes, counts: pd.DataFrame, blocks: list[Block], truth_key: str, prediction_key: str) -> None:
+    """Write rows, columns and parents; draw lines between parents and before additional columns."""
+    n_rows, n_columns = counts.shape
+    name_axes(panel, counts, f"predicted: {prediction_key}", f"given: {truth_key}")
     line: dict[str, Any] = {"color": shade(0.35), "lw": 0.8}
     if n_columns > n_rows:
         panel.axvline(n_rows - 0.5, **line)

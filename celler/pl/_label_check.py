@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from celler._utils._arguments import checked
-from celler.pl._chart import (
-    ROW,
-    SIZE_LEGEND_HEIGHT,
-    color_bar,
-    name_rows,
-    note_beside,
-    open_chart,
-    room_beside,
-    shade,
-    size_legend,
-)
-from celler.pl._confusion import LARGEST_DOT, shares_of
+from celler.pl._chart import ROW, note_beside, open_chart, shade
+from celler.pl._confusion import draw_shares, name_axes
 from celler.pl._docs import document
 from celler.tl._label_check import LabelCheck
 
@@ -64,32 +53,18 @@ def label_check(
     shown += [name for name in check.counts.columns if name not in shown]
     counts, strength = (table.loc[names, shown] for table in (check.counts, check.strength))
     rows, columns = np.nonzero(counts.to_numpy())
-    shares, colors = shares_of(counts)[rows, columns], 100 * strength.to_numpy()[rows, columns]
     is_missed = (rows < len(missed)) & (np.array(names)[rows] != np.array(shown)[columns])
     chart = open_chart({"main": (ROW * len(shown), ROW * len(names))}, figsize, ax)
     panel = chart.first
-    name_rows(panel, [f"{name} ({n:,})" for name, n in counts.sum(axis=1).items()])
-    panel.set_xticks(range(len(shown)), shown, rotation=90)
-    panel.set_xlim(-0.5, len(shown) - 0.5)
-    panel.tick_params(axis="x", length=0, labelsize="small")
-    panel.set(xlabel="label", ylabel="type by markers")
-    panel.grid(color=shade(0.92), lw=0.6)
-    panel.set_axisbelow(True)
-    style: dict[str, Any] = {"cmap": mpl.colormaps.get_cmap(cmap).with_extremes(bad="0.8"), "plotnonfinite": True}
-    style |= {
-        "norm": Normalize(0, 100),
-        "ec": np.where(is_missed, "tab:red", "0.3"),
-        "lw": np.where(is_missed, 1.6, 0.4),
-    }
-    dots = panel.scatter(columns, rows, s=LARGEST_DOT * shares, c=np.ma.masked_invalid(colors), **style)
+    name_axes(panel, counts, "label", "type by markers")
     if 0 < len(missed) < len(names):
         panel.axhline(len(missed) - 0.5, color=shade(0.35), lw=0.8)
     for row, markers in enumerate(check.table["markers"]):
         note_beside(panel, markers, row)
-    sizes = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
-    right = room_beside(panel)
-    legend = size_legend(panel, sizes, "Share of the type (%)", right=right)
-    color_bar(panel, dots, "Expression of its\nmarkers (%)", right=right, down=SIZE_LEGEND_HEIGHT)
+    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 100)}
+    style |= {"ec": np.where(is_missed, "tab:red", "0.3"), "lw": np.where(is_missed, 1.6, 0.4)}
+    titles = ("Share of the type (%)", "Expression of its\nmarkers (%)")
+    drawn = draw_shares(panel, counts, 100 * strength.to_numpy(), titles, **style)
     chart.arrange(title)
-    chart.shrink(ROW, dots, *legend.collections)
+    chart.shrink(ROW, *drawn)
     return chart.finish(show=show, return_fig=return_fig)
