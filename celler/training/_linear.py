@@ -25,7 +25,7 @@ N_FOLDS = 3
 CLASS_PRIORS = np.linspace(-0.75, 0.75, 13)
 #: Standard errors of a difference that pass for chance, in macro-F1 and in accuracy.
 CHANCE = (2.0, 0.5)
-FEW_CELLS, FEW_PRIOR = 500, -0.4  #: with that many cells half of the class prior is this one, and more with fewer
+FEW_CELLS, FEW_PRIOR = 800, -0.4  #: with that many cells half of the class prior is this one, and more with fewer
 N_RESAMPLES = 100
 
 
@@ -188,7 +188,7 @@ def best_prior(logits: np.ndarray, codes: np.ndarray, class_counts: np.ndarray, 
     best = np.flatnonzero(is_good).max()
     if is_good[CLASS_PRIORS == 0].all():
         best = np.where(is_good & (CLASS_PRIORS <= 0), scores[:, 0].sum(axis=1) + 1e-9 * CLASS_PRIORS, -1).argmax()
-    weight = len(codes) ** 2 / (len(codes) ** 2 + FEW_CELLS**2)
+    weight = len(codes) ** 3 / (len(codes) ** 3 + FEW_CELLS**3)
     return float(weight * CLASS_PRIORS[best] + (1 - weight) * FEW_PRIOR)
 
 

@@ -143,15 +143,15 @@ def test_best_prior_does_not_pay_for_accuracy_with_macro_f1(rng):
 def test_best_prior_of_clear_classes_is_balanced(rng):
     logits, codes = overlapping(rng, distance=20.0)
     found = best_prior(logits, codes, np.bincount(codes), rng)
-    assert found == pytest.approx(_linear.FEW_PRIOR * 500**2 / (2100**2 + 500**2))  # what few cells show counts less
+    assert found == pytest.approx(_linear.FEW_PRIOR * 800**3 / (2100**3 + 800**3))  # what few cells show counts less
 
 
 def test_best_prior_counts_the_cells_that_were_thinned(rng):
     """A hundred cells of the common class stand for ten thousand: its frequency speaks for it then."""
     logits, codes = overlapping(rng, n_common=100)
     equal, unequal = (best_prior(logits, codes, np.array([n, 100]), rng) for n in (100, 10_000))
-    assert equal == pytest.approx(_linear.FEW_PRIOR * 500**2 / (200**2 + 500**2))
-    assert unequal >= equal + 0.25 * 200**2 / (200**2 + 500**2)
+    assert equal == pytest.approx(_linear.FEW_PRIOR * 800**3 / (200**3 + 800**3))
+    assert unequal >= equal + 0.25 * 200**3 / (200**3 + 800**3)
 
 
 @pytest.mark.parametrize("class_prior", [None, 0.75, -0.25])
