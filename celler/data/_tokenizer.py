@@ -229,7 +229,8 @@ class Tokenizer:
         flat = np.zeros(size, np.int32), np.zeros(size, np.uint8), np.zeros(size, np.float32)
         target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
         seeds = np.empty(0, np.uint64) if seeds is None else seeds
-        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat)
+        work = _workspace(int(cells.n_tokens.max(initial=0)))
+        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat, *work)
         return flat
 
 
@@ -306,12 +307,9 @@ class _Mapped(NamedTuple):
     is_kept: np.ndarray
 
 
-@compiled
-def _workspace(longest):  # type: ignore[no-untyped-def]
+def _workspace(longest: int) -> tuple[_Distinct, _Mapped]:
     """Return work arrays for rows of at most ``longest`` tokens, shared by all rows."""
-    size = 2
-    while size < 2 * longest:
-        size *= 2
+    size = 2 << max(0, longest - 1).bit_length()
     distinct = _Distinct(
         np.full(size, -1, np.int64), np.empty(size, np.int32), np.empty((size, 4), np.int32),
         np.empty(longest, np.int32), np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
@@ -348,17 +346,18 @@ def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[n
 
 @compiled
 def _sort(order, keys):  # type: ignore[no-untyped-def]
-    """Sort the slots ``order`` by their ``keys``, in place."""
-    if len(order) > 64:
-        order[:] = order[np.argsort(keys[order])]
-        return
-    for i in range(1, len(order)):  # insertion sort: most cells have a few dozen
-        slot = order[i]
-        j = i
-        while j > 0 and keys[order[j - 1]] > keys[slot]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = slot
+    """Sort the positions ``order`` by their ``keys``, in place."""
+    # Shell's sort: numba takes a second to compile it, and three for NumPy's.
+    gap = len(order) if len(order) > 64 else 2
+    while gap > 1:
+        gap = max(1, int(gap / 2.5))
+        for i in range(gap, len(order)):
+            position = order[i]
+            j = i
+            while j >= gap and keys[order[j - gap]] > keys[position]:
+                order[j] = order[j - gap]
+                j -= gap
+            order[j] = position
 
 
 @compiled
@@ -369,7 +368,8 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
     values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
     total = 0.0
     for slot in order:
-        distinct.n_equal[slot, 0] = distinct.n_equal[slot].sum()
+        for column in range(1, 4):
+            distinct.n_equal[slot, 0] += distinct.n_equal[slot, column]
         total += distinct.n_equal[slot, 0] * (np.expm1(values[slot]) if is_log else values[slot])
     last = -1
     for rank, slot in enumerate(order):
@@ -393,20 +393,30 @@ def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _keep_highest(n, n_kept, rank, mapped):  # type: ignore[no-untyped-def]
+def _keep_highest(n, n_kept, distinct, n_distinct, mapped):  # type: ignore[no-untyped-def]
     """Keep the ``n_kept`` tokens of highest value; ties by vocabulary order, not column order."""
-    keys = np.empty(n, np.int64)
+    lowest, n_left = n_distinct, n_kept
+    while lowest and n_left >= distinct.n_equal[distinct.order[lowest - 1], 0]:
+        lowest -= 1
+        n_left -= distinct.n_equal[distinct.order[lowest], 0]
+    ties, n_ties = np.empty(n, np.int32), 0
     for k in range(n):
-        keys[k] = -rank[mapped.slot[k]] * np.int64(2**32) + mapped.gene[k]
-    mapped.is_kept[:n] = keys <= np.partition(keys, n_kept - 1)[n_kept - 1]
+        rank = distinct.rank[mapped.slot[k]]
+        mapped.is_kept[k] = rank >= lowest
+        if rank == lowest - 1:
+            ties[n_ties] = k
+            n_ties += 1
+    if n_left:
+        _sort(ties[:n_ties], mapped.gene)
+        for k in ties[:n_left]:
+            mapped.is_kept[k] = True
 
 
 @compiled
 def _fill_tokens(  # type: ignore[no-untyped-def]
-    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat
+    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat, distinct, mapped
 ):
     """Write genes, bins and expression of each row to the arrays ``flat``, where row b ends at ``ends[b]``."""
-    distinct, mapped = _workspace(n_tokens.max() if len(n_tokens) else 0)
     for b in range(len(n_tokens)):
         n = n_tokens[b]
         cell = slice(spans[b, 0], spans[b, 1])
@@ -417,7 +427,7 @@ def _fill_tokens(  # type: ignore[no-untyped-def]
         elif len(seeds):
             _keep_random(n, n_kept[b], seeds[b], mapped.is_kept)
         else:
-            _keep_highest(n, n_kept[b], distinct.rank, mapped)
+            _keep_highest(n, n_kept[b], distinct, n_distinct, mapped)
         place = slice(ends[b - 1] if b else 0, ends[b])
         ids, bins, levels = flat[0][place], flat[1][place], flat[2][place]
         t = k = np.uint64(0)
