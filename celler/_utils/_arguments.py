@@ -381,6 +381,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = signature.bind_partial(*args, **kwargs)
         except TypeError:
+            given = None
+        if given is None:
             return function(*args, **kwargs)  # raises, in Python's words
         for name, value in given.arguments.items():
             if name not in rules:
