@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from scipy.optimize import minimize
 from torch import Tensor
@@ -115,7 +116,7 @@ def logistic_regression(
     :math:`\lambda` = ``l2``.
     """
     n_cells, n_genes = X.shape
-    transposed, cells = X.T if isinstance(X, np.ndarray) else X.T.tocsr(), np.arange(n_cells)
+    times, transposed_times, cells = product_with(X), product_with(X.T), np.arange(n_cells)
     counts = np.bincount(codes, minlength=n_classes).clip(min=1)
     importance = (n_cells / (n_classes * counts))[codes].astype(np.float32)
     # Centred genes need a third of the steps; as the bias is free, the solution is the same.
@@ -124,7 +125,7 @@ def logistic_regression(
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(n_genes + 1, n_classes).astype(np.float32)
         weight, bias = parameters[:-1], parameters[-1]
-        p = X @ weight + (bias - center @ weight)
+        p = times(weight) + (bias - center @ weight)
         p -= p.max(axis=1, keepdims=True)
         of_label = p[cells, codes].copy()
         np.exp(p, out=p)
@@ -134,7 +135,7 @@ def logistic_regression(
         p[cells, codes] -= 1
         p *= importance[:, None]
         of_bias = p.sum(axis=0)
-        of_weight = transposed @ p - np.outer(center, of_bias) + l2 * weight
+        of_weight = transposed_times(p) - np.outer(center, of_bias) + l2 * weight
         gradient = np.vstack([of_weight, of_bias]).ravel().astype(np.float64)
         penalty = l2 / 2 * np.square(weight, dtype=np.float64).sum()
         return float(nll + penalty) / n_cells, gradient / n_cells
@@ -143,6 +144,19 @@ def logistic_regression(
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": N_STEPS, "gtol": 1e-4})
     parameters = found.x.reshape(n_genes + 1, n_classes)
     return parameters[:-1], parameters[-1] - center @ parameters[:-1]
+
+
+def product_with(X: np.ndarray | sparse.spmatrix) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the product of ``X (n, m)`` with a table ``(m, k)`` as a function of the table, float32."""
+    if isinstance(X, np.ndarray):
+        return X.__matmul__
+    # An embedding bag sums rows of a table three times as fast as SciPy's product.
+    X = sparse.csr_matrix(X)
+    values, columns, starts = (torch.from_numpy(part) for part in (X.data, X.indices, X.indptr[:-1]))
+    columns, starts = columns.int(), starts.int()
+    return lambda table: F.embedding_bag(
+        columns, torch.from_numpy(table), starts, mode="sum", per_sample_weights=values
+    ).numpy()
 
 
 def cross_fitted(
