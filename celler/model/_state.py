@@ -275,6 +275,8 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
     ]
     if state.n_members > 1:
         rows.append(f"members   {state.n_members}, averaged; annotate writes how many of them agree")
+    if len(fitted.validation_indices):
+        rows.append("accuracy  that macro-F1 is of the reference's own studies; model.adapt(query) estimates a query's")
     if prior is not None:
         rows.append(f"labels    class prior {round(prior, 2):g}: 0 is balanced, 1 has the reference's frequencies")
     return [*rows, "next      model.predict(adata), model.annotate(adata) or model.save(folder)"]
