@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -21,6 +22,7 @@ from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
 from celler.data._tissues import tissue_types
+from celler.data._values import opened
 from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question
 from celler.labels._tree import LabelTree
@@ -31,6 +33,7 @@ from celler.model import (
     _explain,
     _expression,
     _extend,
+    _notebook,
     _predict,
     _pretrain,
     _profiles,
@@ -38,6 +41,7 @@ from celler.model import (
     _train,
     _transfer,
 )
+from celler.model._base import NAME
 from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
@@ -46,8 +50,8 @@ from celler.model._hub import Upload
 from celler.model._predict import Cells
 from celler.model._propagate import Reference
 from celler.model._registered import Registered
-from celler.model._setup import describe, new_state, register, registered
-from celler.model._state import ModelState, Setup, summary
+from celler.model._setup import describe, new_state, register, registered, setup_of
+from celler.model._state import ModelState, summary
 from celler.network._scgpt import read_scgpt
 from celler.tl._label_check import LabelCheck
 
@@ -168,7 +172,7 @@ class Celler(BaseModelClass):
         self._loaded_adata: AnnData | None = None
         self._own: Registered | None = None
         self._reported: set[str] = set()
-        setup = Setup(**self.registry_["setup_args"])
+        setup = setup_of(self.registry_)
         described: dict[str, Any] = dict((registry or {}).get("celler", {}))
         vocabulary = described.pop("vocabulary", None)
         if adata is not None:
@@ -190,6 +194,7 @@ class Celler(BaseModelClass):
         parent_labels_key: str | None = None,
         parents: Mapping[str, str] | pd.Series | LabelTree | None = None,
         gene_key: str | None = None,
+        genes: Sequence[str] | pd.Index | None = None,
     ) -> None:
         """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
 
@@ -215,6 +220,9 @@ class Celler(BaseModelClass):
         gene_key
             Column of ``adata.var`` with the gene names; ``None`` is ``var_names``. Rows that ``feature_types`` of
             ``var`` calls no genes, such as antibodies, are left out.
+        genes
+            Names of the genes to learn, such as ``query.var_names`` of a gene panel, matched as those of a query;
+            ``None`` is all. ``adata`` keeps its other genes.
 
         Raises
         ------
@@ -340,11 +348,12 @@ class Celler(BaseModelClass):
     @_as_before
     def predict(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         soft: bool = False,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         level: str | None = None,
         threshold: float | None = None,
         unknown_label: str = "Unknown",
@@ -366,13 +375,18 @@ class Celler(BaseModelClass):
         ----------
         adata
             Cells to label; ``None`` is the AnnData of the model. Other genes, orders, batches, matrix
-            formats, views and files in backed mode work; no label column is needed.
+            formats, views and files in backed mode work; no label column is needed. A path is read into memory: a
+            file ``.h5ad``, ``.zarr``, ``.h5mu``, ``.loom`` or Cell Ranger's ``.h5``, or its folder of ``matrix.mtx``.
         indices
             Rows to label, positions or a boolean mask; ``None`` is all.
         soft
             Return probabilities instead of labels.
         batch_size
             Cells per forward pass; ``None`` fills a fixed number of tokens.
+        layer
+            Where the values are: a name of ``adata.layers``, ``"X"`` or ``"raw"``. ``None`` is the layer of
+            :meth:`setup_anndata`, or else ``X``; with a warning it is ``raw`` where ``X`` cannot be used, such as
+            scaled values, or has only some of the model's genes that ``raw`` has.
         level
             ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
         threshold
@@ -419,9 +433,9 @@ class Celler(BaseModelClass):
         reading = self._reading(batch_size, correct_shift, adaptation)
         self._state.trained()
         if dataloader is None:
-            cells = self._cells(adata, indices)
+            cells = self._cells(adata, indices, layer)
             return _predict.predict(self._state, cells, question, reading, soft=soft, propagate=propagate)
-        _predict.check_store_call(adata, indices, propagate=propagate)
+        _predict.check_store_call(adata, indices, layer, propagate=propagate)
         self._meet(dataloader.sample(1))
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
@@ -429,9 +443,10 @@ class Celler(BaseModelClass):
     @_as_before
     def annotate(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         key_added: str = "celler",
         *,
+        layer: str | None = None,
         cluster_key: str | None = None,
         threshold: float | None = None,
         unknown_label: str = "Unknown",
@@ -440,7 +455,7 @@ class Celler(BaseModelClass):
         correct_shift: bool = True,
         propagate: bool = False,
         adaptation: Adaptation | None = None,
-    ) -> None:
+    ) -> AnnData | None:
         """Write labels to ``adata.obs``, and how they were made to ``adata.uns[key_added]``.
 
         Calling it again overwrites, and removes columns of the last call that it does not write. A view
@@ -450,14 +465,20 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         adata
-            Cells to label; ``None`` is the AnnData of the model.
+            Cells to label; ``None`` is the AnnData of the model. A path as in :meth:`predict`; the file stays as it is.
         key_added
             Name of the column with the labels, and prefix of the others.
+        layer
+            As in :meth:`predict`.
         cluster_key
             Column of ``adata.obs`` with clusters. ``<key>_majority`` is then the most frequent label of each
             cell's cluster and ``<key>_majority_share`` its share; a cell without a cluster keeps its label.
         threshold, unknown_label, false_alarm_rate, backoff, correct_shift, propagate, adaptation
             As in :meth:`predict`.
+
+        Returns
+        -------
+        ``None``, or for a path the labelled cells.
 
         Notes
         -----
@@ -474,17 +495,24 @@ class Celler(BaseModelClass):
         A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
         ``uns[key]["label_check"]`` keeps it.
         """
-        cells = self._cells(adata)
+        cells = self._cells(adata, layer=layer)
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
         reading = self._reading(None, correct_shift, adaptation)
         with unchanged_on_error(cells.adata):
             _predict.annotate(
                 self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
             )
+        return cells.adata if isinstance(adata, str | os.PathLike) else None
 
     @checked
     def check_labels(
-        self, adata: AnnData | None = None, key: str = "celler", *, cluster_key: str | None = None, min_cells: int = 3
+        self,
+        adata: AnnData | str | os.PathLike[str] | None = None,
+        key: str = "celler",
+        *,
+        layer: str | None = None,
+        cluster_key: str | None = None,
+        min_cells: int = 3,
     ) -> LabelCheck:
         r"""Compare labels with markers of the reference's types, to find rare types that the labels miss.
 
@@ -498,6 +526,8 @@ class Celler(BaseModelClass):
         key
             Column of ``adata.obs`` with labels, of :meth:`annotate` or any other source that uses the model's names.
             The parent of a type counts as its label. Cells without a label are checked too.
+        layer
+            As in :meth:`predict`.
         cluster_key
             Column of ``adata.obs`` with clusters, which are then compared as well.
         min_cells
@@ -535,7 +565,7 @@ class Celler(BaseModelClass):
         >>> check
         >>> cl.pl.label_check(check)
         """
-        return _predict.check_labels(self._state, self._cells(adata), key, cluster_key, min_cells)
+        return _predict.check_labels(self._state, self._cells(adata, layer=layer), key, cluster_key, min_cells)
 
     @checked
     @_as_before
@@ -590,7 +620,9 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
-    def adapt(self, adata: AnnData | Sequence[AnnData] | CellBlocks) -> Adaptation:
+    def adapt(
+        self, adata: AnnData | str | os.PathLike[str] | Sequence[AnnData] | CellBlocks, *, layer: str | None = None
+    ) -> Adaptation:
         """Estimate what all cells of a query say together, to label parts of it as the whole would be.
 
         Up to 5,000 cells are drawn by their values, so that the order of rows has no effect; the genes that the
@@ -600,8 +632,10 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         adata
-            All cells of the query: an AnnData, also in backed mode; its parts, with the same genes; or the dataloader
-            of a store.
+            All cells of the query: an AnnData, also in backed mode, or a path; its parts, with the same genes; or the
+            dataloader of a store.
+        layer
+            As in :meth:`predict`.
 
         Returns
         -------
@@ -614,20 +648,19 @@ class Celler(BaseModelClass):
         >>> labels = model.predict(first, adaptation=whole)
         """
         self._state.trained()
-        if isinstance(adata, CellBlocks):
-            self._meet(adata.sample(1))
-        else:
-            self._meet(adata if isinstance(adata, AnnData) else adata[0])
-        return _predict.adapt(self._state, adata, self._reported)
+        cells = opened(adata) if isinstance(adata, str | os.PathLike) else adata
+        self._meet(_predict.first_of(cells), layer)
+        return _predict.adapt(self._state, cells, self._reported, layer)
 
     @checked
     @_as_before
     def get_novelty(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         correct_shift: bool = True,
         adaptation: Adaptation | None = None,
     ) -> np.ndarray:
@@ -635,7 +668,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift, adaptation
+        adata, indices, batch_size, layer, correct_shift, adaptation
             As in :meth:`predict`.
 
         Returns
@@ -650,17 +683,18 @@ class Celler(BaseModelClass):
         RuntimeError
             If the model has fewer than 20 labelled cells, or was extended or saved by an earlier version.
         """
-        cells = self._cells(adata, indices)
+        cells = self._cells(adata, indices, layer)
         return _predict.novelty(self._state, cells, self._reading(batch_size, correct_shift, adaptation))
 
     @checked
     @_as_before
     def get_latent_representation(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         normalize: bool = False,
         correct_shift: bool = True,
         adaptation: Adaptation | None = None,
@@ -669,7 +703,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift, adaptation
+        adata, indices, batch_size, layer, correct_shift, adaptation
             As in :meth:`predict`.
         normalize
             Divide each row by its L2 norm, as scGPT does, so that products are cosines.
@@ -679,7 +713,7 @@ class Celler(BaseModelClass):
         Cell embedding ``(N, D)``: 384 wide with the base, whose embedding all members share, else ``d_model``, and of
         several members the first's, as embeddings cannot be averaged.
         """
-        cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
+        cells = self._cells(adata, indices, layer, needs_classes=not self.is_pretrained)
         reading = self._reading(batch_size, correct_shift, adaptation)
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
@@ -687,11 +721,12 @@ class Celler(BaseModelClass):
     @_as_before
     def get_gene_importance(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         groupby: str | None = None,
         n_genes: int | None = 10,
         *,
+        layer: str | None = None,
         method: Literal["evidence", "gradient"] = "evidence",
         per_cell: bool = False,
         batch_size: int | None = None,
@@ -701,7 +736,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift
+        adata, indices, layer, batch_size, correct_shift
             As in :meth:`predict`.
         groupby
             Column of ``adata.obs``; ``None`` is the predicted class. A group with the name of a class is
@@ -732,7 +767,7 @@ class Celler(BaseModelClass):
 
         .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
         """
-        cells = self._cells(adata, indices)
+        cells = self._cells(adata, indices, layer)
         wanted = _explain.Explanation(groupby, n_genes, method, per_cell)
         reading = Reading(batch_size, correct_shift)
         return _explain.gene_importance(self._state, cells, wanted, reading)
@@ -899,9 +934,11 @@ class Celler(BaseModelClass):
     @checked
     def predict_expression(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         genes: str | list[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
+        *,
+        layer: str | None = None,
     ) -> pd.DataFrame:
         """Predict expression of genes, ``log1p`` of counts per 10,000, with a pretrained model.
 
@@ -910,7 +947,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices
+        adata, indices, layer
             As in :meth:`predict`.
         genes
             Names among the model's genes; ``None`` is all.
@@ -926,7 +963,7 @@ class Celler(BaseModelClass):
             Before :meth:`pretrain`.
         """
         _expression.check_decoder(self._state)
-        cells = self._cells(adata, indices, needs_classes=False)
+        cells = self._cells(adata, indices, layer, needs_classes=False)
         return _expression.predict_expression(self._state, cells, genes)
 
     @checked
@@ -1109,14 +1146,14 @@ class Celler(BaseModelClass):
             If a file cannot be used.
         """
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
-        if path == _tissue.NAME:  # a folder of this name is ./celler-base
+        if path == NAME:  # a folder of this name is ./celler-base
             _tissue.check_options(adata, options)
             found = tissue_types(tissue, organism)
             model = cls(registry=_tissue.tissue_registry(found), precision=precision)
             model._become(_tissue.ready(model._state, found).on(choose_device(accelerator), precision))
             return model
         if tissue is not None or organism is not None:
-            raise ValueError(f"tissue and organism are for {_tissue.NAME!r}; {str(path)!r} was given. Leave them out.")
+            raise ValueError(f"tissue and organism are for {NAME!r}; {str(path)!r} was given. Leave them out.")
         if not _transfer.is_scgpt(path):
             _transfer.check_celler_folder(path, options)
             try:
@@ -1241,6 +1278,23 @@ class Celler(BaseModelClass):
         model._become(_checkpoint.restored(model._state, contents, accelerator))
         return model
 
+    @checked
+    def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
+        """Print how the AnnData was set up.
+
+        Parameters
+        ----------
+        adata
+            AnnData that was set up; ``None`` is the one of the model. A loaded model has none, and prints the arguments
+            of the setup.
+        hide_state_registries
+            Leave out the tables of labels and batches.
+        """
+        if adata is None and self.adata_manager is None:
+            _notebook.print_setup(asdict(self._state.setup), summary(self._state))
+        else:
+            super().view_anndata_setup(adata, hide_state_registries)
+
     @property
     def adata(self) -> AnnData | None:
         """AnnData of the model: the registered one, or the one given to :meth:`load`."""
@@ -1276,15 +1330,20 @@ class Celler(BaseModelClass):
     def history(self) -> pd.DataFrame | None:
         """Loss and validation curves, one row per epoch; ``None`` before training.
 
-        ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error of the best
-        macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A refit on all
-        cells runs the epochs again to the end, and has no curves.
+        ``train_loss`` is the loss that was minimised, ``validation_loss`` cross-entropy, ``validation_macro_f1`` what
+        chooses the weights and ``validation_macro_f1_error`` its standard error; ``replayed_share`` the cells that were
+        trained twice. ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error
+        of the best macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A
+        refit on all cells runs the epochs again to the end, and has no curves. :func:`celler.pl.history` draws them.
         """
         fitted = self._state.fitted
-        if fitted is None:
-            return None
-        curves = pd.DataFrame(fitted.history).rename_axis("epoch")
-        return curves.assign(is_kept=curves.index == fitted.kept_epoch)
+        return None if fitted is None else _notebook.curves_of(fitted)
+
+    @property
+    def replay_history(self) -> pd.DataFrame | None:
+        """Cells of each class that were trained twice, one row per epoch; ``None`` before training."""
+        fitted = self._state.fitted
+        return None if fitted is None else _notebook.replayed_of(fitted)
 
     @property
     def pretraining_history(self) -> pd.DataFrame | None:
@@ -1317,9 +1376,12 @@ class Celler(BaseModelClass):
     def __repr__(self) -> str:
         return summary(self._state)
 
+    def _repr_html_(self) -> str:
+        return _notebook.html(summary(self._state))
+
     def __dir__(self) -> list[str]:
-        hidden = {name for name, value in vars(Celler).items() if isinstance(value, _Unsupported)}
-        return [name for name in super().__dir__() if name not in hidden]
+        unsupported = [name for name, value in vars(Celler).items() if isinstance(value, _Unsupported)]
+        return _notebook.names_shown(super().__dir__(), unsupported)
 
     def _become(self, state: ModelState) -> None:
         """Take over a state, and show scvi-tools what it expects of a model."""
@@ -1359,17 +1421,22 @@ class Celler(BaseModelClass):
         return Cells(adata, rows_of(adata, None), self._reference)
 
     def _cells(
-        self, adata: AnnData | None, indices: np.ndarray | list[int] | None = None, *, needs_classes: bool = True
+        self,
+        adata: AnnData | str | os.PathLike[str] | None,
+        indices: np.ndarray | list[int] | None = None,
+        layer: str | None = None,
+        *,
+        needs_classes: bool = True,
     ) -> Cells:
         """Return the cells that a method is called on."""
         if needs_classes:
             self._state.trained()
-        adata = self.adata if adata is None else adata
-        if adata is None:
+        cells = self.adata if adata is None else opened(adata)
+        if cells is None:
             raise ValueError("this model has no AnnData; pass the cells as adata.")
-        rows = rows_of(adata, indices)
-        self._meet(adata)
-        return Cells(adata, rows, self._reference)
+        rows = rows_of(cells, indices)
+        self._meet(cells, layer)
+        return Cells(cells, rows, self._reference, layer)
 
     def _reading(self, batch_size: int | None, correct_shift: bool, adaptation: Adaptation | None) -> Reading:
         """Return how cells are read; raise for an adaptation that cannot be used."""
@@ -1384,10 +1451,10 @@ class Celler(BaseModelClass):
             )
         return Reading(batch_size, correct_shift, adaptation=adaptation)
 
-    def _meet(self, adata: AnnData) -> None:
+    def _meet(self, adata: AnnData, layer: str | None = None) -> None:
         """Solve a model of a tissue for the genes of the cells that it is called on; others stay as they are."""
         if self._state.tissue is not None:
-            self._become(_tissue.adapted(self._state, adata, self._arguments))
+            self._become(_tissue.adapted(self._state, adata, self._arguments, layer, self._reported))
 
     @classmethod
     def _trained(cls, model: Celler | str | os.PathLike[str], accelerator: str) -> Celler:
