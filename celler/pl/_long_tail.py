@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from pandas.api.types import is_numeric_dtype
 
 from celler._utils._arguments import checked
@@ -53,6 +54,7 @@ def class_counts(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each class on a logarithmic axis, and where the tail begins.
@@ -64,7 +66,8 @@ def class_counts(
     ----------
     data
         Cells, or a table with the column ``key``; or numbers of cells by class, such as ``value_counts()`` of pandas;
-        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells`` is drawn.
+        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells``, or else ``query_cells``, is
+        drawn.
     key
         Column of labels. None if ``data`` holds numbers of cells.
     $layout
@@ -97,7 +100,7 @@ def class_counts(
             text = f"{band}: {len(members)}, {share:.1%} of cells"
             _bracket(panel, (members[0] - 0.4, members[-1] + 0.4), text, BANDS[band])
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 @document
@@ -109,16 +112,18 @@ def f1_by_frequency(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Plot the F1 of each class against its number of reference cells, for one or several methods.
+    """Plot the F1 of each class against its number of cells, for one or several methods.
 
     The flat lines are a method's mean F1 of the head, medium and tail classes.
 
     Parameters
     ----------
     tables
-        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and ``f1``, such as
+        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` (or else
+        ``query_cells``) and ``f1``, such as
         the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`. For several methods, tables by
         name of the method, or a table with a column ``method``; several rows of a class, such as seeds, are averaged.
     $layout
@@ -137,7 +142,8 @@ def f1_by_frequency(
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
-    cells = rows.groupby("class")["reference_cells"].mean().sort_values(kind="stable")
+    counted = _counted(rows)
+    cells = rows.groupby("class")[counted].mean().sort_values(kind="stable")
     wide = wide.loc[cells.index]
     sizes = np.maximum(cells.to_numpy(dtype=float), NO_CELLS)
     colors = color_classes(wide.columns)
@@ -147,7 +153,7 @@ def f1_by_frequency(
     low, high = sizes.min() / 1.3, sizes.max() * 1.3
     strip(panel)
     count_axis(panel, low, high)
-    panel.set_xlabel("reference cells of the class", labelpad=16)
+    panel.set_xlabel(f"{counted.replace('_', ' ')} of the class", labelpad=16)
     panel.set(ylim=(-0.03, 1.03), ylabel="F1")
     places = apart(np.log(sizes / low) / np.log(high / low), APART / width)
     x = low * (high / low) ** places
@@ -156,14 +162,15 @@ def f1_by_frequency(
         panel.scatter(x, f1, s=22, zorder=3, marker=marker, color=colors[method], edgecolors=shade(1), lw=0.4)
     has_bands = "frequency" in rows
     bands = rows.groupby("class")["frequency"].first() if has_bands else pd.Series(frequency_groups(dict(cells)))
-    _draw_bands(panel, wide, x, bands, colors)
+    band_names = _draw_bands(panel, wide, x, bands, colors)
     names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
         name_legend(panel, colors, markers=MARKERS)
     plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
     chart.arrange(title)
     _lead(panel, names, places)
-    return chart.finish(show=show, return_fig=return_fig)
+    _part(panel, band_names)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None) -> pd.Series:
@@ -178,7 +185,8 @@ def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: st
                 f"data={type(data).__name__} was given without a key; pass key=, or a table with the "
                 "columns class and reference_cells."
             )
-        return _by_class(data).set_index("class")["reference_cells"].astype(int)
+        table = _by_class(data)
+        return table.set_index("class")[_counted(table)].astype(int)
     notes: list[str] = []
     labels = label_column(data, key, "key")
     note_unlabelled(labels, key, notes)
@@ -194,10 +202,15 @@ def _by_class(table: Any) -> pd.DataFrame:
             f"tables={type(table).__name__} was given; pass a table with a row per class, such as cl.tl.evaluate gives."
         )
     table = table if "class" in table else table.rename_axis("class").reset_index()
-    for name in ("class", "reference_cells"):
+    for name in ("class", _counted(table)):
         if name not in table:
             raise KeyError(f"The table has no column {name!r}.{closest(name, table)}")
     return table.assign(**{"class": table["class"].astype(str)})
+
+
+def _counted(table: pd.DataFrame) -> str:
+    """Return the column with the cells of each class: of the reference, or else of the query."""
+    return "reference_cells" if "reference_cells" in table or "query_cells" not in table else "query_cells"
 
 
 def _tidy(tables: Any) -> pd.DataFrame:
@@ -223,8 +236,10 @@ def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> N
     note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 
-def _draw_bands(panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]) -> None:
-    """Draw lines between tail, medium and head, and the mean of each method in each."""
+def _draw_bands(
+    panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]
+) -> list[Annotation]:
+    """Draw lines between tail, medium and head, and the mean of each method in each; returns their names."""
     bands = band_of[wide.index].to_numpy()
     present = [band for band in reversed(BANDS) if (bands == band).any()]
     ends = [(x[bands == one].max(), x[bands == other].min()) for one, other in pairwise(present)]
@@ -233,16 +248,27 @@ def _draw_bands(panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Seri
     for border in borders:
         panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top"}
+    names = []
     for band, span in zip(present, pairwise(edges), strict=True):
         for method, f1 in wide[bands == band].mean().items():
             panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
         place = (np.sqrt(span[0] * span[1]), 0), (0, -18)
-        panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style)
+        names.append(panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style))
+    return names
+
+
+def _part(panel: Axes, names: list[Annotation]) -> None:
+    """Move names on the logarithmic axis apart where their bands are narrow."""
+    low, high = panel.get_xlim()
+    gap = 1.2 * max(name.get_window_extent().width for name in names) / panel.bbox.width
+    places = np.log([name.xy[0] / low for name in names]) / np.log(high / low)
+    for name, place in zip(names, apart(places, gap), strict=True):
+        name.xy = (low * (high / low) ** place, name.xy[1])
 
 
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
     """Move names above their points, at ``places`` in widths of the panel, but apart, with a line to each."""
-    gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
+    gap = 1.25 * max(name.get_window_extent().width for name in names) / panel.bbox.width
     style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": above(panel)}
     for name, place, point in zip(names, apart(places, gap), places, strict=True):
         name.set_x(place)

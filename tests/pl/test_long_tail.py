@@ -1,5 +1,7 @@
 """Class counts and F1 by frequency, against pandas."""
 
+from itertools import pairwise
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -47,7 +49,10 @@ def test_class_counts_of_counted_cells(adata):
     with pytest.raises(TypeError, match="tables=<AnnData> was given"):
         pl.f1_by_frequency(adata)
     with pytest.raises(KeyError, match="no column 'reference_cells'. Closest: 'reference_cell'"):
-        pl.class_counts(table.rename(columns={"reference_cells": "reference_cell"}))
+        pl.class_counts(table.rename(columns={"query_cells": "reference_cell"}))
+    reference = evaluate(adata, "cell_type", "celler", reference_counts=7 * counts).per_class
+    panel = pl.class_counts(reference, show=False)
+    np.testing.assert_array_equal([bar.get_width() for bar in panel.containers[0]], 7 * counts)
 
 
 def test_class_counts_with_an_empty_class_and_unlabelled_cells(adata):
@@ -96,12 +101,27 @@ def test_f1_by_frequency_lines_equal_the_means_of_the_bands(adata):
     assert [t.get_text() for t in panel.texts if t.get_rotation() == 0] == ["tail"]
 
 
+def test_f1_by_frequency_names_of_narrow_bands_do_not_collide():
+    """All three bands lie between 190 and 1,000 cells."""
+    sizes = {f"head {i}": 1000 for i in range(8)} | {"medium": 195} | {f"tail {i}": 185 for i in range(3)}
+    table = pd.DataFrame({"reference_cells": sizes, "f1": 0.5}).rename_axis("class")
+    panel = pl.f1_by_frequency(table, figsize=(6, 4), show=False)
+    names = [text for text in panel.texts if text.get_text() in ("head", "medium", "tail")]
+    boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.x0)
+    assert len(boxes) == 3
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+
+
 def test_f1_by_frequency_of_a_table_a_tidy_one_and_an_evaluation(adata):
     result = evaluate(adata, "cell_type", "celler")
     alone = points(pl.f1_by_frequency(result, show=False))[0]
     panel = pl.f1_by_frequency(result.per_class.reset_index(), show=False)
     np.testing.assert_allclose(points(panel)[0], alone)
     assert panel.get_legend() is None
+    assert panel.get_xlabel() == "query cells of the class"
+    counts = adata.obs["cell_type"].value_counts()
+    reference = evaluate(adata, "cell_type", "celler", reference_counts=counts)
+    assert pl.f1_by_frequency(reference, show=False).get_xlabel() == "reference cells of the class"
     seeds = [result.per_class.assign(method="one", f1=f1) for f1 in (0.2, 0.6)]
     tidy = pd.concat([*seeds, result.per_class.assign(method="two")])
     one, two = points(pl.f1_by_frequency(tidy, show=False))
