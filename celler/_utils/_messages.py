@@ -7,7 +7,9 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,30 @@ import pandas as pd
 from anndata import AnnData
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_COLLECTED: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Give a list that fills with the messages of all warnings, also of those that an earlier call has issued."""
+    messages: list[str] = []
+    before = _COLLECTED.set(messages)
+    try:
+        yield messages
+    finally:
+        _COLLECTED.reset(before)
+
+
+def collect(message: str) -> None:
+    """Add a message to the list of :func:`collected`, once, where there is one."""
+    messages = _COLLECTED.get()
+    if messages is not None and message not in messages:
+        messages.append(message)
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Issue a warning at the line that called the package, however deep the cause."""
+    collect(message)
     frame, level, found = inspect.currentframe(), 0, 1
     while frame is not None:
         level += 1

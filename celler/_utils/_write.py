@@ -101,6 +101,14 @@ def write_h5ad(
             raise ValueError(f"{path} cannot be written as .h5ad: {' '.join(str(error).split())}") from error
 
 
+def write_text(
+    text: str, path: Path, *, overwrite: bool, inputs: Iterable[Path | str | None] = (), how: str = "overwrite"
+) -> None:
+    """Write text in UTF-8, whole or not at all."""
+    with whole(path, overwrite=overwrite, inputs=inputs, how=how) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
 def write_figure(figure: Any, path: Path, **options: Any) -> None:
     """Write a figure as PNG in place of none or of one that Celler made, by the mark in it."""
     check_figure(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,17 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from celler._utils._version import __version__
-from celler._utils._write import check_key, check_out, write_h5ad
+from celler._utils._write import check_out
+from celler.cli._annotate import add_annotate
 from celler.cli._atlas import add_atlas
 from celler.cli._benchmark import add_benchmark
-from celler.cli._usage import CELLS, UsageError
+from celler.cli._usage import CELLS, JSON, ORGANISMS, UsageError, print_json
 
-ORGANISMS = ["human", "mouse"]
 SETUP = ["labels_key", "parent_labels_key", "gene_key", "unlabeled_category", "layer"]
-ANNOTATE = ["key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"]
-JSON = "print a summary for programs, and nothing else"
-ANNOTATE += ["backoff", "correct_shift", "propagate"]
-
 
 #: What is wrong with the input, and what can only be a mistake of Celler's.
 FROM_INPUT = (ImportError, KeyError, ValueError, OSError, RuntimeError)
@@ -87,7 +82,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
-    _add_annotate(commands)
+    add_annotate(commands)
     _add_tissues(commands)
     add_atlas(commands)
     add_benchmark(commands)
@@ -118,35 +113,6 @@ def _add_train(commands: Any) -> None:
     add("--seed", type=int, default=0, help="seed of split and training (default: 0)")
     add("--out", type=Path, required=True, metavar="MODEL", help="folder to write")
     add("--overwrite", action="store_true", help="replace a model in that folder")
-    add("--json", action="store_true", help=JSON)
-
-
-def _add_annotate(commands: Any) -> None:
-    what = "label cells with a saved model, or by the atlases of a tissue"
-    usage = "celler annotate (MODEL | --tissue TISSUE) QUERY --out OUT.h5ad [options]"
-    annotate = commands.add_parser("annotate", help=what, usage=usage)
-    annotate.set_defaults(command=_annotate)
-    add = annotate.add_argument
-    what = f"folder that train wrote, or hf://owner/name on a hub; then the cells, {CELLS}"
-    add("paths", nargs="+", metavar="[MODEL] QUERY", help=what)
-    tissue = "without a model: name cells by the atlases of this tissue; several times for several, or 'all'"
-    add("--tissue", action="append", metavar="TISSUE", help=tissue)
-    add("--organism", choices=ORGANISMS, help="with --tissue: whose atlases (default: both)")
-    add("--key-added", default="celler", help="column of obs to write (default: celler)")
-    add("--threshold", type=float, help="lowest probability of a label; Unknown below it")
-    add("--backoff", action="store_true", help="below the threshold, give the parent if it passes")
-    novel = "give Unknown to cells more novel than all but this share of the reference"
-    add("--false-alarm-rate", type=float, metavar="SHARE", help=novel)
-    add("--unknown-label", default="Unknown", help="name of that label (default: Unknown)")
-    add("--cluster-key", help="column of obs with clusters, for majority labels")
-    add("--propagate", action="store_true", help="spread labels over the nearest cells")
-    add("--reference", type=Path, metavar="REFERENCE", help="include its cells in --propagate")
-    whole = "file with all cells of the query, of which QUERY is a part; several times for its parts"
-    add("--part-of", action="append", type=Path, metavar="WHOLE", help=whole)
-    shift = "undo differences from the reference that all types share (default: yes)"
-    add("--correct-shift", action=argparse.BooleanOptionalAction, default=True, help=shift)
-    add("--out", type=Path, required=True, metavar="OUT.h5ad", help="annotated copy to write")
-    add("--overwrite", action="store_true", help="replace a file of that name")
     add("--json", action="store_true", help=JSON)
 
 
@@ -184,70 +150,10 @@ def _train(options: argparse.Namespace) -> None:
     model.save(options.out, overwrite=options.overwrite)
     if options.json:
         counts = adata.obs[options.labels_key].value_counts()
-        _print_json(out=str(options.out), n_cells=adata.n_obs, n_genes=adata.n_vars, classes=list(model.classes_),
-                    counts={str(name): int(n) for name, n in counts.items()}, seed=options.seed)  # fmt: skip
+        print_json(out=str(options.out), n_cells=adata.n_obs, n_genes=adata.n_vars, classes=list(model.classes_),
+                   counts={str(name): int(n) for name, n in counts.items()}, seed=options.seed)  # fmt: skip
     else:
         print(f"{model}\nwrote {options.out}")
-
-
-def _annotate(options: argparse.Namespace) -> None:
-    *folder, query = options.paths
-    _check_annotate(options, folder)
-    inputs = [*folder, query, options.reference]
-    check_out(options.out, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
-    from celler.data._formats import format_of
-    from celler.data._read import read_cells
-    from celler.model import Celler
-
-    if options.tissue is not None:
-        tissue = None if "all" in options.tissue else options.tissue
-        model = Celler.from_pretrained("celler-base", tissue=tissue, organism=options.organism)
-    else:
-        format_of(Path(query))  # a wrong name is said before the model is loaded
-        reference = None if options.reference is None else read_cells(options.reference)
-        model = Celler.load(folder[0], adata=reference)
-    adata = read_cells(query)
-    whole = None if options.part_of is None else model.adapt([read_cells(path) for path in options.part_of])
-    model.annotate(adata, adaptation=whole, **{name: getattr(options, name) for name in ANNOTATE})
-    write_h5ad(adata, options.out, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
-    counts = adata.obs[options.key_added].value_counts()
-    if options.json:
-        name = folder[0] if folder else "celler-base: " + ", ".join(options.tissue)
-        n_unknown = int(counts.get(options.unknown_label, 0))
-        _print_json(
-            out=str(options.out), model=name, query=query, n_cells=adata.n_obs, key_added=options.key_added,
-            counts={str(label): int(n) for label, n in counts.items() if n}, unknown_label=options.unknown_label,
-            unknown_share=n_unknown / max(1, adata.n_obs), genes=dict(adata.uns[options.key_added]["genes"]),
-        )  # fmt: skip
-        return
-    print(counts[counts > 0].to_string() if options.tissue is not None else counts.to_string())
-    print(f"wrote {options.out}")
-
-
-def _check_annotate(options: argparse.Namespace, folder: list[str]) -> None:
-    """Raise for options that do not go together, before anything is read."""
-    if len(folder) > 1 or (len(folder) == 1) == (options.tissue is not None):
-        raise UsageError(
-            f"{' '.join(map(str, options.paths))} was given; a model and a query are needed, or a query and --tissue."
-        )
-    if options.organism is not None and options.tissue is None:
-        raise UsageError("--organism has an effect only with --tissue; pass both or neither.")
-    if options.reference is not None and (not options.propagate or options.tissue is not None):
-        raise UsageError("--reference has an effect only with a model and --propagate; pass these or leave it out.")
-    if options.out.resolve() == Path(options.paths[-1]).resolve():
-        raise FileExistsError(f"--out {options.out} is the query itself; name another file.")
-    if options.out.suffix == ".zarr":
-        raise UsageError(f"--out {options.out}: an .h5ad is written; name it so.")
-    check_key(options.key_added, "--key-added")
-
-
-def _print_json(**summary: Any) -> None:
-    """Print one line of JSON with the version of Celler."""
-    print(
-        json.dumps(
-            {"celler": __version__, **summary}, default=lambda value: getattr(value, "item", lambda: str(value))()
-        )
-    )
 
 
 def _tissues(options: argparse.Namespace) -> None:

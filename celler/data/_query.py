@@ -14,7 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from celler._utils._messages import warn
+from celler._utils._messages import collect, warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
 from celler.data._content import content_of
@@ -187,6 +187,7 @@ def align_query(
 
 def warn_once(message: str, reported: set[str]) -> None:
     """Warn unless ``reported`` holds the message, and add it."""
+    collect(message)
     if message not in reported:
         reported.add(message)
         warn(message)

@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._distributed import gather_objects
-from celler._utils._messages import warn
+from celler._utils._messages import collected, warn
 from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -22,7 +22,15 @@ from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
 from celler.inference._outputs import Outputs
 from celler.model import _check_labels
-from celler.model._annotate import check_target, gene_record, majority_columns, write_annotation
+from celler.model._annotate import (
+    check_record,
+    check_target,
+    gene_record,
+    majority_columns,
+    model_record,
+    today,
+    write_annotation,
+)
 from celler.model._forward import (
     SHIFT_CELLS,
     Reading,
@@ -126,37 +134,40 @@ def annotate(
     question.check(state.tree)
     clusters = check_target(cells.adata, key, cluster_key)
     limit = novelty_threshold(state, question.false_alarm_rate)
-    query, index = cells.align(state), cells.index
-    reading = replace(reading, needs_novelty=True, needs_members=True)
-    outputs = forward(state, query, index, reading)
-    if propagate:
-        outputs = with_propagation(state, query, index, outputs, cells.reference)
-    columns, outputs = _columns(state, query, index, outputs, key, question, limit)
+    with collected() as warnings:
+        query, index = cells.align(state), cells.index
+        reading = replace(reading, needs_novelty=True, needs_members=True)
+        outputs = forward(state, query, index, reading)
+        if propagate:
+            outputs = with_propagation(state, query, index, outputs, cells.reference)
+        columns, outputs = _columns(state, query, index, outputs, key, question, limit)
+        report_alarms(outputs, question.false_alarm_rate, cells.reference.reported)
     if clusters is not None:
         columns |= majority_columns(columns[key], clusters, key)
-    report_alarms(outputs, question.false_alarm_rate, cells.reference.reported)
     record = annotation_record(outputs, state.decision, state.tree, question)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
     record |= {"n_members": state.n_members}
-    record |= {"genes": gene_record(query.alignment, query.expression_share)}
-    found = _missed_types(state, query, index, columns[key], question.unknown_label)
-    record |= {"label_check": found}
+    record |= {"genes": gene_record(query.alignment, query.expression_share), "model": model_record(state)}
+    check = _checked_labels(state, query, index, columns[key], question.unknown_label)
+    found = [] if check is None else check.sentences
+    record |= {"date": today(), "warnings": warnings, "label_check": found}
+    record |= check_record(check, state.genes.names, query, question.unknown_label)
     write_annotation(cells.adata, key, columns, record)
     if found:
         warn(f"{' '.join(found)} Look at model.check_labels(adata, {key!r}).")
 
 
-def _missed_types(
+def _checked_labels(
     state: ModelState, query: Query, index: np.ndarray, labels: pd.Categorical, unknown_label: str
-) -> list[str]:
-    """Return the sentences of a check of all cells; none for a part of them or a model that keeps no profiles.
+) -> LabelCheck | None:
+    """Check the labels of all cells by markers; ``None`` for a part of them or a model that keeps no profiles.
 
     Cells that were rejected are no evidence: no type was claimed for them.
     """
     if not _check_labels.has_profile(state) or len(index) < query.adata.n_obs:
-        return []
+        return None
     claimed = labels.remove_categories([name for name in labels.categories if name == unknown_label])
-    return _check_labels.check_labels(state, query, claimed, counts_unlabelled=False).sentences
+    return _check_labels.check_labels(state, query, claimed, counts_unlabelled=False)
 
 
 def check_labels(state: ModelState, cells: Cells, key: str, cluster_key: str | None, min_cells: int) -> LabelCheck:

@@ -256,7 +256,7 @@ def test_debug_shows_where_an_error_comes_from(tmp_path, place):
     lines = done.stderr.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == "FileExistsError: --out q.h5ad is the query itself; name another file."
-    assert any("_main.py" in line and "in _check_annotate" in line for line in lines)
+    assert any("_annotate.py" in line and "in _check_annotate" in line for line in lines)
 
 
 def test_main_with_a_mistake_of_our_own(files, monkeypatch, capsys):

@@ -99,6 +99,40 @@ def test_annotate_writes_the_record(query):
     assert record["genes"]["expression_share"] == pytest.approx(np.ravel(shares)[:70].sum(), abs=0.02)
 
 
+def test_annotate_records_the_model_and_the_markers(query):
+    """What a report needs beside the columns."""
+    model = trained()
+    few = query[:, 3:].copy()
+    few.var_names = [f"ENSG{i:011d}" for i in range(few.n_vars)]
+    few.var["symbol"] = query.var_names[3:]
+    with pytest.warns(UserWarning, match="77 of the model's 80 genes"):
+        fit(cells(), max_epochs=1).annotate(few, "first")
+    model.annotate(query, false_alarm_rate=0.2)
+    record, check = query.uns["celler"], model.check_labels(query)
+    assert record["model"]["class_counts"] == list(model.class_counts_)
+    assert record["model"]["labelled_cells"] == sum(model.class_counts_)
+    assert f"training  {record['model']['training']}" in repr(model)
+    assert (record["model"]["labels_key"], record["model"]["n_genes"]) == ("cell_type", 80)
+    pairs = pd.DataFrame(record["by_markers"])
+    decided = check.types.notna().to_numpy()
+    for row in pairs.itertuples():
+        is_pair = (check.types == row.type) & (query.obs["celler"].astype(str) == row.label)
+        assert row.n_cells == is_pair.sum()
+    assert pairs["n_cells"].sum() == decided.sum()
+    best = check.markers.groupby("group")["gene"].agg(lambda genes: list(genes[:3]))
+    assert pd.DataFrame(record["markers"]).groupby("type")["gene"].agg(list).equals(best.rename_axis("type"))
+    assert set(few.uns["first"]["markers"]["gene"]) <= set(few.var["symbol"])
+    assert any("77 of the model's 80 genes" in message for message in few.uns["first"]["warnings"])
+
+
+def test_annotate_records_a_warning_that_was_said_before(query):
+    model, few = fit(cells(), max_epochs=1), query[:, 3:].copy()
+    with pytest.warns(UserWarning, match="77 of the model's 80 genes"):
+        model.predict(few)
+    model.annotate(few)
+    assert [message[:27] for message in few.uns["celler"]["warnings"]] == ["77 of the model's 80 genes "]
+
+
 @pytest.mark.parametrize("backoff", [False, True])
 def test_annotate_survives_h5ad(query, tmp_path, backoff):
     trained().annotate(query, cluster_key="leiden", backoff=backoff)
