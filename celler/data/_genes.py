@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler._utils._kinds import kinds_of_rows, other_rows
 from celler._utils._text import without_separators
-from celler.data._gene_names import are_row_numbers, gene_names, kinds_of_rows, other_rows, text_columns
+from celler.data._gene_names import are_row_numbers, gene_names, text_columns
 from celler.data._gene_table import COPY, WAYS, Found, find_genes, human_rows, release
 from celler.data._mismatch import MIN_OVERLAP, Mismatch, orthologs_line, other_case_line, other_kinds
 

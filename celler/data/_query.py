@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from celler._utils._kinds import genes_among
 from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
@@ -152,7 +153,10 @@ class Query:
 
 def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
     """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
-    (alignment, share), reader = genes.align(adata), query_reader(adata, layer)
+    alignment, share = genes.align(adata)
+    is_gene = genes_among(adata.var)
+    has_others = is_gene is not None and bool((alignment.gene_map[~is_gene] >= 0).any())
+    reader = query_reader(adata, layer, has_others=has_others)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
     reported = set() if reported is None else reported

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from celler._utils._kinds import kinds_of_rows
 from celler.data._gene_names import (
     are_row_numbers,
     check_names,
     gene_names,
-    kinds_of_rows,
     left_out,
     name_columns,
 )
