@@ -11,7 +11,18 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from celler._utils._evidence import EMPTY, UNDO, UNITS, UNKNOWN, WHOLE, Evidence, Unit, evidence, may_show_another, shows
+from celler._utils._evidence import (
+    EMPTY,
+    UNDO,
+    UNITS,
+    UNKNOWN,
+    WHOLE,
+    Evidence,
+    Unit,
+    evidence,
+    may_show_another,
+    shows,
+)
 
 LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
 LARGEST_LOG = 23.3  #: log2 of ten times as much: without a trace of counts, no logarithm is larger

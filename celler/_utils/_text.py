@@ -33,7 +33,7 @@ _SEPARATOR = re.compile(r"[^\w]|_")
 def text_of(value: Any) -> str | None:
     """Text of a value, bytes decoded and whole floats without ``.0``; ``None`` for a missing one.
 
-    Half of a surrogate pair, which no file takes, becomes ``\\ud800``, as a byte that is no text does.
+    Half of a surrogate pair, which no file takes, becomes its escape, as a byte that is no text does.
     """
     if isinstance(value, str):
         return str(value) if value.isascii() else value.encode("utf-8", errors="backslashreplace").decode()

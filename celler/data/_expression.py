@@ -223,13 +223,22 @@ def warn_of_doubts(reader: ExpressionReader) -> None:
 
 
 def check_genes(reader: ExpressionReader) -> None:
-    """Raise ``ValueError`` where a single gene is expressed: cells cannot be told apart by it."""
+    """Raise ``ValueError`` where a single gene is expressed, or no gene differs: cells cannot be told apart."""
     X = reader.probe()
-    genes = np.unique(X.indices[X.data != 0])
+    X.eliminate_zeros()
+    genes = np.unique(X.indices)
     if len(genes) == 1:
         raise ValueError(
             f"{reader.name} has values of one gene alone, {str(reader.adata.var_names[genes[0]])!r}; at least two are "
             f"needed, and some hundred to tell cell types apart.{_what_to_pass(reader)}"
+        )
+    is_same = X.shape[0] > 1 and X.nnz == len(genes) * X.shape[0]  # no cell lacks a gene of another
+    if (
+        is_same
+        and np.ptp(_counts.cp10k(X, is_log=reader.state.is_log)[:, genes].toarray(), axis=0).max(initial=0) < 1e-6
+    ):
+        raise ValueError(
+            f"{reader.name} has the same values in every cell; cells cannot be told apart.{_what_to_pass(reader)}"
         )
 
 

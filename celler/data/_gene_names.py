@@ -16,6 +16,14 @@ MIN_NUMBERS, MAX_ROWS = 0.9, 100_000
 N_PROBED = 200  #: names read first, to be fast where they are none
 #: From so many numbers on, Entrez ids would have some above ``MAX_ROWS``.
 MIN_SELECTED = 100
+_MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+#: What a spreadsheet makes of SEPT2, MARCH1, DEC1 and of RIKEN clones such as 2310009E13.
+_SPREADSHEET = re.compile(
+    rf"\d{{1,2}}-{_MONTH}(-\d{{2,4}})?|{_MONTH}-\d{{1,4}}|\d{{4}}-\d\d-\d\d( 00:00:00)?|\d\.\d+E\+\d+",
+    re.IGNORECASE,
+)
+#: Numbers of the days from 2000 to 2049, as a spreadsheet counts them from 1900, and the months it takes genes for.
+DAYS, MONTHS = range(36_526, 54_789), (3, 9, 12)
 _NUMBER = re.compile(r"(\d{1,9})(\.0+)?")
 
 
@@ -35,6 +43,29 @@ def check_unique(names: pd.Index, what: str) -> None:
             f"{what} hold {len(repeated):,} names more than once (for example {list(repeated[:3])}); genes are "
             "aligned by name, so each must be unique. adata.var_names_make_unique() renames the repeats."
         )
+
+
+def made_by_spreadsheet(names: pd.Index) -> list[str]:
+    """Return names that are dates, or numbers of days among names that are none, which were symbols of genes."""
+    starts = [name for name in names if name[:1].isdigit() or name[3:4] == "-"]
+    found = [name for name in starts if _SPREADSHEET.fullmatch(name)]
+    numbers = [name for name in starts if len(name) == 5 and name.isdecimal() and int(name) in DAYS]
+    if 0 < len(numbers) < 0.01 * len(names):  # else they are ids
+        days = pd.to_datetime([int(name) for name in numbers], unit="D", origin="1899-12-30")
+        is_gene = days.month.isin(MONTHS) & (days.day <= 15)
+        found += [name for name, is_so in zip(numbers, is_gene, strict=True) if is_so]
+    return found
+
+
+def describe_spreadsheet(names: pd.Index) -> str:
+    """Say which names a spreadsheet has spoiled; ``""`` for none."""
+    found = made_by_spreadsheet(names)
+    if not found:
+        return ""
+    return (
+        f"{len(found):,} names are dates or numbers that a spreadsheet made of symbols such as MARCH1 and SEPT2: "
+        f"{listed(found)}. Take the names from a file that no spreadsheet has saved, or from Ensembl ids."
+    )
 
 
 def are_row_numbers(names: pd.Index) -> bool:
@@ -86,7 +117,7 @@ def text_columns(var: pd.DataFrame) -> pd.Index:
 
 
 def left_out(var: pd.DataFrame, gene_key: str | None) -> str:
-    """Say which rows of a reference are not read as genes; ``""`` where all are."""
+    """Say which rows of a reference are not read as genes, and which names are spoiled; ``""`` for none."""
     kinds, said = kinds_of_rows(var), []
     if kinds is not None and kinds.others:
         said.append(
@@ -96,4 +127,6 @@ def left_out(var: pd.DataFrame, gene_key: str | None) -> str:
     if n_unnamed := int((names == "").sum()):
         where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
         said.append(f"{n_unnamed:,} genes have no name in adata.{where}; they are left out.")
+    if spoiled := describe_spreadsheet(names):
+        said.append(spoiled)
     return " ".join(said)

@@ -16,7 +16,6 @@ from celler._utils._text import as_categories, is_missing, means_no_label, text_
 from celler.labels._cell_types import cell_type_names
 from celler.labels._ontology import N_LISTED, Ontology, Term, cell_ontology, read_obo
 
-
 #: What pandas calls values that are no names of classes: times of a measurement, and numbers of no order.
 NO_LABELS = ("datetime", "datetime64", "date", "time", "timedelta", "timedelta64", "period", "complex")
 

@@ -43,7 +43,8 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     groupby
         Column of ``adata.obs`` with the groups. Cells without a group are left out.
     n_genes
-        Genes per group. Rows that are no genes by ``adata.var["feature_types"]`` are left out with a warning. A group has fewer where fewer genes are highest in it.
+        Genes per group. A group has fewer where fewer genes are highest in it. Rows that are no genes by
+        ``adata.var["feature_types"]`` are left out with a warning.
     layer
         A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are converted
         to log1p of counts per 10,000; logarithms stay, those of other bases become natural ones.
