@@ -77,6 +77,28 @@ def cut(name):
     return lambda X: setattr(X, name, getattr(X, name)[:7])
 
 
+def as_type(dtype):
+    return lambda X: setattr(X, "data", X.data.astype(dtype))
+
+
+def long_indices(X):
+    X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
+
+
+def turned(X):
+    """SciPy believes its flag, and so did whoever made it."""
+    for row in range(X.shape[0]):
+        cell = slice(X.indptr[row], X.indptr[row + 1])
+        X.indices[cell], X.data[cell] = X.indices[cell][::-1].copy(), X.data[cell][::-1].copy()
+    X.has_sorted_indices = True
+
+
+def locked(X):
+    """As joblib hands large arrays to its processes."""
+    for part in (X.data, X.indices, X.indptr):
+        part.setflags(write=False)
+
+
 def with_value(value, dtype=float):
     X = counts().astype(dtype)
     X[3, 2] = value
@@ -104,6 +126,20 @@ VALUES = {
     "csc_array": (lambda: sparse.csc_array(counts()), "counts", READS, ""),
     "csc_matrix": (lambda: sparse.csc_matrix(counts()), "counts", READS, ""),
     "huge": (lambda: counts() * 1e30, "counts", READS, ""),
+    "tiny": (lambda: per_10k() * 1e-30, "normalised", READS, ""),
+    "below single precision's normal numbers": (lambda: per_10k() * 1e-42, "normalised", READS, ""),
+    "coo_matrix": (lambda: sparse.coo_matrix(counts()), "counts", READS, ""),
+    "coo_array": (lambda: sparse.coo_array(counts()), "counts", READS, ""),
+    "bsr_matrix": (lambda: sparse.bsr_matrix(counts()), "counts", READS, ""),
+    "dia_matrix": (lambda: sparse.dia_matrix(counts()), "counts", READS, ""),
+    "lil_matrix": (lambda: sparse.lil_matrix(counts()), "counts", READS, ""),
+    "sparse, of half precision": (lambda: sparse_like(as_type("float16")), "counts", READS, ""),
+    "sparse, of Python's numbers": (lambda: sparse_like(as_type(object)), "counts", READS, ""),
+    "64-bit indices": (lambda: sparse_like(long_indices), "counts", READS, ""),
+    "indices out of order, marked as sorted": (lambda: sparse_like(turned), "counts", READS, ""),
+    "read-only": (lambda: sparse_like(locked), "counts", READS, ""),
+    "read-only, dense": (lambda: np.broadcast_to(counts(), counts().shape), "counts", READS, ""),
+    "every second column of another": (lambda: np.repeat(counts(), 2, 1)[:, ::2], "counts", READS, ""),
     "CP10K": (lambda: per_10k(), "normalised", READS, ""),
     "CPM": (lambda: per_10k(1e6), "normalised", READS, ""),
     "proportions": (lambda: per_10k(1), "normalised", READS, ""),
@@ -178,10 +214,19 @@ VALUES = {
 }  # fmt: skip
 
 
+#: Storage that AnnData does not take, but holds where something else put it there.
+UNUSUAL = ("coo_matrix", "coo_array", "bsr_matrix", "dia_matrix", "lil_matrix", "sparse, of half precision")
+UNUSUAL += ("sparse, of Python's numbers",)
+
+
 def made(name: str) -> ad.AnnData:
     """An AnnData of the values; a damaged matrix is damaged in it, where anndata does not look."""
     X = VALUES[name][0]()
     genes = cells(1).var[: X.shape[1]]
+    if name in UNUSUAL:
+        adata = ad.AnnData(np.zeros(X.shape, np.float32), obs=query(counts()).obs, var=genes)
+        adata._X = X
+        return adata
     if VALUES[name][3].startswith(DAMAGED):
         adata = query(sparse.csr_matrix(counts()))
         adata.X.data, adata.X.indices, adata.X.indptr = X.data, X.indices, X.indptr
@@ -190,7 +235,11 @@ def made(name: str) -> ad.AnnData:
 
 
 def check(adata, name):
-    assert cl.pp.check_input(adata).kind == VALUES[name][1]
+    report = cl.pp.check_input(adata)
+    assert report.kind == VALUES[name][1]
+    can_be_used = VALUES[name][2] != REFUSES
+    assert report.is_usable == can_be_used
+    assert ("cannot be used" in str(report)) != can_be_used  # each kind has its sentence
 
 
 def predict(adata, name):
@@ -228,7 +277,8 @@ def marker_bubble(adata, name):
 
 
 def view(adata, name):
-    trained().predict(adata[3:, :])
+    if name not in UNUSUAL:  # of which AnnData takes no rows
+        trained().predict(adata[3:, :])
 
 
 #: Functions that judge the values, and those that only read them.
@@ -312,6 +362,18 @@ def test_predict_reads_a_lazy_file_and_setup_says_to_load_it(suffix, tmp_path):
 def test_setup_with_one_gene_says_so():
     with pytest.raises(ValueError, match=r"values of one gene alone, 'gene 3'; at least two"):
         cl.model.Celler.setup_anndata(query(counts() * (np.arange(80) == 3)), labels_key="cell_type")
+
+
+@pytest.mark.parametrize("X", [np.ones((N_OBS, 80)), np.outer(np.arange(1, N_OBS + 1), np.arange(1, 81))])
+def test_setup_with_cells_that_are_all_equal_says_so(X):
+    """Also where they differ in depth alone; scikit-learn found no feature."""
+    with pytest.raises(ValueError, match="has the same values in every cell; cells cannot be told apart"):
+        cl.model.Celler.setup_anndata(query(X.astype(np.float32)), labels_key="cell_type")
+
+
+def test_check_input_without_genes_says_so():
+    with pytest.raises(ValueError, match="adata has no genes"):
+        cl.pp.check_input(query(counts())[:, :0].copy())
 
 
 def test_predict_with_few_odd_cells_beyond_the_probe_names_one(monkeypatch, rng):
