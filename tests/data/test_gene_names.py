@@ -101,9 +101,7 @@ def test_left_out_names_what_a_spreadsheet_made_of_symbols():
     names = ["A", "1-Mar", "Sep-02", "2-SEP", "1-Dec", "2021-03-01", "2021-09-02 00:00:00", "2.31E+13", "44256"]
     names += [f"GENE{i}" for i in range(200)]
     said = left_out(var_of(names), None)
-    assert said.startswith(
-        "8 names are dates or numbers that a spreadsheet made of symbols such as MARCH1 and SEPT2: 1-"
-    )
+    assert said.startswith("8 names are dates or numbers that a spreadsheet made of symbols such as MARCH1")
 
 
 @pytest.mark.parametrize(

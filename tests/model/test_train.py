@@ -433,9 +433,9 @@ def test_train_validates_by_default(model):
 @pytest.mark.filterwarnings("ignore:classes with fewer than 3")
 def test_train_with_one_labelled_cell_of_each_class():
     """No cell is left to choose the class prior by: SciPy took the mean of nothing."""
-    adata = toy.cells(120)
+    adata = cells(120)
     labels = adata.obs["cell_type"].astype(str)
     adata.obs["cell_type"] = labels.where(~labels.duplicated(), "Unknown")
-    model = toy.fit(adata, max_epochs=1)
+    model = fit(adata, max_epochs=1)
     assert model.class_counts_.eq(1).all()
     assert len(set(model.predict())) > 1
