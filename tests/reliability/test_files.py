@@ -310,6 +310,26 @@ def test_store_with_a_damaged_file(tmp_path, store, name, words, how):
 
 
 @pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
+def test_store_with_a_flipped_bit_anywhere_in_its_counts(tmp_path, store):
+    """Engines that read a part of a chunk do not look at the chunk's checksum: each cell has one of its own."""
+    from celler.atlas import DataModule
+
+    counts = DataModule(store).store.counts(np.arange(240)).toarray()
+    for path in sorted((store / "cells.zarr").glob("dataset_*/X/*/c/*")):
+        for share in (0.1, 0.4, 0.7):
+            shutil.copytree(store, tmp_path / "store", dirs_exist_ok=True)
+            data = bytearray(path.read_bytes())
+            data[int(share * len(data))] ^= 1
+            (tmp_path / "store" / path.relative_to(store)).write_bytes(data)
+            try:
+                found = DataModule(tmp_path / "store").store.counts(np.arange(240)).toarray()
+            except ValueError as error:
+                assert str(tmp_path / "store") in str(error)
+            else:
+                np.testing.assert_array_equal(found, counts)
+
+
+@pytest.mark.skipif(find_spec("annbatch") is None, reason="stores need annbatch")
 @pytest.mark.parametrize("edit", [lambda text: text[:-9], lambda text: text.replace('"n_cells": 2', '"n_cells": 3', 1)])
 def test_store_with_a_damaged_manifest(tmp_path, store, edit):
     from celler.atlas import DataModule

@@ -14,7 +14,6 @@ from celler.mining import HardCells, Replay
 from celler.network._heads import GeneDecoder
 from celler.training._masked import (
     MaskedTask,
-    PretrainingConfig,
 )
 from celler.training._plan import (
     TrainingConfig,
@@ -23,20 +22,6 @@ from celler.training._plan import (
     macro_f1_with_error,
     parameter_groups,
 )
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("max_epochs", 0, "max_epochs=0"),
-        ("batch_size", 2.5, "batch_size=2.5"),
-        ("mask_ratio", 1.0, "mask_ratio=1.0"),
-        ("learning_rate", 0.0, "learning_rate=0.0"),
-    ],
-)
-def test_pretraining_config_out_of_range(option, value, message):
-    with pytest.raises(ValueError, match=message):
-        PretrainingConfig(**({"max_epochs": 1} | {option: value}))
 
 
 def test_parameter_groups_of_a_decoder():
