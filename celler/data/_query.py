@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from celler._utils._kinds import genes_among
 from celler._utils._messages import collect, warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
@@ -177,6 +178,9 @@ def align_query(
     reported = set() if reported is None else reported
     reader = genes.reader(adata, of_setup, layer, reported)
     alignment, share = genes.align(reader.adata)
+    is_gene = genes_among(reader.adata.var)
+    if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():
+        reader = replace(reader, has_others=True)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
     report = genes.report(alignment, share, reader)
@@ -208,7 +212,6 @@ def token_passes(
     rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the expression of each
     gene is multiplied by ``factors (n_genes,)``.
     """
-    _check(batch_size)
     split = partial(_by_length, batch_size=batch_size, n_tokens=n_tokens)
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     for rows, tokens in prefetch(_tokenized(query, index, split, tokenizer)):
@@ -224,7 +227,6 @@ def flat_passes(
     factors: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, FlatTokens]]:
     """As :func:`token_passes`, without padding: a pass has ``batch_size`` cells in their order, or fewer."""
-    _check(batch_size)
     size = CELLS_PER_PASS if batch_size is None else batch_size
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     # Tokens of several passes are made at once: a thread that often takes the GIL would hold up the network's.
@@ -296,11 +298,6 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
             f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to {adata.n_obs - 1}."
         )
     return index.astype(np.int64) % max(1, adata.n_obs)
-
-
-def _check(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
 
 
 def _by_length(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:
