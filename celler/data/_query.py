@@ -153,7 +153,7 @@ class Query:
 
     def block(self, adata: AnnData) -> Query:
         """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
-        return replace(self, reader=ExpressionReader(adata))
+        return replace(self, reader=ExpressionReader(adata, has_others=self.reader.has_others))
 
     def values(self, rows: np.ndarray, kept: np.ndarray | None = None) -> sparse.csr_matrix:
         """Values of ``rows (n,)`` in the model's genes, or the ``kept (n_genes,)`` of them; 0 where one is missing."""
