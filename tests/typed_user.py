@@ -1,5 +1,6 @@
 """A user's script under mypy --strict: the hints of the public API, as they look from outside."""
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import anndata as ad
@@ -23,6 +24,7 @@ def annotate(reference: ad.AnnData, query: ad.AnnData) -> pd.DataFrame:
     model.annotate(query, key_added="celler")
     result = cl.tl.evaluate(query, "cell_type", "celler")
     assert_type(result, cl.tl.Evaluation)
+    assert_type(cl.tl.report(query, "report.html", truth_key="cell_type"), Path)
     model.train(max_epoch=3)  # type: ignore[call-arg]
     model.predict(query, soft="yes")  # type: ignore[arg-type]
     cl.pl.confusion(query, "cell_type", "celler", figsze=(3, 3))  # type: ignore[call-arg]

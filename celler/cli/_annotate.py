@@ -58,6 +58,7 @@ def _annotate(options: argparse.Namespace) -> None:
     inputs = [*folder, query, options.reference, options.mapping, *(options.part_of or ())]
     for path in filter(None, (options.out, options.report)):
         check_out(path, overwrite=options.overwrite, inputs=inputs, how="--overwrite")
+    _check_names(options)
     from celler.atlas._options import read_mapping
     from celler.data._formats import format_of
     from celler.data._read import read_cells
@@ -90,6 +91,14 @@ def _annotate(options: argparse.Namespace) -> None:
     print(counts[counts > 0].to_string() if options.tissue is not None else counts.to_string())
     for path in filter(None, (options.out, options.report)):
         print(f"wrote {path}")
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """Raise for names that do not say what is written."""
+    if options.out.suffix not in SEPARATORS:
+        raise UsageError(f"--out {options.out}: cells are written as .h5ad, labels as .csv or .tsv; name it so.")
+    if options.report is not None and options.report.suffix not in (".html", ".htm"):
+        raise UsageError(f"--report {options.report}: an .html is written; name it so.")
 
 
 def _write(adata: AnnData, options: argparse.Namespace, inputs: list[Any]) -> None:
@@ -143,8 +152,4 @@ def _check_annotate(options: argparse.Namespace, folder: list[str]) -> None:
         raise UsageError(f"--mapping {options.mapping}: a .csv or .tsv of two columns is needed.")
     if options.out.resolve() == Path(options.paths[-1]).resolve():
         raise FileExistsError(f"--out {options.out} is the query itself; name another file.")
-    if options.out.suffix not in SEPARATORS:
-        raise UsageError(f"--out {options.out}: cells are written as .h5ad, labels as .csv or .tsv; name it so.")
-    if options.report is not None and options.report.suffix not in (".html", ".htm"):
-        raise UsageError(f"--report {options.report}: an .html is written; name it so.")
     check_key(options.key_added, "--key-added")

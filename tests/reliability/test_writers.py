@@ -177,7 +177,7 @@ OUTS = [
     (["nothing.h5ad"], "exists; pass --overwrite"),
     (["thesis.docx/out.h5ad"], "is a file, so .* cannot be written"),
     (["."], "is a folder"),
-    (["new.zarr"], "an .h5ad is written"),
+    (["new.zarr"], "cells are written as .h5ad"),
     (["new.h5ad", "--key-added", "a/b"], "--key-added='a/b' cannot be the name of a column"),
     (["new.h5ad", "--key-added", ""], "cannot be the name of a column"),
     (["new.h5ad", "--key-added", "."], "cannot be the name of a column"),
