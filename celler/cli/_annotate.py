@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ANNOTATE = ["key_added", "cluster_key", "threshold", "unknown_label", "false_alarm_rate"]
-ANNOTATE += ["backoff", "correct_shift", "propagate"]
+ANNOTATE += ["layer", "backoff", "correct_shift", "propagate"]
 #: What is written by the end of the name of --out: the cells, or the labels with their separator.
 SEPARATORS = {".h5ad": None, "": None, ".csv": ",", ".tsv": "\t"}
 
@@ -30,6 +30,9 @@ def add_annotate(commands: Any) -> None:
     tissue = "without a model: name cells by the atlases of this tissue; several times for several, or 'all'"
     add("--tissue", action="append", metavar="TISSUE", help=tissue)
     add("--organism", choices=ORGANISMS, help="with --tissue: whose atlases (default: both)")
+    where = "where the values are: X, raw or a layer (default: that of the model, or what the query has instead)"
+    add("--layer", help=where)
+    add("--raw", action="store_const", const="raw", dest="layer", help="the same as --layer raw")
     add("--key-added", default="celler", help="column of obs to write (default: celler)")
     add("--threshold", type=float, help="lowest probability of a label; Unknown below it")
     add("--backoff", action="store_true", help="below the threshold, give the parent if it passes")
@@ -77,7 +80,8 @@ def _annotate(options: argparse.Namespace) -> None:
     adata = read_cells(query)
     if options.truth_key is not None:
         label_column(adata, options.truth_key, "--truth-key")
-    whole = None if options.part_of is None else model.adapt([read_cells(path) for path in options.part_of])
+    parts = [read_cells(path) for path in options.part_of or ()]
+    whole = model.adapt(parts, layer=options.layer) if parts else None
     model.annotate(adata, adaptation=whole, **{name: getattr(options, name) for name in ANNOTATE})
     record = adata.uns[options.key_added]
     name = folder[0] if folder else "celler-base: " + ", ".join(options.tissue)

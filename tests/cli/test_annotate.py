@@ -154,3 +154,18 @@ def test_annotate_of_each_format_gives_the_same_labels(files, tmp_path, name):
     found = pd.read_csv(tmp_path / "out.csv", index_col="cell")
     assert list(found.index) == list(query.obs_names)
     np.testing.assert_array_equal(found["celler"], trained().predict(query))
+
+
+@pytest.mark.parametrize(
+    "options", [["--layer", "counts"], ["--layer", "raw"], ["--raw"], ["--raw", "--part-of", "scaled.h5ad"]]
+)
+def test_annotate_reads_the_values_that_are_named(files, tmp_path, monkeypatch, options):
+    query = ad.read_h5ad(files / "query.h5ad")
+    expected = trained().predict(query)
+    query.layers["counts"] = query.X.copy()
+    query.raw = query.copy()
+    query.X = query.X.toarray() - 1
+    query.write_h5ad(tmp_path / "scaled.h5ad")
+    monkeypatch.chdir(tmp_path)
+    assert main(["annotate", str(files / "model"), "scaled.h5ad", "--out", "out.csv", *options]) == 0
+    np.testing.assert_array_equal(pd.read_csv("out.csv")["celler"], expected)
