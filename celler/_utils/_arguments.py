@@ -246,7 +246,6 @@ RULES = {
     "loss": Rule("one of celler.losses, such as HDM(),", lambda value: callable(value) and not isinstance(value, type)),
     "mapping: Mapping[str, str] | pd.Series | None": MAPPING,
     "mapping": _either("a dict, a Series, a table or a path", MAPPING, TABLE, PATH),
-    "mapping: Mapping[str, str] | pd.Series | None": MAPPING,
     "markers": _either("text, a list of texts, a dict or a table", NAME, LIST, MAPPING, TABLE),
     "mask_ratio": INSIDE,
     "masked_weight": AT_LEAST_0,

@@ -95,7 +95,7 @@ def markers_picture(found: Annotation) -> Picture:
         table = table[np.isin(found.names, shown)]
     whose = "markers of the reference's types" if markers else "genes that distinguish the labels"
     alt = f"Bubble chart of {whose}, by label: {len(shown)} labels."
-    return draw(lambda: marker_bubble(table, markers or None, found.key, show=False), alt)
+    return draw(lambda: marker_bubble(table, markers or None, found.key, categories_order=shown, show=False), alt)
 
 
 def clusters_picture(found: Annotation, cluster_key: str) -> Picture:
