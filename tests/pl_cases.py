@@ -86,7 +86,7 @@ def checked(adata):
 #: Each takes an AnnData of ``annotated`` and the options that all charts have.
 CHARTS = {
     "alluvial": lambda adata, **tail: pl.alluvial(adata, "cell_type", "celler", **tail),
-    "cells_by": lambda adata, **tail: pl.cells_by(getattr(adata, "obs", adata), ["cell_type", "donor"], **tail),
+    "cells_by": lambda adata, **tail: pl.cells_by(adata, ["cell_type", "donor"], **tail),
     "class_counts": lambda adata, **tail: pl.class_counts(adata, "cell_type", **tail),
     "composition": lambda adata, **tail: pl.composition(adata, "cell_type", "donor", **tail),
     "confidence": lambda adata, **tail: pl.confidence(adata, **tail),

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from math import ceil
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import Collection, PathCollection
-from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.colors import Colormap, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
@@ -40,10 +41,10 @@ LEGEND_WIDTH = 1.3
 HEADING = 0.2
 COLOR_BAR = 0.12
 SIZES = 0.3
-SIZE_LEGEND_HEIGHT = HEADING + SIZES + 0.25  # height of a legend of sizes with its heading and its numbers
 LINE = 0.19
 N_ROWS = 20  # rows in one column of a legend of names, at least
 SMALLEST = (0.2, 0.4)  # smallest part of a panel's natural width and height that is legible
+SAVED_DPI = 300
 NO_CELLS = 0.5  # place of 0 on a logarithmic axis of numbers of cells
 #: Options of a legend to the right of its axes.
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0.5}
@@ -116,8 +117,12 @@ class Chart:
             if isinstance(some, PathCollection):
                 some.set_sizes(some.get_sizes() * scale)
 
-    def finish(self, *, show: bool | None, return_fig: bool) -> Axes | dict[str, Axes] | Figure | None:
-        """Return the figure, nothing once it is shown, or the panels."""
+    def finish(
+        self, *, show: bool | None, return_fig: bool, save: str | Path | None = None
+    ) -> Axes | dict[str, Axes] | Figure | None:
+        """Save the figure; return it, nothing once it is shown, or the panels."""
+        if save is not None:
+            self.figure.savefig(save, dpi=SAVED_DPI)
         if return_fig:
             return self.figure
         if sc.settings.autoshow if show is None else show:
@@ -179,7 +184,7 @@ def open_chart(sizes: Mapping[str, tuple[float, float]], figsize: tuple[float, f
         return Chart(panels, sizes, is_new=True, has_size=figsize is not None)
     spec, used = ax.get_subplotspec(), ax.figure.canvas.figure.get_layout_engine()
     is_placed = spec is not None and not isinstance(used, PlaceHolderLayoutEngine | None)
-    frame = None if is_placed else ax.get_window_extent().frozen()
+    frame = None if is_placed else _free(ax)
     if len(sizes) == 1:
         return Chart(dict.fromkeys(sizes, ax), sizes, frame=frame)
     ax.set_axis_off()
@@ -192,6 +197,29 @@ def _divide(figure: Figure | SubFigure, spec: SubplotSpec, sizes: Mapping[str, t
     widths = [width for width, _ in sizes.values()]
     parts = spec.subgridspec(1, len(sizes), width_ratios=widths)
     return {name: figure.add_subplot(parts[i], label=name) for i, name in enumerate(sizes)}
+
+
+def _free(ax: Axes) -> Bbox:
+    """Return the pixels that a plot in ``ax`` fills: its own, and those around it up to half way to other axes."""
+    own, whole = ax.get_window_extent(), ax.figure.bbox
+    low, high = np.array(whole.min), np.array(whole.max)
+    others = [(other.get_window_extent(), other.get_tightbbox()) for other in ax.figure.axes if other is not ax]
+    others += [(text.get_window_extent(),) * 2 for text in ax.figure.texts]
+    for box, tight in others:
+        tight = tight or box
+        for side, other_side in ((0, 1), (1, 0)):
+            if box.min[other_side] >= own.max[other_side] or box.max[other_side] <= own.min[other_side]:
+                continue  # not beside each other
+            if box.min[side] >= own.max[side]:
+                high[side] = min(high[side], (own.max[side] + box.min[side]) / 2, tight.min[side])
+            elif box.max[side] <= own.min[side]:
+                low[side] = max(low[side], (own.min[side] + box.max[side]) / 2, tight.max[side])
+    return Bbox([np.minimum(low, own.min), np.maximum(high, own.max)])
+
+
+def room_of(ax: Axes) -> np.ndarray:
+    """Width and height in inches of what a plot in ``ax`` fills."""
+    return np.divide(_free(ax).size, ax.figure.dpi)
 
 
 def size_of(ax: Axes) -> np.ndarray:
@@ -236,22 +264,36 @@ def color_bar(
     right: float = 0.0,
     down: float = 0.0,
     corner: tuple[float, float] = (1, 1),
+    extend: Literal["neither", "max"] = "neither",
 ) -> Axes:
     """Draw a flat colour bar, ``right`` and ``down`` inches from a corner of ``host``."""
     top = down + HEADING * (1 + title.count("\n"))
     place = (right, -top - COLOR_BAR, LEGEND_WIDTH, COLOR_BAR)
     bar = host.inset_axes(place, transform=in_inches(host, corner))
-    host.figure.colorbar(mappable, cax=bar, orientation="horizontal")
+    host.figure.colorbar(mappable, cax=bar, orientation="horizontal", extend=extend)
     bar.set_title(title, fontsize="small", loc="left")
     bar.tick_params(labelsize="x-small")
     bar.spines[:].set_visible(False)
     return bar
 
 
-def size_legend(host: Axes, sizes: Mapping[str, float], title: str, *, right: float) -> Axes:
-    """Draw dots of the areas ``sizes`` above their names, ``right`` inches beside the host."""
-    place = (right, -HEADING - SIZES, LEGEND_WIDTH, SIZES)
-    panel = host.inset_axes(place, transform=in_inches(host, (1, 1)))
+def legend_height(title: str) -> float:
+    """Return the height of a legend of sizes with its heading and its numbers."""
+    return HEADING * (1 + title.count("\n")) + SIZES + 0.25
+
+
+def size_legend(
+    host: Axes,
+    sizes: Mapping[str, float],
+    title: str,
+    *,
+    right: float,
+    down: float = 0.0,
+    corner: tuple[float, float] = (1, 1),
+) -> Axes:
+    """Draw dots of the areas ``sizes`` above their names, ``right`` and ``down`` inches from a corner of the host."""
+    top = down + HEADING * (1 + title.count("\n"))
+    panel = host.inset_axes((right, -top - SIZES, LEGEND_WIDTH, SIZES), transform=in_inches(host, corner))
     panel.scatter(range(len(sizes)), np.zeros(len(sizes)), s=list(sizes.values()), c="0.5")
     panel.set_xticks(range(len(sizes)), list(sizes), fontsize="x-small")
     panel.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(-1, 1), yticks=[])
@@ -288,6 +330,12 @@ def shade(grey: float) -> tuple[float, float, float]:
     behind = np.array(background) if opacity == 1 else 1 - ink
     red, green, blue = grey * behind + (1 - grey) * ink
     return float(red), float(green), float(blue)
+
+
+def on_background(cmap: str | Colormap) -> str | Colormap:
+    """Return the default colour map reversed on a dark background, where its dark end would not be seen."""
+    is_dark = sum(shade(1)) < sum(shade(0))
+    return f"{cmap}_r" if cmap == "YlGnBu" and is_dark else cmap
 
 
 def name_rows(ax: Axes, names: list[str]) -> None:

@@ -11,20 +11,21 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import is_color_like, to_hex, to_rgb
 
-#: The seven colours of Okabe and Ito; each further one is the most distant from all before it, in the
-#: worst of three views: normal, protanopic and deuteranopic (OKLab, simulated after Machado et al. 2009).
+#: Six colours of Okabe and Ito, all but the yellow; each further one is the most distant from all before it, in the
+#: worst of three views: normal (at 0.6 of its distance), protanopic and deuteranopic (OKLab, simulated after Machado et
+#: al. 2009). All have a contrast of at least 2:1 to white and 2.5:1 to black.
 # fmt: off
 PALETTE = [
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#690F00", "#3C1E78", "#69F0E1",
-    "#784B5A", "#5A87FF", "#5AD296", "#1E3CB4", "#B40F00", "#5A2D4B", "#78D2FF", "#4B4B87", "#96F0A5", "#5A7878",
-    "#0F69E1", "#69C3C3", "#69B478", "#C3D25A", "#A55A4B", "#6996D2", "#4B5A1E", "#D2873C", "#3C6987", "#B43CA5",
-    "#7878D2", "#1EA5FF", "#0FE1C3", "#D2695A", "#5A0F5A", "#782D69", "#A5C369", "#2D2D96", "#B4004B", "#005AC3",
-    "#781E2D", "#A55A00", "#A56996", "#D2E178", "#69002D", "#0FA5B4", "#96E1FF", "#78E196", "#78872D", "#3C78F0",
-    "#5AB4C3", "#5AC3FF", "#78B4A5", "#F0B400", "#C37887", "#96C3E1", "#E1964B", "#699696", "#8778B4", "#78F0C3",
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#960F5A", "#5A0FF0", "#8769F0", "#874B00",
+    "#87C387", "#5A3C96", "#965A78", "#D20FC3", "#D2004B", "#B4B4C3", "#F05A69", "#5A694B", "#7800C3", "#9687D2",
+    "#4B4B69", "#A53C96", "#5AC34B", "#4B5AE1", "#96874B", "#C39696", "#F087F0", "#B49600", "#787896", "#5A78D2",
+    "#961E2D", "#1EA5B4", "#69870F", "#C396D2", "#B478F0", "#D24B96", "#B42D2D", "#F0A569", "#695A87", "#783CB4",
+    "#007878", "#783C87", "#00B487", "#2D96F0", "#D20F78", "#F05AC3", "#E1A5A5", "#D2874B", "#A54B4B", "#A58778",
+    "#783C3C", "#875AB4", "#003CD2", "#A51EF0", "#A5A569", "#3C875A", "#2DD23C", "#3C96C3", "#960F78", "#00B4D2",
 ]
 # fmt: on
 #: Colour of cells that the model rejected, by their default label.
-UNKNOWN = {"Unknown": "#BDBDBD"}
+UNKNOWN = {"Unknown": "#A6A6A6"}
 
 
 def stored_colors(data: Any, key: str | None) -> dict[str, Any]:

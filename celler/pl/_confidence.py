@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -20,7 +22,9 @@ from celler.tl._columns import label_column, share_column
 from celler.tl._evaluate import read_pair
 
 BLUE = "#0072B2"
-EMBEDDING = 4.0
+EMBEDDING = (2.8, 5.6)  # least and largest side of the embedding
+LOW_ROW = 0.15
+N_TALL = 28  # labels beyond which rows are lower and their names smaller
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -37,6 +41,7 @@ def confidence(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the confidence of predicted labels on an embedding and by label, the surest label first.
@@ -67,24 +72,29 @@ def confidence(
     _check_left_out(has_both, f"no label in {key!r} or no number in {key_of_values!r}")
     by_label = pd.Series(values[has_both]).groupby(np.asarray(labels[has_both], dtype=str))
     spread = by_label.quantile(list(QUANTILES)).unstack().sort_values(0.5, ascending=False)
-    sizes = {"labels": (2.5, ROW * len(spread))}
+    n_rows, row = len(spread), ROW if len(spread) <= N_TALL else LOW_ROW
+    sizes = {"labels": (2.5, row * n_rows)}
     if points is not None:
-        sizes = {"embedding": (EMBEDDING, EMBEDDING)} | sizes
+        side = float(np.clip(row * n_rows, *EMBEDDING))
+        sizes = {"embedding": (side, side), "labels": (2.5, max(side, row * n_rows))}
     chart = open_chart(sizes, figsize, ax)
     if points is not None:
         order = np.flatnonzero(has_both)[np.argsort(-values[has_both], kind="stable")]
         _draw_embedding(chart.panels["embedding"], points[order], values[order], cmap)
+        _name_axes(chart.panels["embedding"], str(basis))
     panel, colors = chart.panels["labels"], stored_colors(adata, key)
     strip(panel)
     panel.set(xlim=(0, 1), xlabel="confidence")
     panel.grid(axis="x", color=shade(0.92), lw=0.6)
     name_rows(panel, [f"{name} ({by_label.size()[name]:,})" for name in spread.index])
+    if row < ROW:
+        panel.tick_params(axis="y", labelsize="x-small")
     shades = [colors.get(name, BLUE) for name in spread.index]
     for (low, high), width in (((0.05, 0.95), 1.0), ((0.25, 0.75), 4.0)):
         panel.hlines(range(len(spread)), spread[low], spread[high], colors=shades, lw=width)
     panel.scatter(spread[0.5], range(len(spread)), s=20, c="white", edgecolors="0.15", zorder=3)
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 @document
@@ -101,6 +111,7 @@ def reliability(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the reliability diagram: the accuracy of the cells at each confidence.
@@ -140,7 +151,7 @@ def reliability(
     text = f"ECE {error:.3f}\naccuracy {is_correct.mean():.3f}\n{len(values):,} cells"
     panel.legend(title=text, alignment="left", **BESIDE)
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 def _embedding(adata: AnnData, basis: str) -> np.ndarray:
@@ -163,7 +174,15 @@ def _draw_embedding(panel: Axes, points: np.ndarray, values: np.ndarray, cmap: s
     dots = panel.scatter(x, y, s=area, c=values, cmap=cmap, norm=Normalize(0, 1), lw=0, rasterized=True)
     panel.set(xticks=[], yticks=[])
     strip(panel)
-    color_bar(panel, dots, "Confidence", down=0.1, corner=(0, 0))
+    color_bar(panel, dots, "Confidence", down=0.3, corner=(0, 0))
+
+
+def _name_axes(panel: Axes, basis: str) -> None:
+    """Name the axes as scanpy does: UMAP1 and UMAP2 for "X_umap"."""
+    name = basis.removeprefix("X_")
+    name = {"pca": "PC", "tsne": "tSNE"}.get(name, name.upper())
+    panel.set_xlabel(f"{name}1", loc="left", fontsize="small")
+    panel.set_ylabel(f"{name}2", loc="bottom", fontsize="small")
 
 
 def _outcomes(

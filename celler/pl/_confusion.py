@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,17 +20,18 @@ from scipy.cluster import hierarchy
 from celler._utils._arguments import checked
 from celler.pl._chart import (
     ROW,
-    SIZE_LEGEND_HEIGHT,
     color_bar,
+    legend_height,
     name_rows,
     note_beside,
+    on_background,
     open_chart,
     room_beside,
     shade,
     size_legend,
     size_of,
 )
-from celler.pl._colors import contrast
+from celler.pl._colors import UNKNOWN, contrast
 from celler.pl._docs import document
 from celler.tl._columns import share_column
 from celler.tl._evaluate import Pair, read_pair, read_parents
@@ -41,41 +43,70 @@ LARGEST_DOT = (72 * ROW * 1.1) ** 2 * np.pi / 4
 Block = tuple[str, int, int]  # a parent, and the first and the last row of its classes
 
 
-def cross(
-    data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None
-) -> tuple[pd.DataFrame, list[Block]]:
-    """Count the cells of each given class, the rows, and predicted class; those of the same parent are together."""
+class Crossed(NamedTuple):
+    """Cells of each given class, the rows, and predicted class; rows of the same parent are together.
+
+    The first ``n_own`` columns are classes of the rows, in their order. It is 0 where the names differ: each column
+    then stands by the row that most of its cells come from.
+    """
+
+    counts: pd.DataFrame
+    blocks: list[Block]
+    n_own: int
+
+
+def cross(data: AnnData | pd.DataFrame, cells: Pair, parents: Mapping[str, str] | str | None) -> Crossed:
+    """Count the cells of each given and predicted class; classes that nobody predicts have no column."""
     counts = pd.crosstab(cells.truth, cells.prediction)
     names = list(counts.index)
-    others = [name for name in counts.columns if name not in counts.index]
-    counts = counts.reindex(columns=names + others, fill_value=0)
+    is_own = has_own_names(counts)
     ordered: list[str] = []
     blocks: list[Block] = []
     if parents is None:
-        ordered = by_similarity(counts)
+        ordered = by_similarity(counts, is_own)
     else:
         parent_of = read_parents(data, parents, cells)
         families = pd.crosstab(*([parent_of.get(name, name) for name in labels] for labels in cells[:2]))
-        for parent in by_similarity(families):
-            children = by_similarity(counts[[parent_of[name] == parent for name in names]])
+        for parent in by_similarity(families, has_own_names(families)):
+            children = by_similarity(counts[[parent_of[name] == parent for name in names]], is_own)
             blocks.append((parent, len(ordered), len(ordered) + len(children) - 1))
             ordered += children
-    return counts.loc[ordered, ordered + others], blocks
+    counts = counts.loc[ordered]
+    own = [name for name in ordered if name in counts.columns] if is_own else []
+    others = counts.drop(columns=own)
+    # by the row of most cells, then by that of the average cell; rejected cells last
+    rows = np.arange(len(counts))
+    place = {
+        name: (name in UNKNOWN, int(column.argmax()), float(rows @ column / column.sum()))
+        for name, column in zip(others.columns, others.to_numpy().T, strict=True)
+    }
+    return Crossed(counts[own + sorted(others.columns, key=lambda name: place[name])], blocks, len(own))
 
 
-def by_similarity(counts: pd.DataFrame) -> list[str]:
+def has_own_names(counts: pd.DataFrame) -> bool:
+    """Whether at least half of the predicted classes have the names of given ones."""
+    predicted = counts.columns.difference(list(UNKNOWN))
+    return 2 * int(predicted.isin(counts.index).sum()) >= len(predicted)
+
+
+def by_similarity(counts: pd.DataFrame, is_own: bool) -> list[str]:
     """Order the rows so that classes confused with each other are neighbours.
 
-    The order is that of the leaves of an average linkage. The distance of two classes is 1 minus the
-    mean share of their cells that are predicted as the other class.
+    The order is that of the leaves of an average linkage. The distance of two classes is 1 minus the mean share of
+    their cells that are predicted as the other class. Where names differ, it is 1 minus the share of predictions that
+    the two have in common.
     """
     names = list(counts.index)
     if len(names) < 3:
         return names
     n_cells = counts.to_numpy().sum(axis=1, keepdims=True)
-    shares = counts.reindex(columns=names, fill_value=0).to_numpy() / n_cells
-    distance = 1 - (shares + shares.T) / 2
-    pairs = distance[np.triu_indices(len(names), k=1)]
+    if is_own:
+        shares = counts.reindex(columns=names, fill_value=0).to_numpy() / n_cells
+        distance = 1 - (shares + shares.T) / 2
+    else:
+        shares = counts.to_numpy() / n_cells
+        distance = np.array([1 - np.minimum(share, shares).sum(axis=1) for share in shares])
+    pairs = np.maximum(distance[np.triu_indices(len(names), k=1)], 0)
     tree = hierarchy.linkage(pairs, "average", optimal_ordering=True)
     return [names[leaf] for leaf in hierarchy.leaves_list(tree)]
 
@@ -94,12 +125,14 @@ def prediction_bubble(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot given against predicted labels as dots, with the confidence of the predictions.
 
     The area of a dot is the share of the given class's cells that got this prediction. Its colour is their mean
-    confidence, or grey if none has one. Columns are ordered as the rows; predicted classes that are not given follow.
+    confidence, or grey if none has one. Columns are in the order of the rows, then classes that are only predicted.
+    Where names differ, as those of clusters do, each column stands by its best match.
 
     Parameters
     ----------
@@ -116,19 +149,20 @@ def prediction_bubble(
     cells = read_pair(adata, truth_key, prediction_key)
     key = f"{prediction_key}_confidence" if confidence_key is None else confidence_key
     confidence = share_column(adata, key, "confidence_key")[cells.rows]
-    counts, blocks = cross(adata, cells, parents)
+    crossed = cross(adata, cells, parents)
+    counts = crossed.counts
     by_pair = pd.Series(confidence).groupby([cells.truth, cells.prediction]).mean()
     means = by_pair.unstack().reindex(index=counts.index, columns=counts.columns)
     n_rows, n_columns = counts.shape
     chart = open_chart({"main": (ROW * n_columns, ROW * n_rows)}, figsize, ax)
     panel = chart.first
-    _frame(panel, counts, blocks, truth_key, prediction_key)
+    _frame(panel, crossed, truth_key, prediction_key)
     style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 1), "ec": "0.3", "lw": 0.4}
     titles = ("Share of given cells (%)", "Mean probability")
     drawn = draw_shares(panel, counts, means.to_numpy(dtype=float), titles, **style)
     chart.arrange(title)
     chart.shrink(ROW, *drawn)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 @document
@@ -144,12 +178,14 @@ def confusion(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the confusion matrix: the percentage of each given class that is predicted as each class.
 
-    Rows sum to 100 %; white is 0 cells. The number of cells follows the name of the class. Columns are ordered as the
-    rows; predicted classes that are not given follow.
+    Rows sum to 100 %; white is 0 cells. The number of cells follows the name of the class. Columns are in the order of
+    the rows, then classes that are only predicted. Where names differ, as those of clusters do, each column stands by
+    its best match.
 
     Parameters
     ----------
@@ -158,26 +194,28 @@ def confusion(
     $parents
         Lines separate the parents.
     cmap
-        Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
+        Colour map of 0 to 100 %. The default can be read without colour vision and in grey; it is reversed on a dark
+        background.
     $layout_and_example
     >>> cl.pl.confusion(query, "cell_type", "celler")
     """
-    counts, blocks = cross(adata, read_pair(adata, truth_key, prediction_key), parents)
+    crossed = cross(adata, read_pair(adata, truth_key, prediction_key), parents)
+    counts = crossed.counts
     percent = 100 * shares_of(counts)
     n_rows, n_columns = percent.shape
     has_numbers = n_columns <= N_WITH_NUMBERS
     step = WIDE if has_numbers else ROW
     chart = open_chart({"main": (step * n_columns, step * n_rows)}, figsize, ax)
     panel = chart.first
-    _frame(panel, counts, blocks, truth_key, prediction_key)
+    _frame(panel, crossed, truth_key, prediction_key)
     edges = np.arange(-0.5, n_columns), np.arange(-0.5, n_rows)
-    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": cmap}
+    style: dict[str, Any] = {"edgecolors": shade(0.9), "linewidth": 0.3, "cmap": on_background(cmap)}
     mesh = panel.pcolormesh(*edges, np.ma.masked_equal(percent, 0), vmin=0, vmax=100, **style)
     color_bar(panel, mesh, "Share of given cells (%)", right=room_beside(panel))
     chart.arrange(title)
     if has_numbers and (size_of(panel) > 0.99 * ROW * np.array([n_columns, n_rows])).all():
         _write_numbers(panel, percent, mesh)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 def shares_of(counts: pd.DataFrame) -> np.ndarray:
@@ -218,21 +256,23 @@ def draw_shares(
     right = room_beside(panel)
     steps = {f"{percent}": LARGEST_DOT * percent / 100 for percent in (5, 25, 50, 100)}
     legend = size_legend(panel, steps, titles[0], right=right)
-    color_bar(panel, dots, titles[1], right=right, down=SIZE_LEGEND_HEIGHT)
+    color_bar(panel, dots, titles[1], right=right, down=legend_height(titles[0]))
     return [dots, *legend.collections]
 
 
-def _frame(panel: Axes, counts: pd.DataFrame, blocks: list[Block], truth_key: str, prediction_key: str) -> None:
+def _frame(panel: Axes, crossed: Crossed, truth_key: str, prediction_key: str) -> None:
     """Write rows, columns and parents; draw lines between parents and before additional columns."""
-    n_rows, n_columns = counts.shape
+    counts, blocks, n_own = crossed
     name_axes(panel, counts, f"predicted: {prediction_key}", f"given: {truth_key}")
     line: dict[str, Any] = {"color": shade(0.35), "lw": 0.8}
-    if n_columns > n_rows:
-        panel.axvline(n_rows - 0.5, **line)
+    if 0 < n_own < counts.shape[1]:
+        panel.axvline(n_own - 0.5, **line)
     for parent, first, last in blocks:
         if first > 0:
             panel.axhline(first - 0.5, **line)
-            panel.axvline(first - 0.5, **line)
+            before = counts.columns[:n_own].isin(counts.index[:first]).sum()
+            if 0 < before < n_own:
+                panel.axvline(before - 0.5, **line)
         note_beside(panel, parent, (first + last) / 2)
 
 

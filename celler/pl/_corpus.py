@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -14,6 +16,7 @@ from celler._utils._arguments import checked
 from celler._utils._messages import column
 from celler.pl._chart import ROW, name_legend, name_rows, open_chart, strip, write_counts
 from celler.pl._docs import document
+from celler.tl._columns import natural_key, table_of
 
 COLORS = {"all cells": "#56B4E9", "for testing": "#D55E00"}
 
@@ -21,7 +24,7 @@ COLORS = {"all cells": "#56B4E9", "for testing": "#D55E00"}
 @document
 @checked
 def cells_by(
-    counts: pd.DataFrame,
+    counts: AnnData | pd.DataFrame,
     columns: Sequence[str] = ("tissue", "disease", "cell_type"),
     *,
     n_most: int = 25,
@@ -29,6 +32,7 @@ def cells_by(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each value of several columns, most frequent first.
@@ -38,8 +42,8 @@ def cells_by(
     Parameters
     ----------
     counts
-        Table with a row per combination of values and a column ``cells``, such as ``cl.atlas.summary(out).counts``.
-        Without a column ``cells`` each row is one cell, as in ``adata.obs``.
+        Cells, or a table of them. A table with a column ``cells``, such as ``cl.atlas.summary(out).counts``, has a row
+        for each combination of values.
     columns
         Columns of the table; each gets a panel of its name.
     n_most
@@ -54,9 +58,10 @@ def cells_by(
         If a column does not exist. The message names the closest one.
 
     $example
-    >>> cl.pl.cells_by(query.obs, ["cell_type", "celler"])
+    >>> cl.pl.cells_by(query, ["cell_type", "celler"])
     """
-    tables = {name: _table(counts, name, n_most) for name in columns}
+    table, place = table_of(counts)
+    tables = {name: _table(table, place, name, n_most) for name in columns}
     sizes = {name: (2.0, ROW * len(table)) for name, table in tables.items()}
     chart = open_chart(sizes, figsize, ax)
     for name, table in tables.items():
@@ -76,17 +81,17 @@ def cells_by(
     if any(table["test"].any() for table in tables.values()):
         name_legend(chart.panels[list(tables)[-1]], COLORS)
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
-def _table(counts: pd.DataFrame, name: str, n_most: int) -> pd.DataFrame:
+def _table(counts: pd.DataFrame, place: str, name: str, n_most: int) -> pd.DataFrame:
     """All cells and those for testing of each value, most cells first; the rest in one row."""
-    values = column(counts, name, "columns", "the table").astype(object)
+    values = column(counts, name, "columns", place).astype(object)
     cells = counts["cells"] if "cells" in counts else pd.Series(1, counts.index)
     split = counts["split"] if "split" in counts else pd.Series("", counts.index)
     rows = pd.DataFrame({"cells": cells, "test": cells.where(split.astype(str) == "test", 0)})
     table = rows.groupby(values.where(values.notna(), "none").astype(str)).sum().astype(int)
-    table = table.sort_values("cells", ascending=False, kind="stable")
+    table = table.loc[sorted(table.index, key=natural_key)].sort_values("cells", ascending=False, kind="stable")
     if len(table) > n_most:
         shown, rest = table.iloc[: n_most - 1], table.iloc[n_most - 1 :]
         table = pd.concat([shown, rest.sum().rename(f"{len(rest):,} others").to_frame().T])

@@ -24,9 +24,12 @@ prediction_key
 figsize
     Width and height in inches. None makes the figure as large as the plot needs.
 ax
-    Axes to draw in. The plot and its text stay inside them, or get room from the figure's layout engine.
+    Axes to draw in. The plot and its text fill them and the margins around them, or get room from the figure's
+    layout engine.
 show
-    Whether to show the figure. None uses ``scanpy.settings.autoshow``.""",
+    Whether to show the figure. None uses ``scanpy.settings.autoshow``.
+save
+    File to write the figure to, with 300 dots per inch. Its ending, such as ".pdf", is the format.""",
     "returns": """return_fig
     Whether to return the figure instead of the axes.
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,11 +41,12 @@ def history(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the training curves: losses, validation macro-F1 and the share of replayed cells.
 
-    The band around macro-F1 is one standard error, the ring marks the epoch whose weights are kept. The training
+    The band around macro-F1 is one standard error, the dashed line marks the epoch whose weights are kept. The training
     loss is the loss that was minimised, the validation loss is cross-entropy: compare the shapes of the curves, not
     their heights.
 
@@ -50,7 +55,7 @@ def history(
     curves
         :attr:`celler.model.Celler.history`, or a table with a row per epoch and at least one of the
         columns ``train_loss``, ``validation_loss``, ``validation_macro_f1`` and ``replayed_share``.
-        Each panel is drawn if it has a curve: "loss", "macro_f1" and "replayed". ``is_kept`` places the ring.
+        Each panel is drawn if it has a curve: "loss", "macro_f1" and "replayed". ``is_kept`` places the dashed line.
     $panels
 
     Raises
@@ -81,21 +86,32 @@ def history(
         panel.grid(color=shade(0.92), lw=0.6)
         for column in known[name]:
             _draw(panel, curves, column)
+    _mark_kept(chart.panels, curves)
     if len(known["loss"]) > 1:
         chart.panels["loss"].legend(frameon=False, fontsize="small")
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 def _draw(panel: Axes, curves: pd.DataFrame, name: str) -> None:
-    """Draw a curve, with a band of one standard error and a ring at the kept epoch if the table has them."""
+    """Draw a curve, with a band of one standard error if the table has it."""
     values, (label, color) = curves[name].dropna(), CURVES[name]
     panel.plot(values.index, values, "o-", color=color, ms=3, lw=1.4, label=label)
     if f"{name}_error" in curves:
         error = curves.loc[values.index, f"{name}_error"]
         low, high = values - error, values + error
         panel.fill_between(values.index, low, high, color=color, alpha=0.2, lw=0)
-    if name == "validation_macro_f1" and "is_kept" in curves:
-        kept = values[curves.loc[values.index, "is_kept"].astype(bool)]
-        ring = panel.plot(kept.index, kept, "o", mfc="none", mec=shade(0), ms=8, mew=1.2, label="kept")
-        panel.legend(handles=ring, frameon=False, fontsize="small")
+
+
+def _mark_kept(panels: Mapping[str, Axes], curves: pd.DataFrame) -> None:
+    """Draw a line at the kept epoch in each panel, and ring and name its macro-F1."""
+    if "is_kept" not in curves or not curves["is_kept"].any():
+        return
+    epoch = curves.index[curves["is_kept"].astype(bool)][-1]
+    for panel in panels.values():
+        panel.axvline(epoch, color=shade(0.45), lw=0.8, ls="--", zorder=0)
+    name, panel = "validation_macro_f1", panels.get("macro_f1")
+    if panel is not None and np.isfinite(curves.loc[epoch, name]):
+        text = f"epoch {epoch} is kept: {curves.loc[epoch, name]:.3f}"
+        ring = panel.plot(epoch, curves.loc[epoch, name], "o", mfc="none", mec=shade(0), ms=8, mew=1.2, label=text)
+        panel.legend(handles=ring, frameon=False, fontsize="small", loc="lower right")

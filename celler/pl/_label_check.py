@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from celler._utils._arguments import checked
-from celler.pl._chart import ROW, note_beside, open_chart, shade
+from celler.pl._chart import ROW, note_beside, on_background, open_chart, shade
 from celler.pl._confusion import draw_shares, name_axes
 from celler.pl._docs import document
 from celler.tl._label_check import LabelCheck
@@ -26,6 +27,7 @@ def label_check(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot labels against the types whose markers the cells express, to see which types the labels miss.
@@ -40,7 +42,8 @@ def label_check(
     check
         Result of :meth:`celler.model.Celler.check_labels`.
     cmap
-        Colour map of 0 to 100 %. The default can be read without colour vision and in grey.
+        Colour map of 0 to 100 %. The default can be read without colour vision and in grey; it is reversed on a dark
+        background.
     $layout_and_example
     >>> query.obs["celler"] = query.obs["celler"].replace("CD56+ NK", "CD8+ Cytotoxic T")
     >>> cl.pl.label_check(model.check_labels(query))
@@ -61,10 +64,10 @@ def label_check(
         panel.axhline(len(missed) - 0.5, color=shade(0.35), lw=0.8)
     for row, markers in enumerate(check.table["markers"]):
         note_beside(panel, markers, row)
-    style: dict[str, Any] = {"cmap": cmap, "norm": Normalize(0, 100)}
+    style: dict[str, Any] = {"cmap": on_background(cmap), "norm": Normalize(0, 100)}
     style |= {"ec": np.where(is_missed, "tab:red", "0.3"), "lw": np.where(is_missed, 1.6, 0.4)}
     titles = ("Share of the type (%)", "Expression of its\nmarkers (%)")
     drawn = draw_shares(panel, counts, 100 * strength.to_numpy(), titles, **style)
     chart.arrange(title)
     chart.shrink(ROW, *drawn)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import cycle, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def class_counts(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
     """Plot the number of cells of each class on a logarithmic axis, and where the tail begins.
@@ -64,7 +66,8 @@ def class_counts(
     ----------
     data
         Cells, or a table with the column ``key``; or numbers of cells by class, such as ``value_counts()`` of pandas;
-        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells`` is drawn.
+        or a table of :func:`celler.metrics.per_class`, whose column ``reference_cells``, or else ``query_cells``, is
+        drawn.
     key
         Column of labels. None if ``data`` holds numbers of cells.
     $layout
@@ -97,7 +100,7 @@ def class_counts(
             text = f"{band}: {len(members)}, {share:.1%} of cells"
             _bracket(panel, (members[0] - 0.4, members[-1] + 0.4), text, BANDS[band])
     chart.arrange(title)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 @document
@@ -109,16 +112,18 @@ def f1_by_frequency(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Axes | dict[str, Axes] | Figure | None:
-    """Plot the F1 of each class against its number of reference cells, for one or several methods.
+    """Plot the F1 of each class against its number of cells, for one or several methods.
 
     The flat lines are a method's mean F1 of the head, medium and tail classes.
 
     Parameters
     ----------
     tables
-        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` and ``f1``, such as
+        Table with a row per class and the columns, or the index, ``class``, ``reference_cells`` (or else
+        ``query_cells``) and ``f1``, such as
         the result of :func:`celler.tl.evaluate` or :func:`celler.metrics.per_class`. For several methods, tables by
         name of the method, or a table with a column ``method``; several rows of a class, such as seeds, are averaged.
     $layout
@@ -137,7 +142,8 @@ def f1_by_frequency(
     """
     rows = _tidy(tables)
     wide = rows.pivot_table(index="class", columns="method", values="f1", sort=False)
-    cells = rows.groupby("class")["reference_cells"].mean().sort_values(kind="stable")
+    counted = _counted(rows)
+    cells = rows.groupby("class")[counted].mean().sort_values(kind="stable")
     wide = wide.loc[cells.index]
     sizes = np.maximum(cells.to_numpy(dtype=float), NO_CELLS)
     colors = color_classes(wide.columns)
@@ -147,7 +153,7 @@ def f1_by_frequency(
     low, high = sizes.min() / 1.3, sizes.max() * 1.3
     strip(panel)
     count_axis(panel, low, high)
-    panel.set_xlabel("reference cells of the class", labelpad=16)
+    panel.set_xlabel(f"{counted.replace('_', ' ')} of the class", labelpad=16)
     panel.set(ylim=(-0.03, 1.03), ylabel="F1")
     places = apart(np.log(sizes / low) / np.log(high / low), APART / width)
     x = low * (high / low) ** places
@@ -163,7 +169,7 @@ def f1_by_frequency(
     plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
     chart.arrange(title)
     _lead(panel, names, places)
-    return chart.finish(show=show, return_fig=return_fig)
+    return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
 def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: str | None) -> pd.Series:
@@ -178,7 +184,8 @@ def _count(data: AnnData | pd.DataFrame | pd.Series | Mapping[str, int], key: st
                 f"data={type(data).__name__} was given without a key; pass key=, or a table with the "
                 "columns class and reference_cells."
             )
-        return _by_class(data).set_index("class")["reference_cells"].astype(int)
+        table = _by_class(data)
+        return table.set_index("class")[_counted(table)].astype(int)
     notes: list[str] = []
     labels = label_column(data, key, "key")
     note_unlabelled(labels, key, notes)
@@ -194,10 +201,15 @@ def _by_class(table: Any) -> pd.DataFrame:
             f"tables={type(table).__name__} was given; pass a table with a row per class, such as cl.tl.evaluate gives."
         )
     table = table if "class" in table else table.rename_axis("class").reset_index()
-    for name in ("class", "reference_cells"):
+    for name in ("class", _counted(table)):
         if name not in table:
             raise KeyError(f"The table has no column {name!r}.{closest(name, table)}")
     return table.assign(**{"class": table["class"].astype(str)})
+
+
+def _counted(table: pd.DataFrame) -> str:
+    """Return the column with the cells of each class: of the reference, or else of the query."""
+    return "reference_cells" if "reference_cells" in table or "query_cells" not in table else "query_cells"
 
 
 def _tidy(tables: Any) -> pd.DataFrame:

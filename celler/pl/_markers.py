@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import Collection
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.text import Text
+from matplotlib.colors import Colormap
 from scanpy.plotting import DotPlot
 
 from celler._utils._arguments import checked
-from celler._utils._messages import listed, warn
+from celler._utils._messages import closest, listed, warn
 from celler._utils._text import as_names, found_names
-from celler.pl._chart import SIZE_LEGEND_HEIGHT, Chart, above, beside, color_bar, open_chart, room_beside, size_legend
+from celler.pl._bubble import Look, draw
+from celler.pl._chart import on_background, shade
 from celler.pl._docs import document
-from celler.tl._columns import N_LISTED, label_column, note_unlabelled, with_closest
-from celler.tl._markers import Source, check_state, check_values, find_source, rank_markers, read_columns
+from celler.tl._columns import N_LISTED, in_natural_order, label_column, note_unlabelled, with_closest
+from celler.tl._markers import Source, check_state, check_values, find_source, rank_markers, read_logs
 
-# Lengths are inches, as in figsize.
-CELL = 0.28
-DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}  # depth of the brackets and of the tree
 MARKERS_PER_GROUP = {12: 3, 30: 2}  # markers chosen for each group, by the largest number of groups; one beyond that
 COLOR_NOTES = {"var": "\n(scaled per gene)", "group": "\n(scaled per group)"}
 
@@ -49,9 +43,11 @@ def _names_in(genes: Iterable[Any]) -> list[str]:
     return [name for name in dict.fromkeys(as_names(genes)) if name]
 
 
-def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: list[str]) -> pd.DataFrame:
-    """Return the best markers of each group, fewer if there are many groups."""
-    groups = label_column(adata, groupby, "groupby").categories
+def automatic_markers(
+    adata: AnnData, groupby: str, layer: str | None, notes: list[str], order: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Return the best markers of each group, in natural or this order, fewer if there are many groups."""
+    groups = pd.Index(in_natural_order(label_column(adata, groupby, "groupby")).categories if order is None else order)
     n_genes = next((n for most, n in MARKERS_PER_GROUP.items() if len(groups) <= most), 1)
     markers = rank_markers(adata, groupby, n_genes, layer=layer)
     without = groups.difference(markers["group"], sort=False)
@@ -59,6 +55,9 @@ def automatic_markers(adata: AnnData, groupby: str, layer: str | None, notes: li
         raise ValueError(f"No gene tells the groups of {groupby!r} apart; pass markers.")
     if len(without):
         notes.append(f"No gene leads in {listed(without)}: without markers.")
+    if order is not None:
+        kept = groups.difference(without, sort=False).rename("group")
+        markers = markers.set_index("group").loc[kept].reset_index()
     return markers
 
 
@@ -95,7 +94,7 @@ def small_copy(adata: AnnData, source: Source, genes: Iterable[str], groups: pd.
     """Return an AnnData of the cells that have a group and of ``genes`` only."""
     genes = list(dict.fromkeys(genes))
     labelled = np.flatnonzero(groups.codes >= 0)
-    values = read_columns(source, source.gene_names.get_indexer_for(genes))[labelled]
+    values = read_logs(source, source.gene_names.get_indexer_for(genes))[labelled]
     check_values(values.data, source.name, adata)
     check_state(source.state, source.name, adata)
     obs = pd.DataFrame({groupby: groups[labelled]}, index=pd.RangeIndex(len(labelled)).astype(str))
@@ -120,8 +119,14 @@ def marker_bubble(
     markers: str | Sequence[str] | Mapping[str, str | Sequence[str]] | pd.DataFrame | None = None,
     groupby: str = "celler",
     *,
+    categories_order: Sequence[str] | None = None,
     layer: str | None = None,
+    use_raw: bool | None = None,
     standard_scale: Literal["var", "group"] | None = None,
+    vmin: float = 0.0,
+    vmax: float | None = None,
+    dot_min: float = 0.05,
+    dot_max: float | None = None,
     swap_axes: bool = False,
     dendrogram: bool = False,
     cmap: str | Colormap = "YlGnBu",
@@ -129,12 +134,14 @@ def marker_bubble(
     figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
+    save: str | Path | None = None,
     return_fig: bool = False,
 ) -> DotPlot | dict[str, Axes] | None:
     """Plot marker genes against cell types, one dot each, with :class:`scanpy.pl.DotPlot`.
 
     The area of a dot grows with the share of the group's cells that express the gene. Its colour is the mean over all
-    cells of the group, zeros included. Pass log-normalised values; means of counts are labelled in the legend.
+    cells of the group, zeros included. Counts are drawn as log1p of counts per 10,000, logarithms as they are.
+    Brackets group the genes, unless their labels repeat the names of the rows.
 
     Parameters
     ----------
@@ -147,18 +154,30 @@ def marker_bubble(
         groups and one for more than 30.
     groupby
         Column of ``adata.obs`` with the groups. Unused categories and, with a warning, unlabelled cells are left out.
+    categories_order
+        Groups from top to bottom; others are left out. None is the order of the categories, "2" before "10".
     layer
         Layer with the values, "X" or "raw". None uses ``X``, or ``adata.raw`` if X is scaled or lacks markers. Scaled
         values are an error, since their sign does not show expression.
+    use_raw
+        True is ``layer="raw"`` and False ``layer="X"``, as in scanpy.
     standard_scale
         "var" scales the means of each gene to 0 to 1, "group" those of each group.
+    vmin, vmax
+        Means of the first and the last colour. ``vmax=None`` is the highest mean, or less if few genes are far stronger
+        than all others, which would make these pale; an arrow at the end of the colour bar says so.
+    dot_min
+        Share of cells below which no dot is drawn.
+    dot_max
+        Share of cells of the largest dot. None is the largest share, rounded up to a tenth.
     swap_axes
         Whether genes are rows and groups columns, for many genes and few groups.
     dendrogram
         Whether to order groups by similarity and draw their tree: that of ``scanpy.tl.dendrogram`` if it has the same
         groups, else one of ``obsm["X_pca"]``, else one of the markers.
     cmap
-        Colour map of the means. The default can be read without colour vision and in grey.
+        Colour map of the means. The default can be read without colour vision and in grey; it is reversed on a dark
+        background.
     $frame
     return_fig
         Whether to return the :class:`scanpy.pl.DotPlot`, not yet drawn, to refine it.
@@ -176,58 +195,104 @@ def marker_bubble(
     >>> markers = {"T cells": ["CD3D", "CD3E", "IL32"], "B": ["CD79A", "CD79B"], "NK": ["NKG7", "GNLY"]}
     >>> cl.pl.marker_bubble(cells, markers, groupby="cell_type")
     """
-    _check_options(standard_scale, ax)
+    _check_options(standard_scale, ax, has_order=categories_order is not None, has_tree=dendrogram)
+    if return_fig and save is not None:
+        raise ValueError("return_fig=True gives a DotPlot that is not drawn yet; save it with its own savefig().")
     notes: list[str] = []
-    groups = label_column(adata, groupby, "groupby")
-    note_unlabelled(groups, groupby, notes)
+    layer = _layer(layer, use_raw)
+    groups = _groups(adata, groupby, categories_order, notes)
     if markers is None:
-        markers = automatic_markers(adata, groupby, layer, notes)
+        markers = automatic_markers(adata, groupby, layer, notes, categories_order and list(groups.categories))
     by_label = markers_by_label(markers)
     source = find_source(adata, layer, list(chain.from_iterable(by_label.values())))
     known = known_markers(by_label, source, notes)
     genes = list(chain.from_iterable(known.values()))
     table = small_copy(adata, source, genes, groups, groupby)
-    values: np.ndarray = table.to_df().to_numpy()
-    is_blank = not values.any()
-    dot_plot = sc.pl.DotPlot(
-        table,
-        genes if list(known) == [""] else known,
-        groupby,
-        title=title,
-        figsize=figsize,
-        standard_scale=standard_scale,
-        ax=ax,
-        vmin=0,
-        vmax=1 if standard_scale or is_blank else None,
-    )
+    if vmax is None:
+        vmax = robust_maximum(table, groupby) if standard_scale is None else 1.0
+    names, last = genes if list(known) == [""] else known, vmax if vmax > vmin else vmin + 1
+    frame: dict[str, Any] = {"title": title, "figsize": figsize, "ax": ax}
+    dot_plot = sc.pl.DotPlot(table, names, groupby, standard_scale=standard_scale, vmin=vmin, vmax=last, **frame)
     # The means are scaled by now; with swapped axes scanpy 1.11 would scale them again, along the wrong axis.
     dot_plot.standard_scale = None
+    dot_plot.dot_size_df = dot_plot.dot_size_df.where(dot_plot.dot_size_df >= dot_min, 0)
     if dendrogram:
         _add_dendrogram(dot_plot, adata, groups, notes)
     if swap_axes:
         dot_plot.swap_axes()
-    dot_plot.style(cmap=cmap, dot_max=1 if is_blank else None)
-    color_title = "Mean expression" + _color_note(values, standard_scale)
-    dot_plot.legend(size_title="Share of cells (%)", colorbar_title=color_title)
+    dot_plot.style(
+        cmap=on_background(cmap),
+        dot_edge_color=shade(0),
+        dot_max=dot_max if dot_plot.dot_size_df.to_numpy().any() else 1,
+    )
+    titles = _titles(dot_min, standard_scale, is_log=source.state.is_log)
+    dot_plot.legend(size_title=titles[0], colorbar_title=titles[1])
     if notes:
         warn(" ".join(notes))
     if return_fig:
         return dot_plot
-    return _draw(dot_plot, figsize).finish(show=show, return_fig=False)
+    highest = float(dot_plot.dot_color_df.to_numpy().max())
+    look = Look(groups.value_counts().to_dict(), titles, highest, _add_something(known, dot_plot))
+    return draw(dot_plot, look, figsize).finish(show=show, return_fig=False, save=save)
 
 
-def _check_options(standard_scale: str | None, ax: Axes | None) -> None:
+def robust_maximum(table: AnnData, groupby: str) -> float:
+    """Return the mean of the last colour.
+
+    It is the highest mean of a gene that is no outlier among the genes (Tukey's fence), so that few genes do not make
+    all others pale, but at least half of the highest, so that colours of the strong ones can still be told apart.
+    """
+    highest = table.to_df().groupby(table.obs[groupby].array, observed=True).mean().max().to_numpy()
+    low, high = np.quantile(highest, [0.25, 0.75])
+    usual = highest[highest <= high + 1.5 * (high - low)]
+    return float(max(usual.max(), highest.max() / 2))
+
+
+def _layer(layer: str | None, use_raw: bool | None) -> str | None:
+    if use_raw is None:
+        return layer
+    if layer is not None:
+        raise ValueError(f"layer={layer!r} and use_raw={use_raw} were given; pass one of them.")
+    return "raw" if use_raw else "X"
+
+
+def _groups(adata: AnnData, groupby: str, order: Sequence[str] | None, notes: list[str]) -> pd.Categorical:
+    """Return the group of each cell, in the user's order or in a natural one."""
+    groups = label_column(adata, groupby, "groupby")
+    note_unlabelled(groups, groupby, notes)
+    if order is None:
+        return in_natural_order(groups)
+    names = list(dict.fromkeys(map(str, order)))
+    if unknown := [name for name in names if name not in groups.categories]:
+        raise ValueError(
+            f"categories_order names {listed(unknown)}, no group of {groupby!r}."
+            f"{closest(unknown[0], groups.categories)} Its groups: {listed(groups.categories, 30)}."
+        )
+    return groups.set_categories(names)
+
+
+def _add_something(known: Mapping[str, Sequence[str]], dot_plot: DotPlot) -> bool:
+    """Whether the labels of the brackets are not just the names of the rows in their order."""
+    rows = dot_plot.categories_order if dot_plot.categories_order is not None else dot_plot.dot_size_df.index
+    shown = dot_plot.var_groups.labels if dot_plot.var_groups else list(known)
+    return [name for name in rows if name in known] != list(shown)
+
+
+def _check_options(standard_scale: str | None, ax: Axes | None, *, has_order: bool, has_tree: bool) -> None:
     if standard_scale not in (None, *COLOR_NOTES):
         raise ValueError(f"standard_scale={standard_scale!r}; expected 'var', 'group' or None.")
     if ax is not None and ax.get_subplotspec() is None:
         raise ValueError("ax is not part of a grid of axes; pass one made by plt.subplots().")
+    if has_order and has_tree:
+        raise ValueError("dendrogram=True orders the groups by similarity; leave out categories_order, or the tree.")
 
 
-def _color_note(values: np.ndarray, standard_scale: str | None) -> str:
-    """Return a second line for the colour legend: the scaling of the values, or that they are counts."""
-    if standard_scale is not None:
-        return COLOR_NOTES[standard_scale]
-    return "\n(counts)" if values.max(initial=0) > 1 and (values % 1 == 0).all() else ""
+def _titles(dot_min: float, standard_scale: str | None, *, is_log: bool) -> tuple[str, str]:
+    """Return the titles of the legends of sizes and of colours, each with a second line for what is not plain."""
+    smallest = f"\n{100 * dot_min:g} or more" if dot_min else ""
+    unit = "" if is_log else "\nlog1p(CP10K)"
+    note = unit if standard_scale is None else COLOR_NOTES[standard_scale]
+    return f"Share of cells (%){smallest}", f"Mean expression{note}"
 
 
 def _add_dendrogram(dot_plot: DotPlot, adata: AnnData, groups: pd.Categorical, notes: list[str]) -> None:
@@ -265,72 +330,3 @@ def _tree_features(table: AnnData, adata: AnnData, groups: pd.Categorical) -> np
             "scanpy.pp.pca, or pass more markers."
         )
     return np.hstack([z, -z])[codes]
-
-
-def _draw(dot_plot: DotPlot, figsize: tuple[float, float] | None) -> Chart:
-    """Draw the dots, brackets and tree of scanpy; place them, the legends and the title."""
-    title, dot_plot.fig_title = dot_plot.fig_title, None
-    is_swapped, shape = dot_plot.are_axes_swapped, dot_plot.dot_size_df.shape
-    height, width = shape[::-1] if is_swapped else shape
-    width += 2 * dot_plot.plot_x_padding - 1
-    height += 2 * dot_plot.plot_y_padding - 1
-    chart = open_chart({"main": (CELL * width, CELL * height)}, figsize, dot_plot.ax)
-    holder = dot_plot.ax = chart.first
-    panels: dict[str, Axes] = dot_plot.get_axes()
-    main, spec = panels["mainplot_ax"], holder.get_subplotspec()
-    if spec is not None:
-        main.set_subplotspec(spec)
-    if chart.is_new:
-        holder.remove()
-    chart = replace(chart, panels={"main": main})
-    for name, depth in DEPTHS.items():
-        if name in panels:
-            _attach(main, panels[name], depth, is_beside=is_swapped == (name == "gene_group_ax"))
-    labels = _write_labels(dot_plot, panels)
-    dots = [*main.collections, *_redraw_legends(main, panels, dot_plot.cmap)]
-    chart.arrange(None, is_last=False)
-    boxes = [text.get_window_extent().padded(0.04 * main.figure.dpi) for text in labels]
-    if not is_swapped and any(one.overlaps(other) for one, other in pairwise(boxes)):
-        plt.setp(labels, rotation=90)
-    chart.arrange(title)
-    chart.shrink(CELL, *dots)
-    return replace(chart, panels=panels)
-
-
-def _attach(main: Axes, panel: Axes, depth: float, *, is_beside: bool) -> None:
-    """Make a panel of scanpy a part of ``main``, beside or above it, ``depth`` inches wide or high."""
-    size, transform = ((depth, 1), beside(main)) if is_beside else ((1, depth), above(main))
-    place = main.inset_axes((0, 0, *size), transform=transform)
-    panel.remove()
-    panel.set_figure(main.figure)
-    main.add_child_axes(panel)
-    panel.set_axes_locator(place.get_axes_locator())
-    place.remove()
-
-
-def _write_labels(dot_plot: DotPlot, panels: Mapping[str, Axes]) -> list[Text]:
-    """Write the labels of the brackets in full and flat."""
-    if not dot_plot.var_groups:
-        return []
-    texts = list(panels["gene_group_ax"].texts)
-    for text, label in zip(texts, dot_plot.var_groups.labels, strict=True):
-        text.set(text=label, fontsize="small", rotation=0)
-        if dot_plot.are_axes_swapped:
-            text.set(x=0.8, ha="left", va="center")
-    return texts
-
-
-def _redraw_legends(main: Axes, panels: dict[str, Axes], cmap: str | Colormap) -> Sequence[Collection]:
-    """Draw scanpy's legends as parts of ``main``; returns the dots of the legend."""
-    size, color = panels["size_legend_ax"], panels["color_legend_ax"]
-    names = [text.get_text() for text in size.get_xticklabels()]
-    dots: Any = size.collections[0]
-    sizes = dict(zip(names, dots.get_sizes(), strict=True))
-    colors = ScalarMappable(Normalize(*color.get_xlim()), cmap)
-    place: dict[str, Any] = {"right": room_beside(main)}
-    size.remove()
-    color.remove()
-    panels["size_legend_ax"] = size_legend(main, sizes, size.get_title(), **place)
-    place["down"] = SIZE_LEGEND_HEIGHT
-    panels["color_legend_ax"] = color_bar(main, colors, color.get_title(), **place)
-    return panels["size_legend_ax"].collections

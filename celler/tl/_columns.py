@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,6 +29,20 @@ def label_column(data: AnnData | pd.DataFrame, key: str, argument: str) -> pd.Ca
     if not len(labels.categories):
         raise ValueError(f"No cell has a label in {place}[{key!r}]; pass a filled column.")
     return labels
+
+
+def in_natural_order(labels: pd.Categorical) -> pd.Categorical:
+    """Order categories that are merely sorted as text so that "2" comes before "10"; an order of the user's stays."""
+    names = list(labels.categories)
+    if labels.ordered or names != sorted(names):
+        return labels
+    return labels.reorder_categories(sorted(names, key=natural_key))
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return what sorts names by the numbers in them: "type 2" before "type 10"."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def note_unlabelled(labels: pd.Categorical, key: str, notes: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +79,8 @@ class Evaluation(NamedTuple):
         One number per metric, see :func:`celler.metrics.summary`; also ``rejected_share`` with rejected cells,
         ``backed_off_share`` with backed-off ones, ``ece`` with a confidence, ``parent_*`` with parents.
     per_class
-        One row per class of the truth, see :func:`celler.metrics.per_class`.
+        One row per class of the truth, see :func:`celler.metrics.per_class`; ``reference_cells`` are there if
+        ``reference_counts`` were given.
     per_parent
         The same for the parents, or ``None``.
     """
@@ -87,6 +89,44 @@ class Evaluation(NamedTuple):
     per_class: pd.DataFrame
     per_parent: pd.DataFrame | None = None
 
+    def __repr__(self) -> str:
+        title, scores, table = _printed(self)
+        rows = [f"  {name:<{max(map(len, scores))}}  {score}" for name, score in scores.items()]
+        return "\n".join([title, *rows, "", table.to_string(index_names=False)])
+
+    def _repr_html_(self) -> str:
+        title, scores, table = _printed(self)
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{score}</td></tr>" for name, score in scores.items())
+        return f"<b>{title}</b><table>{cells}</table>{table.to_html(index_names=False, border=0)}"
+
+
+#: What a printed evaluation says first.
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1 (mean over classes)",
+    "f1_head": "mean F1 of head classes",
+    "f1_medium": "mean F1 of medium classes",
+    "f1_tail": "mean F1 of tail classes",
+    "recall_tail": "mean recall of tail classes",
+    "ece": "calibration error",
+    "rejected_share": "share of cells rejected",
+    "backed_off_share": "share of cells backed off to a parent",
+    "parent_accuracy": "accuracy of parents",
+    "parent_macro_f1": "macro-F1 of parents",
+}
+
+
+def _printed(result: Evaluation) -> tuple[str, dict[str, str], pd.DataFrame]:
+    """Return the title, the scores by what they are, and the table by class, all with three digits."""
+    table, scores = result.per_class, result.summary
+    title = f"Evaluation of {table['query_cells'].sum():,} cells of {len(table):,} classes"
+    known = {text: f"{scores[name]:.3f}" for name, text in SCORES.items() if np.isfinite(scores.get(name, np.nan))}
+    counts = [name for name in table if name.endswith("_cells")]
+    shown = table.astype(dict.fromkeys(counts, int)).rename(columns=lambda name: name.replace("_", " "))
+    for name in shown.select_dtypes("number"):
+        shown[name] = shown[name].map("{:,.0f}".format if name.endswith(" cells") else "{:.3f}".format)
+    return title, known, shown
+
 
 @checked
 def evaluate(
@@ -94,6 +134,7 @@ def evaluate(
     truth: str,
     prediction: str,
     *,
+    mapping: Mapping[str, str] | pd.Series | None = None,
     reference_counts: Mapping[str, int] | pd.Series | None = None,
     parents: Mapping[str, str] | pd.Series | str | None = None,
     confidence: str | None = None,
@@ -112,9 +153,13 @@ def evaluate(
         Column with the true labels.
     prediction
         Column with the predicted labels.
+    mapping
+        Common name of labels that are named differently, or of those that are finer on one side, such as
+        ``{"CD14+ Mono": "CD14 Mono"}``. Labels of both columns are replaced by it, and names in ``reference_counts``
+        and ``parents``.
     reference_counts
         Training cells of each class, which decide what is head, medium and tail:
-        ``reference.obs["cell_type"].value_counts()``. ``None`` is the counts of the truth.
+        ``reference.obs["cell_type"].value_counts()``. ``None`` is the cells of the truth.
     parents
         Parent by class, or a column with the parent of each cell's true class. A predicted class without a
         parent is its own. A cell predicted as a parent is backed off: it counts as missed among the classes
@@ -135,20 +180,27 @@ def evaluate(
     KeyError
         A column does not exist.
     ValueError
-        No cell has both labels, or a class has no parent or two.
+        No cell has both labels, none has a label that ``mapping`` names, or a class has no parent or two.
 
     Examples
     --------
-    >>> result = cl.tl.evaluate(query, "cell_type", "celler")
+    >>> result = cl.tl.evaluate(query, "cell_type", "celler", mapping={"CD14+ Mono": "CD14 Mono"})
+    >>> result
     >>> result.summary["macro_f1"]
     """
-    cells = read_pair(adata, truth, prediction, arguments=("truth", "prediction"))
-    counts = pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts
-    counts = {str(name): int(count) for name, count in dict(counts).items()}
+    rename = {str(old): str(new) for old, new in dict({} if mapping is None else mapping).items()}
+    cells = _renamed(read_pair(adata, truth, prediction, arguments=("truth", "prediction")), rename)
+    if parents is None:
+        _check_names(cells, unknown_label)
+    elif isinstance(parents, Mapping | pd.Series):
+        parents = pd.Series(dict(parents), dtype=object).rename(index=lambda name: rename.get(str(name), str(name)))
+    has_reference = reference_counts is not None
+    counts = dict(pd.Series(cells.truth).value_counts() if reference_counts is None else reference_counts)
+    counts = dict(pd.Series(counts, dtype=int).groupby(lambda name: rename.get(str(name), str(name)), sort=False).sum())
     is_rejected = (cells.prediction == unknown_label) & (unknown_label not in set(cells.truth))
     parent_of = {} if parents is None else read_parents(adata, parents, cells)
     is_parent = np.isin(cells.prediction, list(set(parent_of.values()) - {*parent_of, *cells.truth}))
-    scores, table = _compare(cells.truth, cells.prediction, counts, is_rejected | is_parent)
+    scores, table = _compare(cells, counts, is_rejected | is_parent, has_reference)
     for name, is_so in (("rejected_share", is_rejected), ("backed_off_share", is_parent)):
         if is_so.any():
             scores[name] = float(is_so.mean())
@@ -157,18 +209,37 @@ def evaluate(
         return Evaluation(scores, table)
     # a predicted class without a parent is its own
     counts = dict(pd.Series(counts, dtype=int).groupby(lambda name: parent_of.get(name, name)).sum())
-    given, predicted = (np.array([parent_of.get(name, name) for name in labels]) for labels in cells[:2])
-    of_parents, parent_table = _compare(given, predicted, counts, is_rejected)
+    of_parents, parent_table = _compare(_renamed(cells, parent_of), counts, is_rejected, has_reference)
     scores |= {f"parent_{name}": score for name, score in of_parents.items()}
     return Evaluation(scores, table, parent_table)
 
 
+def _renamed(cells: Pair, rename: Mapping[str, str]) -> Pair:
+    """Replace labels of both sides that ``rename`` has."""
+    if not rename:
+        return cells
+    truth, prediction = (np.array([rename.get(name, name) for name in labels.tolist()]) for labels in cells[:2])
+    return Pair(truth, prediction, cells.rows)
+
+
+def _check_names(cells: Pair, unknown_label: str) -> None:
+    """Warn where no predicted label is a name of the truth, so that all cells count as wrong."""
+    given, predicted = set(cells.truth.tolist()), set(cells.prediction.tolist()) - {unknown_label}
+    if predicted and not given & predicted:
+        warn(
+            f"No predicted label ({listed(sorted(predicted))}) is a name of the truth ({listed(sorted(given))}), so "
+            "all count as wrong. Where only names differ, pass mapping=, a dict from one name to the other."
+        )
+
+
 def _compare(
-    truth: np.ndarray, prediction: np.ndarray, counts: Mapping[str, int], is_rejected: np.ndarray
+    cells: Pair, counts: Mapping[str, int], is_rejected: np.ndarray, has_reference: bool
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Compute the metrics of one level; the label of rejected cells is no class."""
+    truth, prediction, _ = cells
     classes = sorted({*truth, *prediction[~is_rejected]})
-    return summary(truth, prediction, counts, classes), per_class(truth, prediction, counts)
+    scores, table = summary(truth, prediction, counts, classes), per_class(truth, prediction, counts)
+    return scores, table if has_reference else table.drop(columns="reference_cells")
 
 
 def _calibration(

@@ -23,7 +23,7 @@ from celler._utils._counts import InputState, as_read, contradiction, cp10k, det
 from celler._utils._matrix import as_csr, check_stored, check_view, spread
 from celler._utils._messages import closest, listed
 from celler._utils._text import as_names, found_names
-from celler.tl._columns import label_column
+from celler.tl._columns import in_natural_order, label_column
 
 ROWS_AT_ONCE = 50_000  # rows in memory at once
 #: Average cells added to every group before genes are scored: a gene that three cells of a rare type
@@ -74,7 +74,7 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     >>> markers = cl.tl.rank_markers(adata, "cell_type", n_genes=3)
     >>> cl.pl.marker_bubble(adata, markers, "cell_type")
     """
-    groups = label_column(adata, groupby, "groupby")
+    groups = in_natural_order(label_column(adata, groupby, "groupby"))
     source = find_source(adata, layer, None)
     means = group_means(adata, source, groups)
     scores, next_group = specificity(means)
@@ -202,6 +202,15 @@ def read_columns(source: Source, columns: np.ndarray) -> sparse.csr_matrix:
     if isinstance(source.matrix, np.ndarray | CSCDataset):
         return as_csr(source.matrix[:, columns], source.name, dtype=None)
     return sparse.vstack([piece[:, columns] for piece in read_rows(source)], format="csr")
+
+
+def read_logs(source: Source, columns: np.ndarray) -> sparse.csr_matrix:
+    """Columns as logarithms: these as stored, counts as log1p of counts per 10,000 of all genes."""
+    state = source.state
+    if state.is_log or not state.is_usable:
+        return read_columns(source, columns)
+    pieces = (cp10k(as_read(piece, state)).log1p()[:, columns] for piece in read_rows(source))
+    return sparse.vstack(list(pieces), format="csr")
 
 
 def read_rows(source: Source) -> Iterator[sparse.csr_matrix]:

@@ -17,7 +17,7 @@ from pl_cases import (
 )
 
 from celler import pl
-from celler.pl._chart import apart
+from celler.pl._chart import apart, room_of
 
 mpl.use("Agg")
 
@@ -72,7 +72,7 @@ def test_arrange_without_classes(cells, name):
 def test_arrange_in_axes_with_and_without_layout_engine(cells, name, engine):
     figure, (left, right) = plt.subplots(1, 2, figsize=(20, 8), layout=engine)
     left.plot([0, 1])
-    box = right.get_window_extent().frozen() if engine is None else figure.bbox
+    box = figure.bbox
     CHARTS[name](cells[6], ax=right, title="A title", show=False)
     figure.canvas.draw()
     drawn = [ax for ax in figure.axes if ax is not left]
@@ -129,6 +129,27 @@ def test_finish_returns_axes_figure_or_none(cells, name, monkeypatch, no_autosho
     assert CHARTS[name](adata, show=False) is not None
     assert len(shown) == 2
     assert_same(adata, before)
+
+
+@pytest.mark.parametrize("name", list(CHARTS))
+def test_finish_saves_the_figure(cells, name, tmp_path):
+    figure = CHARTS[name](cells[6], save=tmp_path / "plot.png", return_fig=True)
+    height, width, _ = plt.imread(tmp_path / "plot.png").shape
+    np.testing.assert_allclose((width, height), 300 * figure.get_size_inches(), atol=1)
+
+
+def test_free_room_ends_half_way_to_other_axes():
+    """Of four panels of 2 x 2 inches, 1 inch apart and 0.5 inches from the edges, one with a label of its own."""
+    figure = plt.figure(figsize=(6, 6), dpi=100)
+    grid = figure.add_gridspec(2, 2, left=0.5 / 6, right=5.5 / 6, bottom=0.5 / 6, top=5.5 / 6, wspace=0.5, hspace=0.5)
+    axes = [figure.add_subplot(grid[i]) for i in range(4)]
+    for ax in axes:
+        ax.set_axis_off()
+    np.testing.assert_allclose(room_of(axes[0]), (3, 3))
+    np.testing.assert_allclose(room_of(axes[3]), (3, 3))
+    axes[1].text(-0.45, 0.5, "a label", ha="left", va="center")
+    assert 2 < room_of(axes[0])[0] < 2.7
+    np.testing.assert_allclose(room_of(axes[1])[0], 3, atol=0.01)
 
 
 def test_shrink_in_a_small_figure(cells):

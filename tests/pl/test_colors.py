@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from celler import pl
-from celler.pl._colors import PALETTE, color_classes
+from celler.pl._colors import PALETTE, UNKNOWN, color_classes
 
 mpl.use("Agg")
 
@@ -47,8 +47,23 @@ def test_palette_without_colour_vision(view):
     seen = oklab(np.clip(linear(PALETTE) @ np.array(SIMULATED[view]).T, 0, 1))
     distance = np.linalg.norm(seen[:, None] - seen, axis=2) + np.eye(60)
     assert distance[:10, :10].min() > 0.07
-    assert distance[:30, :30].min() > 0.06
-    assert distance.min() > 0.035
+    assert distance[:20, :20].min() > 0.055
+    assert distance[:30, :30].min() > 0.045
+    assert distance.min() > 0.029
+
+
+def test_palette_with_colour_vision():
+    seen = oklab(linear(PALETTE))
+    distance = np.linalg.norm(seen[:, None] - seen, axis=2) + np.eye(60)
+    assert distance[:12, :12].min() > 0.14
+    assert distance[:30, :30].min() > 0.08
+
+
+def test_palette_on_white_and_on_black():
+    """Contrast as the web guidelines of the W3C (WCAG 2) define it, also of rejected cells."""
+    luminance = linear([*PALETTE, *UNKNOWN.values()]) @ [0.2126, 0.7152, 0.0722]
+    assert (1.05 / (luminance + 0.05)).min() > 2
+    assert ((luminance + 0.05) / 0.05).min() > 2.45
 
 
 def test_color_classes_with_stored_or_broken_colours(adata):
@@ -70,7 +85,7 @@ def test_color_classes_with_stored_or_broken_colours(adata):
         "b": PALETTE[0],
         "c": PALETTE[2],
     }
-    assert color_classes(["a", "Unknown"]) == {"a": PALETTE[0], "Unknown": "#BDBDBD"}
+    assert color_classes(["a", "Unknown"]) == {"a": PALETTE[0], "Unknown": "#A6A6A6"}
     assert color_classes(["Unknown"], {"Unknown": "red"}) == {"Unknown": "red"}
     assert len(color_classes([str(i) for i in range(100)])) == 100
     assert names == list(adata.obs["cell_type"].cat.categories)

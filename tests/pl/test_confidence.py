@@ -38,6 +38,15 @@ def test_confidence_draws_the_least_confident_cells_last(adata):
     assert dots.get_clim() == (0, 1)
 
 
+def test_confidence_names_the_axes_and_leaves_no_corner_empty(adata):
+    adata.obsm["X_pca"] = adata.obsm["X_umap"]
+    for basis, names in (("X_umap", ("UMAP1", "UMAP2")), ("X_pca", ("PC1", "PC2"))):
+        panels = pl.confidence(adata, basis=basis, show=False)
+        assert (panels["embedding"].get_xlabel(), panels["embedding"].get_ylabel()) == names
+    boxes = [panels[name].get_window_extent() for name in ("embedding", "labels")]
+    assert boxes[1].height == pytest.approx(boxes[0].height, rel=0.02)
+
+
 def test_confidence_with_a_basis_or_none(adata):
     adata.obsm["mine"] = adata.obsm["X_umap"] + 1
     for basis, key in (("umap", "X_umap"), ("mine", "mine"), ("X_umap", "X_umap")):

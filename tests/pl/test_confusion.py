@@ -63,6 +63,26 @@ def test_confusion_with_parents():
         pl.confusion(cells, "given", "predicted", parents={"a": "x", "b": "x"})
 
 
+@pytest.mark.parametrize("chart", [pl.confusion, pl.prediction_bubble])
+def test_confusion_of_clusters_orders_both_sides_by_best_match(chart):
+    """Clusters 0 and 4 are T cells, 1 and 3 B cells, 2 is NK; one cell of 3 is rejected."""
+    cells = cells_of("000111222333444", "TTTBBBNNNBBUTTT")
+    cells["predicted"] = cells["predicted"].replace("U", "Unknown")
+    cells["sure"] = 0.5
+    options = {} if chart is pl.confusion else {"confidence_key": "sure"}
+    panel = chart(cells, "given", "predicted", show=False, **options)
+    rows, columns = without_number(names_on(panel.yaxis)), names_on(panel.xaxis)
+    assert columns[-1] == "Unknown"
+    best = {"0": "T", "4": "T", "1": "B", "3": "B", "2": "N"}
+    assert list(dict.fromkeys(best[row] for row in rows)) == columns[:-1], "from the upper left to the lower right"
+
+
+def test_confusion_has_no_empty_column(adata):
+    adata.obs["celler"] = adata.obs["celler"].astype(str).replace("platelet", "monocyte")
+    columns = names_on(pl.confusion(adata, "cell_type", "celler", show=False).xaxis)
+    assert set(columns) == set(adata.obs["celler"])
+
+
 def test_confusion_with_many_classes():
     panel = pl.confusion(annotated(20), "cell_type", "celler", show=False)
     assert not any(text.get_text().isdigit() for text in panel.texts)

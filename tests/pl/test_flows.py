@@ -56,6 +56,27 @@ def test_alluvial_with_stored_colours_or_the_palette(adata):
     } == alphas
 
 
+def test_alluvial_of_clusters_has_one_colour_for_each_type():
+    """Clusters 0 and 2 are T cells, 1 is B; a cell of 2 is B."""
+    cells = cells_of("000111222", "TTTBBBTTB")
+    panel = pl.alluvial(cells, "given", "predicted", show=False)
+    colors = {to_hex(patch.get_facecolor(), keep_alpha=True) for patch in flows(panel)}
+    blue, orange = (color.lower() for color in PALETTE[:2])
+    assert colors == {blue + "4c", orange + "4c", orange + "cc"} or colors == {orange + "4c", blue + "4c", blue + "cc"}
+    bars = {to_hex(patch.get_facecolor()) for patch in panel.patches if len(patch.get_path().vertices) != 9}
+    assert bars == {blue, orange}
+
+
+def test_alluvial_with_more_classes_than_can_be_told_apart(adata):
+    panel = pl.alluvial(adata, "cell_type", "celler", n_most=4, show=False)
+    counts = pd.crosstab(adata.obs["cell_type"], adata.obs["celler"])
+    largest = counts.sum(axis=1).add(counts.sum(axis=0), fill_value=0).nlargest(3).index
+    names = [text.get_text().rpartition(" (")[0] for text in panel.texts]
+    assert set(names) - {""} == {*largest, "others"}
+    heights = sum(patch.get_path().vertices[7, 1] - patch.get_path().vertices[0, 1] for patch in flows(panel))
+    assert heights == pytest.approx(600)
+
+
 def test_composition_equals_pandas_shares(adata):
     panel = pl.composition(adata, "cell_type", "donor", show=False)
     share = pd.crosstab(adata.obs["donor"], adata.obs["cell_type"], normalize="index")

@@ -34,10 +34,13 @@ def test_history_draws_each_curve():
 def test_history_rings_the_kept_epoch():
     table = curves().assign(is_kept=np.arange(12) == 7)
     panels = pl.history(table, show=False)
-    rings = [(name, line) for name, panel in panels.items() for line in panel.lines if line.get_label() == "kept"]
+    text = f"epoch 7 is kept: {table['validation_macro_f1'][7]:.3f}"
+    rings = [(name, line) for name, panel in panels.items() for line in panel.lines if line.get_label() == text]
     assert [name for name, _ in rings] == ["macro_f1"]
     np.testing.assert_array_equal(rings[0][1].get_xydata(), [[7, table["validation_macro_f1"][7]]])
-    assert [text.get_text() for text in panels["macro_f1"].get_legend().get_texts()] == ["kept"]
+    assert [text.get_text() for text in panels["macro_f1"].get_legend().get_texts()] == [text]
+    for panel in panels.values():
+        assert [7, 7] in [list(line.get_xdata()) for line in panel.lines if line.get_linestyle() == "--"]
     assert pl.history(curves(), show=False)["macro_f1"].get_legend() is None, "a table of an earlier version"
 
 

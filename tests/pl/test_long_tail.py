@@ -47,7 +47,10 @@ def test_class_counts_of_counted_cells(adata):
     with pytest.raises(TypeError, match="tables=<AnnData> was given"):
         pl.f1_by_frequency(adata)
     with pytest.raises(KeyError, match="no column 'reference_cells'. Closest: 'reference_cell'"):
-        pl.class_counts(table.rename(columns={"reference_cells": "reference_cell"}))
+        pl.class_counts(table.rename(columns={"query_cells": "reference_cell"}))
+    reference = evaluate(adata, "cell_type", "celler", reference_counts=7 * counts).per_class
+    panel = pl.class_counts(reference, show=False)
+    np.testing.assert_array_equal([bar.get_width() for bar in panel.containers[0]], 7 * counts)
 
 
 def test_class_counts_with_an_empty_class_and_unlabelled_cells(adata):
@@ -102,6 +105,10 @@ def test_f1_by_frequency_of_a_table_a_tidy_one_and_an_evaluation(adata):
     panel = pl.f1_by_frequency(result.per_class.reset_index(), show=False)
     np.testing.assert_allclose(points(panel)[0], alone)
     assert panel.get_legend() is None
+    assert panel.get_xlabel() == "query cells of the class"
+    counts = adata.obs["cell_type"].value_counts()
+    reference = evaluate(adata, "cell_type", "celler", reference_counts=counts)
+    assert pl.f1_by_frequency(reference, show=False).get_xlabel() == "reference cells of the class"
     seeds = [result.per_class.assign(method="one", f1=f1) for f1 in (0.2, 0.6)]
     tidy = pd.concat([*seeds, result.per_class.assign(method="two")])
     one, two = points(pl.f1_by_frequency(tidy, show=False))

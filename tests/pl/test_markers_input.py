@@ -48,30 +48,38 @@ def assert_drawn(adata, genes, groupby, values, genes_drawn=None, **options):
     frame = pd.DataFrame(np.asarray(values, dtype=float), columns=genes_drawn or genes)
     by_group = frame.groupby(adata.obs[groupby].astype(str).to_numpy())
     share, mean = by_group.agg(lambda column: (column > 0).mean()), by_group.mean()
+    share = share.where(share >= 0.05, 0)
     order = dot_plot.dot_size_df.index
     assert set(order) == set(share.index)
     np.testing.assert_allclose(dot_plot.dot_size_df, share.loc[order], rtol=1e-6)
     np.testing.assert_allclose(dot_plot.dot_color_df, mean.loc[order], rtol=1e-5, atol=1e-7)
 
 
+def log1p_cp10k(counts):
+    return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
 def drawn(adata, markers, groupby="type", **options):
     """Genes and groups as the axes show them."""
     main = marker_bubble(adata, markers, groupby, show=False, **options)["mainplot_ax"]
-    return tuple([label.get_text() for label in labels] for labels in (main.get_xticklabels(), main.get_yticklabels()))
+    genes, rows = (
+        [label.get_text() for label in labels] for labels in (main.get_xticklabels(), main.get_yticklabels())
+    )
+    return genes, [name.rpartition(" (")[0] for name in rows]
 
 
 def test_known_markers_with_unknown_ones(adata):
-    markers = {"alpha": ["gene0", "Gene1", "nonsense"], "beta": ["zzz"], "gamma": "gene4"}
+    markers = {"one": ["gene0", "Gene1", "nonsense"], "two": ["zzz"], "three": "gene4"}
     with pytest.warns(UserWarning, match="Left out") as caught:
         panels = marker_bubble(adata, markers, "type", show=False)
     caught = [warning for warning in caught if warning.category is UserWarning]
     (message,) = [str(warning.message) for warning in caught]
     assert "Left out 3 of 5 markers, no genes of adata.X: Gene1 (closest: gene1 or" in message
-    assert "Left out labels without genes: beta." in message
+    assert "Left out labels without genes: two." in message
     assert caught[0].filename == __file__
     labels = [label.get_text() for label in panels["mainplot_ax"].get_xticklabels()]
     assert labels == ["gene0", "gene4"]
-    assert [text.get_text() for text in panels["gene_group_ax"].texts] == ["alpha", "gamma"]
+    assert [text.get_text() for text in panels["gene_group_ax"].texts] == ["one", "three"]
 
 
 def test_known_markers_with_many_unknown_ones(adata):
@@ -91,10 +99,8 @@ def test_markers_by_label_with_repeated_ones(adata):
     assert drawn(adata, ["gene1", "gene0", "gene1"])[0] == ["gene1", "gene0"]
     assert drawn(adata, pd.Index(["gene1", "gene0"]))[0] == ["gene1", "gene0"]
     shared = {"one": ["gene0", "gene1", "gene0"], "two": ["gene1", "gene2"]}
-    main = marker_bubble(adata, shared, "type", show=False)["mainplot_ax"]
-    labels = [label.get_text() for label in main.get_xticklabels()]
-    assert labels == ["gene0", "gene1", "gene1", "gene2"]
-    sizes = main.collections[0].get_sizes().reshape(4, 4)
+    assert drawn(adata, shared)[0] == ["gene0", "gene1", "gene1", "gene2"]
+    sizes = marker_bubble(adata, shared, "type", return_fig=True).dot_size_df.to_numpy()
     np.testing.assert_array_equal(sizes[:, 1], sizes[:, 2])
 
 
@@ -111,9 +117,6 @@ def test_automatic_markers_equal_rank_markers(pbmc):
     genes, groups = drawn(pbmc, None, "bulk_labels")
     assert genes == found["gene"].tolist()
     assert groups == list(pbmc.obs["bulk_labels"].cat.categories)
-    panels = marker_bubble(pbmc, groupby="bulk_labels", show=False)
-    brackets = [text.get_text() for text in panels["gene_group_ax"].texts]
-    assert brackets == found["group"].unique().tolist()
     assert drawn(pbmc, found, "bulk_labels")[0] == genes
     values = pbmc.raw.to_adata()[:, genes].X.toarray()
     assert_drawn(pbmc, None, "bulk_labels", values, genes_drawn=genes)
@@ -208,7 +211,7 @@ def test_marker_bubble_from_x_raw_or_layer(adata):
     assert_drawn(adata, GENES, "type", raw.X)
     assert_drawn(adata, GENES[:2], "type", adata.X[:, :2], layer="X")
     assert_drawn(adata, GENES[:2], "type", raw.X[:, :2], layer="raw")
-    assert_drawn(adata, GENES[:2], "type", adata.layers["counts"][:, :2], layer="counts")
+    assert_drawn(adata, GENES[:2], "type", log1p_cp10k(adata.layers["counts"])[:, :2], layer="counts")
     adata.X = adata.X - 1
     assert_drawn(adata, GENES[:2], "type", raw.X[:, :2])
     adata.X = None

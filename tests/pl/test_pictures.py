@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.testing.compare import compare_images
 from pl_cases import CHARTS, annotated
 
-from celler.pl import _chart, _confusion, _markers, marker_bubble
+from celler.pl import _bubble, _chart, _confusion, marker_bubble
 
 mpl.use("Agg")
 IMAGES = Path(__file__).parent / "images"
@@ -50,7 +50,8 @@ def draw(name, path):
         patch.object(_chart, "margins_of", lambda _: margins),
         patch.object(_chart, "room_beside", lambda _: 0.45),
         patch.object(_confusion, "room_beside", lambda _: 0.85 if name == "label_check" else 0.45),
-        patch.object(_markers, "room_beside", lambda _: 0.85),
+        patch.object(_bubble, "room_beside", lambda _: 0.85),
+        patch.object(_bubble, "_fit_names", lambda *_: "right"),
     ):
         figure, ax = plt.subplots(figsize=SIZES.get(name, (5, 3.2)), gridspec_kw=whole)
         PICTURES[name](annotated(), title="Blood", ax=ax, show=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celler.tl._columns import label_column, note_unlabelled, share_column, with_closest
+from celler.tl._columns import in_natural_order, label_column, note_unlabelled, share_column, with_closest
 
 TABLE = pd.DataFrame(
     {
@@ -60,3 +60,19 @@ def test_with_closest_names_up_to_two():
         "CD8 (closest: CD8A or CD8B)", "CD8 (closest: CD8B or CD8A)"
     )  # fmt: skip
     assert with_closest("x", ["CD8A"]) == "x"
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        (["10", "2", "a"], ["2", "10", "a"]),
+        (["T 1", "T 10", "T 2"], ["T 1", "T 2", "T 10"]),
+        (["c", "10", "2"], ["c", "10", "2"]),
+        (["B cell", "CD14+ Mono", "CD4 T"], ["B cell", "CD4 T", "CD14+ Mono"]),
+    ],
+)
+def test_in_natural_order_keeps_an_order_of_the_user(names, ordered):
+    labels = pd.Categorical(names[::-1], names)
+    found = in_natural_order(labels)
+    assert list(found.categories) == ordered
+    assert list(found) == list(labels)

@@ -45,7 +45,8 @@ def test_evaluate_equals_sklearn(adata):
         expected = report[name]
         assert row["f1"] == pytest.approx(expected["f1-score"])
         assert row[["precision", "recall"]].tolist() == pytest.approx([expected["precision"], expected["recall"]])
-        assert row["query_cells"] == expected["support"] == row["reference_cells"]
+        assert row["query_cells"] == expected["support"]
+    assert "reference_cells" not in result.per_class, "cells of the query are not called the reference's"
     pd.testing.assert_frame_equal(evaluate(adata.obs, "cell_type", "celler").per_class, result.per_class)
 
 
@@ -81,6 +82,55 @@ def test_evaluate_with_a_confidence(adata):
         evaluate(adata, "cell_type", "celler", confidence="sur")
 
 
+def test_evaluate_with_names_that_differ():
+    """Worked by hand: "CD14 Mono" is "CD14+ Mono", and both kinds of T cells are "T"."""
+    cells = pd.DataFrame(
+        {
+            "given": ["CD14 Mono", "CD14 Mono", "T reg", "T help", "B"],
+            "found": ["CD14+ Mono", "B", "T", "T", "B"],
+        }
+    )
+    names = {"CD14+ Mono": "CD14 Mono", "T reg": "T", "T help": "T"}
+    counts = {"CD14+ Mono": 10, "T reg": 3, "T help": 4, "B": 5}
+    for given in (names, pd.Series(names)):
+        result = evaluate(cells, "given", "found", mapping=given, reference_counts=counts)
+        assert result.summary["accuracy"] == pytest.approx(4 / 5)
+        assert result.per_class["reference_cells"].to_dict() == {"CD14 Mono": 10, "T": 7, "B": 5}
+        assert result.per_class["query_cells"].to_dict() == {"CD14 Mono": 2, "T": 2, "B": 1}
+    parents = {"CD14+ Mono": "myeloid", "T reg": "lymphoid", "T help": "lymphoid", "B": "lymphoid"}
+    result = evaluate(cells, "given", "found", mapping=names, parents=parents)
+    assert result.summary["parent_accuracy"] == pytest.approx(4 / 5)
+    parents["T help"] = "myeloid"
+    with pytest.raises(ValueError, match="gives class 'T' lymphoid, myeloid as parents"):
+        evaluate(cells, "given", "found", mapping=names, parents=parents)
+    assert evaluate(cells, "given", "found").summary["accuracy"] == pytest.approx(1 / 5)
+
+
+def test_evaluate_without_a_common_name_warns():
+    cells = pd.DataFrame({"given": ["a", "b"], "found": ["A", "B"]})
+    with pytest.warns(UserWarning, match=r"No predicted label \(A, B\) is a name of the truth \(a, b\).*mapping="):
+        assert evaluate(cells, "given", "found").summary["accuracy"] == 0
+    assert evaluate(cells, "given", "found", mapping={"A": "a", "B": "b"}).summary["accuracy"] == 1
+
+
+def test_evaluation_prints_scores_by_name_with_three_digits(adata):
+    result = evaluate(adata, "cell_type", "celler")
+    accuracy = f"{result.summary['accuracy']:.3f}"
+    lines = repr(result).splitlines()
+    assert lines[0] == "Evaluation of 600 cells of 6 classes"
+    assert lines[1].split() == ["accuracy", accuracy]
+    assert [line.split()[-1] for line in lines if line.startswith("platelet")] == [
+        result.per_class.loc["platelet", "frequency"]
+    ]
+    assert all(len(word) <= 5 for line in lines for word in line.split() if word.startswith("0."))
+    page = result._repr_html_()
+    assert f"<th>accuracy</th><td>{accuracy}</td>" in page
+    assert page.count("<table") == 2
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"B cell": "<b>"})
+    adata.obs["celler"] = adata.obs["celler"].astype(str).replace("B cell", "<b>")
+    assert "<th>&lt;b&gt;</th>" in evaluate(adata, "cell_type", "celler")._repr_html_()
+
+
 def test_evaluate_with_parents_of_a_mapping_or_a_column(adata):
     names = list(adata.obs["cell_type"].cat.categories)
     parent_of = parents(names)
@@ -92,7 +142,8 @@ def test_evaluate_with_parents_of_a_mapping_or_a_column(adata):
         expected = f1_score(truth, prediction, average="macro")
         assert result.summary["parent_macro_f1"] == pytest.approx(expected)
         assert result.per_parent["query_cells"].to_dict() == pd.Series(truth).value_counts().to_dict()
-        assert result.per_parent["reference_cells"].sum() == 600
+        assert result.per_parent["query_cells"].sum() == 600
+        assert "reference_cells" not in result.per_parent
         recall = recall_score(truth, prediction, labels=["myeloid"], average=None)[0]
         assert result.per_parent.loc["myeloid", "recall"] == pytest.approx(recall)
     assert result.summary["accuracy"] < result.summary["parent_accuracy"]
