@@ -1,8 +1,9 @@
 """Draw the pictures of the plots' API pages by running the example of each docstring.
 
-Run it after a change of a plot and look at each picture: ``python docs/plots.py``.
+Run it after a change of a plot and look at each picture: ``python docs/plots.py [NAME ...]``.
 """
 
+import sys
 from doctest import DocTestParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ IMAGES = Path(__file__).parent / "images" / "plots"
 def main():
     sc.settings.autoshow = False
     spaces = {}  # plots of the same model share one training
-    for name in pl.__all__:
+    for name in sys.argv[1:] or pl.__all__:
         *setup, call = (item.source for item in DocTestParser().get_examples(getattr(pl, name).__doc__))
         setup = "".join(setup)
         if setup not in spaces:

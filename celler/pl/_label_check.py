@@ -45,7 +45,7 @@ def label_check(
         Colour map of 0 to 100 %. The default can be read without colour vision and in grey; it is reversed on a dark
         background.
     $layout_and_example
-    >>> query.obs["celler"] = query.obs["celler"].replace("CD56+ NK", "CD8+ Cytotoxic T")
+    >>> query.obs["celler"] = query.obs["celler"].astype(str).replace("CD56+ NK", "CD8+ Cytotoxic T")
     >>> cl.pl.label_check(model.check_labels(query))
     """
     if not check.counts.size:

@@ -13,7 +13,7 @@ from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from pandas.api.types import is_numeric_dtype
 
 from celler._utils._arguments import checked
@@ -162,13 +162,14 @@ def f1_by_frequency(
         panel.scatter(x, f1, s=22, zorder=3, marker=marker, color=colors[method], edgecolors=shade(1), lw=0.4)
     has_bands = "frequency" in rows
     bands = rows.groupby("class")["frequency"].first() if has_bands else pd.Series(frequency_groups(dict(cells)))
-    _draw_bands(panel, wide, x, bands, colors)
+    band_names = _draw_bands(panel, wide, x, bands, colors)
     names = [panel.text(0, ROOF, name, transform=above(panel)) for name in wide.index]
     if list(colors) != [""]:
         name_legend(panel, colors, markers=MARKERS)
     plt.setp(names, rotation=90, ha="center", va="bottom", fontsize="small")
     chart.arrange(title)
     _lead(panel, names, places)
+    _part(panel, band_names)
     return chart.finish(show=show, return_fig=return_fig, save=save)
 
 
@@ -235,8 +236,10 @@ def _bracket(panel: Axes, rows: tuple[float, float], text: str, color: str) -> N
     note_beside(panel, text, float(np.mean(rows)), 1.01)
 
 
-def _draw_bands(panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]) -> None:
-    """Draw lines between tail, medium and head, and the mean of each method in each."""
+def _draw_bands(
+    panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Series, colors: Mapping[str, Any]
+) -> list[Annotation]:
+    """Draw lines between tail, medium and head, and the mean of each method in each; returns their names."""
     bands = band_of[wide.index].to_numpy()
     present = [band for band in reversed(BANDS) if (bands == band).any()]
     ends = [(x[bands == one].max(), x[bands == other].min()) for one, other in pairwise(present)]
@@ -245,16 +248,27 @@ def _draw_bands(panel: Axes, wide: pd.DataFrame, x: np.ndarray, band_of: pd.Seri
     for border in borders:
         panel.axvline(border, color=shade(0.6), lw=0.8, ls=":")
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top"}
+    names = []
     for band, span in zip(present, pairwise(edges), strict=True):
         for method, f1 in wide[bands == band].mean().items():
             panel.hlines(f1, *span, color=colors[method], lw=1.5, alpha=0.8, zorder=2)
         place = (np.sqrt(span[0] * span[1]), 0), (0, -18)
-        panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style)
+        names.append(panel.annotate(band, *place, xycoords=panel.get_xaxis_transform(), size="small", **style))
+    return names
+
+
+def _part(panel: Axes, names: list[Annotation]) -> None:
+    """Move names on the logarithmic axis apart where their bands are narrow."""
+    low, high = panel.get_xlim()
+    gap = 1.2 * max(name.get_window_extent().width for name in names) / panel.bbox.width
+    places = np.log([name.xy[0] / low for name in names]) / np.log(high / low)
+    for name, place in zip(names, apart(places, gap), strict=True):
+        name.xy = (low * (high / low) ** place, name.xy[1])
 
 
 def _lead(panel: Axes, names: list[Text], places: np.ndarray) -> None:
     """Move names above their points, at ``places`` in widths of the panel, but apart, with a line to each."""
-    gap = max(name.get_window_extent().width for name in names) / panel.bbox.width
+    gap = 1.25 * max(name.get_window_extent().width for name in names) / panel.bbox.width
     style: dict[str, Any] = {"color": shade(0.7), "lw": 0.6, "transform": above(panel)}
     for name, place, point in zip(names, apart(places, gap), places, strict=True):
         name.set_x(place)

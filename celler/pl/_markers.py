@@ -163,9 +163,11 @@ def marker_bubble(
         True is ``layer="raw"`` and False ``layer="X"``, as in scanpy.
     standard_scale
         "var" scales the means of each gene to 0 to 1, "group" those of each group.
-    vmin, vmax
-        Means of the first and the last colour. ``vmax=None`` is the highest mean, or less if few genes are far stronger
-        than all others, which would make these pale; an arrow at the end of the colour bar says so.
+    vmin
+        Mean of the first colour.
+    vmax
+        Mean of the last colour. None is the highest mean, or less if few genes are far stronger than all others, which
+        would make these pale; an arrow at the end of the colour bar says so.
     dot_min
         Share of cells below which no dot is drawn.
     dot_max

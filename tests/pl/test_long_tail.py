@@ -1,5 +1,7 @@
 """Class counts and F1 by frequency, against pandas."""
 
+from itertools import pairwise
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -97,6 +99,17 @@ def test_f1_by_frequency_lines_equal_the_means_of_the_bands(adata):
     only_tail = next(iter(tables.values())).assign(frequency="tail")
     panel = pl.f1_by_frequency(only_tail, show=False)
     assert [t.get_text() for t in panel.texts if t.get_rotation() == 0] == ["tail"]
+
+
+def test_f1_by_frequency_names_of_narrow_bands_do_not_collide():
+    """All three bands lie between 190 and 1,000 cells."""
+    sizes = {f"head {i}": 1000 for i in range(8)} | {"medium": 195} | {f"tail {i}": 185 for i in range(3)}
+    table = pd.DataFrame({"reference_cells": sizes, "f1": 0.5}).rename_axis("class")
+    panel = pl.f1_by_frequency(table, figsize=(6, 4), show=False)
+    names = [text for text in panel.texts if text.get_text() in ("head", "medium", "tail")]
+    boxes = sorted((text.get_window_extent() for text in names), key=lambda box: box.x0)
+    assert len(boxes) == 3
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_f1_by_frequency_of_a_table_a_tidy_one_and_an_evaluation(adata):
