@@ -154,13 +154,13 @@ def _fit_labels(main: Axes, labels: list[Text], n_genes: Sequence[int], limit: f
     pixels = main.figure.dpi
     if _are_apart(labels, 0.04 * pixels):
         return
-    names = [label.get_text() for label in labels]
+    names, font = [label.get_text() for label in labels], float(labels[0].get_fontsize())
     boxes = [label.get_window_extent() for label in labels]
     letters = [1.05 * box.width / len(name) for box, name in zip(boxes, names, strict=True)]
     line, column = 1.1 * max(box.height for box in boxes), main.bbox.width / abs(np.diff(main.get_xlim())[0])
     height = pixels * (limit - DEPTHS["gene_group_ax"]) - 0.3 * line
     for rotation, scale in ((0, 1.0), (90, 1.0), (90, SMALL)):
-        plt.setp(labels, rotation=rotation, fontsize=scale * labels[0].get_fontsize())
+        plt.setp(labels, rotation=rotation, fontsize=scale * font)
         for label, name, letter, n in zip(labels, names, letters, n_genes, strict=True):
             along, across = (n * column, height) if rotation == 0 else (height, n * column)
             label.set_text(_wrapped(name, int(along / letter / scale), int(across / line / scale)))
@@ -169,7 +169,7 @@ def _fit_labels(main: Axes, labels: list[Text], n_genes: Sequence[int], limit: f
             return
     if _are_clear(written):
         return
-    plt.setp(labels, rotation=0)
+    plt.setp(labels, rotation=0, fontsize=font)
     for number, label in enumerate(labels, start=1):
         label.set_text(f"{number}")
     _write_key(main, names)

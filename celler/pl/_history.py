@@ -110,8 +110,8 @@ def _mark_kept(panels: Mapping[str, Axes], curves: pd.DataFrame) -> None:
     epoch = curves.index[curves["is_kept"].astype(bool)][-1]
     for panel in panels.values():
         panel.axvline(epoch, color=shade(0.45), lw=0.8, ls="--", zorder=0)
-    name, panel = "validation_macro_f1", panels.get("macro_f1")
-    if panel is not None and np.isfinite(curves.loc[epoch, name]):
+    name, scores = "validation_macro_f1", panels.get("macro_f1")
+    if scores is not None and np.isfinite(curves.loc[epoch, name]):
         text = f"epoch {epoch} is kept: {curves.loc[epoch, name]:.3f}"
-        ring = panel.plot(epoch, curves.loc[epoch, name], "o", mfc="none", mec=shade(0), ms=8, mew=1.2, label=text)
-        panel.legend(handles=ring, frameon=False, fontsize="small", loc="lower right")
+        ring = scores.plot(epoch, curves.loc[epoch, name], "o", mfc="none", mec=shade(0), ms=8, mew=1.2, label=text)
+        scores.legend(handles=ring, frameon=False, fontsize="small", loc="lower right")
