@@ -17,7 +17,7 @@ import numpy as np
 
 #: What becomes of a mutated file. Only the last two are faults.
 REFUSED, SAME, ITS_OWN, RAW, WRONG = "refused", "same result", "its own values", "raw error", "wrong result"
-SECONDS = 120
+SECONDS = 300
 
 
 def mutate(path: Path, rng: np.random.Generator) -> None:

@@ -15,6 +15,7 @@ import celler.atlas._build
 import celler.atlas._plan
 import celler.atlas._summary
 import celler.atlas._write
+from celler.atlas._checksums import OF_CELL
 
 
 def make_cells(seed: int, n_obs: int = 120, n_vars: int = 40, donors: str = "D", offset: int = 0) -> anndata.AnnData:
@@ -128,6 +129,8 @@ def read_store(out: Path) -> anndata.AnnData:
     """All cells of a store in their order, read by anndata alone."""
     names = celler.atlas._summary.dataset_names(out / "cells.zarr")
     parts = [anndata.read_zarr(out / "cells.zarr" / name) for name in names]
+    for part in parts:
+        assert part.obs.pop(OF_CELL).dtype == np.uint32
     whole = anndata.concat(parts)
     for part in parts:
         for column in part.obs:

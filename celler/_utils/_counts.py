@@ -11,7 +11,18 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from celler._utils._evidence import EMPTY, UNDO, UNITS, UNKNOWN, WHOLE, Evidence, Unit, evidence, shows
+from celler._utils._evidence import (
+    EMPTY,
+    UNDO,
+    UNITS,
+    UNKNOWN,
+    WHOLE,
+    Evidence,
+    Unit,
+    evidence,
+    may_show_another,
+    shows,
+)
 
 LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
 LARGEST_LOG = 23.3  #: log2 of ten times as much: without a trace of counts, no logarithm is larger
@@ -140,8 +151,11 @@ _CALLED: dict[Unit, str] = {
 }  # fmt: skip
 
 
-def find_mixed(found: Evidence, unit: Unit | None = None) -> InputState | None:
-    """Detect cells whose unit is not that of most cells, or not ``unit``; ``None`` where there are none."""
+def find_mixed(found: Evidence, unit: Unit | None = None, n_cells: int | None = None) -> InputState | None:
+    """Detect cells whose unit is not that of most cells, or not ``unit``; ``None`` where there are none.
+
+    ``n_cells`` is their number where cells that show no other unit were left out.
+    """
     codes = np.where(found.unit == WHOLE, 0, found.unit)
     cells = np.bincount(codes[codes >= 0], minlength=len(UNITS))
     most = int(cells.argmax()) if unit is None else UNITS.index(unit)
@@ -152,7 +166,8 @@ def find_mixed(found: Evidence, unit: Unit | None = None) -> InputState | None:
     other = int(others.argmax())
     # Counts of 1, 4 and 9 alone have whole square roots, those of 1, 3 and 7 logarithms.
     share = 0.1 if {UNITS[most], UNITS[other]} & {"sqrt", "log2"} and 0 in (most, other) else 0.001
-    if others.sum() < (max(FEW_CELLS, share * len(codes)) if len(codes) > 1 else 1):
+    n_cells = len(codes) if n_cells is None else n_cells
+    if others.sum() < (max(FEW_CELLS, share * n_cells) if n_cells > 1 else 1):
         return None
     odd = int(np.flatnonzero(codes == other)[0])
     if unit is None and np.flatnonzero(codes == most)[0] == 0 == odd:
@@ -176,11 +191,14 @@ def contradiction(X: sparse.csr_matrix, state: InputState) -> InputState | None:
     """Detect cells of ``X`` whose values are clearly of another unit than ``state`` says."""
     if not state.is_usable:
         return None
-    # Most cells show the unit in a few values, which is twenty times as fast.
+    # Most cells show the unit in a few values, and others can show none: both are told a hundred times as fast.
     rows = np.flatnonzero(~shows(X, state.unit))
+    n_open = len(rows)
+    if n_open:
+        rows = rows[may_show_another(X if n_open == X.shape[0] else X[rows], state.unit)]
     if not len(rows):
         return None
-    odd = find_mixed(evidence(X[rows], n_sampled=48), state.unit)
+    odd = find_mixed(evidence(X[rows], n_sampled=48), state.unit, n_open)
     return None if odd is None else replace(odd, odd=int(rows[odd.odd or 0]))
 
 
@@ -342,7 +360,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def _without_trace(X: sparse.csr_matrix) -> InputState:
     """Detect what values can be that keep no trace of counts; logarithms remain, and are not certain."""
     largest = float(X.data.max())
-    if largest > LARGEST_LOG or sums(X, UNDO["log2"]).max() > 10 * LARGEST_SUM:
+    if largest > LARGEST_LOG or sums(X, UNDO["log2"]).max(initial=0) > 10 * LARGEST_SUM:
         return InputState("normalised", f"no whole numbers, largest {largest:g}, more than logarithms have")
     full = X[np.diff(X.indptr) >= 5]
     if full.shape[0] >= 10:
@@ -355,7 +373,7 @@ def _without_trace(X: sparse.csr_matrix) -> InputState:
             return InputState(
                 "expected counts", f"largest {largest:g}; as logarithms, cells would differ a hundredfold"
             )
-    if X.shape[0] and sums(X).max() <= 1.001 and np.median(np.diff(X.indptr)) >= 10:
+    if X.shape[0] and sums(X).max(initial=0) <= 1.001 and np.median(np.diff(X.indptr)) >= 10:
         return InputState("normalised", "no cell sums to more than 1")
     is_natural = np.median(sums(X, UNDO["log1p"])) <= LARGEST_SUM
     base = "a natural logarithm" if is_natural else "log2, for which the largest is not too large"

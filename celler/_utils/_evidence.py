@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from celler._utils._compile import compiled
+
 Unit = Literal["linear", "log1p", "log2", "log10", "sqrt"]
 UNITS: tuple[Unit, ...] = ("linear", "log1p", "log2", "log10", "sqrt")
 #: From values back to multiples of counts.
@@ -22,6 +24,7 @@ UNDO: dict[Unit, Callable[[np.ndarray], np.ndarray]] = {
 LARGEST = {"linear": np.inf, "log1p": 20.8, "log2": 30.0, "log10": 9.1, "sqrt": np.inf}
 WHOLE, UNKNOWN, EMPTY = len(UNITS), -1, -2  #: codes beside positions in UNITS
 N_SAMPLED = 96  #: values of a cell that are compared with its smallest
+N_QUICK = 32  #: values in which most cells show the unit that is known
 FURTHEST = 20.0  #: multiples beyond this are not resolved
 FEWEST = 12  #: values that a cell needs to show its unit alone
 NEAR, FAR = 1e-3, 0.1  #: mean distance from whole multiples: a trace in single precision, and none; 0.25 by chance
@@ -91,19 +94,91 @@ def evidence(X: sparse.csr_matrix, n_sampled: int = N_SAMPLED) -> Evidence:
 
 def shows(X: sparse.csr_matrix, unit: Unit) -> np.ndarray:
     """Whether a few values of each cell are whole multiples of the smallest of them in ``unit`` ``(n,)``."""
-    lengths, is_shown = np.diff(X.indptr), np.ones(X.shape[0], bool)
-    rows = np.flatnonzero(lengths)
-    sample = _sample(X.data, X.indptr[rows], lengths[rows], 32)
-    with np.errstate(all="ignore"):
-        linear = UNDO[unit](sample)
-        ratio = linear / np.fmin.reduce(linear, axis=1, keepdims=True)
-        is_compared = ratio <= FURTHEST
-        distance = np.where(is_compared, np.abs(ratio - np.rint(ratio)), 0).sum(1)
-    n_other = (is_compared & (ratio > 1.01)).sum(1)
-    is_shown[rows] = (distance < NEAR_ROUNDED * n_other) & (n_other >= 3)
-    if unit == "linear":
-        is_shown[rows] |= ~(sample != np.rint(sample)).any(1, where=np.isfinite(sample))
+    return _shows(*_values(X), UNITS.index(unit))
+
+
+def may_show_another(X: sparse.csr_matrix, unit: Unit) -> np.ndarray:
+    """Whether :func:`evidence` of 48 values can find another unit than ``unit`` in each cell ``(n,)``."""
+    return _may_show_another(*_values(X), UNITS.index(unit), np.array([LARGEST[name] for name in UNITS]))
+
+
+def _values(X: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return values, in one of the two types that code is compiled for, and where rows begin and end."""
+    values = X.data if X.data.dtype in (np.float32, np.float64) else X.data.astype(np.float64)
+    return values, X.indptr.astype(np.int64)
+
+
+@compiled
+def _shows(values, ends, unit):  # type: ignore[no-untyped-def]
+    is_shown = np.ones(len(ends) - 1, np.bool_)
+    for b in range(len(is_shown)):
+        first, length = ends[b], ends[b + 1] - ends[b]
+        least, is_whole = np.inf, True
+        for k in range(min(length, N_QUICK)):
+            value = values[first + k * max(length, N_QUICK) // N_QUICK]
+            if 0 < value < np.inf:
+                is_whole &= value == np.rint(value)
+                least = min(least, np.float64(value))
+        if length == 0 or (unit == 0 and is_whole):
+            continue
+        one, n, distance = _undone(least, unit), 0, 0.0
+        for k in range(min(length, N_QUICK)):
+            value = np.float64(values[first + k * max(length, N_QUICK) // N_QUICK])
+            if not least < value < np.inf or not one > 0:
+                continue
+            ratio = _undone(value, unit) / one
+            if ratio <= FURTHEST:
+                distance += abs(ratio - np.rint(ratio))
+                n += ratio > 1.01
+            if n == 8:
+                break
+        is_shown[b] = n >= 3 and distance < NEAR_ROUNDED * n
     return is_shown
+
+
+@compiled
+def _may_show_another(values, ends, unit, limits):  # type: ignore[no-untyped-def]
+    is_possible = np.zeros(len(ends) - 1, np.bool_)
+    for b in range(len(is_possible)):
+        least, largest, is_whole = np.inf, 0.0, True
+        for value in values[ends[b] : ends[b + 1]]:
+            if value > 0:
+                least, largest = min(least, np.float64(value)), max(largest, np.float64(value))
+                is_whole &= value == np.rint(value)
+        is_possible[b] = is_whole and unit > 0
+        for other in range(len(limits)):
+            if other != unit and largest <= limits[other] and not is_possible[b]:
+                is_possible[b] = _may_be(values[ends[b] : ends[b + 1]], least, other)
+    return is_possible
+
+
+@compiled
+def _may_be(cell, least, unit):  # type: ignore[no-untyped-def]
+    """Whether values are near multiples of the smallest; by chance their mean distance is 0.25, if rounded 0.03."""
+    one, n, distance = _undone(least, unit), 0, 0.0
+    for k in range(min(len(cell), 48)):
+        value = np.float64(cell[k * max(len(cell), 48) // 48])
+        if not least < value < np.inf or not one > 0:
+            continue
+        ratio = _undone(value, unit) / one
+        if 1.01 < ratio <= FURTHEST:
+            distance += abs(ratio - np.rint(ratio))
+            n += 1
+        if n >= 6 and distance > 0.15 * n:
+            return False
+    return n >= FEWEST
+
+
+@compiled
+def _undone(value, unit):  # type: ignore[no-untyped-def]
+    """Return the inverse of ``UNITS[unit]``, as :data:`UNDO` has it."""
+    if unit == 1:
+        return np.expm1(value)
+    if unit == 2:
+        return np.exp2(value) - 1
+    if unit == 3:
+        return 10.0**value - 1
+    return value * value if unit == 4 else value
 
 
 def _sample(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, n_sampled: int) -> np.ndarray:

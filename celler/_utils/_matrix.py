@@ -45,6 +45,15 @@ def as_csr(X: Any, name: str, dtype: Any = np.float32) -> sparse.csr_matrix:
     return block
 
 
+def only_columns(X: sparse.csr_matrix, is_kept: np.ndarray | None) -> sparse.csr_matrix:
+    """Return ``X`` without values in other columns, of the same shape; ``None`` keeps all, and ``X`` itself."""
+    if is_kept is None:
+        return X
+    is_in = is_kept[X.indices]
+    ends = np.concatenate([[0], np.cumsum(is_in)])[X.indptr]
+    return sparse.csr_matrix((X.data[is_in], X.indices[is_in], ends), shape=X.shape)
+
+
 def in_memory(X: Any) -> Any:
     """Read what is neither NumPy nor SciPy: backed files, dask, arrays on a GPU, PyData's sparse."""
     for _ in range(4):  # dask arrays may hold any of the others
@@ -61,6 +70,8 @@ def in_memory(X: Any) -> Any:
 
 def check_sparse(X: Any, name: str) -> None:
     """Raise ``ValueError`` for a CSR or CSC matrix whose arrays do not fit together."""
+    if X.format not in ("csr", "csc"):
+        return
     rows, columns = X.shape if X.format == "csr" else X.shape[::-1]
     across = ("column", "genes") if X.format == "csr" else ("row", "cells")
     check_ends(X.indptr, rows, min(len(X.indices), len(X.data)), name)
@@ -89,8 +100,9 @@ def check_view(adata: AnnData, place: str | None) -> None:
 
     anndata takes the rows and columns of a view without looking, which ends the process.
     """
-    parent = getattr(adata, "_adata_ref", None) if adata.is_view else None  # no public name leads there
-    if parent is None:
+    # No public name leads to the parent, the one AnnData that a view holds.
+    parent = next((value for value in vars(adata).values() if isinstance(value, AnnData)), None)
+    if parent is None or not adata.is_view:
         return
     if place is None:
         X, name = parent.X, "adata.X"

@@ -31,9 +31,12 @@ _SEPARATOR = re.compile(r"[^\w]|_")
 
 
 def text_of(value: Any) -> str | None:
-    """Text of a value, bytes decoded and whole floats without ``.0``; ``None`` for a missing one."""
+    """Text of a value, bytes decoded and whole floats without ``.0``; ``None`` for a missing one.
+
+    Half of a surrogate pair, which no file takes, becomes its escape, as a byte that is no text does.
+    """
     if isinstance(value, str):
-        return str(value)
+        return str(value) if value.isascii() else value.encode("utf-8", errors="backslashreplace").decode()
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="backslashreplace")
     if value is None or value is pd.NA or value is pd.NaT or value != value:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import sparse
+
+from celler._utils._compile import compiled
 from celler._utils._digest import sha256_of
 
 BLOCK = 1 << 22
+#: The column of obs with a checksum of each cell: the codec's is not looked at where part of a chunk is read.
+OF_CELL = "_celler_checksum"
 
 
 def files_of(folder: Path) -> dict[str, list[Any]]:
@@ -30,6 +36,25 @@ def check_files(folder: Path, files: dict[str, list[Any]], cure: str) -> None:
             raise ValueError(f"{path} has {path.stat().st_size:,} bytes and not {size:,}: {folder} is damaged. {cure}")
         if digest is not None and _sha256(path) != digest:
             raise ValueError(f"{path} has other contents than were written: {folder} is damaged. {cure}")
+
+
+def of_cells(X: sparse.csr_matrix) -> np.ndarray:
+    """Return a number of each cell ``(n,)``, uint32, that follows from its genes and counts in any order."""
+    return _of_cells(X.indptr, X.indices, X.data)
+
+
+@compiled
+def _of_cells(ends, genes, counts):  # type: ignore[no-untyped-def]
+    found = np.empty(len(ends) - 1, np.uint32)
+    for b in range(len(found)):
+        total = np.uint64(ends[b + 1] - ends[b])
+        for i in range(ends[b], ends[b + 1]):
+            mixed = (np.uint64(genes[i]) << np.uint64(32)) ^ np.uint64(counts[i])
+            mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            total += mixed ^ (mixed >> np.uint64(32))
+        found[b] = np.uint32((total ^ (total >> np.uint64(32))) & np.uint64(0xFFFFFFFF))
+    return found
 
 
 def _is_of_counts(name: str) -> bool:

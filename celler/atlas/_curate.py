@@ -274,7 +274,7 @@ def cell_names(names: pd.Index, source: str) -> pd.Index:
 
 
 _NUMBERS = ("integer", "floating", "mixed-integer-float")
-#: Kinds of values that AnnData does not write as they are.
+#: Kinds of values that AnnData does not write as they are, beside text with halves of surrogate pairs.
 _WRITTEN_AS_TEXT = ("bytes", "mixed", "mixed-integer", "datetime64", "datetime", "date", "timedelta64", "interval")
 
 
@@ -284,9 +284,11 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     for key in table:
         values = table[key].cat.categories if isinstance(table[key].dtype, pd.CategoricalDtype) else table[key]
         kind = pd.api.types.infer_dtype(values)
-        if kind in _WRITTEN_AS_TEXT or (kind == "boolean" and table[key].dtype == object):
+        is_object = table[key].dtype == object
+        is_odd = kind == "string" and any(text_of(value) != value for value in values.dropna().unique())
+        if kind in _WRITTEN_AS_TEXT or is_odd or (kind == "boolean" and is_object):
             table[key] = as_categories(table[key], f"column {key!r}")
-        elif kind in _NUMBERS and table[key].dtype == object:
+        elif kind in _NUMBERS and is_object:
             table[key] = pd.to_numeric(table[key])
     return table
 

@@ -71,8 +71,6 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.genes, str) and self.genes not in ("union", "intersection"):
             raise ValueError(f"genes={self.genes!r} was given; 'union', 'intersection' or a list of names is needed.")
-        if not 0 <= self.test_size < 1:
-            raise ValueError(f"test_size={self.test_size} was given; a share of the cells is needed, 0 to below 1.")
         known = (*list(COLUMNS)[1:], PRIMARY)
         for name in self.columns:
             if name not in known:

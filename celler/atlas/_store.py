@@ -23,7 +23,7 @@ from celler._utils._distributed import rank_and_size
 from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
-from celler.atlas._checksums import check_files
+from celler.atlas._checksums import OF_CELL, check_files, of_cells
 from celler.data._read import reading
 
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
@@ -85,7 +85,7 @@ class Rows:
 
 
 class Store:
-    """The cells of a folder that :func:`celler.atlas.build` wrote, by row; in memory are 8 bytes for each."""
+    """The cells of a folder that :func:`celler.atlas.build` wrote, by row; in memory are 12 bytes for each."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_engine()
@@ -103,6 +103,10 @@ class Store:
             datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
             self.sizes = np.array([dataset.shape[0] for dataset in datasets])
             self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
+            # Earlier versions wrote none.
+            has_checksums = all(OF_CELL in group["obs"] for group in self._groups)
+            of_cell = [group["obs"][OF_CELL][:] for group in self._groups] if has_checksums else None
+        self._checksums = None if of_cell is None else np.concatenate(of_cell)
         self._sampler, self._lock = BlockSampler(GAP), threading.Lock()
         self._loader = Loader(batch_sampler=self._sampler, return_index=True, preload_to_gpu=False)
         self._loader.add_datasets(datasets)
@@ -116,7 +120,7 @@ class Store:
     @property
     def columns(self) -> list[str]:
         """Names of the obs columns."""
-        return [str(name) for name in self._groups[0]["obs"].attrs["column-order"]]
+        return [str(name) for name in self._groups[0]["obs"].attrs["column-order"] if name != OF_CELL]
 
     def codes(self, key: str, argument: str = "key") -> tuple[np.ndarray, list[str]]:
         """Category codes ``(n_cells,)`` of an obs column, −1 for none, and the categories."""
@@ -146,7 +150,8 @@ class Store:
 
     def is_empty(self) -> np.ndarray:
         """Whether each cell has no counts ``(n_cells,)``."""
-        return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
+        with reading(self.path, ANEW):
+            return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
         """Return counts ``(n, n_genes)`` float32 of the rows ``index (n,)``, in that order."""
@@ -175,6 +180,8 @@ class Store:
         while first:
             X = first[0]["X"]
             check_ids(X, self.path)
+            if self._checksums is not None and (of_cells(X) != self._checksums[first[0]["index"]]).any():
+                raise ValueError(f"{self.path} holds other counts than were written: it is damaged. {ANEW}")
             yield Rows(first[0]["index"], X)
             with reading(self.path, ANEW):
                 first = list(islice(loaded, 1))

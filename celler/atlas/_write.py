@@ -24,6 +24,7 @@ import zarr
 from scipy import sparse
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from celler.atlas._checksums import OF_CELL, of_cells
 from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
 from celler.atlas._store import STORE_NAME
@@ -142,7 +143,9 @@ def write_dataset(plan: Plan, bucket: int) -> int:
     obs = pd.DataFrame(index=pd.Index([name.decode() for name in names[order]], dtype=object))
     for i, (name, categories) in enumerate(plan.categories.items()):
         obs[name] = pd.Categorical.from_codes(codes[order, i], categories)
-    adata = anndata.AnnData(X[order], obs, pd.DataFrame(index=pd.Index(plan.genes, dtype=object)))
+    X = X[order]
+    obs[OF_CELL] = of_cells(X)
+    adata = anndata.AnnData(X, obs, pd.DataFrame(index=pd.Index(plan.genes, dtype=object)))
     del X
     shutil.rmtree(part, ignore_errors=True)
     _write_zarr(part, adata)

@@ -23,7 +23,8 @@ from celler._utils._counts import (
     unusable,
     value_error,
 )
-from celler._utils._matrix import as_csr, check_sparse, check_stored, check_view, spread
+from celler._utils._kinds import genes_among
+from celler._utils._matrix import as_csr, check_sparse, check_stored, check_view, only_columns, spread
 from celler._utils._messages import closest, warn
 
 ROWS_AT_ONCE = 4096  #: rows read at once of a matrix that is not in memory
@@ -34,11 +35,12 @@ class ExpressionReader:
     """Rows of ``adata.X`` or a layer, in any storage, as CSR float32.
 
     Logarithms of base 2 and 10 become natural ones, square roots become squares. Every row that is read is checked
-    against the kind of the others.
+    against the kind of the others. Columns that are no genes hold nothing, unless ``has_others``.
     """
 
     adata: AnnData
     layer: str | None = None
+    has_others: bool = False
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer not in self.adata.layers:
@@ -109,13 +111,18 @@ class ExpressionReader:
         X = self._stored(self.adata)
         if isinstance(X, np.ndarray) or sparse.issparse(X) or hasattr(X, "to_memory"):
             with self._named():
-                return as_csr(X, self.name)
+                return only_columns(as_csr(X, self.name), self._is_read)
         starts = range(0, self.adata.n_obs, ROWS_AT_ONCE)
         return sparse.vstack([self._read(slice(start, start + ROWS_AT_ONCE)) for start in starts], format="csr")
 
     def _read(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         with self._named():
-            return as_csr(self._values(rows), self.name)
+            return only_columns(as_csr(self._values(rows), self.name), self._is_read)
+
+    @cached_property
+    def _is_read(self) -> np.ndarray | None:
+        """Columns whose values are read ``(n_vars,)``, ``None`` for all: antibodies may be of another unit."""
+        return None if self.has_others else genes_among(self.adata.var)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -152,11 +159,12 @@ class ExpressionReader:
 
     @cached_property
     def _converted(self) -> sparse.csr_matrix | None:
-        """A CSC matrix in memory as CSR, because each row of CSC costs a pass over all values."""
+        """A sparse matrix in memory as CSR where SciPy takes no rows of it, or, of CSC, each in a pass over all."""
         if self.adata.isbacked:
             return None
         X = self._stored(self._first())
-        return self._whole() if sparse.issparse(X) and X.format == "csc" else None
+        has_rows = not sparse.issparse(X) or (X.format == "csr" and X.dtype.kind in "buif" and X.dtype != np.float16)
+        return None if has_rows else self._whole()
 
     @cached_property
     def _indexable(self) -> AnnData:
@@ -168,12 +176,12 @@ class ExpressionReader:
         return self.adata
 
 
-def query_reader(adata: AnnData, layer: str | None) -> ExpressionReader:
+def query_reader(adata: AnnData, layer: str | None, *, has_others: bool = False) -> ExpressionReader:
     """Reader of a query's ``layer``; without that layer, of ``X`` and with a warning."""
     if layer is None or layer in adata.layers:
-        return ExpressionReader(adata, layer)
+        return ExpressionReader(adata, layer, has_others)
     warn(f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead.")
-    return ExpressionReader(adata)
+    return ExpressionReader(adata, has_others=has_others)
 
 
 def is_log(reader: ExpressionReader) -> bool:
@@ -215,13 +223,22 @@ def warn_of_doubts(reader: ExpressionReader) -> None:
 
 
 def check_genes(reader: ExpressionReader) -> None:
-    """Raise ``ValueError`` where a single gene is expressed: cells cannot be told apart by it."""
+    """Raise ``ValueError`` where a single gene is expressed, or no gene differs: cells cannot be told apart."""
     X = reader.probe()
-    genes = np.unique(X.indices[X.data != 0])
+    X.eliminate_zeros()
+    genes = np.unique(X.indices)
     if len(genes) == 1:
         raise ValueError(
             f"{reader.name} has values of one gene alone, {str(reader.adata.var_names[genes[0]])!r}; at least two are "
             f"needed, and some hundred to tell cell types apart.{_what_to_pass(reader)}"
+        )
+    is_same = X.shape[0] > 1 and X.nnz == len(genes) * X.shape[0]  # no cell lacks a gene of another
+    if (
+        is_same
+        and np.ptp(_counts.cp10k(X, is_log=reader.state.is_log)[:, genes].toarray(), axis=0).max(initial=0) < 1e-6
+    ):
+        raise ValueError(
+            f"{reader.name} has the same values in every cell; cells cannot be told apart.{_what_to_pass(reader)}"
         )
 
 
@@ -262,7 +279,8 @@ def _state_of_raw(adata: AnnData) -> InputState | None:
         X = adata.raw.X
         if sparse.issparse(X):
             check_sparse(X, "adata.raw.X")
-        return detect(as_csr(X[spread(adata.n_obs)], "adata.raw.X"))
+        block = as_csr(X[spread(adata.n_obs)], "adata.raw.X")
+        return detect(only_columns(block, genes_among(adata.raw.var)))
     except (OSError, TypeError, ValueError):
         return None
 

@@ -3,65 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from celler._utils._kinds import kinds_of_rows, other_rows
 from celler._utils._messages import column, listed
-from celler._utils._text import as_names, text_of
+from celler._utils._text import as_names
 
-#: Columns of var in which 10x Genomics, scanpy and muon say what a row measures, and what they call a gene there.
-KIND_COLUMNS = ("feature_types", "feature_type", "modality")
-GENE_KINDS = ("gene expression", "gex", "rna", "mrna", "gene", "genes")
-#: What else they call a row.
-OTHER_KINDS = (
-    "antibody capture", "adt", "antibody", "protein", "prot", "peaks", "peak", "atac", "crispr guide capture", "custom",
-    "multiplexing capture", "hto", "antigen capture", "vdj",
-)  # fmt: skip
 #: Share of names that are numbers from which all are row numbers, and what no row number exceeds.
 MIN_NUMBERS, MAX_ROWS = 0.9, 100_000
 N_PROBED = 200  #: names read first, to be fast where they are none
 #: From so many numbers on, Entrez ids would have some above ``MAX_ROWS``.
 MIN_SELECTED = 100
+_MONTH = "(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+#: What a spreadsheet makes of SEPT2, MARCH1, DEC1 and of RIKEN clones such as 2310009E13.
+_SPREADSHEET = re.compile(
+    rf"\d{{1,2}}-{_MONTH}(-\d{{2,4}})?|{_MONTH}-\d{{1,4}}|\d{{4}}-\d\d-\d\d( 00:00:00)?|\d\.\d+E\+\d+",
+    re.IGNORECASE,
+)
+#: Numbers of the days from 2000 to 2049, as a spreadsheet counts them from 1900, and the months it takes genes for.
+DAYS, MONTHS = range(36_526, 54_789), (3, 9, 12)
 _NUMBER = re.compile(r"(\d{1,9})(\.0+)?")
-
-
-class Kinds(NamedTuple):
-    """What the rows of var measure, by one of its columns."""
-
-    column: str
-    is_gene: np.ndarray  # (n_vars,)
-    others: Counter[str]  # rows by what they measure instead
-
-    def __str__(self) -> str:
-        shown = listed([f"{n:,} {kind}" for kind, n in self.others.most_common()])
-        return (
-            f"{self.others.total():,} of {len(self.is_gene):,} rows are no genes by adata.var[{self.column!r}]: {shown}"
-        )
-
-
-def kinds_of_rows(var: pd.DataFrame) -> Kinds | None:
-    """Read which rows are genes; ``None`` where no column says it. A row of no kind is a gene."""
-    for key in KIND_COLUMNS:
-        if key not in var.columns or isinstance(var[key], pd.DataFrame):
-            continue
-        values = pd.Categorical(var[key])
-        texts = [text_of(value) or "" for value in values.categories]
-        plain = [re.sub(r"[\s_.-]+", " ", text.strip().casefold()) for text in texts]
-        if not set(plain) & {*GENE_KINDS, *OTHER_KINDS}:
-            continue
-        is_other = np.array([*(kind not in ("", "nan", "none", *GENE_KINDS) for kind in plain), False])
-        found = is_other[values.codes]
-        return Kinds(key, ~found, Counter(np.array([*texts, ""], object)[values.codes[found]].tolist()))
-    return None
-
-
-def other_rows(var: pd.DataFrame) -> Kinds | None:
-    """Return the kinds where some rows are genes and some are not, else ``None``."""
-    kinds = kinds_of_rows(var)
-    return kinds if kinds is not None and kinds.others and kinds.is_gene.any() else None
 
 
 def gene_names(var: pd.DataFrame, gene_key: str | None) -> pd.Index:
@@ -80,6 +43,29 @@ def check_unique(names: pd.Index, what: str) -> None:
             f"{what} hold {len(repeated):,} names more than once (for example {list(repeated[:3])}); genes are "
             "aligned by name, so each must be unique. adata.var_names_make_unique() renames the repeats."
         )
+
+
+def made_by_spreadsheet(names: pd.Index) -> list[str]:
+    """Return names that are dates, or numbers of days among names that are none, which were symbols of genes."""
+    starts = [name for name in names if name[:1].isdigit() or name[3:4] == "-"]
+    found = [name for name in starts if _SPREADSHEET.fullmatch(name)]
+    numbers = [name for name in starts if len(name) == 5 and name.isdecimal() and int(name) in DAYS]
+    if 0 < len(numbers) < 0.01 * len(names):  # else they are ids
+        days = pd.to_datetime([int(name) for name in numbers], unit="D", origin="1899-12-30")
+        is_gene = days.month.isin(MONTHS) & (days.day <= 15)
+        found += [name for name, is_so in zip(numbers, is_gene, strict=True) if is_so]
+    return found
+
+
+def describe_spreadsheet(names: pd.Index) -> str:
+    """Say which names a spreadsheet has spoiled; ``""`` for none."""
+    found = made_by_spreadsheet(names)
+    if not found:
+        return ""
+    return (
+        f"{len(found):,} names are dates or numbers that a spreadsheet made of symbols such as MARCH1 and SEPT2: "
+        f"{listed(found)}. Take the names from a file that no spreadsheet has saved, or from Ensembl ids."
+    )
 
 
 def are_row_numbers(names: pd.Index) -> bool:
@@ -131,7 +117,7 @@ def text_columns(var: pd.DataFrame) -> pd.Index:
 
 
 def left_out(var: pd.DataFrame, gene_key: str | None) -> str:
-    """Say which rows of a reference are not read as genes; ``""`` where all are."""
+    """Say which rows of a reference are not read as genes, and which names are spoiled; ``""`` for none."""
     kinds, said = kinds_of_rows(var), []
     if kinds is not None and kinds.others:
         said.append(
@@ -141,4 +127,6 @@ def left_out(var: pd.DataFrame, gene_key: str | None) -> str:
     if n_unnamed := int((names == "").sum()):
         where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
         said.append(f"{n_unnamed:,} genes have no name in adata.{where}; they are left out.")
+    if spoiled := describe_spreadsheet(names):
+        said.append(spoiled)
     return " ".join(said)

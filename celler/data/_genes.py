@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from celler._utils._kinds import kinds_of_rows, other_rows
 from celler._utils._text import without_separators
-from celler.data._gene_names import are_row_numbers, gene_names, kinds_of_rows, other_rows, text_columns
+from celler.data._gene_names import are_row_numbers, describe_spreadsheet, gene_names, text_columns
 from celler.data._gene_table import COPY, WAYS, Found, find_genes, human_rows, release
 from celler.data._mismatch import MIN_OVERLAP, Mismatch, orthologs_line, other_case_line, other_kinds
 
@@ -48,6 +49,8 @@ class GeneAlignment:
         Number of missing genes that would match by one-to-one orthologs; 0 where both are of one species.
     others
         Rows of ``var`` that are no genes by its ``feature_types``, in words; they match nothing.
+    spoiled
+        Names that a spreadsheet made of symbols and that match nothing, in words.
     """
 
     gene_map: np.ndarray
@@ -61,6 +64,7 @@ class GeneAlignment:
     n_other_case: int = 0
     n_orthologs: int = 0
     others: str = ""
+    spoiled: str = ""
 
     @property
     def n_matched(self) -> int:
@@ -123,6 +127,8 @@ class GeneAlignment:
                 f"{self.n_repeated:,} are claimed by several genes of the query and left out; "
                 "cl.pp.align_genes(..., duplicates='sum') adds those up."
             )
+        if self.spoiled:
+            found.append(f"Of those that match nothing, {self.spoiled}")
         if self.kinds and len(self.missing):
             found.append(f"The query's names are {self.kinds}.")
         return "".join(" " + sentence for sentence in found)
@@ -181,6 +187,7 @@ def align_genes(
         n_other_case=found.n_other_case if len(missing) and BY_ORTHOLOG not in found.n_inexact else 0,
         n_orthologs=found.n_orthologs,
         others="" if var is None else describe_others(var, found.gene_map),
+        spoiled=describe_spreadsheet(found.query[found.gene_map < 0]) if len(missing) else "",
     )
 
 

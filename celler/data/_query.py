@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from celler._utils._kinds import genes_among
 from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
@@ -152,7 +153,10 @@ class Query:
 
 def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
     """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
-    (alignment, share), reader = genes.align(adata), query_reader(adata, layer)
+    alignment, share = genes.align(adata)
+    is_gene = genes_among(adata.var)
+    has_others = is_gene is not None and bool((alignment.gene_map[~is_gene] >= 0).any())
+    reader = query_reader(adata, layer, has_others=has_others)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
     reported = set() if reported is None else reported
@@ -184,7 +188,6 @@ def token_passes(
     rather than zero. A pass has ``batch_size`` cells, or those whose tokens fill ``n_tokens``; the expression of each
     gene is multiplied by ``factors (n_genes,)``.
     """
-    _check(batch_size)
     split = partial(_by_length, batch_size=batch_size, n_tokens=n_tokens)
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     for rows, tokens in prefetch(_tokenized(query, index, split, tokenizer)):
@@ -200,7 +203,6 @@ def flat_passes(
     factors: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, FlatTokens]]:
     """As :func:`token_passes`, without padding: a pass has ``batch_size`` cells in their order, or fewer."""
-    _check(batch_size)
     size = CELLS_PER_PASS if batch_size is None else batch_size
     by_gene = None if factors is None else torch.as_tensor(factors, dtype=torch.float32)
     # Tokens of several passes are made at once: a thread that often takes the GIL would hold up the network's.
@@ -272,11 +274,6 @@ def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarra
             f"indices run from {index.min()} to {index.max()}; there are {adata.n_obs:,} cells, 0 to {adata.n_obs - 1}."
         )
     return index.astype(np.int64) % max(1, adata.n_obs)
-
-
-def _check(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; at least 1 is needed, or None.")
 
 
 def _by_length(lengths: np.ndarray, batch_size: int | None, n_tokens: int) -> list[np.ndarray]:

@@ -121,12 +121,6 @@ class Tokenizer:
     n_bins: int = 51
     max_genes: int | None = None
 
-    def __post_init__(self) -> None:
-        if not 3 <= self.n_bins <= 256:
-            raise ValueError(f"n_bins={self.n_bins} was given; 3 to 256 are possible.")
-        if self.max_genes is not None and self.max_genes < 1:
-            raise ValueError(f"max_genes={self.max_genes} was given; at least 1 is needed, or None.")
-
     def __call__(
         self,
         X: sparse.csr_matrix,

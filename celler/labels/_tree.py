@@ -16,6 +16,9 @@ from celler._utils._text import as_categories, is_missing, means_no_label, text_
 from celler.labels._cell_types import cell_type_names
 from celler.labels._ontology import N_LISTED, Ontology, Term, cell_ontology, read_obo
 
+#: What pandas calls values that are no names of classes: times of a measurement, and numbers of no order.
+NO_LABELS = ("datetime", "datetime64", "date", "time", "timedelta", "timedelta64", "period", "complex")
+
 
 @dataclass(frozen=True)
 class LabelTree:
@@ -206,6 +209,13 @@ def as_strings(values: pd.Series, key: str, unlabeled_category: str) -> np.ndarr
     Floats are refused: a score is not a class, and 1.0 would be another class than 1.
     """
     column = as_categories(values, f"adata.obs[{key!r}]")
+    kind = pd.api.types.infer_dtype(pd.Categorical(values).categories, skipna=True)
+    if kind in NO_LABELS:
+        example = pd.Categorical(values).categories[0]
+        raise ValueError(
+            f"adata.obs[{key!r}] holds values of kind {kind} (for example {example}); labels are text, categories or "
+            f"integers. If they are classes: adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)."
+        )
     if floats := [value for value in pd.Categorical(values).categories if isinstance(value, float | np.floating)]:
         raise ValueError(
             f"adata.obs[{key!r}] holds numbers with a decimal point (for example {floats[0]!r}); labels are "

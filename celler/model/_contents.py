@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from celler.data._tokenizer import Tokenizer
 from celler.inference._calibration import Decision
 from celler.labels._tree import LabelTree
 from celler.model._base import BaseOrigin
@@ -151,7 +150,7 @@ ARGUMENTS = {
     "d_model": SIZE,
     "n_heads": _or_none(SIZE),
     "n_latents": _or_none(SIZE),
-    "dropout_rate": NUMBER,
+    "dropout_rate": Rule("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1),
     "evidence": FLAG,
     "max_genes": SIZE,
     "n_bins": _or_none(_whole(3, 256)),
@@ -299,17 +298,15 @@ def _sizes(config: dict[str, Any], path: Path) -> NetworkConfig:
     try:
         if parents:
             LabelTree(tuple(classes)).with_parents(dict(zip(classes, parents, strict=True)))
-        sizes = network_config(
+        return network_config(
             arguments,
             len(genes),
             max(1, len(classes)),
             None if scgpt is None else ScGPTOrigin(**scgpt),
             None if base is None else BaseOrigin(**base),
         )
-        Tokenizer(n_bins=sizes.n_bins, max_genes=arguments["max_genes"])
     except ValueError as error:
         raise ValueError(f"{path} contradicts itself: {error} {AGAIN}") from None
-    return sizes
 
 
 # ---- curves ----

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
-from celler._utils._messages import warn
+from celler._utils._messages import listed, warn
 from celler.data._expression import ExpressionReader
 from celler.data._genes import take_columns
 from celler.data._loader import TokenLoader
@@ -364,9 +364,9 @@ def check_classes(classes: tuple[str, ...]) -> None:
 def warn_of_small_classes(labels: np.ndarray, classes: tuple[str, ...], known: Collection[int] = ()) -> None:
     """Warn of classes with fewer than three labelled cells: they train, but cannot be validated."""
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    small = {classes[k]: int(n) for k, n in enumerate(counts) if n < 3 and k not in known}
+    small = [f"{classes[k]!r} ({n})" for k, n in enumerate(counts) if n < 3 and k not in known]
     if small:
         warn(
-            f"classes with fewer than 3 labelled cells: {small}. They are trained on, but none of their cells "
+            f"classes with fewer than 3 labelled cells: {listed(small)}. They are trained on, but none of their cells "
             "can be held out for validation, so expect little of them."
         )

@@ -126,6 +126,12 @@ def read_labels(adata: AnnData, setup: Setup) -> np.ndarray:
             f"all {adata.n_obs:,} cells of adata.obs[{key!r}] are unlabelled (missing, or {unlabeled!r}); "
             "name the column that holds cell types with labels_key."
         )
+    n_labelled, n_classes = int((labels != unlabeled).sum()), len(set(labels) - {unlabeled})
+    if n_classes == n_labelled > max(10, adata.n_obs // 2):
+        raise ValueError(
+            f"adata.obs[{key!r}] gives each of its {n_labelled:,} cells a label of its own, as names of cells do; name "
+            "the column that holds cell types with labels_key."
+        )
     return labels
 
 

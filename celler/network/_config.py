@@ -59,16 +59,11 @@ class NetworkConfig:
         return self.use_evidence or self.encoder in ("base", "additive", "latent")
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "d_sum", "n_heads", "n_latents", "d_feed"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} was given; at least 1 is needed.")
         if self.encoder != "additive" and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; "
                 f"take d_model={self.n_heads * max(1, round(self.d_model / self.n_heads))}."
             )
-        if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f"dropout_rate={self.dropout_rate} was given; 0 <= it < 1 is needed.")
         for name, kinds in (("encoder", get_args(Encoder)), ("head", get_args(Head))):
             if getattr(self, name) not in kinds and not (self.head == "atlas" and name == "head"):
                 raise ValueError(f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}.")

@@ -179,6 +179,9 @@ def _sizes(args: dict[str, Any], path: Path) -> dict[str, Any]:
         if type(value) not in ((int,) if is_count else (int, float)) or (is_count and value < 1):
             kind = "a whole number above 0" if is_count else "a number"
             raise ValueError(f"{path} has {SIZES[ours][0]}={value!r}; {kind} is needed.")
+    if not 3 <= sizes["n_bins"] <= 256 or not 0 <= sizes["dropout_rate"] < 1:
+        found = ", ".join(f"{SIZES[name][0]}={sizes[name]!r}" for name in ("n_bins", "dropout_rate"))
+        raise ValueError(f"{path} has {found}; 3 to 256 bins and a dropout of at least 0 and below 1 are needed.")
     for name, needed in SUPPORTED.items():
         if (args.get(name) or needed) != needed:
             raise ValueError(f"{path} has {name}={args[name]!r}; only {needed!r} is supported.")

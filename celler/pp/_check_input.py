@@ -15,8 +15,12 @@ _USED = {
     "normalised": "They can be used, like counts.",
     "log1p": "They can be used.",
     "log2": "They can be used: they are multiplied by ln 2, which makes them natural logarithms.",
+    "log10": "They can be used: they are multiplied by ln 10, which makes them natural logarithms.",
+    "sqrt": "They can be used: they are squared.",
+    "binary": "Labels from presence alone are less certain: counts or log1p-normalised counts are needed.",
     "binned": "Labels from bins are less certain: counts or log1p-normalised counts are needed.",
     "scaled": "They cannot be used: counts or log1p-normalised counts are needed.",
+    "mixed": "They cannot be used: put the samples together again from their counts.",
     "not finite": "They cannot be used: find where the NaN or infinite values come from.",
 }
 
@@ -31,7 +35,7 @@ class InputReport:
         The matrix, such as ``"adata.X"``.
     kind
         ``"counts"``, ``"expected counts"``, ``"normalised"`` (without logarithm), ``"log1p"``, ``"log2"``,
-        ``"binned"``, ``"scaled"`` or ``"not finite"``.
+        ``"log10"``, ``"sqrt"``, ``"binned"``, ``"binary"``, ``"scaled"``, ``"mixed"`` or ``"not finite"``.
     evidence
         The property of the values that shows their kind.
     is_usable
@@ -76,6 +80,8 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     ------
     KeyError
         The layer does not exist.
+    ValueError
+        There are no genes, or the matrix is damaged.
 
     Examples
     --------
@@ -84,6 +90,8 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
+    if adata.n_vars == 0:
+        raise ValueError("adata has no genes, whose values could be looked at.")
     reader = ExpressionReader(adata, layer)
     state = reader.state
     others = {name: other.kind for name, other in elsewhere(reader).items()}

@@ -20,8 +20,9 @@ from scipy import sparse
 from celler._utils import _counts
 from celler._utils._arguments import checked
 from celler._utils._counts import InputState, as_read, contradiction, cp10k, detect, unusable
-from celler._utils._matrix import as_csr, check_stored, check_view, spread
-from celler._utils._messages import closest, listed
+from celler._utils._kinds import Kinds, other_rows
+from celler._utils._matrix import as_csr, check_stored, check_view, only_columns, spread
+from celler._utils._messages import closest, listed, warn
 from celler._utils._text import as_names, found_names
 from celler.tl._columns import in_natural_order, label_column
 
@@ -42,7 +43,8 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     groupby
         Column of ``adata.obs`` with the groups. Cells without a group are left out.
     n_genes
-        Genes per group. A group has fewer where fewer genes are highest in it.
+        Genes per group. A group has fewer where fewer genes are highest in it. Rows that are no genes by
+        ``adata.var["feature_types"]`` are left out with a warning.
     layer
         A layer, ``"X"`` or ``"raw"``. ``None`` is ``X``, or ``adata.raw`` where ``X`` is scaled. Counts are converted
         to log1p of counts per 10,000; logarithms stay, those of other bases become natural ones.
@@ -76,9 +78,11 @@ def rank_markers(adata: AnnData, groupby: str, n_genes: int = 10, *, layer: str 
     """
     groups = in_natural_order(label_column(adata, groupby, "groupby"))
     source = find_source(adata, layer, None)
+    if source.kinds is not None:
+        warn(f"{source.kinds}; they are left out.")
     means = group_means(adata, source, groups)
     scores, next_group = specificity(means)
-    scores[:, source.gene_names == ""] = 0  # a gene without a name is no marker
+    scores[:, source.gene_names == ""] = 0  # a gene without a name and an antibody are no markers
     tables = []
     for k, group in enumerate(groups.categories):
         best = np.argsort(-scores[k], kind="stable")[:n_genes]
@@ -149,11 +153,12 @@ def specificity(means: GroupMeans) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Source:
-    """A matrix ``(n_obs, n_vars)``, the names of its genes, and its own name in messages."""
+    """A matrix ``(n_obs, n_vars)``, the names of its genes, its own name in messages, and rows that are no genes."""
 
     matrix: Any
     gene_names: pd.Index
     name: str
+    kinds: Kinds | None = None
 
     @cached_property
     def state(self) -> InputState:
@@ -161,8 +166,12 @@ class Source:
         return detect(self.rows(spread(self.matrix.shape[0])))
 
     def rows(self, rows: slice) -> sparse.csr_matrix:
-        """Return rows as CSR."""
-        return as_csr(self.by_row[rows], self.name, dtype=None)
+        """Return rows as CSR, without values of columns that have no name because they are no genes."""
+        return only_columns(as_csr(self.by_row[rows], self.name, dtype=None), self._is_read)
+
+    @cached_property
+    def _is_read(self) -> np.ndarray | None:
+        return None if self.kinds is None else self.kinds.is_gene | np.asarray(self.gene_names != "")
 
     @cached_property
     def by_row(self) -> Any:
@@ -249,19 +258,32 @@ def _place(adata: AnnData, place: str, genes: Sequence[str]) -> Source:
             f"layer={place!r} is not in adata.layers.{closest(place, known)} There are: {listed(known, 30)}."
         )
     if place in adata.layers:
-        return Source(adata.layers[place], _gene_names(adata.var, genes), f"adata.layers[{place!r}]")
-    held = adata if place == "X" else adata.raw
-    return Source(held.X, _gene_names(held.var, genes), f"adata.{place}")
+        X, var, name = adata.layers[place], adata.var, f"adata.layers[{place!r}]"
+    else:
+        held = adata if place == "X" else adata.raw
+        X, var, name = held.X, held.var, f"adata.{place}"
+    kinds = other_rows(var) if isinstance(var, pd.DataFrame) else None
+    return Source(X, _gene_names(var, genes, kinds), name, kinds)
 
 
-def _gene_names(var: Any, genes: Sequence[str]) -> pd.Index:
-    """``var_names``, or if they hold none of ``genes`` the column of var with most of them."""
-    names = as_names(var.index)
+def _gene_names(var: Any, genes: Sequence[str], kinds: Kinds | None) -> pd.Index:
+    """``var_names``, or if they hold none of ``genes`` the column of var with most of them.
+
+    A row that is no gene has a name only where it is among ``genes`` and that of no gene.
+    """
+    names = _named(as_names(var.index), genes, kinds)
     if not len(genes) or names.isin(genes).any():
         return names
-    columns = [as_names(var[key]) for key in var if var[key].ndim == 1]
+    columns = [_named(as_names(var[key]), genes, kinds) for key in var if var[key].ndim == 1]
     best = max([names, *columns], key=lambda names: names.isin(genes).sum())
     return best if best.isin(genes).any() else max([names, *columns], key=lambda names: len(found_names(genes, names)))
+
+
+def _named(names: pd.Index, genes: Sequence[str], kinds: Kinds | None) -> pd.Index:
+    if kinds is None:
+        return names
+    is_asked = names.isin(genes) & ~names.isin(names[kinds.is_gene])
+    return pd.Index(np.where(kinds.is_gene | is_asked, names, ""), dtype=object)
 
 
 def _is_scaled(source: Source, genes: Sequence[str] | None) -> bool:

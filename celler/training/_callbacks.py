@@ -12,7 +12,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from celler._utils._distributed import gather_objects
+from celler._utils._lock import locked
 
 #: What a checkpoint holds, as Lightning writes it, and what is added.
 PARTS = ("epoch", "state_dict", "callbacks", "loops", "optimizer_states", "lr_schedulers")
@@ -139,6 +140,13 @@ class EachEpoch(Checkpoint):
         self.path, self.given, self.minibatches = path, given, minibatches
         self.found: dict[str, Any] | None = None
         self.is_restored = False
+
+    @contextmanager
+    def held(self, is_writer: bool) -> Iterator[None]:
+        """Keep the file for this training, whose first process writes it; raise where another one does."""
+        lock = self.path.with_name(self.path.name + ".lock")
+        with locked(lock, f"ckpt_path={str(self.path)!r}") if is_writer else nullcontext():
+            yield
 
     def read(self, plan: Any, best: BestWeights | None) -> dict[str, Any] | None:
         """Return what the file holds, checked; ``None`` where there is none. Raise ``ValueError`` for a damaged one."""

@@ -57,7 +57,9 @@ def solve_experts(
     if embed is not None:
         embedding = standardized(network, embed(rows))
         designs.append((embedding[kept], L2_OF_EMBEDDING))
-    if class_prior is None:
+    if class_prior is None and np.bincount(codes[kept]).max() < 2:
+        class_prior = FEW_PRIOR  # one cell of each class says nothing about the others
+    elif class_prior is None:
         class_prior = best_prior(cross_fitted(designs, codes[kept], n_classes, rng), codes[kept], counts, rng)
     log_prior = class_prior * np.log(counts / counts.sum())
     weight, bias = logistic_regression(X[kept], codes[kept], n_classes)

@@ -110,11 +110,6 @@ class TrainingConfig:
     ckpt_path: Path | None = None
     fingerprint: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_schedule(self)
-        if not 0 <= self.token_dropout < 1:
-            raise ValueError(f"token_dropout={self.token_dropout} was given; 0 <= it < 1 is needed.")
-
 
 @dataclass(frozen=True)
 class PretrainingConfig:
@@ -138,23 +133,8 @@ class PretrainingConfig:
     seed: int = 0
     processes: tuple[int, int] = (1, 1)
 
-    def __post_init__(self) -> None:
-        check_schedule(self)
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio} was given; 0 < it < 1 is needed.")
-
 
 RunConfig = TrainingConfig | PretrainingConfig
-
-
-def check_schedule(config: RunConfig) -> None:
-    """Raise ``ValueError`` for impossible epochs, minibatches or learning rates."""
-    for name in ("max_epochs", "batch_size"):
-        value = getattr(config, name)
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}={value!r} was given; at least 1 is needed, a whole number.")
-    if not 0 < config.learning_rate < float("inf"):
-        raise ValueError(f"learning_rate={config.learning_rate} was given; a finite number above 0 is needed.")
 
 
 class TrainingPlan(LightningModule):

@@ -73,22 +73,35 @@ def run_plan(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers split the minibatches over the ranks
         )
-        if each_epoch is None or (found := each_epoch.read(plan, chosen)) is None:
+        if each_epoch is None:
             with _interruptible():
                 trainer.fit(plan, train, validation)
-        elif found["celler"]["is_finished"]:
-            each_epoch.take_up(found, plan, chosen)
-            if has_bars(config):
-                tqdm.write(f"{title}: {each_epoch.path} holds this training, finished, and is taken up as it is.")
         else:
-            with _interruptible(), each_epoch.restoring():
-                # weights_only: a foreign file must not run code.
-                trainer.fit(plan, train, validation, ckpt_path=each_epoch.path, weights_only=True)
+            with each_epoch.held(trainer.is_global_zero):
+                _fit_or_resume(trainer, plan, (train, validation), each_epoch, chosen, title)
     if best.state is not None:
         plan.load_state_dict(best.state)
     plan.to(config.device).eval()
     names = sorted({name for row in plan.curves for name in row})
     return {name: [row.get(name, float("nan")) for row in plan.curves] for name in names}
+
+
+def _fit_or_resume(
+    trainer: Trainer, plan: Any, data: tuple[Any, Any], each_epoch: EachEpoch, best: BestWeights | None, title: str
+) -> None:
+    """Fit ``plan`` from the start, or from what the file of ``each_epoch`` holds."""
+    found = each_epoch.read(plan, best)
+    if found is None:
+        with _interruptible():
+            trainer.fit(plan, *data)
+    elif found["celler"]["is_finished"]:
+        each_epoch.take_up(found, plan, best)
+        if has_bars(plan.config):
+            tqdm.write(f"{title}: {each_epoch.path} holds this training, finished, and is taken up as it is.")
+    else:
+        with _interruptible(), each_epoch.restoring():
+            # weights_only: a foreign file must not run code.
+            trainer.fit(plan, *data, ckpt_path=each_epoch.path, weights_only=True)
 
 
 class SrunEnvironment(LightningEnvironment):

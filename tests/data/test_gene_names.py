@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from celler._utils._kinds import kinds_of_rows
 from celler.data._gene_names import (
     are_row_numbers,
     check_names,
     gene_names,
-    kinds_of_rows,
     left_out,
     name_columns,
 )
@@ -95,3 +95,21 @@ def test_check_names_of_a_column_of_numbers():
     var = var_of(["A", "B", "C"], index=["0", "1", "2"])
     with pytest.raises(ValueError, match=r"adata.var\['index'\] holds row numbers"):
         check_names(gene_names(var, "index"), var, "index")
+
+
+def test_left_out_names_what_a_spreadsheet_made_of_symbols():
+    names = ["A", "1-Mar", "Sep-02", "2-SEP", "1-Dec", "2021-03-01", "2021-09-02 00:00:00", "2.31E+13", "44256"]
+    names += [f"GENE{i}" for i in range(200)]
+    said = left_out(var_of(names), None)
+    assert said.startswith("8 names are dates or numbers that a spreadsheet made of symbols such as MARCH1")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["MARCHF1", "SEPTIN2", "HLA-DRA", "NKX2-1", "7SK", "5S_rRNA", "Sep-like", "1-8D", "44001"],
+        [str(number) for number in range(36_526, 36_926)],  # Entrez ids
+    ],
+)
+def test_left_out_takes_no_symbols_and_ids_for_dates(names):
+    assert left_out(var_of([*names, *(f"GENE{i}" for i in range(200))]), None) == ""

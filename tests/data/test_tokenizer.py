@@ -249,19 +249,6 @@ def test_tokenizer_of_bad_values(value, column):
     np.testing.assert_equal(caught.value.value, value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n_bins": 2}, "n_bins=2 was given; 3 to 256"),
-        ({"n_bins": 257}, "n_bins=257 was given; 3 to 256"),
-        ({"max_genes": 0}, "max_genes=0 was given; at least 1"),
-    ],
-)
-def test_tokenizer_out_of_range(options, message):
-    with pytest.raises(ValueError, match=message):
-        Tokenizer(**options)
-
-
 def test_tokenizer_with_dropout_without_seeds():
     with pytest.raises(ValueError, match="token_dropout was given without seeds"):
         Tokenizer()(sparse.csr_matrix(np.ones((1, 2))), np.array([0, 1], np.int32), token_dropout=0.1)

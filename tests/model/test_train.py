@@ -121,7 +121,7 @@ def test_train_with_a_class_of_one_cell():
     adata.obs.iloc[7, 0] = "single"
     Celler.setup_anndata(adata, "cell_type")
     model = Celler(adata, **SMALL)
-    with pytest.warns(UserWarning, match=r"fewer than 3 labelled cells: \{'single': 1\}") as caught:
+    with pytest.warns(UserWarning, match=r"fewer than 3 labelled cells: 'single' \(1\)\.") as caught:
         model.train(**QUICK)
     assert celler_warning(caught).filename == __file__
     assert 7 in model.train_indices
@@ -428,3 +428,14 @@ def test_train_in_bfloat16(query):
 def test_train_validates_by_default(model):
     assert model.history["validation_macro_f1"].notna().all()
     assert "elbo_validation" not in model.history
+
+
+@pytest.mark.filterwarnings("ignore:classes with fewer than 3")
+def test_train_with_one_labelled_cell_of_each_class():
+    """No cell is left to choose the class prior by: SciPy took the mean of nothing."""
+    adata = cells(120)
+    labels = adata.obs["cell_type"].astype(str)
+    adata.obs["cell_type"] = labels.where(~labels.duplicated(), "Unknown")
+    model = fit(adata, max_epochs=1)
+    assert (model.class_counts_ == 1).all()
+    assert len(set(model.predict())) > 1

@@ -9,14 +9,7 @@ from celler.network._config import NetworkConfig
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_layers": 0}, "n_layers=0 was given; at least 1"),
-        ({"d_model": 0}, "d_model=0 was given; at least 1"),
-        ({"d_sum": 0}, "d_sum=0 was given; at least 1"),
-        ({"n_heads": 0}, "n_heads=0 was given; at least 1"),
-        ({"n_latents": 0}, "n_latents=0 was given; at least 1"),
         ({"encoder": "latent", "d_model": 30}, "d_model=30 is not a multiple of n_heads=4; take d_model=32"),
-        ({"dropout_rate": 1.0}, "dropout_rate=1.0 was given"),
-        ({"dropout_rate": -0.1}, "dropout_rate=-0.1 was given"),
         ({"encoder": "lstm"}, r"encoder='lstm' was given; choose from \['additive', 'base', 'latent', 'scgpt'"),
         ({"head": "resnet"}, r"head='resnet' was given; choose from \['linear', 'mlp', 'vgg'\]"),
     ],

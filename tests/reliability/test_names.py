@@ -4,59 +4,18 @@ Outcomes: ``same`` as for the clean input without a word; ``says`` a warning and
 warning and reads fewer genes; and ``refused`` with an error of ours. No row changes the user's object.
 """
 
-import sys
-import warnings
 from functools import cache
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from name_cases import GENES, HAS_ATLAS, TYPES, clean, model, outcome_of, quietly
 from scipy import sparse
-from toy import assert_unchanged, cells, fit, snapshot
+from toy import assert_unchanged, snapshot
 
 import celler as cl
 from celler.model import Celler
-
-GENES = ["HLA-DRA", "HLA-DRB1", "NKX2-1", *(f"GENE{i}" for i in range(3, 80))]
-TYPES = [f"type {i}" for i in range(4)]
-HAS_ATLAS = sys.version_info >= (3, 12)
-
-
-def clean(n_obs=120, seed=3) -> ad.AnnData:
-    return made(n_obs, seed).copy()
-
-
-@cache
-def made(n_obs, seed) -> ad.AnnData:
-    adata = cells(n_obs, seed=seed)
-    adata.var_names = GENES
-    adata.obs = adata.obs[["cell_type"]].astype(str).astype(object)
-    adata.obs["group"] = np.where(np.arange(n_obs) % 2, "x", "y")
-    return adata
-
-
-@cache
-def model() -> Celler:
-    return fit(clean(300, seed=0))
-
-
-def quietly(change, adata):
-    """The changed AnnData; what AnnData itself says of odd names is not the matter here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        changed = change(adata)
-    return adata if changed is None else changed
-
-
-def outcome_of(call):
-    """What a call returns, and the UserWarnings it gives, without those of AnnData."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = call()
-    ours = [str(one.message) for one in caught if one.category is UserWarning]
-    others = ("\nAnnData expects", "Variable names", "Observation names", "classes with fewer", "The cells are of one")
-    return result, [message for message in ours if not message.startswith(others)]
 
 
 def check(door, change, outcome, words):
@@ -112,6 +71,15 @@ def with_more(names, kinds, column="feature_types", first=False):
         return ad.AnnData(sparse.hstack(parts, format="csr"), obs=adata.obs, var=var)
 
     return change
+
+
+def with_centred(adata):
+    """Antibodies as centred log ratios, which have negative values, beside counts of genes."""
+    adata = with_more(["TotalSeq1", "TotalSeq2"], ["Gene Expression", "Antibody Capture"])(adata)
+    X = adata.X.toarray()
+    X[:, -2:] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    adata.X = sparse.csr_matrix(X)
+    return adata
 
 
 def numbered(column=None, start=0, step=1):
@@ -170,6 +138,12 @@ NAMES = {
     "hashtags": (with_more(["h1"], ["Gene_Expression", "Multiplexing Capture"]), "says", "1 Multiplexing Capture"),
     "bytes as kinds": (with_more(["h1"], [b"Gene Expression", b"Custom"]), "says", "1 Custom"),
     "modalities": (with_more(["p1"], ["rna", "prot"], "modality"), "says", "1 prot"),
+    "antibodies of another unit": (
+        with_centred, "says", "2 of 82 rows are no genes by adata.var['feature_types']: 2 Antibody Capture"
+    ),
+    "a date": (with_one("2-Sep"), "less", "1 names are dates or numbers that a spreadsheet made of symbols"),
+    "a date with its time": (with_one("2021-03-01 00:00:00"), "less", "symbols such as MARCH1 and SEPT2: 2021-03-01"),
+    "half a surrogate pair": (with_one("\ud800"), "less", "79 of the model's 80 genes"),
     "biotypes": (with_more(["LNC1"], ["protein_coding", "lncRNA"], "feature_type"), "same", ""),
     "antibodies named as genes": (
         with_more(GENES[:40], ["Gene Expression", "Antibody Capture"], first=True), "says",
@@ -262,6 +236,9 @@ REFERENCE = {
     "peaks": ("says", "1 Peaks; they are left out", 80),
     "bytes as kinds": ("says", "1 Custom; they are left out", 80),
     "antibodies named as genes": ("says", "40 Antibody Capture; they are left out", 80),
+    "antibodies of another unit": ("says", "2 of 82 rows are no genes by adata.var['feature_types']", 80),
+    "a date": ("says", "1 names are dates or numbers that a spreadsheet made of symbols", 80),
+    "half a surrogate pair": ("same", "", 80),
     "biotypes": ("same", "", 81),
     "row numbers": ("refused", "adata.var_names holds row numbers such as ['0', '1', '2'], which name no gene", 0),
     "row numbers, names in a column": ("refused", "Pass gene_key= with the column of var that holds the names", 0),
@@ -297,7 +274,7 @@ def test_names_of_a_reference_to_align_with(case):
     if outcome == "refused":
         with pytest.raises((ValueError, TypeError), match=r"row numbers|no name for any gene|MultiIndex"):
             cl.pp.align_genes(clean(), adata)
-    elif case != "antibodies named as genes":  # whose genes are GENE3-1
+    elif case not in ("antibodies named as genes", "a date", "half a surrogate pair"):  # whose genes are GENE3-1
         assert cl.pp.align_genes(clean(), adata)[1].n_matched == min(n_genes, 80)
 
 
@@ -320,7 +297,7 @@ def test_names_in_tools_and_plots(case):
 
 #: A store takes half a second.
 IN_STORE = ["bytes", "obs_names missing", "None", "antibodies", "row numbers", "row numbers, names in a column"]
-IN_STORE += ["all missing", "several levels"]
+IN_STORE += ["all missing", "several levels", "a date", "half a surrogate pair"]
 
 
 @pytest.mark.skipif(not HAS_ATLAS, reason="annbatch needs Python 3.12")
@@ -345,146 +322,3 @@ def test_names_of_a_source_of_a_store(case, tmp_path):
         assert all(words in message and "source 'a': " in message for message in said)
         assert len(cl.atlas.DataModule(tmp_path / "store").store.genes) == n_genes
     assert_unchanged(adata, before)
-
-
-# ---- labels ----
-def labelled(value, n=30):
-    """Other labels in the first cells; the others keep theirs."""
-
-    def change(adata):
-        values = adata.obs["cell_type"].to_numpy().copy()
-        values[:n] = value
-        adata.obs["cell_type"] = pd.Series(values, index=adata.obs_names, dtype=object)
-
-    return change
-
-
-def each(rename):
-    def change(adata):
-        adata.obs["cell_type"] = pd.Series(
-            [rename(x) for x in adata.obs["cell_type"]], index=adata.obs_names, dtype=object
-        )
-
-    return change
-
-
-#: input: (change, outcome, words, classes)
-MISSING = ["", "  ", "nan", "NaN", "NA", "<NA>", "N/A", "None", "null", "NULL", "#N/A", "\u200b"]
-UNKNOWN = ["unknown", "UNKNOWN", " Unknown "]
-DOUBTFUL = ["unassigned", "Unlabeled", "doublet", "Doublets", "low quality", "none", "?"]
-ALIKE = ["type 0 ", "Type 0", "type  0", "type\xa00", "TYPE 0", "ty\u200bpe 0"]
-LABELS = {
-    **{f"{v!r}": (labelled(v), "says", "which mean that a cell has no label", TYPES) for v in MISSING + UNKNOWN},
-    **{f"{v!r}": (labelled(v), "says", "which are learned as types", sorted([*TYPES, v])) for v in DOUBTFUL},
-    **{f"{v!r}": (labelled(v, 9), "says", "that differ in blanks, upper and", sorted([*TYPES, v])) for v in ALIKE},
-    "Unknown": (labelled("Unknown"), "same", "", TYPES),
-    "missing": (labelled(None), "same", "", TYPES),
-    "NaN": (labelled(np.nan), "same", "", TYPES),
-    "pandas' NA": (labelled(pd.NA), "same", "", TYPES),
-    "bytes": (each(str.encode), "same", "", TYPES),
-    "numbers": (each(lambda x: int(x[-1])), "same", "", ["0", "1", "2", "3"]),
-    "numbers as text": (each(lambda x: x[-1]), "same", "", ["0", "1", "2", "3"]),
-    "booleans": (each(lambda x: x == "type 0"), "same", "", ["False", "True"]),
-    "numbers and text": (each(lambda x: 1 if x == "type 1" else x), "same", "", ["1", "type 0", "type 2", "type 3"]),
-    "ordered": (
-        lambda a: a.obs.__setitem__("cell_type", pd.Categorical(a.obs["cell_type"], [*TYPES[::-1], "z"], ordered=True)),
-        "same", "", TYPES,
-    ),
-    "pandas' string": (
-        lambda a: a.obs.__setitem__("cell_type", a.obs["cell_type"].astype("string")), "same", "", TYPES
-    ),
-    "lists": (each(lambda x: [x]), "refused", "holds values of type list; a label is text", ()),
-    "dicts": (each(lambda x: {x: 1}), "refused", "holds values of type dict", ()),
-    "numbers with a fraction": (each(lambda x: float(x[-1]) + 0.5), "refused", "0.5", ()),
-    "all missing": (each(lambda _: "nan"), "refused", "", ()),
-    "two columns": (
-        lambda a: setattr(a, "obs", pd.concat([a.obs, a.obs[["cell_type"]]], axis=1)), "refused", "columns", ()
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", LABELS)
-def test_labels_of_a_reference(case):
-    change, outcome, words, classes = LABELS[case]
-    adata = quietly(change, clean())
-    setup = lambda: Celler.setup_anndata(adata, "cell_type") or Celler(adata)
-    if outcome == "refused":
-        with pytest.raises(ValueError) as error:
-            setup()
-        assert words in str(error.value)
-        return
-    made, said = outcome_of(setup)
-    assert bool(said) == (outcome == "says")
-    assert all(words in message for message in said)
-    assert made.classes_.tolist() == list(classes)
-
-
-@pytest.mark.skipif(not HAS_ATLAS, reason="annbatch needs Python 3.12")
-@pytest.mark.parametrize(
-    "case", ["'nan'", "''", "'unknown'", "'NA'", "'doublet'", "'Type 0'", "'type 0 '", "bytes", "lists", "all missing"]
-)
-def test_labels_of_a_source_of_a_store(case, tmp_path):
-    change, outcome, _, classes = LABELS[case]
-    adata = quietly(change, clean())
-    store = tmp_path / "store"
-
-    def build():
-        cl.atlas.build({"a": adata}, store, labels_key="cell_type", test_size=0)
-        return cl.atlas.DataModule(store, labels_key="cell_type")
-
-    if outcome == "refused":
-        with pytest.raises((ValueError, KeyError), match=r"type list|'cell_type' is not a column of the store"):
-            outcome_of(build)
-        return
-    made, said = outcome_of(build)
-    expected = sorted({name.strip() for name in classes})  # a store strips labels of outer blanks
-    assert made.classes == expected
-    assert bool(said) == (len(expected) > 4)
-
-
-@pytest.mark.parametrize("case", LABELS)
-def test_labels_to_evaluate(case):
-    change, outcome, _, _ = LABELS[case]
-    adata = quietly(change, clean())
-    call = lambda: cl.tl.evaluate(adata, "cell_type", "cell_type").summary["accuracy"]
-    if outcome == "refused":
-        with pytest.raises(ValueError):
-            call()
-        return
-    accuracy, said = outcome_of(call)
-    assert accuracy == 1
-    is_missing = case in {"missing", "NaN", "pandas' NA"} | {repr(value) for value in MISSING}
-    assert said == ["Left out 30 of 120 cells, no label in 'cell_type' or 'cell_type'."] * is_missing
-
-
-@pytest.mark.parametrize("split", [cl.benchmark.group_split, cl.benchmark.long_tail_split])
-@pytest.mark.parametrize("case", LABELS)
-def test_labels_to_split(case, split):
-    change, outcome, _, classes = LABELS[case]
-    adata = quietly(change, clean())
-    arguments = ("cell_type", "group") if split is cl.benchmark.group_split else ("cell_type",)
-    has_missing = outcome != "refused" and list(classes) == TYPES and case not in ("bytes", "ordered", "pandas' string")
-    if outcome == "refused" or has_missing:
-        with pytest.raises(ValueError):
-            split(adata, *arguments)
-    else:
-        reference, _ = split(adata, *arguments)
-        assert set(reference.obs["cell_type"]) <= set(classes)
-
-
-@pytest.mark.parametrize("value", [None, np.nan, pd.NA, "", "nan", "NA", "None"])
-def test_groups_without_a_name_are_no_group(value):
-    adata = clean()
-    adata.obs["group"] = pd.Series(["a", "b", value, "c"] * 30, index=adata.obs_names, dtype=object)
-    with pytest.raises(ValueError, match=r"30 no group in adata\.obs\['group'\]; leave them out first"):
-        cl.benchmark.group_split(adata, "cell_type", "group")
-
-
-@pytest.mark.parametrize("value", ["nan", "", "NA", None])
-def test_labels_in_plots_and_tools(value):
-    adata = quietly(labelled(value), clean())
-    markers, _ = outcome_of(lambda: cl.tl.rank_markers(adata, "cell_type", 2))
-    assert set(markers["group"]) <= set(TYPES)
-    _, said = outcome_of(lambda: cl.pl.class_counts(adata, "cell_type", show=False))
-    assert any("no label in 'cell_type'" in message for message in said)
-    assert cl.labels.LabelTree.from_labels(np.array(["a", "b"], object), "Unknown").classes == ("a", "b")

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import reliability_cases
 import torch
 import toy
 from scipy import sparse
 
+from celler._utils._lock import LockedError
 from celler.model import Celler
 from celler.training import _callbacks
 from celler.training._plan import TrainingPlan
@@ -27,7 +29,7 @@ HOW = {"max_epochs": 2, "batch_size": 64, "show_progress": False, "accelerator":
 def start(*arguments: object, **env: str) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     path = f"{TESTS.parent}:{TESTS}"
-    command = [sys.executable, str(TESTS / "reliability" / "processes.py"), *map(str, arguments)]
+    command = [sys.executable, str(TESTS / "reliability_cases.py"), *map(str, arguments)]
     return subprocess.Popen(
         command, env=clean | {"PYTHONPATH": path} | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -95,7 +97,7 @@ def test_train_in_two_tasks_of_srun():
 def test_predict_in_children_of_a_process_that_has_predicted(tmp_path):
     """After a fork the threads of OpenMP are gone, and waiting for them hung for good."""
     printed = ended(start("children", tmp_path / "model", OMP_NUM_THREADS="2"))
-    for how in ("fork", "inherited", "spawn", "forkserver", "loky", "threading"):
+    for how in ("fork", "inherited", "loky", "threading"):
         assert f"{how} True" in printed
 
 
@@ -107,14 +109,37 @@ def test_train_raises_keyboard_interrupt():
 
 
 def test_train_after_kill_9_makes_the_same_model(tmp_path):
-    whole = ended(start("endless", tmp_path / "whole.ckpt"))
     path = tmp_path / "last.ckpt"
     process, until = start("endless", path), time.monotonic() + 60
     while time.monotonic() < until and not path.exists():
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert ended(start("endless", path)) == whole
+    epoch = torch.load(path, weights_only=True)["epoch"]
+    assert epoch < 39
+    with torch.random.fork_rng():
+        resumed, whole = (reliability_cases.endless(str(place)) for place in (path, tmp_path / "whole.ckpt"))
+    np.testing.assert_array_equal(resumed, whole)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["last.ckpt", "whole.ckpt"]  # no lock is left
+
+
+def test_train_while_another_writes_the_same_file(tmp_path, monkeypatch):
+    """Both wrote it in turn, and the one that ended last decided what a later call took up."""
+    path, adata = tmp_path / "last.ckpt", toy.cells(120)
+    step, seen = TrainingPlan.training_step, []
+
+    def watched(self, minibatch, i):
+        if not seen:
+            seen.append(path.with_name("last.ckpt.lock").is_file())
+            with pytest.raises(LockedError, match=rf"last.ckpt' is being written by process {os.getpid()} on") as error:
+                toy.fit(toy.cells(120), **HOW, ckpt_path=path)
+            assert "delete" in str(error.value)
+        return step(self, minibatch, i)
+
+    monkeypatch.setattr(TrainingPlan, "training_step", watched)
+    toy.fit(adata, **HOW, ckpt_path=path)
+    assert seen == [True]
+    assert [place.name for place in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 # ---- what fails half way leaves the model as it was ----

@@ -77,6 +77,28 @@ def cut(name):
     return lambda X: setattr(X, name, getattr(X, name)[:7])
 
 
+def as_type(dtype):
+    return lambda X: setattr(X, "data", X.data.astype(dtype))
+
+
+def long_indices(X):
+    X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
+
+
+def turned(X):
+    """SciPy believes its flag, and so did whoever made it."""
+    for row in range(X.shape[0]):
+        cell = slice(X.indptr[row], X.indptr[row + 1])
+        X.indices[cell], X.data[cell] = X.indices[cell][::-1].copy(), X.data[cell][::-1].copy()
+    X.has_sorted_indices = True
+
+
+def locked(X):
+    """As joblib hands large arrays to its processes."""
+    for part in (X.data, X.indices, X.indptr):
+        part.setflags(write=False)
+
+
 def with_value(value, dtype=float):
     X = counts().astype(dtype)
     X[3, 2] = value
@@ -104,6 +126,13 @@ VALUES = {
     "csc_array": (lambda: sparse.csc_array(counts()), "counts", READS, ""),
     "csc_matrix": (lambda: sparse.csc_matrix(counts()), "counts", READS, ""),
     "huge": (lambda: counts() * 1e30, "counts", READS, ""),
+    "tiny": (lambda: per_10k() * 1e-30, "normalised", READS, ""),
+    "below single precision's normal numbers": (lambda: per_10k() * 1e-42, "normalised", READS, ""),
+    "64-bit indices": (lambda: sparse_like(long_indices), "counts", READS, ""),
+    "indices out of order, marked as sorted": (lambda: sparse_like(turned), "counts", READS, ""),
+    "read-only": (lambda: sparse_like(locked), "counts", READS, ""),
+    "read-only, dense": (lambda: np.broadcast_to(counts(), counts().shape), "counts", READS, ""),
+    "every second column of another": (lambda: np.repeat(counts(), 2, 1)[:, ::2], "counts", READS, ""),
     "CP10K": (lambda: per_10k(), "normalised", READS, ""),
     "CPM": (lambda: per_10k(1e6), "normalised", READS, ""),
     "proportions": (lambda: per_10k(1), "normalised", READS, ""),
@@ -190,7 +219,11 @@ def made(name: str) -> ad.AnnData:
 
 
 def check(adata, name):
-    assert cl.pp.check_input(adata).kind == VALUES[name][1]
+    report = cl.pp.check_input(adata)
+    assert report.kind == VALUES[name][1]
+    can_be_used = VALUES[name][2] != REFUSES
+    assert report.is_usable == can_be_used
+    assert ("cannot be used" in str(report)) != can_be_used  # each kind has its sentence
 
 
 def predict(adata, name):
@@ -312,6 +345,39 @@ def test_predict_reads_a_lazy_file_and_setup_says_to_load_it(suffix, tmp_path):
 def test_setup_with_one_gene_says_so():
     with pytest.raises(ValueError, match=r"values of one gene alone, 'gene 3'; at least two"):
         cl.model.Celler.setup_anndata(query(counts() * (np.arange(80) == 3)), labels_key="cell_type")
+
+
+#: Storage that AnnData does not take, but holds where something put it into another matrix of its own.
+UNUSUAL = {
+    "coo_matrix": lambda: sparse.coo_matrix(counts()),
+    "coo_array": lambda: sparse.coo_array(counts()),
+    "bsr_matrix": lambda: sparse.bsr_matrix(counts()),
+    "lil_matrix": lambda: sparse.lil_matrix(counts()),
+    "half precision": lambda: sparse_like(as_type("float16")),
+    "Python's numbers": lambda: sparse_like(as_type(object)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_sparse_matrices_of_any_format_are_read(name):
+    adata = query(counts())
+    adata._X = UNUSUAL[name]()
+    np.testing.assert_array_equal(trained().predict(adata), labels())
+    assert cl.pp.check_input(adata).kind == "counts"
+    found = cl.tl.rank_markers(adata, "cell_type", 3)
+    assert found.equals(cl.tl.rank_markers(query(counts()), "cell_type", 3))
+
+
+@pytest.mark.parametrize("X", [np.ones((N_OBS, 80)), np.outer(np.arange(1, N_OBS + 1), np.arange(1, 81))])
+def test_setup_with_cells_that_are_all_equal_says_so(X):
+    """Also where they differ in depth alone; scikit-learn found no feature."""
+    with pytest.raises(ValueError, match="has the same values in every cell; cells cannot be told apart"):
+        cl.model.Celler.setup_anndata(query(X.astype(np.float32)), labels_key="cell_type")
+
+
+def test_check_input_without_genes_says_so():
+    with pytest.raises(ValueError, match="adata has no genes"):
+        cl.pp.check_input(query(counts())[:, :0].copy())
 
 
 def test_predict_with_few_odd_cells_beyond_the_probe_names_one(monkeypatch, rng):

@@ -183,3 +183,36 @@ def test_rank_markers_with_empty_cells_and_wrong_options(counts):
 def test_tl_imports_no_torch():
     code = "import sys, celler.tl; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def with_antibodies(counts, first=False, values=None, names=("CD3-protein", "CD4-protein")):
+    """The cells of ``counts`` with two antibodies, which tell the groups apart better than any gene."""
+    codes = pd.Categorical(counts.obs["cell_type"]).codes
+    values = 1000.0 * (codes[:, None] == [0, 1]) if values is None else values
+    antibodies = ad.AnnData(sparse.csr_matrix(values), counts.obs, pd.DataFrame(index=list(names)))
+    parts = [antibodies, counts] if first else [counts, antibodies]
+    kinds = [["Antibody Capture" if part is antibodies else "Gene Expression"] * part.n_vars for part in parts]
+    both = ad.concat([ad.AnnData(part.X, counts.obs, part.var[[]]) for part in parts], axis=1)
+    both.obs, both.var["feature_types"] = counts.obs.copy(), np.concatenate(kinds)
+    return both
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("kind", ["counts", "centred"])
+def test_rank_markers_leaves_antibodies_out(counts, first, kind):
+    """Neither are they markers, nor do they count in a cell's sum, nor is their unit that of the genes."""
+    values = np.linspace(-2, 2, 2 * counts.n_obs).reshape(-1, 2) if kind == "centred" else None
+    both = with_antibodies(counts, first, values)
+    with pytest.warns(UserWarning, match=r"2 of \d+ rows are no genes by adata.var\['feature_types'\]: 2 Antibody"):
+        found = rank_markers(both, "cell_type", 3)
+    pd.testing.assert_frame_equal(found, rank_markers(counts, "cell_type", 3))
+
+
+def test_markers_are_antibodies_where_they_are_asked_for_by_name(counts):
+    both = with_antibodies(counts, first=True, names=("CD4", str(counts.var_names[0]) + "-1"))
+    source = values.find_source(both, None, ["CD4"])
+    assert source.gene_names[0] == "CD4"
+    assert source.rows(slice(None))[:, 0].sum() > 0
+    both.var_names = ["CD4", "CD8", "CD4", *both.var_names[3:]]
+    (column,) = np.flatnonzero(values.find_source(both, None, ["CD4"]).gene_names == "CD4")
+    assert column == 2  # the gene

@@ -1,4 +1,4 @@
-"""What a process of test_processes.py does: it trains or labels, and prints how that ended. A script."""
+"""What a process of reliability/test_processes.py does: it trains or labels, and prints how that ended. A script."""
 
 import sys
 import threading
@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import toy
 
-warnings.simplefilter("ignore")
 QUICK = {"max_epochs": 2, "batch_size": 64, "show_progress": False, "accelerator": "cpu", "refit": False}
 
 
@@ -49,9 +48,7 @@ def children(folder: str) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         print("fork", pool.map_async(label, [folder] * 2).get(timeout=60) == [labels] * 2)
         print("inherited", pool.map_async(propagated, range(2)).get(timeout=60) == [expected] * 2)
-    for how in ("spawn", "forkserver"):
-        with multiprocessing.get_context(how).Pool(1) as pool:
-            print(how, pool.map_async(label, [folder]).get(timeout=60) == [labels])
+    # loky's are new interpreters, as those of spawn (test_files.py) and forkserver (test_writers.py).
     for how in ("threading", "loky"):
         n = 2 if how == "threading" else 1
         executor = joblib.Parallel(2, backend=how, timeout=None if how == "threading" else 60)
@@ -83,11 +80,11 @@ def interrupted() -> None:
     print("trained", model.is_trained)
 
 
-def endless(path: str) -> None:
-    """Train with a checkpoint until killed."""
+def endless(path: str, max_epochs: str = "40") -> np.ndarray:
+    """Train with a checkpoint, until killed or to the end."""
     model = untrained(toy.cells(200))
-    model.train(**QUICK | {"max_epochs": 40, "early_stopping": False}, ckpt_path=path)
-    print("labels", digest(model.predict(toy.cells(30, seed=1))))
+    model.train(**QUICK | {"max_epochs": int(max_epochs), "early_stopping": False}, ckpt_path=path)
+    return model.predict(toy.cells(30, seed=1), soft=True).to_numpy()
 
 
 def label(path: str) -> str:
@@ -98,4 +95,5 @@ def label(path: str) -> str:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     {"train": train, "children": children, "interrupted": interrupted, "endless": endless}[sys.argv[1]](*sys.argv[2:])
