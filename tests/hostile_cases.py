@@ -226,7 +226,10 @@ JSON = {
     "key stands twice": (text('"format":', '"format": "celler", "format":'), "the key 'format' stands twice"),
     "NaN": (text('"dropout_rate": 0.3', '"dropout_rate": NaN'), "NaN is no JSON"),
     "Infinity": (text('"dropout_rate": 0.3', '"dropout_rate": -Infinity'), "-Infinity is no JSON"),
-    "overflow": (text('"dropout_rate": 0.3', '"dropout_rate": 1e999'), "init_params.dropout_rate is inf; a finite"),
+    "overflow": (
+        text('"dropout_rate": 0.3', '"dropout_rate": 1e999'),
+        "init_params.dropout_rate is inf; a number of at",
+    ),
     "digits without end": (text('"seed": 0', '"seed": ' + "9" * 5000), "is damaged: it is not JSON"),
     "a list": (raw(CONFIG, b"[1]"), "is no config of a Celler model: its format is .1.*Pass the folder"),
     "of transformers": (raw(CONFIG, b'{"model_type": "bert"}'), "is no config of a Celler model: its format is None"),
@@ -277,7 +280,10 @@ CONFIGS = {
     "evidence": (put("init_params.evidence", 1), "init_params.evidence is 1; true or false"),
     "layers without end": (put("init_params.n_layers", 10**9), "n_layers is 1000000000; .*at most 1,000"),
     "bins": (put("init_params.n_bins", 2), "init_params.n_bins is 2; a whole number of at least 3 and at most 256"),
-    "dropout": (put("init_params.dropout_rate", 1.5), "contradicts itself: dropout_rate=1.5 was given"),
+    "dropout": (
+        put("init_params.dropout_rate", 1.5),
+        "init_params.dropout_rate is 1.5; a number of at least 0",
+    ),
     "sizes that contradict": (put("init_params.n_layers", 2), "contradicts itself: n_layers=2 was given with encoder"),
     "temperature 0": (put("fitted.decision.temperature", 0), "decision.temperature is 0; a number above 0"),
     "temperature below 0": (put("fitted.decision.temperature", -1.0), "decision.temperature is -1.0; a number above"),

@@ -224,7 +224,7 @@ class Tokenizer:
         target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
         seeds = np.empty(0, np.uint64) if seeds is None else seeds
         work = _workspace(int(cells.n_tokens.max(initial=0)))
-        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat, *work)
+        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat, work)
         return flat
 
 
@@ -408,9 +408,10 @@ def _keep_highest(n, n_kept, distinct, n_distinct, mapped):  # type: ignore[no-u
 
 @compiled
 def _fill_tokens(  # type: ignore[no-untyped-def]
-    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat, distinct, mapped
+    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat, work
 ):
     """Write genes, bins and expression of each row to the arrays ``flat``, where row b ends at ``ends[b]``."""
+    distinct, mapped = work
     for b in range(len(n_tokens)):
         n = n_tokens[b]
         cell = slice(spans[b, 0], spans[b, 1])

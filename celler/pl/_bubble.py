@@ -36,7 +36,7 @@ from celler.pl._chart import (
 # Lengths are inches, as in figsize.
 CELL = 0.28
 DEPTHS = {"gene_group_ax": 0.1, "group_extra_ax": 0.6}  # depth of the brackets and of the tree
-LOWEST_BRACKETS = 0.6  # height that brackets and their labels may have in any new figure
+LOWEST_BRACKETS = 0.55  # height that brackets and their labels may have in a new figure of any size
 FONTS = (8.33, 7.5, 6.8, 6.0)  # sizes of the names, in points, until they fit their rows
 LEGEND_BELOW = 0.85  # height of both legends side by side
 SMALL = 0.83  # size of labels that have too little room, as a share of that of the others
@@ -79,13 +79,12 @@ def draw(dot_plot: DotPlot, look: Look, figsize: tuple[float, float] | None) -> 
     _hide_specks(main.collections[0])
     legends = [panels.pop("size_legend_ax"), panels.pop("color_legend_ax")]
     place = _fit_names(main, room) if room.any() else "right"
-    below = margins_of(main)[1]
     labels = _write_labels(dot_plot, panels)
     dots = [main.collections[0], *_redraw_legends(main, legends, panels, (look, dot_plot.cmap, place))]
     chart.arrange(None, is_last=False)
     if labels and not is_swapped:
-        # a sixth of the whole figure, with and without them
-        limit = room[1] / 6 if room[1] else max((CELL * height + below) / 5, LOWEST_BRACKETS)
+        others = chart.figure.get_figheight() - margins_of(main)[3]
+        limit = room[1] / 6 if room[1] else max(others / 5, LOWEST_BRACKETS)  # a sixth of the whole
         _fit_labels(main, labels, [last + 1 - first for first, last in dot_plot.var_groups.positions], limit)
     chart.arrange(title)
     chart.shrink(CELL, *dots)

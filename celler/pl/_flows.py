@@ -157,12 +157,15 @@ def composition(
 
 
 def _sum_up(counts: pd.DataFrame, n_most: int) -> pd.DataFrame:
-    """Sum up the smallest classes of a side that has more than ``n_most``, in the last row and column."""
+    """Sum up the smallest classes of a side that has more than ``n_most``, in the last row and column.
+
+    Rejected cells stay apart.
+    """
     sizes = counts.sum(axis=1).add(counts.sum(axis=0), fill_value=0)
     for _ in range(2):
-        if len(counts) > n_most:
-            kept = sizes[counts.index].nlargest(n_most - 1).index
-            is_kept = counts.index.isin(kept)
+        classes = [name for name in counts.index if name not in UNKNOWN]
+        if len(classes) > n_most:
+            is_kept = counts.index.isin([*sizes[classes].nlargest(n_most - 1).index, *UNKNOWN])
             counts = pd.concat([counts[is_kept], counts[~is_kept].sum().rename(next(iter(OTHERS))).to_frame().T])
         counts = counts.T
     return counts

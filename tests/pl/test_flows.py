@@ -72,7 +72,7 @@ def test_alluvial_with_more_classes_than_can_be_told_apart(adata):
     counts = pd.crosstab(adata.obs["cell_type"], adata.obs["celler"])
     largest = counts.sum(axis=1).add(counts.sum(axis=0), fill_value=0).nlargest(3).index
     names = [text.get_text().rpartition(" (")[0] for text in panel.texts]
-    assert set(names) - {""} == {*largest, "others"}
+    assert set(names) - {""} == {*largest, "others", "Unknown"}
     heights = sum(patch.get_path().vertices[7, 1] - patch.get_path().vertices[0, 1] for patch in flows(panel))
     assert heights == pytest.approx(600)
 
