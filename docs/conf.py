@@ -1,5 +1,6 @@
 """Sphinx configuration. Builds without a network: inventories of other projects are kept in docs/inventories."""
 
+import importlib
 import inspect
 import shutil
 import tomllib
@@ -21,6 +22,7 @@ for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
     shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
 
 info = metadata("celler")
+URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
 project = "Celler"
 author = "Celler developers"
 copyright = f"2026, {author}"
@@ -62,10 +64,20 @@ html_math_renderer = "mathml"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_logo = "_static/logo.svg"
+html_favicon = "_static/logo.svg"
+html_baseurl = f"{URLS['Documentation']}/en/stable/"
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "navbar_persistent": [],  # the search stands in the side bar already
+    "logo": {"alt_text": "Celler: start page", "text": html_title},
+    "path_to_docs": "docs",
+    "repository_branch": "main",
+    "repository_url": URLS["Source"],
+    "use_edit_page_button": True,
+    "use_issues_button": True,
+    "use_repository_button": True,
 }
 
 # Links to other projects, whose objects are listed in one file.
@@ -140,6 +152,30 @@ def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
     return True if no_text or name == "setup_annbatch" else None
 
 
+def find_source(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
+    """Let the edit button lead to the file that a page is written in, where that is not the page's own."""
+    if pagename.startswith("tutorials/"):
+        path = f"{pagename}.ipynb"
+    elif pagename.startswith("generated/"):
+        path = source_of(pagename.removeprefix("generated/"))
+    elif pagename == "changelog":
+        path = "CHANGELOG.md"
+    elif pagename == "user_guide/base_card":
+        path = "celler/network/base_card.md"
+    else:
+        return
+    context["get_edit_provider_and_url"] = lambda: ("GitHub", f"{URLS['Source']}/edit/main/{path}")
+
+
+def source_of(name: str) -> str:
+    """Return the file in which a public object is written."""
+    module, _, attribute = name.rpartition(".")
+    obj = getattr(importlib.import_module(module), attribute)
+    file = inspect.getsourcefile(obj) if inspect.isroutine(obj) or inspect.isclass(obj) else None
+    package = Path(importlib.import_module("celler").__file__ or "").parent
+    return str(Path(file or inspect.getsourcefile(importlib.import_module(module)) or "").relative_to(package.parent))
+
+
 def write_mathml(translator: Any, node: Any) -> None:
     """Write a formula as MathML, which browsers draw themselves: a page asks no network for a script."""
     display = "block" if isinstance(node, nodes.math_block) else "inline"
@@ -158,3 +194,6 @@ def setup(app: Any) -> None:
     app.connect("missing-reference", find_public_name, priority=400)  # before intersphinx
     app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_member)
+    app.connect(
+        "html-page-context", find_source, priority=501
+    )  # after the theme has set it, before it makes its buttons

@@ -1,7 +1,8 @@
-"""The commands of the README's first example and of the page without a reference run as copied."""
+"""Examples of the README and of pages run as copied."""
 
 import re
 import shlex
+from functools import partialmethod
 from pathlib import Path
 
 import anndata as ad
@@ -32,10 +33,41 @@ def run_all(codes: list[str]) -> dict[str, object]:
     return space
 
 
+@pytest.fixture
+def one_epoch(monkeypatch):
+    """Training of an example ends after an epoch: what it prints is another test's."""
+    monkeypatch.setattr(cl.model.Celler, "train", partialmethod(cl.model.Celler.train, max_epochs=1))
+
+
 @pytest.mark.filterwarnings(*SAID)
 def test_readme_example_without_a_reference():
     space = run_all(blocks(ROOT / "README.md", "python")[:1])
     assert space["query"].obs["celler_cl_id"].str.match(r"CL:\d{7}$").all()
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_readme_example_with_a_reference(one_epoch, capsys):
+    query = run_all(blocks(ROOT / "README.md", "python")[1:])["query"]
+    assert query.obs["celler"].nunique() > 5
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in query.obs["cell_type"].unique())
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_page_for_celltypist_users(capsys):
+    adata = run_all(blocks(ROOT / "docs" / "from_celltypist.md", "python"))["adata"]
+    page = (ROOT / "docs" / "from_celltypist.md").read_text("utf-8")
+    columns = re.findall(r"`(celler_\w+)`", page)
+    assert len(columns) >= 4
+    assert set(columns) <= set(adata.obs)
+
+
+@pytest.mark.filterwarnings(*SAID)
+def test_skill_for_agents(one_epoch, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space = run_all(blocks(ROOT / "docs" / "skill" / "SKILL.md", "python"))
+    assert (tmp_path / "my_model" / "config.json").exists()
+    assert "celler_confidence" in space["query"].obs
 
 
 @pytest.mark.filterwarnings(*SAID)
