@@ -1,4 +1,5 @@
-"""Offline check of a built site: every relative link, image and anchor leads somewhere.
+"""Offline check of a built site: every relative link, image and anchor leads somewhere, every image is described, and no
+page asks another server for anything.
 
 python .ci/check_links.py docs/_build/html
 """
@@ -16,6 +17,7 @@ class Page(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.anchors: set[str] = set()
+        self.faults: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -24,15 +26,22 @@ class Page(HTMLParser):
         link = values.get("href" if tag in ("a", "link") else "src")
         if link:
             self.links.append(link)
+        if tag == "img" and not (values.get("alt") or "").strip():
+            self.faults.append(f"{link} has no description")
+        # a link of the head is fetched, unless it only names the page's place or a neighbour
+        is_fetched = "src" in values or (tag == "link" and "stylesheet" in (values.get("rel") or ""))
+        if is_fetched and urlsplit(link or "").netloc:
+            self.faults.append(f"{link} is fetched from another server")
 
 
 def broken(site: Path) -> list[str]:
-    """``page: link`` for each that leads nowhere."""
+    """``page: link`` for each that leads nowhere, and what else is wrong with a page."""
     # _static holds the theme's templates, which are no pages
     files = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
     pages = {path.resolve(): Page(path.read_text("utf-8")) for path in files}
     found = []
     for path, page in pages.items():
+        found += [f"{path.relative_to(site.resolve())}: {fault}" for fault in page.faults]
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
@@ -49,5 +58,5 @@ def broken(site: Path) -> list[str]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     lines = broken(folder)
-    print("\n".join([*lines, f"{len(lines)} broken links in {folder}"]))
+    print("\n".join([*lines, f"{len(lines)} faults in {folder}"]))
     sys.exit(bool(lines))

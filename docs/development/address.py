@@ -2,7 +2,7 @@
 
     python docs/development/address.py https://github.com/you/cells [https://cells.example.org]
 
-``[project.urls]`` of pyproject.toml has the addresses that hold now; tests/test_pyproject.py compares every file with it.
+``[project.urls]`` of pyproject.toml has the addresses that hold now; tests/test_pyproject.py compares every file.
 """
 
 import argparse

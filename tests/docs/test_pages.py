@@ -70,7 +70,7 @@ def check_links(site: Path) -> subprocess.CompletedProcess[str]:
 
 def test_check_links_with_broken_links(tmp_path):
     (tmp_path / "a.html").write_text('<p id="here"><a href="b.html#there">b</a><a href="#here">a</a>')
-    (tmp_path / "b.html").write_text('<p id="there"><a href="https://x.org/y">out</a><img src="i.png">')
+    (tmp_path / "b.html").write_text('<p id="there"><a href="https://x.org/y">out</a><img src="i.png" alt="a cell">')
     (tmp_path / "i.png").write_bytes(b"")
     assert check_links(tmp_path).returncode == 0
     (tmp_path / "b.html").write_text('<a href="a.html#gone">a</a><a href="c.html">c</a>')
@@ -80,6 +80,17 @@ def test_check_links_with_broken_links(tmp_path):
         "a.html: b.html#there",
         "b.html: a.html#gone",
         "b.html: c.html",
+    ]
+
+
+def test_check_links_with_pictures_and_scripts(tmp_path):
+    page = '<link rel="stylesheet" href="https://x.org/a.css"><link rel="canonical" href="https://x.org/"><img src="i.png" alt="">'
+    (tmp_path / "a.html").write_text(f'{page}<script src="https://x.org/a.js"></script>')
+    (tmp_path / "i.png").write_bytes(b"")
+    assert check_links(tmp_path).stdout.splitlines()[:3] == [
+        "a.html: https://x.org/a.css is fetched from another server",
+        "a.html: i.png has no description",
+        "a.html: https://x.org/a.js is fetched from another server",
     ]
 
 
@@ -129,6 +140,22 @@ def test_pages_are_within_their_budget_of_words():
     # 22,000 for the pages of models with a reference; no_reference.md stands for half of the readers, and promises.md,
     # the messages of checks and the measurements across studies for what was silent before.
     assert sum(len(page.read_text("utf-8").split()) for page in pages) <= 25_400
+
+
+#: Pages of the development section and the changelog may be longer.
+LONGEST = 1_500
+
+
+def n_words(page: Path) -> int:
+    """Words that a reader sees: without code blocks, formulas, comments and the signs of tables."""
+    text = re.sub(r"(?s)^```.*?^```|<!--.*?-->|\$\$.*?\$\$", "", page.read_text("utf-8"), flags=re.MULTILINE)
+    return len(re.findall(r"\w[\w'’.,-]*", re.sub(r"\]\([^)]*\)", "]", text)))
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/user_guide", "docs/api", "docs/skill"])
+def test_no_page_is_longer_than_a_reader_reads(folder):
+    lengths = {page.name: n_words(page) for page in (ROOT / folder).glob("*.md")}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_promises_name_tests_that_exist():
