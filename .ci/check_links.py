@@ -1,5 +1,4 @@
-"""Offline check of a built site: every relative link, image and anchor leads somewhere, every image is described, and no
-page asks another server for anything.
+"""Offline check of a built site: links and anchors lead somewhere, images are described, nothing is fetched elsewhere.
 
 python .ci/check_links.py docs/_build/html
 """
