@@ -170,7 +170,7 @@ def find_source(app: Any, pagename: str, templatename: str, context: Any, doctre
 def source_of(name: str) -> str:
     """Return the file in which a public object is written."""
     module, _, attribute = name.rpartition(".")
-    obj = getattr(importlib.import_module(module), attribute)
+    obj = inspect.unwrap(getattr(importlib.import_module(module), attribute))
     file = inspect.getsourcefile(obj) if inspect.isroutine(obj) or inspect.isclass(obj) else None
     package = Path(importlib.import_module("celler").__file__ or "").parent
     return str(Path(file or inspect.getsourcefile(importlib.import_module(module)) or "").relative_to(package.parent))

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 import celler as cl
-from celler.cli._main import main
+from celler.cli._main import _parser, main
 
 ROOT = Path(__file__).parents[2]
 #: What the pages lead to on purpose: a report of the genes, and classes that the first labels made small.
@@ -88,3 +88,14 @@ def test_shell_commands_without_a_reference(tmp_path, monkeypatch, capsys):
         assert main(shlex.split(line)[1:]) == 0
     assert ad.read_h5ad("labelled.h5ad").obs["celler"].nunique() > 10
     assert "pancreatic D cell (CL:0000173)" in capsys.readouterr().out
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "user_guide").glob("*.md")]
+LINES = sorted({line for page in PAGES for line in "".join(blocks(page, "bash")).splitlines() if line[:7] == "celler "})
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_shell_command_of_a_page_is_one(line):
+    """Its options exist; what stands in brackets may be left out and may not."""
+    for kept in (re.sub(r"\[.*?\]", "", line), line.replace("[", "").replace("]", "")):
+        assert _parser().parse_args(shlex.split(kept, comments=True)[1:])
