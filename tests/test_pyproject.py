@@ -1,8 +1,12 @@
 """pyproject.toml: dependencies are imported, and every file has its addresses."""
 
 import ast
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -122,3 +126,25 @@ def test_pipeline_module_names_the_version_of_the_package():
 @pytest.mark.parametrize("name", ["CITATION.cff", ".github/ISSUE_TEMPLATE/bug.yml", ".github/workflows/release.yaml"])
 def test_file_of_the_repository_is_yaml(name):
     assert isinstance(yaml.safe_load((ROOT / name).read_text("utf-8")), dict)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the step runs in bash")
+@pytest.mark.parametrize(("prefix", "status"), [("v", 0), ("", 0), ("v1", 1)])
+def test_release_stops_where_tag_and_version_differ(prefix, status):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text("utf-8"))
+    step = next(step for step in workflow["jobs"]["build"]["steps"] if "TAG" in step.get("env", {}))
+    version = PYPROJECT["project"]["version"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"TAG": f"{prefix}{version}", "PATH": path}
+    command = ["bash", "-euo", "pipefail", "-c", step["run"]]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == status
+    assert (version in ran.stdout) == bool(status)
+
+
+def test_source_distribution_has_what_its_wheel_needs():
+    sdist = PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    fragments = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["fragments"]
+    needed = ["/celler", "/.ci", *(f"/{fragment['path']}" for fragment in fragments)]
+    assert set(needed) <= set(sdist)
+    assert [path for path in sdist if not (ROOT / path[1:]).exists()] == []

@@ -90,6 +90,15 @@ def test_shell_commands_without_a_reference(tmp_path, monkeypatch, capsys):
     assert "pancreatic D cell (CL:0000173)" in capsys.readouterr().out
 
 
+def test_readme_counts_the_tissues(capsys):
+    assert main(["tissues"]) == 0
+    n_tissues = capsys.readouterr().out.count("types, atlases:")
+    named, more = re.search(
+        r"the atlases hold: ([\w, ]+) and (\d+) more", (ROOT / "README.md").read_text("utf-8")
+    ).groups()
+    assert len(named.split(", ")) + int(more) == n_tissues
+
+
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "user_guide").glob("*.md")]
 LINES = sorted({line for page in PAGES for line in "".join(blocks(page, "bash")).splitlines() if line[:7] == "celler "})
 
