@@ -25,7 +25,8 @@ class Page(HTMLParser):
         link = values.get("href" if tag in ("a", "link") else "src")
         if link:
             self.links.append(link)
-        if tag == "img" and not (values.get("alt") or "").strip():
+        description = (values.get("alt") or "").strip()
+        if tag == "img" and (not description or description.endswith((".png", ".svg"))):
             self.faults.append(f"{link} has no description")
         # a link of the head is fetched, unless it only names the page's place or a neighbour
         is_fetched = "src" in values or (tag == "link" and "stylesheet" in (values.get("rel") or ""))

@@ -152,6 +152,15 @@ def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
     return True if no_text or name == "setup_annbatch" else None
 
 
+def describe_outputs(app: Any, doctree: Any) -> None:
+    """Describe the pictures of a notebook by the last line of the code that drew them, for readers who hear the page."""
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
+        code = next(cell.findall(nodes.literal_block), None)
+        for image in cell.findall(nodes.image):
+            if code is not None and not image.get("alt"):
+                image["alt"] = f"Output of {code.astext().strip().splitlines()[-1]}"
+
+
 def find_source(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
     """Let the edit button lead to the file that a page is written in, where that is not the page's own."""
     if pagename.startswith("tutorials/"):
@@ -194,6 +203,6 @@ def setup(app: Any) -> None:
     app.connect("missing-reference", find_public_name, priority=400)  # before intersphinx
     app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_member)
-    app.connect(
-        "html-page-context", find_source, priority=501
-    )  # after the theme has set it, before it makes its buttons
+    app.connect("doctree-read", describe_outputs)
+    # the theme sets the address before, and makes its buttons after
+    app.connect("html-page-context", find_source, priority=501)

@@ -85,10 +85,12 @@ def test_check_links_with_broken_links(tmp_path):
 
 def test_check_links_with_pictures_and_scripts(tmp_path):
     head = '<link rel="stylesheet" href="https://x.org/a.css"><link rel="canonical" href="https://x.org/">'
-    (tmp_path / "a.html").write_text(f'{head}<img src="i.png" alt=""><script src="https://x.org/a.js"></script>')
+    body = '<img src="i.png" alt=""><img src="i.png" alt="i.png"><script src="https://x.org/a.js"></script>'
+    (tmp_path / "a.html").write_text(head + body)
     (tmp_path / "i.png").write_bytes(b"")
-    assert check_links(tmp_path).stdout.splitlines()[:3] == [
+    assert check_links(tmp_path).stdout.splitlines()[:4] == [
         "a.html: https://x.org/a.css is fetched from another server",
+        "a.html: i.png has no description",
         "a.html: i.png has no description",
         "a.html: https://x.org/a.js is fetched from another server",
     ]
