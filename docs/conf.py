@@ -153,7 +153,7 @@ def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
 
 
 def describe_outputs(app: Any, doctree: Any) -> None:
-    """Describe the pictures of a notebook by the last line of the code that drew them, for readers who hear the page."""
+    """Describe the pictures of a notebook by the last line of their code, for readers who hear the page."""
     for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell" in node["classes"]):
         code = next(cell.findall(nodes.literal_block), None)
         for image in cell.findall(nodes.image):

@@ -19,11 +19,12 @@ process CELLER_ANNOTATE {
 
     script:
     def args = task.ext.args ?: ''
+    def folder = model ?: ''
     prefix = task.ext.prefix ?: "${meta.id}.celler"
     """
     export NUMBA_CACHE_DIR=\$PWD/numba MPLCONFIGDIR=\$PWD/matplotlib OMP_NUM_THREADS=${task.cpus}
 
-    celler annotate ${model} ${query} ${args} --json --out ${prefix}.h5ad > ${prefix}.json
+    celler annotate ${folder} ${query} ${args} --json --out ${prefix}.h5ad > ${prefix}.json
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
