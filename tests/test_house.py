@@ -27,8 +27,8 @@ FLOORS = {
     **dict.fromkeys(["cli"], 7),
 }
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
-#: `train` keeps scANVI's seven parameters beside its own.
-WIDE = {"train": 17, "predict": 14}
+#: `train` keeps scANVI's seven parameters beside its own, `predict` its four.
+WIDE = {"train": 17, "predict": 15}
 MAX_PRIVATE = 7
 #: A compiled loop over arrays, and what the plans of training and of pretraining differ in.
 WIDE_PRIVATE = {"_fill_tokens", "run_plan"}
