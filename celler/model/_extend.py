@@ -29,7 +29,7 @@ from celler.data._sources import CellSource, InMemoryCells
 from celler.data._tokenizer import TARGET_SUM
 from celler.labels._tree import LabelTree
 from celler.model._fit import TrainingCells, class_profile, training_source
-from celler.model._forward import SHIFT_CELLS, Reading, shift_of
+from celler.model._forward import Reading, drawn, shift_of
 from celler.model._setup import new_state, read_labels, read_tree
 from celler.model._state import Fitted, ModelState, OldKnowledge, Setup
 from celler.network._network import extend_network
@@ -133,7 +133,7 @@ def study_factors(
 ) -> np.ndarray | None:
     """Return factors ``(n_genes,)`` that undo the shift of the new cells' study, from those of no new class.
 
-    ``None`` without a new class, a shift, or ``MIN_OF_STUDY`` such cells, labelled or not.
+    The cells are sampled as those of a query are: the order of rows has no effect. ``None`` without a new class, a shift, or ``MIN_OF_STUDY`` such cells, labelled or not.
     """
     new = set(tree.classes) - set(reference.tree.classes)
     rows = np.flatnonzero(~np.isin(read_labels(adata, setup).astype(str), sorted(new)))
@@ -146,11 +146,10 @@ def study_factors(
             "it differs from the reference. Give other cells of that study too; they need no labels."
         )
         return None
-    if len(rows) > SHIFT_CELLS:
-        rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
     matched = genes.alignment.gene_map[genes.alignment.gene_map >= 0]
     share, reader = float(reference.genes.share[matched].sum()), query_reader(adata, setup.layer)
     query = Query(reader, genes.alignment, share, len(reference.genes.names))
+    rows = rows[drawn(query.content[rows])]
     return shift_of(reference, query, rows, Reading())[1].factors
 
 

@@ -75,6 +75,21 @@ def test_new_classes_that_take_cells_of_others_are_reported(reference):
         extend(given, reference)
 
 
+def test_load_query_data_does_not_depend_on_the_order_of_rows(reference, monkeypatch):
+    """Where not all cells are drawn for the shift of their study either."""
+    given = study((40, 30, 20, 20), 2, shift=0.7)
+    turned = given[np.random.default_rng(0).permutation(given.n_obs)].copy()
+    factors = []
+    for n in (100, 60):
+        monkeypatch.setattr("celler.model._forward.SHIFT_CELLS", n)
+        first, second = (
+            Celler.load_query_data(one, reference, extend_labels=True)._state.old.factors for one in (given, turned)
+        )
+        np.testing.assert_array_equal(first, second)
+        factors.append(first)
+    assert not np.array_equal(*factors)
+
+
 def test_new_classes_with_a_loss_train_the_network(reference):
     model = extend(study((0, 0, 0, 20), 2), reference, loss=CrossEntropy(), max_epochs=2, refit=False)
     assert len(model.history) == 2
