@@ -15,7 +15,7 @@ N_MARKERS = 40  #: of a type at most
 MIN_FOLD = 1.5  #: mean of a marker in its type over that of any other
 PRIOR_CELLS = 5  #: cells of the whole reference mixed into a type
 AMBIENT = 0.02  #: share of a cell's counts that come from other cells
-MIN_REFERENCE = 10  #: cells of a type in the reference below which its means are no evidence
+MIN_REFERENCE = 3  #: cells of a type in the reference below which its means are no evidence
 LEVEL = 0.9  #: least probability of a type by its markers
 N_STEPS, TOLERANCE = 50, 1e-5  #: of the mixture's shares
 
@@ -24,7 +24,8 @@ N_STEPS, TOLERANCE = 50, 1e-5  #: of the mixture's shares
 class Markers:
     """Markers of C types: ``genes (M,)`` among all, and for each its type, half, weight and ``rates (C, M)``.
 
-    The halves split the markers of a type by rank, so that one confirms the other. A rate is a share of the counts.
+    The halves split the markers of a type by rank, so that one confirms the other. A rate is a share of the counts, with
+    some of the whole reference in each type; ``own (C,)`` is the share of each type's markers in its own cells alone.
     """
 
     genes: np.ndarray
@@ -32,6 +33,7 @@ class Markers:
     half: np.ndarray
     weight: np.ndarray
     rates: np.ndarray
+    own: np.ndarray
 
     @cached_property
     def is_of(self) -> sparse.csr_matrix:
@@ -88,7 +90,8 @@ def find_markers(profile: Profile, is_shared: np.ndarray) -> Markers:
     found = np.concatenate(chosen)
     dispersion = profile.dispersion[genes].astype(np.float64)
     weight = np.minimum(1, np.median(dispersion) / np.maximum(dispersion[found], 1e-9)) if len(found) else np.ones(0)
-    return Markers(genes[found], first[found], np.concatenate(half), weight, rates[:, found])
+    own = np.bincount(first[found], mean[first[found], found], minlength=len(mean))
+    return Markers(genes[found], first[found], np.concatenate(half), weight, rates[:, found], own)
 
 
 def types_of(halves: np.ndarray) -> np.ndarray:

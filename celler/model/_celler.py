@@ -478,7 +478,8 @@ class Celler(BaseModelClass):
         r"""Compare labels with markers of the reference's types, to find rare types that the labels miss.
 
         The markers are chosen from the mean expression of each type, which the model keeps, and are scored without the
-        network and without the labels. A type is listed where most cells with its markers have another label.
+        network and without the labels. A type is listed where most cells with its markers have another label, or where
+        most cells without a label have its markers.
 
         Parameters
         ----------
@@ -514,8 +515,9 @@ class Celler(BaseModelClass):
 
         a quasi-Poisson log-likelihood with its counts :math:`x`, their sum :math:`D` and the inverse relative
         dispersion :math:`w`. The markers decide where the probability of a type is above 0.9 with the shares of the
-        likeliest mixture as prior, and each half of the markers speaks for it. Types of fewer than 10 reference cells
-        are not listed, nor are cells whose expression of the markers is nearer to that of their label's type.
+        likeliest mixture as prior, and each half of the markers speaks for it. Types of fewer than 3 reference cells
+        are not listed, nor are cells whose expression of the markers is nearer to that of their label's type or,
+        for types of fewer than 10 reference cells, above that of these cells.
 
         Examples
         --------

@@ -22,6 +22,7 @@ from celler.tl._majority_vote import cluster_votes
 MIN_CELLS = 3  #: of another label, for which a type is listed
 N_NAMED = 3  #: markers and labels that a row names
 HALF_WAY = 0.5  #: least standing of cells that are listed: cells of a type that the reference lacks stand lower
+MANY_REFERENCE = 10  #: cells of a type in the reference from which no gene is its marker by chance
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,17 @@ def check_labels(
     classes = np.array(state.tree.classes)
     given = np.array([*labels.categories, "no label"], dtype=object)[labels.codes]
     is_other = (types >= 0) & ~_agrees(given, types, state.tree)
+    is_free = is_other & (labels.codes < 0) & counts_unlabelled
     is_other &= counts_unlabelled | (labels.codes >= 0)
-    is_missed = _missed(types, is_other, len(classes), min_cells) & (profile.n_cells >= MIN_REFERENCE)
     rows = []
-    for k in np.flatnonzero(is_missed):
-        cells = np.flatnonzero(is_other & (types == k))
-        if _standing(markers, counted, types, given, cells, classes) < HALF_WAY:
+    for k in np.flatnonzero(profile.n_cells >= MIN_REFERENCE):
+        is_sure = profile.n_cells[k] >= MANY_REFERENCE
+        for cells in _missed(types, is_other, is_free, int(k), min_cells):
+            if not is_sure and _is_beyond(markers, counted, cells, int(k)):
+                continue
+            if _standing(markers, counted, types, given, cells, classes) >= HALF_WAY:
+                break
+        else:
             continue
         names = _expressed(markers, counted, query, cells, int(k))
         row = {"type": classes[k], "n_cells": int((types == k).sum()), "n_other": len(cells)}
@@ -144,10 +150,17 @@ def _agrees(given: np.ndarray, types: np.ndarray, tree: LabelTree) -> np.ndarray
     return np.asarray((given == names) | (given == parents))
 
 
-def _missed(types: np.ndarray, is_other: np.ndarray, n_types: int, min_cells: int) -> np.ndarray:
-    """Types ``(C,)`` with markers in at least ``min_cells`` cells of another label, and in fewer of their own."""
-    n_cells, n_other = (np.bincount(types[part], minlength=n_types) for part in (types >= 0, is_other))
-    return np.asarray((n_other >= min_cells) & (2 * n_other > n_cells))
+def _missed(
+    types: np.ndarray, is_other: np.ndarray, is_free: np.ndarray, k: int, min_cells: int
+) -> Iterator[np.ndarray]:
+    """Cells in which type ``k`` may be missed, at least ``min_cells``.
+
+    First those of another label, where fewer have its own, then those without one, where most that the markers decide
+    are of this type.
+    """
+    for cells, of_all in ((is_other & (types == k), types == k), (is_free & (types == k), is_free)):
+        if cells.sum() >= min_cells and 2 * cells.sum() > of_all.sum():
+            yield np.flatnonzero(cells)
 
 
 def _standing(
@@ -163,6 +176,15 @@ def _standing(
         return 0.0
     found = max(float(counted.observed[cells, k].sum()), 1e-9)
     return float(np.log(found / elsewhere) / np.log(expected / elsewhere))
+
+
+def _is_beyond(markers: Markers, counted: Counted, cells: np.ndarray, k: int) -> bool:
+    """Whether some cells express the markers of type ``k`` more than its reference cells do.
+
+    Markers of few cells are the genes that were high in them by chance too, so that other cells of the type express
+    them less; what expresses them more does so for another reason, such as a gene that its study detects better.
+    """
+    return bool(counted.observed[cells, k].sum() > counted.depth[cells].sum() * markers.own[k])
 
 
 def _strength(markers: Markers, counted: Counted, cells: np.ndarray, k: int) -> float:

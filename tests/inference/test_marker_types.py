@@ -19,6 +19,7 @@ def test_find_markers_by_hand():
     np.testing.assert_array_equal(markers.genes, [1, 2, 4])
     np.testing.assert_array_equal(markers.of_type, [0, 1, 2])
     np.testing.assert_allclose(markers.weight, [1, 0.5, 0.25])
+    np.testing.assert_allclose(markers.own, [0.09, 0.09, 0.085])
     of_all = MEAN[:, 1].mean() / 1e4
     shrunk = (0.09 * 1000 + PRIOR_CELLS * of_all) / (1000 + PRIOR_CELLS)
     np.testing.assert_allclose(markers.rates[0, 0], (1 - AMBIENT) * shrunk + AMBIENT * of_all + 1e-7)
@@ -33,7 +34,7 @@ def test_find_markers_leaves_out_genes_that_a_class_or_the_query_lacks():
 
 def test_likelihoods_equal_scipys_poisson(rng):
     found = find_markers(PROFILE, np.ones(5, bool))
-    markers = Markers(found.genes, found.of_type, found.half, np.ones(3), found.rates)
+    markers = Markers(found.genes, found.of_type, found.half, np.ones(3), found.rates, found.own)
     depth, counts = np.array([500.0, 2000.0]), rng.poisson(20, (2, 3))
     actual = markers.likelihoods(sparse.csr_matrix(counts.astype(float)), depth).sum(axis=0)
     mean = depth[:, None, None] * found.rates

@@ -112,9 +112,35 @@ def test_check_labels_of_clusters(model, query):
     assert "Cluster 1: 100% of its 8 cells have the markers of rare; most are labelled b." in repr(check)
 
 
-def test_check_labels_takes_no_type_of_few_reference_cells(query):
-    few = fit(blood((100, 60, 9)), max_epochs=1)
-    assert few.check_labels(query).table.empty
+@pytest.mark.parametrize(("n_reference", "is_listed"), [(2, False), (4, True)])
+@pytest.mark.filterwarnings("ignore:classes with fewer than 3 labelled cells:UserWarning")
+def test_check_labels_of_a_type_of_few_reference_cells(query, n_reference, is_listed):
+    few = fit(blood((100, 60, n_reference)), max_epochs=1)
+    assert list(few.check_labels(query).table["type"]) == ["rare"] * is_listed
+
+
+def test_check_labels_does_not_list_chance_markers_of_few_reference_cells(query):
+    """Genes that some cells of another type express thrice as high as the reference's few of the rare type."""
+    X = query.X.toarray()
+    X[:20, 20:25] = np.random.default_rng(4).poisson(60, (20, 5))
+    query.X = sparse.csr_matrix(X)
+    (found,) = fit(blood((100, 60, 20)), max_epochs=1).check_labels(query).table.to_dict("records")
+    assert found["type"] == "rare"
+    assert fit(blood((100, 60, 4)), max_epochs=1).check_labels(query).table.empty
+
+
+def test_check_labels_lists_cells_without_a_label_beside_others_that_have_it(model):
+    """Those without one are fewer, but nearly all of one type."""
+    query = blood((150, 100, 30), seed=1)
+    labels = query.obs["cell_type"].to_numpy(object, copy=True)
+    labels[[0, *range(272, 280)]] = None
+    query.obs["none"] = labels
+    (found,) = model.check_labels(query, "none").table.to_dict("records")
+    assert (found["type"], found["n_other"], found["labels"]) == ("rare", 8, "no label")
+    assert found["n_cells"] >= 28
+    labels[[*range(1, 7), *range(150, 156)]] = None  # then no type has most of those without a label
+    query.obs["none"] = labels
+    assert model.check_labels(query, "none").table.empty
 
 
 def test_check_labels_does_not_list_cells_of_an_unknown_type(model, query):
