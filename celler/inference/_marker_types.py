@@ -24,8 +24,8 @@ N_STEPS, TOLERANCE = 50, 1e-5  #: of the mixture's shares
 class Markers:
     """Markers of C types: ``genes (M,)`` among all, and for each its type, half, weight and ``rates (C, M)``.
 
-    The halves split the markers of a type by rank, so that one confirms the other. A rate is a share of the counts, with
-    some of the whole reference in each type; ``own (C,)`` is the share of each type's markers in its own cells alone.
+    The halves split the markers of a type by rank, so that one confirms the other. A rate is a share of the counts,
+    with some of the whole reference in each type; ``own (C,)`` is the share of each type's markers in its cells alone.
     """
 
     genes: np.ndarray

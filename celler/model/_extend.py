@@ -133,7 +133,8 @@ def study_factors(
 ) -> np.ndarray | None:
     """Return factors ``(n_genes,)`` that undo the shift of the new cells' study, from those of no new class.
 
-    The cells are sampled as those of a query are: the order of rows has no effect. ``None`` without a new class, a shift, or ``MIN_OF_STUDY`` such cells, labelled or not.
+    The cells are sampled as those of a query are: the order of rows has no effect. ``None`` without a new class, a
+    shift, or ``MIN_OF_STUDY`` such cells, labelled or not.
     """
     new = set(tree.classes) - set(reference.tree.classes)
     rows = np.flatnonzero(~np.isin(read_labels(adata, setup).astype(str), sorted(new)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,14 +11,17 @@ from scipy import sparse
 from scipy.special import softmax
 
 from celler._utils._messages import warn
+from celler.data._augmentation import n_rehearsed
 from celler.data._samplers import split
 from celler.data._sources import InMemoryCells
 from celler.model._fit import REFIT_BELOW, FittedNetwork, Loaders, Split, TrainingCells
 from celler.model._state import ModelState
 from celler.network._network import GeneTransformer, NetworkOutput
 from celler.training._new_classes import (
+    FEW_TAKEN,
     Expert,
     has_linear_ends,
+    margin_of,
     read_experts,
     solve_columns,
     with_columns,
@@ -26,10 +29,11 @@ from celler.training._new_classes import (
 )
 from celler.training._plan import TrainingConfig, confusion_of, macro_f1_with_error
 
-#: Share of other cells beyond which a new class is reported, and the gene-wise shift, as a standard deviation of log
-#: factors, of the other study in which that is asked.
-MOST_TAKEN, SHIFT = 0.03, 0.5
+#: Gene-wise shift of another study, as a standard deviation of log factors, in which new classes are tried.
+SHIFT = 0.5
 ROUNDS = 2  #: of solutions with the unlabelled cells that the one before gave to no new class
+FOLDS = 3  #: of the given cells, each held out once, from which margins of the new classes are chosen
+Columns: TypeAlias = list[tuple[np.ndarray, np.ndarray]]
 
 
 def learns_new_classes_alone(state: ModelState, config: TrainingConfig) -> bool:
@@ -48,15 +52,15 @@ class _Task:
     labels: np.ndarray
     is_new: np.ndarray
 
-    def solved(self, rows: np.ndarray) -> tuple[_Task, list[tuple[np.ndarray, np.ndarray]]]:
-        """Solve for the labelled cells ``rows``, then with the unlabelled cells that seem to be of no new class."""
-        free, others = np.flatnonzero(self.labels < 0), np.empty(0, np.int64)
+    def solved(self, rows: np.ndarray, free: np.ndarray) -> tuple[_Task, Columns]:
+        """Solve for the labelled cells ``rows``, then with unlabelled ``free`` ones that seem of no new class."""
+        others = np.empty(0, np.int64)
         for _ in range(1 + ROUNDS * (len(free) > 0)):
             task, columns = self._solved_once(rows, others)
             others = free[task.probabilities(free)[:, self.is_new].sum(axis=1) < 0.5]
         return task, columns
 
-    def _solved_once(self, rows: np.ndarray, others: np.ndarray) -> tuple[_Task, list[tuple[np.ndarray, np.ndarray]]]:
+    def _solved_once(self, rows: np.ndarray, others: np.ndarray) -> tuple[_Task, Columns]:
         """Solve for the labelled cells ``rows`` and unlabelled ``others``, each with its likeliest old class."""
         used, found, columns = np.concatenate([rows, others]), [], []
         for expert in self.experts:
@@ -67,6 +71,37 @@ class _Task:
             columns.append(solve_columns(expert.of(used), self.is_new, labels, importance))
             found.append(with_columns(expert, self.is_new, *columns[-1]))
         return replace(self, experts=found), columns
+
+    def margins(self, n_given: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Margins of the new classes ``(K,)``, and the share of other cells that each takes without one ``(K,)``.
+
+        They are chosen on the first ``n_given`` cells, the real ones; all others are generated, and told apart easily.
+        """
+        codes, every, given = np.flatnonzero(self.is_new), np.arange(len(self.labels)), self.labels[:n_given]
+        if np.isin(given, codes).all():  # no other cell of their study shows what they take
+            return np.zeros(len(codes)), np.zeros(len(codes))
+        gaps, fold = np.zeros((n_given, len(codes))), np.full(len(self.labels), FOLDS)
+        for label in np.unique(given):  # each fold has its share of each class
+            own = np.flatnonzero(given == label)
+            fold[rng.permutation(own)] = np.arange(len(own)) % FOLDS
+        for k in range(FOLDS):
+            kept, held_out = every[fold != k], np.flatnonzero(fold == k)
+            is_free = self.labels[kept] < 0
+            logits = self.solved(kept[~is_free], kept[is_free])[0].logits(held_out)
+            for j, code in enumerate(codes):
+                gaps[held_out, j] = logits[:, code] - np.delete(logits, code, axis=1).max(axis=1)
+        found = [
+            margin_of(*(gaps[part, j] for part in (given == code, (given >= 0) & (given != code), given < 0)))
+            for j, code in enumerate(codes)
+        ]
+        margins, taken = np.array(found).T
+        return margins, taken
+
+    def lowered(self, margins: np.ndarray) -> _Task:
+        """Lower the logits of the new classes by their margins ``(K,)``."""
+        of_all = np.zeros(len(self.is_new), np.float32)
+        of_all[self.is_new] = margins
+        return replace(self, experts=[replace(expert, logits=expert.logits - of_all) for expert in self.experts])
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Joint logits ``(n, C)`` of some cells."""
@@ -111,18 +146,20 @@ def fit_new_classes(
     loaders = Loaders(cells, state.tokenizer, config)
     is_new = ~np.isin(np.arange(len(state.tree.classes)), state.old.teacher.classes)
     every = loaders.all_of(np.arange(len(source)))
-    task = _Task(network, read_experts(network, every, config.precision), labels, is_new)
-    solved, columns = task.solved(train)
+    task, free = _Task(network, read_experts(network, every, config.precision), labels, is_new), labels < 0
+    n_given = len(source) - int(n_rehearsed(state.old.fitted.class_counts).sum())
+    margins, taken = task.margins(n_given, np.random.default_rng(config.seed))
+    solved, columns = task.solved(train, np.flatnonzero(free))
+    solved = solved.lowered(margins)
     curves = _curves(solved, train, validation)
     if len(validation) and (len(labelled) < REFIT_BELOW if how.refit is None else how.refit):
         train = labelled
-        columns = task.solved(train)[1]
-    write_columns(network, is_new, columns)
+        columns = task.solved(train, np.flatnonzero(free))[1]
+    write_columns(network, is_new, [(weight, bias - margins) for weight, bias in columns])
     held_out = validation if len(validation) else labelled
-    taken = np.maximum(
-        solved.taken(held_out), _shifted(task, source, held_out, loaders).taken(np.arange(len(held_out)))
-    )
-    _report(np.array(state.tree.classes)[is_new], taken)
+    shifted = _shifted(task, source, held_out, loaders).taken(np.arange(len(held_out)))
+    # Also what a margin averts: predict undoes the shift of other cells, which moves them by about as much.
+    _report(np.array(state.tree.classes)[is_new], np.max([taken, solved.taken(held_out), shifted], axis=0))
     counts = np.bincount(labels[train], minlength=len(is_new))
     return FittedNetwork(
         train, validation, counts, state.old.fitted.decision, curves, None, state.old.fitted.class_prior
@@ -156,10 +193,10 @@ def _shifted(task: _Task, source: InMemoryCells, rows: np.ndarray, loaders: Load
 
 def _report(names: np.ndarray, taken: np.ndarray) -> None:
     """Warn of new classes that take many cells of others."""
-    found = [f"{str(name)!r} {share:.0%}" for name, share in zip(names, taken, strict=True) if share > MOST_TAKEN]
+    found = [f"{str(name)!r} {share:.0%}" for name, share in zip(names, taken, strict=True) if share > FEW_TAKEN]
     if found:
         warn(
-            f"new types take cells of others, as held-out cells of these, some shifted as in another study, show: "
-            f"{', '.join(found)}. Add cells of the types that they resemble, labelled or not, or train anew on all "
-            "cells."
+            "new types take cells of others, as held-out cells of these, of their study or shifted as in another one, "
+            f"show: {', '.join(found)}. Add cells of the types that they resemble, labelled or not, or train anew on "
+            "all cells."
         )

@@ -20,6 +20,9 @@ from celler.network._network import GeneTransformer
 from celler.training._linear import L2, L2_OF_EMBEDDING, N_STEPS, expression_of
 
 Inputs: TypeAlias = np.ndarray | sparse.csr_matrix
+MIN_OWN = 5  #: held-out cells of a new class from which its margin is chosen
+#: Shares of its held-out cells that a margin may cost a new class, and the share of other cells that a class may take.
+COSTS, FEW_TAKEN = (0.0, 0.02, 0.05, 0.1, 0.15), 0.02
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,27 @@ def with_columns(expert: Expert, is_new: np.ndarray, weight: np.ndarray, bias: n
     logits = expert.logits.copy()
     logits[:, is_new] = expert.inputs @ weight + bias
     return Expert(expert.inputs, logits, expert.l2)
+
+
+def margin_of(own: np.ndarray, others: np.ndarray, unlabelled: np.ndarray) -> tuple[float, float]:
+    """Return the margin of a new class, and the share of other cells that it takes without one.
+
+    All are held-out gaps: the logit of the class less the highest other, of its own cells, of others and of unlabelled
+    ones. Twice as many of these are taken for its own as have a gap above its median. The margin is the lowest with
+    which it takes few others, among those that cost it few of its own.
+    """
+    n_others = len(others) + len(unlabelled)
+    if len(own) < MIN_OWN or not n_others:
+        return 0.0, 0.0
+    hidden = 2 * (unlabelled >= np.median(own)).sum()
+
+    def taken(margin: float) -> float:
+        of_unlabelled = (unlabelled > margin).sum() - hidden * (own > margin).mean()
+        return float((others > margin).sum() + max(of_unlabelled, 0)) / n_others
+
+    margins = [0.0, *np.maximum(0, np.quantile(own, COSTS, method="lower"))]
+    few = [margin for margin in margins if taken(margin) <= FEW_TAKEN]
+    return float(few[0] if few else min(margins, key=taken)), taken(0.0)
 
 
 @torch.no_grad()

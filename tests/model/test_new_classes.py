@@ -75,6 +75,30 @@ def test_new_classes_that_take_cells_of_others_are_reported(reference):
         extend(given, reference)
 
 
+def test_new_classes_have_their_margin_and_are_reported(reference, monkeypatch):
+    """Margins are chosen on the given cells, each held out once."""
+    given = study((30, 30, 30, 20), 2)
+    given.obs["cell_type"] = given.obs["cell_type"].where(given.obs["cell_type"] == "new", "Unknown")
+    asked = []
+
+    def margin_of(own, others, unlabelled):
+        asked.append((len(own), len(others), len(unlabelled), (own > 0).mean(), (unlabelled < 0).mean()))
+        return 2.0, 0.25
+
+    plain = extend(given, reference)
+    monkeypatch.setattr("celler.model._new_classes.margin_of", margin_of)
+    with pytest.warns(UserWarning, match="new types take cells of others.*'new' 25%"):
+        lowered = extend(given, reference)
+    ((*counts, own, others),) = asked
+    assert counts == [20, 0, 90]
+    assert own > 0.8
+    assert others > 0.9
+    tokens = reference._state.tokenizer(study((5, 5, 5, 5), 3).X, np.arange(120, dtype=np.int32))
+    with torch.no_grad():
+        before, after = (one.module.eval()(*tokens).expert_logits for one in (plain, lowered))
+    torch.testing.assert_close(after, before - torch.tensor([0.0, 0, 0, 2]), rtol=0, atol=1e-4)
+
+
 def test_load_query_data_does_not_depend_on_the_order_of_rows(reference, monkeypatch):
     """Where not all cells are drawn for the shift of their study either."""
     given = study((40, 30, 20, 20), 2, shift=0.7)

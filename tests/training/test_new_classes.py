@@ -10,7 +10,14 @@ from celler.data._loader import Minibatch
 from celler.data._tokenizer import Tokenizer
 from celler.network._config import NetworkConfig
 from celler.network._network import build_network
-from celler.training._new_classes import Expert, has_linear_ends, read_experts, solve_columns, write_columns
+from celler.training._new_classes import (
+    Expert,
+    has_linear_ends,
+    margin_of,
+    read_experts,
+    solve_columns,
+    write_columns,
+)
 
 
 @pytest.mark.parametrize("as_matrix", [np.asarray, sparse.csr_matrix])
@@ -45,3 +52,19 @@ def test_read_experts_and_write_columns(head, rng):
     for before, after, column in zip(experts, read_experts(network, [minibatch], "float32"), columns, strict=True):
         np.testing.assert_array_equal(after.logits[:, ~is_new], before.logits[:, ~is_new])
         np.testing.assert_allclose(after.logits[:, is_new], before.inputs @ column[0] + column[1], atol=1e-4)
+
+
+def test_margin_of_by_hand():
+    own, none = np.arange(1, 101) / 10, np.empty(0)
+    far = np.full(90, -5.0)
+    near = np.concatenate([far, np.full(10, 0.15)])
+    # 2 % of 100 own cells are the lowest two: a margin of 0.2 leaves all others and costs the class one cell
+    assert margin_of(own, none, near) == pytest.approx((0.2, 0.1))
+    assert margin_of(own, near, none) == pytest.approx((0.2, 0.1))
+    # unlabelled cells with the gaps of the class are its own
+    assert margin_of(own, none, np.concatenate([far, own])) == (0, 0)
+    # no margin helps: the one that leaves most
+    margin, taken = margin_of(own, np.concatenate([far, own]), none)
+    assert (margin, taken) == pytest.approx((1.5, 100 / 190))
+    assert margin_of(own[:4], near, none) == (0, 0)
+    assert margin_of(own, none, none) == (0, 0)
