@@ -958,7 +958,7 @@ class Celler(BaseModelClass):
         With new classes, :meth:`train` solves their part of each expert in seconds, and all else stays as it is: among
         the classes of the reference the model decides as before. Cells of ``adata`` without a new label, with or
         without any, are used: the shift of their study from the reference is undone, and they show what the new
-        classes are not. A warning gives the share of other cells that a new class takes where it is above 3 %.
+        classes are not. A warning gives the share of other cells that a new class takes where it is above 2 %.
         Without new classes, the network learns from the new cells and is distilled for its classes; so it does with
         a loss of yours.
 
