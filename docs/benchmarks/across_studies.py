@@ -2,10 +2,9 @@
 
     python docs/benchmarks/across_studies.py DATA [--out across] [--seeds 3] [--parts pairs,left_out] [--sets ...]
 
-DATA is a folder with the files named below. ``pairs`` trains on one study, donor group or sample and labels another, or
-the same with each gene multiplied by a log-normal factor (``+0.7`` is its standard deviation); cells of types that the
-reference lacks are left out of the figures. ``left_out`` leaves each class with five cells in the query out of the
-reference once, with one seed. A CSV for each part; rows that it has already are not run again.
+DATA is the folder of ``studies.py``, whose pairs are used. ``pairs`` trains on the reference and labels the query; its
+cells of types that the reference lacks are left out. ``left_out`` leaves each class with five cells in the
+query out of the reference once, with one seed. A CSV for each part; rows that it has already are not run again.
 """
 
 import argparse
@@ -17,97 +16,20 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from scipy import sparse
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
+from studies import NATURAL, SYNTHETIC, pair, trained
 
 import celler as cl
 
 RATES = (0.01, 0.05, 0.2)
-SHIFTED = [f"{name}+{sd}" for name in ("endocrine", "cortex") for sd in ("0.0", "0.3", "0.7", "1.0")]
-PAIRS = ["hpbmc", "forebrain", "tcells", "onek1k", "pbmc3k", *SHIFTED]
+PAIRS = [*NATURAL, "endocrine", "cortex44", *SYNTHETIC]
 WITHIN = {
     "hpbmc_within": "hpbmc_reference.h5ad",
     "cbmc_within": "cbmc_cite_8617_nogenes.h5ad",
     "zeisel_within": "mouse_cortex_zeisel_550.h5ad",
 }
-LEFT_OUT = [*WITHIN, "hpbmc", "tcells", "onek1k", "pbmc3k", "endocrine+0.7", "forebrain"]
-HARMONISED = {
-    "Naive CD4 T": "CD4 T",
-    "Memory CD4 T": "CD4 T",
-    "CD14+ Mono": "CD14 Mono",
-    "FCGR3A+ Mono": "CD16 Mono",
-    "Platelet": "MK",
-}
-
-
-def halves(adata: ad.AnnData, key: str) -> tuple[ad.AnnData, ad.AnnData]:
-    """Every second group of ``obs[key]``, and the others."""
-    groups = adata.obs[key].astype(str)
-    is_first = groups.isin(np.sort(groups.unique())[::2]).to_numpy()
-    return adata[is_first].copy(), adata[~is_first].copy()
-
-
-def three_technologies(data: Path) -> ad.AnnData:
-    """Blood cells of three chemistries with names that are those of the references."""
-    query = ad.read_h5ad(data / "pbmc_10x_3tech_1200.h5ad")
-    query.obs["cell_type"] = query.obs["cell_type_harmonised"].astype(str)
-    return query
-
-
-def pair(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Reference and query, both with ``obs["cell_type"]``."""
-    name, _, sd = name.partition("+")
-    if name == "hpbmc":
-        reference, query = ad.read_h5ad(data / "hpbmc_reference.h5ad"), three_technologies(data)
-        query = query[query.obs["batch"] == "10x_5p"].copy()
-    elif name == "pbmc3k":
-        reference, query = ad.read_h5ad(data / "pbmc3k_annotated.h5ad"), three_technologies(data)
-        reference.obs["cell_type"] = reference.obs["cell_type"].astype(str).replace(HARMONISED)
-        reference = reference[:, reference.var_names.isin(query.var_names)].copy()
-    elif name == "forebrain":
-        both = ad.concat([ad.read_h5ad(data / f"forebrain_{part}_2237.h5ad") for part in "ab"])
-        both.obs_names_make_unique()
-        both = both[~both.obs["is_qc_class"].astype(bool)]
-        reference, query = (both[both.obs["batch"] == batch].copy() for batch in ("10X353_7", "10X355_7"))
-        counts = reference.obs["cell_type"].value_counts()
-        reference = reference[reference.obs["cell_type"].isin(counts.index[counts >= 2])].copy()
-    elif name == "endocrine":
-        adata = ad.read_h5ad(data / "mouse_endocrinogenesis_3696.h5ad")
-        is_reference = np.random.default_rng(0).random(adata.n_obs) < 0.5
-        reference, query = adata[is_reference].copy(), adata[~is_reference].copy()
-    else:
-        file, key = {
-            "tcells": ("tcells_compocyte_861.h5ad", "donor"),
-            "onek1k": ("onek1k_40donors_7811.h5ad", "donor"),
-            "cortex": ("mouse_motor_cortex_11444_44types.h5ad", "batch"),
-        }[name]
-        reference, query = halves(ad.read_h5ad(data / file), key)
-    for cells in (reference, query):
-        cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
-    return reference, shifted(query, float(sd), seed) if sd and float(sd) else query
-
-
-def shifted(query: ad.AnnData, sd: float, seed: int) -> ad.AnnData:
-    """The cells after an experiment that catches each gene with an efficiency of its own, at the same depth."""
-    rng = np.random.default_rng(100 + seed)
-    X = sparse.csr_matrix(query.X).astype(np.float64)
-    changed = sparse.csr_matrix(X @ sparse.diags_array(rng.lognormal(0, sd, query.n_vars)))
-    depth = np.asarray(X.sum(axis=1) / np.maximum(changed.sum(axis=1), 1e-9)).ravel()
-    changed = sparse.csr_matrix(sparse.diags_array(depth) @ changed)
-    changed.data = np.floor(changed.data + rng.random(changed.nnz))
-    changed.eliminate_zeros()
-    query = query.copy()
-    query.X = changed.astype(np.float32)
-    return query[np.asarray(changed.sum(axis=1)).ravel() > 0].copy()
-
-
-def trained(reference: ad.AnnData, seed: int, **options: object) -> cl.model.Celler:
-    """A model with its defaults."""
-    cl.model.Celler.setup_anndata(reference, labels_key="cell_type")
-    model = cl.model.Celler(reference)
-    model.train(seed=seed, show_progress=False, **options)
-    return model
+LEFT_OUT = [*WITHIN, "pbmc_5p", "tcells", "onek1k", "pbmc_3tech", "endocrine+0.7", "forebrain"]
 
 
 def figures(model: cl.model.Celler, query: ad.AnnData) -> dict[str, float]:

@@ -2,8 +2,7 @@
 
     python docs/benchmarks/extend.py DATA [--seeds 3] [--pairs pbmc_3tech ...] [--out extend.csv]
 
-DATA is the folder of ``rare_types.py``, whose pairs are used; ``pair~0.7`` multiplies each gene of the query by a
-random factor with that standard deviation of its logarithm. Half of the cells of each type of both studies train. A
+DATA is the folder of ``studies.py``, whose pairs are used. Half of the cells of each type of both studies train. A
 model learns the reference without two types and is extended by their cells of the query's study: all of them (``all``)
 or 15 of each (``15``), alone or, ``+ others``, with its other cells without labels, hidden cells of the new types among
 them. Test cells are the other half of both studies. "lost" are points of macro-F1 of the old types on their test cells,
@@ -18,9 +17,8 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from rare_types import pairs, trained
-from scipy import sparse
 from sklearn.metrics import f1_score
+from studies import NATURAL, SYNTHETIC, pair, trained
 
 import celler as cl
 
@@ -32,25 +30,8 @@ NEW = {
     "endocrine": [["Epsilon", "Alpha"]],
     "cortex44": [["Vip Chat", "L6 IT_1"], ["Macrophage", "Sst Hspe_3"]],
 }
-PAIRS = ["pbmc_5p", "pbmc_3tech", "onek1k", "forebrain"]
-PAIRS += [f"{name}~{sd}" for name in ("endocrine", "cortex44") for sd in (0.3, 0.7, 1.0)]
+PAIRS = [name for name in (*NATURAL, *SYNTHETIC) if name.partition("+")[0] in NEW]
 VARIANTS = {"all": (None, False), "15": (15, False), "all + others": (None, True), "15 + others": (15, True)}
-
-
-def study_pair(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Reference and query, shifted where the name says by how much."""
-    base, _, spread = name.partition("~")
-    reference, query = pairs(base, data, seed)
-    if spread:
-        rng = np.random.default_rng(seed)
-        mean = query.X @ sparse.diags_array(np.exp(rng.normal(0, float(spread), query.n_vars)))
-        depth = np.asarray(query.X.sum(axis=1)).ravel() / np.asarray(mean.sum(axis=1)).ravel()
-        X = sparse.csr_matrix(sparse.diags_array(depth) @ mean)
-        X.data = rng.poisson(X.data).astype(np.float32)
-        X.eliminate_zeros()
-        query.X = X
-        query = query[np.asarray(X.sum(axis=1)).ravel() > 0].copy()
-    return reference, query
 
 
 def halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,9 +87,9 @@ def main() -> None:
     rows = []
     for name in options.pairs:
         for seed in range(options.seeds):
-            reference, query = study_pair(name, options.data, seed)
+            reference, query = pair(name, options.data, seed)
             of_reference, of_query = (halves(adata.obs["cell_type"].to_numpy(), seed) for adata in (reference, query))
-            for new in NEW[name.partition("~")[0]]:
+            for new in NEW[name.partition("+")[0]]:
                 known = reference[of_reference[0]]
                 model = trained(known[~known.obs["cell_type"].isin(new)].copy(), seed)
                 for variant, (n_new, others) in VARIANTS.items():

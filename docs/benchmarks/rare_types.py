@@ -2,8 +2,8 @@
 
     python docs/benchmarks/rare_types.py DATA [--seeds 3] [--left-out 2] [--out rare_types.csv]
 
-DATA is the folder with the files of ``shared_tasks.py`` and ``pbmc3k_annotated.h5ad``. Per pair and seed one model is
-trained, and each type with 10 reference cells or more is made rare in the query, which keeps 3, 10 or 30 of its cells:
+DATA is the folder of ``studies.py``, whose pairs are used. Per pair and seed one model is trained. Each type with 10
+reference cells or more is made rare in the query, which keeps 3, 10 or 30 of its cells:
 
 - ``runner-up``: the type is missed, as every cell that was labelled as it gets the second-best label;
 - ``no label``: the type's cells have none, the others keep theirs;
@@ -25,7 +25,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from shared_tasks import TASKS
+from studies import pair, trained
 
 import celler as cl
 
@@ -33,29 +33,6 @@ SIZES = (3, 10, 30)
 MIN_REFERENCE = 10
 CHOSEN_ON = ("pbmc_5p", "forebrain", "onek1k", "tcells")
 PAIRS = (*CHOSEN_ON, "pbmc_3tech", "endocrine", "cortex44")
-
-
-def pairs(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData]:
-    """Reference and query of a pair, with counts and ``obs["cell_type"]``."""
-    if name == "pbmc_3tech":
-        reference = ad.read_h5ad(data / "pbmc3k_annotated.h5ad")
-        query = ad.read_h5ad(data / "pbmc_10x_3tech_1200.h5ad")
-        for adata in (reference, query):
-            adata.obs["cell_type"] = adata.obs["cell_type_harmonised"]
-        reference = reference[:, reference.var_names.isin(query.var_names)].copy()
-    else:
-        reference, query, _ = next(iter(TASKS[name](data, [seed])))
-    for adata in (reference, query):
-        adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
-    return reference, query
-
-
-def trained(reference: ad.AnnData, seed: int) -> cl.model.Celler:
-    """A model with its defaults."""
-    cl.model.Celler.setup_anndata(reference, labels_key="cell_type")
-    model = cl.model.Celler(reference)
-    model.train(seed=seed, show_progress=False)
-    return model
 
 
 def row(model: cl.model.Celler, query: ad.AnnData, labels: np.ndarray, name: str | None) -> dict:
@@ -120,7 +97,7 @@ def main() -> None:
     rows = []
     for name in options.pairs:
         for seed in range(options.seeds):
-            reference, query = pairs(name, options.data, seed)
+            reference, query = pair(name, options.data, seed)
             where = {"pair": name, "seed": seed}
             rows += [where | found for found in left_out(reference, query, options.left_out, seed)]
             rows += [where | found for found in trials(trained(reference, seed), query, seed)]
