@@ -135,8 +135,12 @@ class Query:
     def content(self) -> np.ndarray:
         """A number of each cell ``(n_obs,)`` that follows from its values alone; all cells are read once."""
         every, step = np.arange(self.adata.n_obs), CHUNK_SIZE
-        found = [content_of(self.reader.rows(every[i : i + step]), self.gene_map) for i in range(0, len(every), step)]
+        found = [self.content_at(every[i : i + step]) for i in range(0, len(every), step)]
         return np.concatenate(found) if found else np.empty(0, np.uint64)
+
+    def content_at(self, rows: np.ndarray) -> np.ndarray:
+        """:attr:`content` of ``rows (n,)``, without reading the others."""
+        return content_of(self.reader.rows(rows), self.gene_map)
 
     def block(self, adata: AnnData) -> Query:
         """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""

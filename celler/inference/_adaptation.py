@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from celler.inference._neighborhood import Neighborhood
+
 MIN_CELLS = 10  #: cells predicted to be of a class, from which the class says how novel the query's known cells are
 #: Quantile at which scores are compared: below the median, as unknown cells of a class lie above its known ones.
 QUANTILE = 0.3
@@ -16,11 +18,15 @@ MAX_BETWEEN = 0.5  #: largest deviation between classes that counts for the spre
 
 @dataclass(frozen=True)
 class QueryNovelty:
-    """Scores of a query's known cells: ``location`` and ``spread`` beside those of the reference around ``centre``."""
+    """Scores of a query's known cells: ``location`` and ``spread`` beside those of the reference around ``centre``.
+
+    Scores are averaged with those of the cells ``around``; ``None`` for few cells or none.
+    """
 
     centre: float = 0.0
     location: float = 0.0
     spread: float = 1.0
+    around: Neighborhood | None = field(default=None, repr=False)
 
     def standardise(self, scores: np.ndarray) -> np.ndarray:
         """Return ``scores (N,)`` on the scale of the reference's own cells."""

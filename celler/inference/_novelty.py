@@ -59,8 +59,10 @@ class Novelty:
     spread: np.ndarray
     known: np.ndarray
 
-    def score(self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool) -> np.ndarray:
-        """Return the score of each cell ``(N,)``; known cells have mean 0 and standard deviation 1.
+    def score(
+        self, X: sparse.csr_matrix, reference: Profile, is_shared: np.ndarray, *, is_log: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score of each cell ``(N,)`` and its coordinates ``(N, k)``; known cells have mean 0, deviation 1.
 
         Parameters
         ----------
@@ -71,8 +73,9 @@ class Novelty:
         is_shared
             False for genes that the query lacks ``(G,)``.
         """
-        nearest, depth, parts = measure(self.space, reference, X, is_shared, is_log=is_log)
-        return np.asarray(_standardise(parts, nearest, depth, self.slope, self.location, self.spread).sum(axis=0))
+        nearest, depth, parts, points = measure(self.space, reference, X, is_shared, is_log=is_log)
+        scores = _standardise(parts, nearest, depth, self.slope, self.location, self.spread).sum(axis=0)
+        return scores, points
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Return the score that the share ``false_alarm_rate`` of known cells exceeds."""
@@ -115,7 +118,7 @@ def fit_novelty(
         held_out = folds == fold
         classes, renumbered = np.unique(codes[~held_out], return_inverse=True)
         space, part = fit_space(X[~held_out], renumbered, is_log=is_log)
-        found, depth[held_out], parts[:, held_out] = measure(space, part, X[held_out], everywhere, is_log=is_log)
+        found, depth[held_out], parts[:, held_out], _ = measure(space, part, X[held_out], everywhere, is_log=is_log)
         nearest[held_out] = classes[found]
     seen = parts[:, folds >= 0], nearest[folds >= 0], depth[folds >= 0]
     slope, location, spread = _calibrate(*seen, len(reference.n_cells))
@@ -164,23 +167,23 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
 
 def measure(
     space: Space, reference: Profile, X: sparse.csr_matrix, is_shared: np.ndarray, *, is_log: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""Return nearest class ``(N,)``, depth ``(N,)`` and both parts of the score ``(2, N)`` of cells ``X (N, G)``.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    r"""Return nearest class and depth ``(N,)``, both parts of the score ``(2, N)`` and coordinates ``(N, k)``.
 
     The parts are the log squared Mahalanobis distance to the nearest class, and the deviance per count, in nats, of
     the cell's shares :math:`q` from the closest class profile :math:`\pi_k`,
     :math:`\min_k \sum_g q_g \log(q_g / \pi_{kg})`. Depth is the log of the number of detected genes over that of a
-    mean cell.
+    mean cell. The coordinates ``(N, k)`` are those in which the Mahalanobis distance is Euclidean.
     """
     if X.shape[0] > BLOCK_SIZE:
         blocks = (X[start : start + BLOCK_SIZE] for start in range(0, X.shape[0], BLOCK_SIZE))
         measured = [measure(space, reference, block, is_shared, is_log=is_log) for block in blocks]
-        nearest, depth, parts = zip(*measured, strict=True)
-        return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1)
+        nearest, depth, parts, points = zip(*measured, strict=True)
+        return np.concatenate(nearest), np.concatenate(depth), np.concatenate(parts, axis=1), np.concatenate(points)
     logs = _logs(X, is_log=is_log, target=1e4 * float(reference.share[is_shared].sum()))
-    P = _project(space, logs, is_shared)
     whitening = space.whitening.astype(np.float64).T
-    distance = cdist(P @ whitening, space.means @ whitening, "sqeuclidean")
+    points = _project(space, logs, is_shared) @ whitening
+    distance = cdist(points, space.means @ whitening, "sqeuclidean")
     rates = _rates(reference, is_shared)
     q = cp10k(X, is_log=is_log) / 1e4
     entropy = q.copy()
@@ -189,7 +192,7 @@ def measure(
     n_detected = np.asarray((X != 0).sum(axis=1)).ravel()
     depth = np.log(np.maximum(n_detected, 1) / max(space.detection[is_shared].sum(), 1e-9))
     parts = np.stack([np.log(np.maximum(distance.min(axis=1), 1e-12)), deviance])
-    return distance.argmin(axis=1), depth, parts
+    return distance.argmin(axis=1), depth, parts, points.astype(np.float32)
 
 
 def _logs(X: sparse.csr_matrix, *, is_log: bool, target: float = 1e4) -> sparse.csr_matrix:

@@ -19,6 +19,7 @@ from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
 from celler.data._tokenizer import TokenBatch
 from celler.inference._adaptation import Adaptation, QueryNovelty, query_novelty
+from celler.inference._neighborhood import neighborhood
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs
@@ -146,9 +147,14 @@ def _with_query_novelty(
     """Score the sample and standardise its scores by those of its known cells."""
     novelty = state.trained().novelty
     assert isinstance(novelty, Novelty)
-    scores, seen = novelty_scores(state, query, rows, how), sample.has_counts
+    scores, points = own_novelty(state, query, rows, how)
+    seen, content = sample.has_counts, query.content[rows]
     found = query_novelty(novelty.known, scores[seen], sample.logits[seen].argmax(axis=1))
-    return replace(sample, novelty=found.standardise(scores)), replace(how, novelty=found)
+    own = found.standardise(scores)
+    around = neighborhood(points[seen], content[seen], own[seen])
+    if around is not None:
+        found, own = replace(found, around=around), around.score(points, content, own)
+    return replace(sample, novelty=own.astype(np.float32)), replace(how, novelty=found)
 
 
 def _novelty_shift(
@@ -223,7 +229,7 @@ def scored(state: ModelState, query: Query, index: np.ndarray, reading: Reading,
     outputs = network_outputs(state, query, index, reading, how)
     if not reading.needs_novelty or outputs.novelty is not None or state.trained().novelty is None:
         return outputs
-    return replace(outputs, novelty=how.novelty.standardise(novelty_scores(state, query, index, how)))
+    return replace(outputs, novelty=novelty_scores(state, query, index, how))
 
 
 @torch.inference_mode()
@@ -323,18 +329,28 @@ def with_novelty(outputs: Outputs, threshold: float | None) -> Outputs:
 
 
 def novelty_scores(state: ModelState, query: Query, index: np.ndarray, how: Adaptation) -> np.ndarray:
-    """Return the novelty of the rows ``index (N,)`` beside the reference's own cells, for any query."""
+    """Return the novelty of the rows ``index (N,)`` beside the known cells of the query, chunk by chunk."""
+    scores = np.zeros(len(index), np.float32)
+    for start in range(0, len(index), CHUNK_SIZE):
+        rows = slice(start, start + CHUNK_SIZE)
+        own, points = own_novelty(state, query, index[rows], how)
+        own = how.novelty.standardise(own)
+        if how.novelty.around is not None:
+            own = how.novelty.around.score(points, query.content_at(index[rows]), own)
+        scores[rows] = own
+    return scores
+
+
+def own_novelty(state: ModelState, query: Query, rows: np.ndarray, how: Adaptation) -> tuple[np.ndarray, np.ndarray]:
+    """Return the novelty of ``rows (n,)`` beside the reference's own cells, and their coordinates ``(n, k)``."""
     novelty = fitted_novelty(state)
     assert isinstance(novelty, Novelty)
     assert state.profile is not None
     factors = np.ones(query.n_genes) if how.factors is None else how.factors
-    scores = np.zeros(len(index), np.float32)
-    for start in range(0, len(index), CHUNK_SIZE):
-        rows = slice(start, start + CHUNK_SIZE)
-        X = cp10k(query.values(index[rows]), is_log=query.is_log)
-        X = sparse.csr_matrix(X @ sparse.diags_array(factors))
-        scores[rows] = novelty.score(X, state.profile, query.is_shared, is_log=False)
-    return scores
+    X = cp10k(query.values(rows), is_log=query.is_log)
+    X = sparse.csr_matrix(X @ sparse.diags_array(factors))
+    scores, points = novelty.score(X, state.profile, query.is_shared, is_log=False)
+    return scores.astype(np.float32), points
 
 
 def report_alarms(outputs: Outputs, false_alarm_rate: float | None, reported: set[str]) -> None:

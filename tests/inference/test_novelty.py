@@ -22,7 +22,7 @@ def test_measure_distance_matches_scipy():
     reference, query = cells(400, depth=1.0), cells(20, depth=1.0, seed=1)
     names, codes = np.unique(truth(reference), return_inverse=True)
     space, part = fit_space(reference.X, codes, is_log=False)
-    nearest, _, (log_distance, _) = measure(space, part, query.X, EVERY, is_log=False)
+    nearest, _, (log_distance, _), points = measure(space, part, query.X, EVERY, is_log=False)
 
     Z, Zq = log_cp10k(reference.X), log_cp10k(query.X)
     means = np.stack([Z[codes == k].mean(0) for k in range(len(names))])
@@ -43,13 +43,15 @@ def test_measure_distance_matches_scipy():
     expected = np.array([[mahalanobis(x @ basis, m @ basis, precision) for m in M] for x in Aq])
     np.testing.assert_array_equal(nearest, expected.argmin(1))
     np.testing.assert_allclose(log_distance, 2 * np.log(expected.min(1)), rtol=1e-4)
+    inverse = np.linalg.inv(space.whitening.astype(float)).T
+    np.testing.assert_allclose(points @ inverse, Aq @ basis, rtol=1e-3, atol=1e-3)
 
 
 def test_measure_deviance_matches_scipy():
     reference, query = cells(300), cells(20, seed=1)
     codes = np.unique(truth(reference), return_inverse=True)[1]
     space, part = fit_space(reference.X, codes, is_log=False)
-    _, _, (_, deviance) = measure(space, part, query.X, EVERY, is_log=False)
+    _, _, (_, deviance), _ = measure(space, part, query.X, EVERY, is_log=False)
     shares = np.expm1(log_cp10k(reference.X)) / 1e4
     n_cells = np.bincount(codes)[:, None]
     of_class = np.stack([shares[codes == k].mean(0) for k in range(len(n_cells))])

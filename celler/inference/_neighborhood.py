@@ -1,0 +1,68 @@
+"""Neighborhood: the novelty of a cell is averaged with that of the most similar cells of its query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+N_NEIGHBORS = 10  #: most neighbours of a cell
+CELLS_PER_NEIGHBOR = 20  #: fewest cells of the query for each neighbour, so that these are of the same type
+#: Of the neighbours in the average. Chosen on left-out classes of three studies: a half and three quarters were within
+#: half a point of AUROC; for a type with three cells in the query a half is better by half a point.
+WEIGHT = 2 / 3
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """Cells of a query among which the neighbours of a cell are found, with their novelty.
+
+    Parameters
+    ----------
+    points, content, scores
+        Coordinates ``(n, k)``, content and own novelty ``(n,)`` of the cells.
+    own, mixed
+        Sorted own novelty of the cells, and their average with the neighbours ``(n,)``.
+    """
+
+    points: np.ndarray
+    content: np.ndarray
+    scores: np.ndarray
+    own: np.ndarray
+    mixed: np.ndarray
+
+    def score(self, points: np.ndarray, content: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the averaged novelty ``(N,)`` of cells with own ``scores (N,)``, as it ranks among the cells here.
+
+        An average scatters less than its parts, by how much depends on the cells that are unknown. So it gets the own
+        novelty of the same rank: as many cells are beyond any bound as before, but others.
+        """
+        mixed = _mixed(self, points, content, scores)
+        ranked = np.interp(mixed, self.mixed, self.own)
+        return np.asarray(ranked + np.minimum(mixed - self.mixed[0], 0) + np.maximum(mixed - self.mixed[-1], 0))
+
+
+def neighborhood(points: np.ndarray, content: np.ndarray, scores: np.ndarray) -> Neighborhood | None:
+    """Return the neighbourhood of cells with ``points (n, k)`` and own ``scores (n,)``; ``None`` for few cells."""
+    if len(scores) < CELLS_PER_NEIGHBOR:
+        return None
+    alone = Neighborhood(points, content, scores, np.sort(scores), np.empty(0))
+    mixed = np.sort(_mixed(alone, points, content, scores))
+    return Neighborhood(points, content, scores, alone.own, mixed)
+
+
+def _mixed(among: Neighborhood, points: np.ndarray, content: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average ``(N,)`` of own novelty and that of the nearest cells, the cell itself left out by its ``content``."""
+    if not len(scores):
+        return scores
+    n_neighbors = min(N_NEIGHBORS, len(among.scores) // CELLS_PER_NEIGHBOR)
+    search = NearestNeighbors(n_neighbors=n_neighbors + 1, algorithm="brute").fit(among.points)
+    nearest = search.kneighbors(points, return_distance=False)
+    is_other = among.content[nearest] != content[:, None]
+    is_other &= np.cumsum(is_other, axis=1) <= n_neighbors
+    # Sorted, so that a sum is the same whatever the order of equally near cells.
+    found = np.sort(np.where(is_other, among.scores[nearest], 0.0), axis=1).sum(axis=1)
+    n_found = is_other.sum(axis=1)
+    around = np.divide(found, n_found, out=scores.astype(np.float64), where=n_found > 0)
+    return np.asarray((1 - WEIGHT) * scores + WEIGHT * around)
