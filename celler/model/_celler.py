@@ -460,6 +460,9 @@ class Celler(BaseModelClass):
         the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
         "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
 
+        ``uns[key]["expected_accuracy"]`` is the share of right labels to expect in this query, the mean
+        confidence of a sample of its cells; ``uns[key]["shift"]`` is how far it is from the reference.
+
         A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
         ``uns[key]["label_check"]`` keeps it.
         """
@@ -630,7 +633,8 @@ class Celler(BaseModelClass):
         Returns
         -------
         Novelty ``(N,)`` in standard deviations of the reference's own cells, each scored by a fit without
-        it: their mean is 0, and 3 is far outside. NaN for a cell without counts.
+        it: their mean is 0, and 3 is far outside. NaN for a cell without counts. It is averaged with that of
+        the ten nearest cells of the query, and follows from the cell alone with ``correct_shift=False``.
         ``predict(false_alarm_rate=0.05)`` labels no cell above the 95 % quantile of those scores.
 
         Raises

@@ -19,7 +19,7 @@ from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
 from celler.data._tokenizer import TokenBatch
 from celler.inference._adaptation import Adaptation, QueryNovelty, query_novelty
-from celler.inference._neighborhood import neighborhood
+from celler.inference._neighborhood import N_CELLS, neighborhood
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs
@@ -148,13 +148,16 @@ def _with_query_novelty(
     novelty = state.trained().novelty
     assert isinstance(novelty, Novelty)
     scores, points = own_novelty(state, query, rows, how)
-    seen, content = sample.has_counts, query.content[rows]
+    seen, content = np.flatnonzero(sample.has_counts), query.content[rows]
     found = query_novelty(novelty.known, scores[seen], sample.logits[seen].argmax(axis=1))
-    own = found.standardise(scores)
-    around = neighborhood(points[seen], content[seen], own[seen])
+    scores = found.standardise(scores)
+    near, others = seen[:N_CELLS], seen[N_CELLS:]  # the rows are in the order of their content
+    around = neighborhood(points[near], content[near], scores[near])
     if around is not None:
-        found, own = replace(found, around=around), around.score(points, content, own)
-    return replace(sample, novelty=own.astype(np.float32)), replace(how, novelty=found)
+        found = replace(found, around=around)
+        beside = around.score(points[others], content[others], scores[others])
+        scores[near], scores[others] = around.own_scores(), beside
+    return replace(sample, novelty=scores), replace(how, novelty=found)
 
 
 def _novelty_shift(

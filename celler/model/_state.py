@@ -263,6 +263,8 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
         f"network   {network_line(state)}, on {state.network.device}",
         f"training  {training_line(fitted)}",
     ]
+    if len(fitted.validation_indices):
+        rows.append("accuracy  that macro-F1 is of the reference's own studies; model.adapt(query) estimates a query's")
     if prior is not None:
         rows.append(f"labels    class prior {round(prior, 2):g}: 0 is balanced, 1 has the reference's frequencies")
     return [*rows, "next      model.predict(adata), model.annotate(adata) or model.save(folder)"]

@@ -27,7 +27,8 @@ def test_score_matches_averages_over_all_distances(query, n_cells):
     among, others = tuple(part[:n_cells] for part in query), tuple(part[-50:] for part in query)
     found = neighborhood(*among)
     expected, of_others = averages(*among, *among), averages(*others, *among)
-    np.testing.assert_allclose(found.mixed, np.sort(expected))
+    np.testing.assert_allclose(found.mixed, expected)
+    np.testing.assert_array_equal(found.own_scores(), found.score(*among))
     order = np.argsort(expected)
     np.testing.assert_allclose(found.score(*among)[order], np.sort(among[2]))  # own novelty of the same rank
     inside = (of_others > expected.min()) & (of_others < expected.max())

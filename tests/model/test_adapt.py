@@ -35,8 +35,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:the query is far", "ignore:.*of 
 def test_predict_parts_as_the_whole(model, query, monkeypatch, n_sampled):
     monkeypatch.setattr(_forward, "SHIFT_CELLS", n_sampled)
     monkeypatch.setattr("celler.model._predict.SHIFT_CELLS", n_sampled)
+    monkeypatch.setattr(_forward, "N_CELLS", 2 * n_sampled // 3)  # some of the sample are not among the neighbours
     parts = [query[rows].copy() for rows in (slice(0, 50), slice(50, 51), slice(51, 400))]
     soft, labels, novelty = model.predict(query, soft=True), model.predict(query, **RATE), model.get_novelty(query)
+    own = model.get_novelty(query, correct_shift=False)
+    assert np.abs(np.corrcoef(novelty, own)[0, 1] - 0.85) < 0.14  # each cell's is mixed with that of its neighbours
     alone = [model.predict(part, soft=True) for part in parts]
     assert not np.array_equal(np.concatenate(alone), soft)  # parts by themselves are judged otherwise
     for whole in (model.adapt(query), model.adapt(parts), model.adapt([parts[2], parts[0], parts[1]])):

@@ -96,6 +96,7 @@ def test_repr_before_and_after_training():
     predicted = model.predict(indices=model.validation_indices_)
     score = f1_score(labels, predicted, average="macro")
     assert f"macro-F1 {score:.3f} on {len(labels)} held-out cells" in text
+    assert "accuracy  that macro-F1 is of the reference's own studies; model.adapt(query) estimates" in text
     assert "model.predict(adata)" in text
     assert model.summary_string.startswith(text)
 
@@ -103,6 +104,7 @@ def test_repr_before_and_after_training():
 def test_repr_without_validation():
     model = fit(cells(), train_size=1.0, max_epochs=3)
     assert "training  3 epochs, seed 0\n" in repr(model)
+    assert "macro-F1" not in repr(model)
     assert list(model.history["is_kept"]) == [False, False, True]
 
 
