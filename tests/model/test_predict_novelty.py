@@ -73,7 +73,10 @@ def test_get_novelty_of_counts_or_logarithms(case):
     model, query, _ = case
     log = query.copy()
     log.X = sparse.csr_matrix(log_cp10k(query.X))
-    np.testing.assert_allclose(model.get_novelty(log), model.get_novelty(query), atol=1e-3)
+    own = [model.get_novelty(cells_of, correct_shift=False) for cells_of in (log, query)]
+    np.testing.assert_allclose(*own, atol=1e-3)
+    # Cells whose averages with their neighbours are nearly equal may exchange their ranks.
+    np.testing.assert_allclose(model.get_novelty(log), model.get_novelty(query), atol=0.02)
 
 
 def test_get_novelty_of_indices_and_after_loading(case, tmp_path):
