@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 N_NEIGHBORS = 10  #: most neighbours of a cell
-N_CELLS = 2000  #: most cells among which neighbours are found; the search takes a tenth of the time of a prediction
+N_CELLS = 2000  #: most cells among which neighbours are found; the search takes a fifth of a call with novelty
 CELLS_PER_NEIGHBOR = 20  #: fewest cells of the query for each neighbour, so that these are of the same type
 WEIGHT = 2 / 3  #: of the neighbours in the average
 #: By how much, in standard deviations, an average may be below a cell's own novelty: neighbours of the few cells of a
