@@ -262,6 +262,7 @@ RULES = {
     "n_key": NAME,
     "n_latents": SIZE,
     "n_layers": _whole(1, 1000),
+    "n_members": _whole(1, 1000),
     "n_most": SIZE,
     "n_obs": COUNT,
     "n_per_class": COUNT,

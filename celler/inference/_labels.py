@@ -10,6 +10,7 @@ import pandas as pd
 
 from celler._utils._version import __version__
 from celler.inference._calibration import Decision, margin, second_best
+from celler.inference._members import agreement
 from celler.inference._outputs import Outputs
 from celler.labels._tree import LabelTree, indices_of
 
@@ -118,6 +119,9 @@ def annotation_columns(
         f"{key}_margin": margin(probabilities),
         f"{key}_second": pd.Categorical(second_best(probabilities, tree.classes), list(tree.classes)),
     }
+    if outputs.member_codes is not None:
+        share = agreement(outputs.member_codes, probabilities.argmax(axis=1))
+        columns[f"{key}_agreement"] = np.where(outputs.has_counts, share, np.nan)
     if outputs.novelty is not None:
         columns[f"{key}_novelty"] = outputs.novelty
     if tree.parents:

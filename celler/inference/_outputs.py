@@ -37,6 +37,9 @@ class Outputs:
         Probabilities that replace those of the logits.
     encoder_logits, own_logits
         Logits ``(N, C)`` of a pretrained encoder and of what was learned from the reference, where both are needed.
+    member_codes, member_logits
+        Best class of each member of an averaged model ``(N, M)``, and logits of what each has of its own ``(M, N, C)``,
+        where they are needed.
     """
 
     logits: np.ndarray
@@ -48,6 +51,8 @@ class Outputs:
     propagation: Propagation | None = None
     encoder_logits: np.ndarray | None = None
     own_logits: np.ndarray | None = None
+    member_codes: np.ndarray | None = None
+    member_logits: np.ndarray | None = None
 
     @property
     def is_unknown(self) -> np.ndarray:

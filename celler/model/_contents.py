@@ -20,7 +20,7 @@ from celler.network._config import Encoder, Head, NetworkConfig
 FORMAT, FORMAT_VERSION = "celler", 2
 AGAIN = "Get the folder again from where it came, or save the model again."
 #: Largest size of a network and most blocks: far above any that is of use, and small enough to be checked.
-MAX_SIZE, MAX_LAYERS, MAX_CLASSES = 1_000_000, 1000, 20_000
+MAX_SIZE, MAX_LAYERS, MAX_CLASSES, MAX_MEMBERS = 1_000_000, 1000, 20_000, 1000
 
 
 class Rule(NamedTuple):
@@ -142,6 +142,7 @@ BASE = {
     "n_profiles": _whole(0),
     "n_types": _whole(0, MAX_CLASSES),
 }
+MEMBERS = _whole(2, MAX_MEMBERS)
 SCGPT = {"d_feed": SIZE, "pad_value": NUMBER, "is_frozen": FLAG, "is_vocabulary": FLAG}
 ARGUMENTS = {
     "encoder": _one_of(*get_args(Encoder)),
@@ -208,6 +209,8 @@ def check_config(config: Any, path: Path) -> NetworkConfig:
         _check(described["base"]["sizes"], BASE_SIZES, path, "registry.celler.base.sizes.")
     if "ids" in described and not TEXTS.holds(described["ids"]):
         raise _refusal(path, "registry.celler.ids", described["ids"], TEXTS.needed)
+    if "n_members" in described and not MEMBERS.holds(described["n_members"]):
+        raise _refusal(path, "registry.celler.n_members", described["n_members"], MEMBERS.needed)
     if "scgpt" in described:
         _check(described["scgpt"], SCGPT, path, "registry.celler.scgpt.")
     if config["fitted"] is not None:
@@ -230,7 +233,7 @@ def _check(values: Any, rules: dict[str, Rule], path: Path, place: str) -> None:
     """Raise ``ValueError`` unless ``values`` is an object with exactly these entries, each as its rule says."""
     if not isinstance(values, dict):
         raise _refusal(path, place.rstrip("."), values, "an object")
-    optional = {"scgpt", "ids"} if rules is DESCRIBED else set()
+    optional = {"scgpt", "ids", "n_members"} if rules is DESCRIBED else set()
     missing, unknown = sorted(rules.keys() - values.keys()), sorted(values.keys() - rules.keys() - optional)
     if missing or unknown:
         what = (
@@ -299,7 +302,7 @@ def _sizes(config: dict[str, Any], path: Path) -> NetworkConfig:
         if parents:
             LabelTree(tuple(classes)).with_parents(dict(zip(classes, parents, strict=True)))
         return network_config(
-            arguments,
+            arguments | {"n_members": described.get("n_members")},
             len(genes),
             max(1, len(classes)),
             None if scgpt is None else ScGPTOrigin(**scgpt),

@@ -19,7 +19,7 @@ from celler.inference._outputs import Outputs
 from celler.model._forward import Reading, forward
 from celler.model._predict import Cells
 from celler.model._state import ModelState
-from celler.network._network import GeneTransformer
+from celler.network._network import GeneTransformer, without_member
 from celler.tl._columns import label_column
 
 Method = Literal["evidence", "gradient"]
@@ -125,8 +125,8 @@ def contributions(
     # A row of its own for every token, so that the gradient of a row is that of the token.
     rows = {
         name: weights[name][gene_ids.flatten()].requires_grad_()
-        for name in ("encoder.gene", "sum.encoder.gene", "evidence.weight")
-        if name in weights
+        for name in weights
+        if without_member(name) in ("encoder.gene", "sum.encoder.gene", "evidence.weight")
     }
     if "encoder.score" in weights:  # which tokens a latent attends to is kept
         weights["encoder.score"] = weights["encoder.score"][gene_ids.flatten()]

@@ -19,6 +19,7 @@ from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
 from celler.data._tokenizer import TokenBatch
 from celler.inference._adaptation import Adaptation, QueryNovelty, query_novelty
+from celler.inference._members import MemberOutputs, member_codes
 from celler.inference._novelty import MIN_CELLS, Novelty
 from celler.inference._open_set import OpenSet
 from celler.inference._outputs import Outputs
@@ -51,14 +52,15 @@ class Reading:
 
     An ``adaptation`` to another query takes the place of that to the cells themselves.
 
-    The embedding is kept on demand only: it is wider than all else that is computed for a cell. Novelty is computed on
-    demand too.
+    The embedding is kept on demand only: it is wider than all else that is computed for a cell. Novelty and the classes
+    of each member are computed on demand too.
     """
 
     batch_size: int | None = None
     correct_shift: bool = True
     keep_embedding: bool = False
     needs_novelty: bool = False
+    needs_members: bool = False
     adaptation: Adaptation | None = None
 
 
@@ -79,7 +81,8 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
         found = [sample] + ([scored(state, query, others, reading, how)] if len(others) else [])
         place = np.zeros(query.adata.n_obs, np.int64)
         place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
-        kept = ("logits", "embedding", "has_counts") + (() if sample.novelty is None else ("novelty",))
+        kept = ["logits", "embedding", "has_counts"]
+        kept += [name for name in ("novelty", "member_codes") if getattr(sample, name) is not None]
         parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
         outputs = Outputs(**parts, adaptation=how)
     report_empty(outputs.has_counts, index, query.adata)
@@ -136,8 +139,10 @@ def _with_experts(
     points = principal_components(part.logs, len(is_compared))
     encoder, own = (logits[is_compared].argmax(1) for logits in (sample.encoder_logits, sample.own_logits))
     share = share_of_query(encoder, own, points)
-    logits = share * sample.encoder_logits + (1 - share) * sample.own_logits
-    return replace(sample, logits=logits), replace(how, encoder_share=share)
+    logits, codes = share * sample.encoder_logits + (1 - share) * sample.own_logits, sample.member_codes
+    if codes is not None and sample.member_logits is not None:
+        codes = member_codes(logits, sample.member_logits, (1 - share) * state.network.sum_share)
+    return replace(sample, logits=logits, member_codes=codes), replace(how, encoder_share=share)
 
 
 def _with_query_novelty(
@@ -238,6 +243,9 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
     fitted = None if state.fitted is None else state.fitted.novelty
     open_set = fitted if isinstance(fitted, OpenSet) else None
     novelty = None if open_set is None else np.zeros(len(index), np.float32)
+    members = None
+    if reading.needs_members and state.n_members > 1:
+        members = MemberOutputs.of(state.n_members, len(index), config.n_classes if keeps_experts else 0)
     state.network.eval()
     is_folded = can_fold(state.network) and not reading.keep_embedding
     read, fixed = (_folded, nullcontext()) if is_folded else (_whole, state.network.fixed())
@@ -247,8 +255,10 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
                 output = output._replace(encoder_share=how.encoder_share)
             logits[0, rows] = output.logits.cpu().numpy()
             if keeps_experts:
-                logits[1, rows] = output.expert_logits[0].cpu().numpy()
+                logits[1, rows] = output.encoder_logits.cpu().numpy()
                 logits[2, rows] = output.own_logits.cpu().numpy()
+            if members is not None:
+                members.fill(rows, logits[0, rows], output.member_logits.cpu().numpy(), output.member_share)
             if reading.keep_embedding:
                 embedding[rows] = output.embedding.cpu().numpy()
             if open_set is not None and novelty is not None:
@@ -260,7 +270,8 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             "too large. Train the model again with a lower learning_rate, or load one that was saved when it was whole."
         )
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
-    return Outputs(logits[0], embedding, has_counts, how, novelty, **experts)
+    of_members = {} if members is None else {"member_codes": members.codes, "member_logits": members.logits}
+    return Outputs(logits[0], embedding, has_counts, how, novelty, **experts, **of_members)
 
 
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]

@@ -15,7 +15,7 @@ from celler.data._samplers import split
 from celler.data._sources import InMemoryCells
 from celler.model._fit import REFIT_BELOW, FittedNetwork, Loaders, Split, TrainingCells
 from celler.model._state import ModelState
-from celler.network._network import GeneTransformer, NetworkOutput
+from celler.network._network import GeneTransformer
 from celler.training._new_classes import (
     Expert,
     has_linear_ends,
@@ -71,8 +71,7 @@ class _Task:
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Joint logits ``(n, C)`` of some cells."""
         stacked = torch.as_tensor(np.stack([expert.logits[rows] for expert in self.experts]))
-        shares = self.network.encoder_share, self.network.sum_share
-        return np.asarray(NetworkOutput(stacked, stacked[0], *shares).logits)
+        return np.asarray(self.network.output_of(stacked, stacked[0]).logits)
 
     def probabilities(self, rows: np.ndarray) -> np.ndarray:
         """Probabilities ``(n, C)`` of some cells."""

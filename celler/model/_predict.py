@@ -126,7 +126,7 @@ def annotate(
     clusters = check_target(cells.adata, key, cluster_key)
     limit = novelty_threshold(state, question.false_alarm_rate)
     query, index = cells.align(state), cells.index
-    reading = replace(reading, needs_novelty=True)
+    reading = replace(reading, needs_novelty=True, needs_members=True)
     outputs = forward(state, query, index, reading)
     if propagate:
         outputs = with_propagation(state, query, index, outputs, cells.reference)
@@ -136,6 +136,7 @@ def annotate(
     report_alarms(outputs, question.false_alarm_rate, cells.reference.reported)
     record = annotation_record(outputs, state.decision, state.tree, question)
     record |= {"cluster_key": cluster_key or "none", "correct_shift": reading.correct_shift}
+    record |= {"n_members": state.n_members}
     record |= {"genes": gene_record(query.alignment, query.expression_share)}
     found = _missed_types(state, query, index, columns[key], question.unknown_label)
     record |= {"label_check": found}
@@ -179,7 +180,7 @@ def annotate_store(
     question.check(state.tree)
     limit = novelty_threshold(state, question.false_alarm_rate)
 
-    reading = replace(reading, needs_novelty=True)
+    reading = replace(reading, needs_novelty=True, needs_members=True)
 
     def tables() -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
         blocks = datamodule.inference_dataloader()

@@ -201,6 +201,7 @@ def new_state(
     has_atlas = base is not None and base.n_types > 0
     if network is None:
         classes = described.get("classes", ())
+        arguments = arguments | {"n_members": described.get("n_members")}
         config = network_config(arguments, len(names), max(1, len(classes)), scgpt, base)
         network = build_network(config, seed=0)
         if is_new and base is not None:

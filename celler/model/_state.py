@@ -176,6 +176,11 @@ class ModelState:
         return self.network.config.head == "atlas"
 
     @property
+    def n_members(self) -> int:
+        """Members that are averaged."""
+        return self.network.config.n_members
+
+    @property
     def is_pretrained(self) -> bool:
         """Whether the encoder has learned without the reference's labels."""
         return self.pretrained is not None or self.scgpt is not None or self.base is not None
@@ -190,6 +195,7 @@ class ModelState:
         """Genes, classes and parents as plain values, for a checkpoint."""
         some = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
         some |= {"ids": dict(self.ids)} if self.ids else {}
+        some |= {"n_members": self.n_members} if self.n_members > 1 else {}
         return some | {
             "base": self.base and asdict(self.base),
             "gene_names": [str(name) for name in self.genes.names],

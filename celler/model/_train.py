@@ -60,6 +60,7 @@ class Options:
     replay: Replay | None = field(default_factory=Replay)
     masked_weight: float = 0.0
     learning_rate: float = 3e-3
+    n_members: int | None = None
     seed: int = 0
     show_progress: bool = True
     ckpt_path: str | os.PathLike[str] | None = None
@@ -75,8 +76,7 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
     config = training_config(state, cells.source, options)
     if config.ckpt_path is not None:
         config = replace(config, fingerprint=fingerprint(state, cells.source))
-    has_task = options.masked_weight > 0
-    network = starting_network(state, cells.source.n_labelled, has_task, options.seed)
+    network = starting_network(state, cells.source.n_labelled, options)
     start = replace(state, network=network, precision=config.precision)
     if has_bars(config) and state.fitted is None and state.old is None and state.scgpt is None:
         tqdm.write(start_line(state.genes.names, state.base))
@@ -154,21 +154,27 @@ def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None)
     return max_epochs, batch_size
 
 
-def starting_network(state: ModelState, n_labelled: int, has_masked_task: bool, seed: int) -> GeneTransformer:
+def starting_network(state: ModelState, n_labelled: int, options: Options) -> GeneTransformer:
     """Return what training starts from: a copy of the present weights, or new ones with a pretrained encoder."""
     if state.fitted is not None or state.old is not None:
+        if options.n_members not in (None, state.n_members):
+            raise ValueError(
+                f"n_members={options.n_members} was given; this training goes on from the weights of a model with "
+                f"{state.n_members}. Leave it out, or train a new Celler(adata)."
+            )
         network = deepcopy(state.network)  # after an error the model is as it was
         network.encoder.requires_grad_(not state.is_frozen)
         return network
-    network = build_network(state.network.config, seed)
+    network = build_network(replace(state.network.config, n_members=options.n_members or 1), options.seed)
     if state.base is not None:
         network.encoder_share = BASE_SHARE
         network.sum_share = encoder_share(n_labelled, knows_genes=False)
     elif state.scgpt is None:
-        knows_genes = state.is_pretrained or has_masked_task
+        knows_genes = state.is_pretrained or options.masked_weight > 0
         network.encoder_share = encoder_share(n_labelled, knows_genes=knows_genes)
     if state.is_pretrained:
-        network.encoder.load_state_dict(state.network.encoder.state_dict())
+        for encoder in network.pretrainable_encoders:
+            encoder.load_state_dict(state.network.encoder.state_dict())
     network.encoder.requires_grad_(not state.is_frozen)
     return network
 
@@ -238,6 +244,11 @@ def _check_masked(options: Options, datamodule: DataModule | None) -> None:
     """Raise for options that exclude the masked task."""
     if options.masked_weight and datamodule is not None:
         raise ValueError("masked_weight needs the cells in memory; leave it at 0 with datamodule.")
+    if options.masked_weight and (options.n_members or 1) > 1:
+        raise ValueError(
+            f"n_members={options.n_members} was given with masked_weight, whose task trains one encoder; leave one of "
+            "them out. After model.pretrain() all members start from the pretrained encoder."
+        )
     if options.masked_weight and options.ckpt_path is not None:
         raise ValueError("a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out.")
 

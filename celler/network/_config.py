@@ -33,6 +33,9 @@ class NetworkConfig:
         Share of activations set to zero in training, and whether the evidence table is the second expert.
     n_types
         Types of the atlases, for the ``"atlas"`` head.
+    n_members
+        Times that what learns by steps is there, each with its own initial weights: the sum of gene embeddings beside a
+        ``"base"``, else encoder and head.
     d_feed, pad_value
         Width of the feed-forward layers and value of the cell token, of the ``"scgpt"`` encoder.
     """
@@ -50,6 +53,7 @@ class NetworkConfig:
     dropout_rate: float = 0.3
     use_evidence: bool = True
     n_types: int = 0
+    n_members: int = 1
     d_feed: int = 512
     pad_value: float = -2.0
 
@@ -57,6 +61,11 @@ class NetworkConfig:
     def reads_expression(self) -> bool:
         """Whether an expert reads expression values and not their bins alone."""
         return self.use_evidence or self.encoder in ("base", "additive", "latent")
+
+    @property
+    def can_have_members(self) -> bool:
+        """Whether there is a part that learns by steps alone, of which a network can have several."""
+        return self.encoder in ("additive", "latent", "transformer") or (self.encoder == "base" and self.use_evidence)
 
     def __post_init__(self) -> None:
         if self.encoder != "additive" and self.d_model % self.n_heads:
@@ -67,5 +76,11 @@ class NetworkConfig:
         for name, kinds in (("encoder", get_args(Encoder)), ("head", get_args(Head))):
             if getattr(self, name) not in kinds and not (self.head == "atlas" and name == "head"):
                 raise ValueError(f"{name}={getattr(self, name)!r} was given; choose from {sorted(kinds)}.")
+        if self.n_members > 1 and not self.can_have_members:
+            raise ValueError(
+                f"n_members={self.n_members} was given with encoder={self.encoder!r}"
+                f"{'' if self.use_evidence else ' and evidence=False'}, of which members would share all that learns; "
+                "leave it at 1."
+            )
         if (self.head == "atlas") != (self.n_types > 0):
             raise ValueError("head='atlas' is for models made by Celler.from_pretrained('celler-base', tissue=...).")

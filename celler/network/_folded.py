@@ -41,6 +41,7 @@ class FoldedBase:
         assert isinstance(head, nn.Linear)
         assert standardize is not None
         self.network = network
+        self.sums = [] if network.sum is None else [network.sum, *network.members]
         # The head reads (norm(sum) + gate · pool(norm(latents)) - mean) / scale.
         weight = head.weight / standardize.scale
         of_sum, bias = after_norm(encoder.sum_norm, weight, head.bias - weight @ standardize.mean)
@@ -51,7 +52,7 @@ class FoldedBase:
         # The mean over the columns, which the norm subtracts from the sum, is subtracted from each gene.
         gene = encoder.gene - encoder.gene.mean(1, keepdim=True)
         parts = [gene, gene @ self.of_sum if len(bias) <= FEW_CLASSES else gene[:, :0]]
-        parts += [] if network.sum is None else [network.sum.encoder.gene]
+        parts += [member.encoder.gene for member in self.sums]
         parts += [] if network.evidence is None else [network.evidence.weight]
         self.widths, self.table = [part.shape[1] for part in parts], padded(torch.cat(parts, dim=1))
         self.halves, self.latent = halves_of(encoder), encoder.latent.T[:, :, None]
@@ -69,12 +70,10 @@ class FoldedBase:
             scale = (torch.linalg.vecdot(total, total)[:, None] / total.shape[1] + EPSILON).sqrt()
             latents = normalized(self.latents(gene_ids, expression, starts).flatten(0, 1))
             logits = [torch.addmm(self.bias, latents.T, self.of_latents) + of_sum / scale]
-            if self.network.sum is not None:
-                logits.append(self.network.sum.head(self.network.sum.encoder.norm(others.pop(0))))
+            logits += [member.head(member.encoder.norm(others.pop(0))) for member in self.sums]
             if self.network.evidence is not None:
                 logits.append(others.pop(0) + self.network.evidence.bias)
-        shares = self.network.encoder_share, self.network.sum_share
-        return NetworkOutput(torch.stack(logits)[:, :n_cells], total[:n_cells, :0], *shares)
+        return self.network.output_of(torch.stack(logits)[:, :n_cells], total[:n_cells, :0])
 
     def latents(self, gene_ids: Tensor, expression: Tensor, starts: Tensor) -> Tensor:
         """Return the latents ``(D, L, B)`` after the blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -44,30 +45,62 @@ class NetworkOutput(NamedTuple):
     Attributes
     ----------
     expert_logits, embedding
-        Logits of each expert ``(E, B, C)``, the encoder's first, and cell embedding ``(B, D)``.
+        Logits of each expert ``(E, B, C)``, and cell embedding ``(B, D)``, of the first member where members have
+        encoders of their own. The experts are the head of a base, the members and the evidence table, of which a
+        network has one or more.
     encoder_share, sum_share
         Weight of the encoder in :attr:`logits`, and that of a base's sum among the other experts, 0 to 1.
+    n_members
+        Members M, whose logits are averaged.
     """
 
     expert_logits: Tensor
     embedding: Tensor
     encoder_share: float = 0.5
     sum_share: float = 0.0
+    n_members: int = 1
+
+    @property
+    def has_sum(self) -> bool:
+        """Whether the members are sums of gene embeddings beside a base."""
+        return len(self.expert_logits) == self.n_members + 2
+
+    @property
+    def member_logits(self) -> Tensor:
+        """Logits of the part that each member has of its own ``(M, B, C)``."""
+        first = int(self.has_sum)
+        return self.expert_logits[first : first + self.n_members]
+
+    @property
+    def learned_logits(self) -> Tensor:
+        """Mean of :attr:`member_logits` ``(B, C)``."""
+        return self.member_logits[0] if self.n_members == 1 else self.member_logits.mean(0)
+
+    @property
+    def encoder_logits(self) -> Tensor:
+        """Logits of the encoder ``(B, C)``, the mean over members that have their own."""
+        return self.expert_logits[0] if self.has_sum else self.learned_logits
 
     @property
     def own_logits(self) -> Tensor:
         """Weighted mean of the logits ``(B, C)`` of the experts that learn from the reference alone."""
-        if len(self.expert_logits) == 2:
-            return self.expert_logits[1]
-        return self.sum_share * self.expert_logits[1] + (1 - self.sum_share) * self.expert_logits[2]
+        if not self.has_sum:
+            return self.expert_logits[-1]
+        return self.sum_share * self.learned_logits + (1 - self.sum_share) * self.expert_logits[-1]
 
     @property
     def logits(self) -> Tensor:
         """Weighted mean of the experts' logits ``(B, C)``; its softmax is that of their mean log-probability."""
-        encoder = self.expert_logits[0]
-        if len(self.expert_logits) == 1:
-            return encoder
-        return self.encoder_share * encoder + (1 - self.encoder_share) * self.own_logits
+        if len(self.expert_logits) == self.n_members:
+            return self.encoder_logits
+        return self.encoder_share * self.encoder_logits + (1 - self.encoder_share) * self.own_logits
+
+    @property
+    def member_share(self) -> float:
+        """Weight in :attr:`logits` of what each member has of its own."""
+        if self.has_sum:
+            return (1 - self.encoder_share) * self.sum_share
+        return 1.0 if len(self.expert_logits) == self.n_members else self.encoder_share
 
 
 class GeneTransformer(nn.Module):
@@ -75,7 +108,8 @@ class GeneTransformer(nn.Module):
 
     The evidence table learns from few cells, the encoder learns what is not linear in the genes. Each is trained on
     its own loss, so that neither can hide behind the other. Beside a ``"base"`` encoder, which knows genes from
-    outside and stays as it is, a sum of gene embeddings learns from the reference.
+    outside and stays as it is, a sum of gene embeddings learns from the reference. With ``n_members`` there are several
+    of what learns by steps, the sum or else encoder and head, whose logits are averaged; all else is there once.
 
     Parameters
     ----------
@@ -98,6 +132,8 @@ class GeneTransformer(nn.Module):
         self.standardize = Standardize(config) if config.encoder in PRETRAINED else None
         self.sum = SumExpert(config) if config.encoder == "base" and config.use_evidence else None
         self.evidence = EvidenceTable(config) if config.use_evidence else None
+        member = Member if self.sum is None else SumExpert
+        self.members = nn.ModuleList(member(config) for _ in range(config.n_members - 1))
         self.encoder_share, self.sum_share = 0.5, 0.0
         self.register_load_state_dict_pre_hook(_add_missing_share)
 
@@ -133,23 +169,44 @@ class GeneTransformer(nn.Module):
         logits = [self.head(embedding if self.standardize is None else self.standardize(embedding))]
         if self.sum is not None:
             logits.append(self.sum(gene_ids, values, expression, padding_mask))
+        logits += [member(gene_ids, values, expression, padding_mask) for member in self.members]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
-        joint = torch.stack([z.float() for z in logits])
-        return NetworkOutput(joint, embedding.float(), self.encoder_share, self.sum_share)
+        return self.output_of(torch.stack([z.float() for z in logits]), embedding.float())
+
+    def output_of(self, expert_logits: Tensor, embedding: Tensor) -> NetworkOutput:
+        """Return the output with these logits ``(E, B, C)`` of the experts."""
+        return NetworkOutput(expert_logits, embedding, self.encoder_share, self.sum_share, self.config.n_members)
+
+    @property
+    def pretrainable_encoders(self) -> list[nn.Module]:
+        """The encoder, and those that members have of the same kind."""
+        return [self.encoder, *(member.encoder for member in self.members if self.sum is None)]
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """Heads of the experts other than the evidence table, in the order of their logits."""
+        return [self.head, *([] if self.sum is None else [self.sum.head]), *(part.head for part in self.members)]
 
 
-class SumExpert(nn.Module):
-    """Sum of gene embeddings with a head, for a network whose encoder does not learn from the reference."""
+class Member(nn.Module):
+    """One more encoder that learns from the reference, with its head."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        config = replace(config, encoder="additive", d_model=config.d_sum)
-        self.encoder, self.head = AdditiveEncoder(config), MLPHead(config)
+        self.encoder: nn.Module = ENCODERS[config.encoder](config)
+        self.head: nn.Module = HEADS[config.head](config)
 
     def forward(self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(gene_ids, values, expression, padding_mask))
         return logits
+
+
+class SumExpert(Member):
+    """Sum of gene embeddings with a head, for a network whose encoder does not learn from the reference."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(replace(config, encoder="additive", head="mlp", d_model=config.d_sum))
 
 
 def _add_missing_share(network: GeneTransformer, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -171,6 +228,11 @@ def build_network(config: NetworkConfig, seed: int) -> GeneTransformer:
         return GeneTransformer(config)
 
 
+def without_member(name: str) -> str:
+    """Return the name of a member's weights without its number; other names as they are."""
+    return re.sub(r"^members\.\d+\.", "", name)
+
+
 def extend_network(
     network: GeneTransformer, n_genes: int, classes: np.ndarray, n_classes: int, seed: int
 ) -> GeneTransformer:
@@ -182,13 +244,15 @@ def extend_network(
     config = replace(network.config, n_genes=n_genes, n_classes=n_classes)
     wider = build_network(config, seed).to(network.device)
     state, codes = wider.state_dict(), torch.as_tensor(classes, device=network.device)
-    heads: dict[str, Any] = {"head": network.head} | ({} if network.sum is None else {"sum.head": network.sum.head})
-    of_class = {f"{name}.{len(head) - 1}.{part}" for name, head in heads.items() for part in ("weight", "bias")}
+    last: list[Any] = [head[-1] for head in network.heads if isinstance(head, nn.Sequential)]
+    of_class = {
+        f"{name}.{part}" for name, module in network.named_modules() if module in last for part in ("weight", "bias")
+    }
     for name, weights in network.state_dict().items():
         if name == "evidence.weight":
             state[name][: len(weights), codes] = weights
-        elif name in UNLEARNED:
-            state[name].fill_(UNLEARNED[name])[: len(weights)] = weights
+        elif (of_gene := without_member(name)) in UNLEARNED:
+            state[name].fill_(UNLEARNED[of_gene])[: len(weights)] = weights
         elif name == "evidence.bias" or name in of_class:
             state[name][codes] = weights
         else:

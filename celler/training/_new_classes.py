@@ -37,7 +37,7 @@ class Expert:
 
 def has_linear_ends(network: GeneTransformer) -> bool:
     """Whether the last layer of each expert is linear, so that its columns can be solved."""
-    return all(isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) for head in _heads(network))
+    return all(isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear) for head in network.heads)
 
 
 @torch.no_grad()
@@ -110,9 +110,9 @@ def write_columns(network: GeneTransformer, is_new: np.ndarray, columns: list[tu
     """Write the columns ``(D, K)`` and biases ``(K,)`` of each expert to the network."""
     codes = torch.as_tensor(np.flatnonzero(is_new), device=network.device)
     as_tensor: dict[str, Any] = {"dtype": torch.float32, "device": network.device}
-    heads = _heads(network)
+    heads: list[Any] = network.heads
     for head, (weight, bias) in zip(heads, columns, strict=False):
-        linear: Any = head[-1]
+        linear = head[-1]
         linear.weight[codes] = torch.as_tensor(weight.T, **as_tensor)
         linear.bias[codes] = torch.as_tensor(bias, **as_tensor)
     if network.evidence is not None:
@@ -121,14 +121,11 @@ def write_columns(network: GeneTransformer, is_new: np.ndarray, columns: list[tu
         network.evidence.bias[codes] = torch.as_tensor(bias, **as_tensor)
 
 
-def _heads(network: GeneTransformer) -> list[Any]:
-    return [network.head] + ([] if network.sum is None else [network.sum.head])
-
-
 @contextmanager
 def _watched(network: GeneTransformer) -> Iterator[list[list[np.ndarray]]]:
     """Collect, in the block, what the last layer of each head reads."""
-    found: list[list[np.ndarray]] = [[] for _ in _heads(network)]
+    heads: list[Any] = network.heads
+    found: list[list[np.ndarray]] = [[] for _ in heads]
 
     def watch(place: list[np.ndarray]) -> Any:
         def keep(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
@@ -136,7 +133,7 @@ def _watched(network: GeneTransformer) -> Iterator[list[list[np.ndarray]]]:
 
         return keep
 
-    hooks = [head[-1].register_forward_hook(watch(place)) for head, place in zip(_heads(network), found, strict=True)]
+    hooks = [head[-1].register_forward_hook(watch(place)) for head, place in zip(heads, found, strict=True)]
     try:
         yield found
     finally:

@@ -180,8 +180,7 @@ class TrainingPlan(LightningModule):
         if self.hard_cells is not None:
             # Experts that were solved are right about nearly all the cells that they were solved for.
             is_solved = self.network.evidence is not None and not self.network.evidence.weight.requires_grad
-            learning = output.expert_logits[0 if self.network.sum is None else 1]
-            self.hard_cells.watch(index, labels, learning if is_solved else output.logits)
+            self.hard_cells.watch(index, labels, output.learned_logits if is_solved else output.logits)
         self.losses.append((loss.detach(), len(labels)))
         if self.masked_task is not None:
             other = self.masked_task(self.network.encoder)
@@ -242,7 +241,9 @@ class TrainingPlan(LightningModule):
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip the gradient; Lightning refuses to with a fused optimizer, although bfloat16 needs no scaling."""
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        # Members do not share a gradient: each is clipped about as one alone.
+        limit = self.config.gradient_clip * self.network.config.n_members**0.5
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
     def configure_optimizers(self) -> Any:
         n_steps = int(self.trainer.estimated_stepping_batches)

@@ -230,6 +230,7 @@ def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingCo
     return (
         {name: getattr(config, name) for name in names}
         | {
+            "n_members": network.config.n_members,
             "network": repr(network.config),
             "loss": repr(config.loss),
             "replay": repr(config.replay),
