@@ -292,6 +292,11 @@ class Celler(BaseModelClass):
             Peak of the one-cycle schedule; an encoder of :meth:`from_pretrained` learns at a thirtieth.
         refit
             After validation train again on all labelled cells; ``None`` does so below 5,000 of them.
+        n_members
+            Times that what learns by steps is trained, side by side from other initial weights, and averaged: the sum
+            of gene embeddings beside the base, else encoder and head. Two trainings then agree on more labels, and
+            :meth:`annotate` writes how many members agree. All else is read, solved and kept once. ``None`` is 1 for a
+            new model, and what a trained one has.
         seed
             Seed of the split, the initial weights, the shuffling and all random draws.
         show_progress
@@ -458,9 +463,10 @@ class Celler(BaseModelClass):
         -----
         Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
         ``<key>_margin`` (that less the second best), ``<key>_second`` (second-best class) and
-        ``<key>_novelty`` (see :meth:`get_novelty`); with parents ``<key>_parent``, which never contradicts
-        the class, and ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or
-        "unknown"; where the classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
+        ``<key>_novelty`` (see :meth:`get_novelty`); with members ``<key>_agreement``, the share of them whose own
+        best class is that of all; with parents ``<key>_parent``, which never contradicts the class, and
+        ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or "unknown"; where the
+        classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
 
         A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
         ``uns[key]["label_check"]`` keeps it.
@@ -666,7 +672,8 @@ class Celler(BaseModelClass):
 
         Returns
         -------
-        Cell embedding ``(N, D)``: 384 wide with the base, else ``d_model``.
+        Cell embedding ``(N, D)``: 384 wide with the base, whose embedding all members share, else ``d_model``, and of
+        several members the first's, as embeddings cannot be averaged.
         """
         cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
         reading = self._reading(batch_size, correct_shift, adaptation)
@@ -868,8 +875,8 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         pretrained
-            A Celler after :meth:`pretrain`, or the folder or address it was saved to, as in :meth:`load`. Genes it
-            lacks start fresh, and a warning counts them.
+            A Celler after :meth:`pretrain`, or the folder or address it was saved to, as in :meth:`load`; of several
+            members the first. Genes it lacks start fresh, and a warning counts them.
 
         Raises
         ------
@@ -906,8 +913,8 @@ class Celler(BaseModelClass):
 
         Returns
         -------
-        DataFrame of cells x genes: the probability that the gene is expressed times the value it would
-        have, a quantile of the cell's own values.
+        DataFrame of cells x genes, from the embedding that :meth:`get_latent_representation` returns: the probability
+        that the gene is expressed times the value it would have, a quantile of the cell's own values.
 
         Raises
         ------

@@ -256,8 +256,12 @@ def network_line(state: ModelState) -> str:
     """Describe the network in one line."""
     config = state.network.config
     network = f"{ENCODERS[config.encoder]} ({config.d_model} wide)"
-    network = network if state.base is None else f"{network[:-1]}, {state.base.describe(config.n_genes)})"
-    network += f" + sum of gene embeddings ({config.d_sum} wide)" if state.network.sum is not None else ""
+    times = f"{state.n_members} times " if state.n_members > 1 else ""
+    if state.base is None:
+        network = times + network
+    else:
+        network = f"{network[:-1]}, {state.base.describe(config.n_genes)})"
+    network += f" + {times}sum of gene embeddings ({config.d_sum} wide)" if state.network.sum is not None else ""
     return network + (" + evidence table" if config.use_evidence else "")
 
 
@@ -269,6 +273,8 @@ def _trained(state: ModelState, fitted: Fitted, classes: str) -> list[str]:
         f"network   {network_line(state)}, on {state.network.device}",
         f"training  {training_line(fitted)}",
     ]
+    if state.n_members > 1:
+        rows.append(f"members   {state.n_members}, averaged; annotate writes how many of them agree")
     if prior is not None:
         rows.append(f"labels    class prior {round(prior, 2):g}: 0 is balanced, 1 has the reference's frequencies")
     return [*rows, "next      model.predict(adata), model.annotate(adata) or model.save(folder)"]
