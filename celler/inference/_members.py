@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from celler.inference._outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class MemberOutputs:
         self.codes[rows] = member_codes(logits, member_logits, share)
         if self.logits.shape[2]:
             self.logits[:, rows] = member_logits
+
+    def added_to(self, outputs: Outputs) -> Outputs:
+        """Return ``outputs`` with these."""
+        return replace(outputs, member_codes=self.codes, member_logits=self.logits)
 
 
 def member_codes(logits: np.ndarray, member_logits: np.ndarray, share: float) -> np.ndarray:

@@ -15,8 +15,8 @@ from celler.tl._columns import label_column
 from celler.tl._majority_vote import cluster_votes
 
 #: What follows the key in the names of the columns that ``annotate`` may write.
-ENDINGS = ("_confidence", "_margin", "_second", "_agreement", "_novelty")
-ENDINGS += ("_parent", "_parent_confidence", "_level", "_cl_id")
+OF_CLASS = ("_confidence", "_margin", "_second", "_agreement", "_novelty")
+ENDINGS = (*OF_CLASS, "_parent", "_parent_confidence", "_level", "_cl_id")
 VOTED = ("_majority", "_majority_share")
 
 

@@ -270,8 +270,8 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
             "too large. Train the model again with a lower learning_rate, or load one that was saved when it was whole."
         )
     experts = dict(zip(("encoder_logits", "own_logits"), logits[1:], strict=False))
-    of_members = {} if members is None else {"member_codes": members.codes, "member_logits": members.logits}
-    return Outputs(logits[0], embedding, has_counts, how, novelty, **experts, **of_members)
+    outputs = Outputs(logits[0], embedding, has_counts, how, novelty, **experts)
+    return outputs if members is None else members.added_to(outputs)
 
 
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]

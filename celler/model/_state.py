@@ -193,9 +193,9 @@ class ModelState:
     @property
     def described(self) -> dict[str, Any]:
         """Genes, classes and parents as plain values, for a checkpoint."""
-        some = {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
+        some: dict[str, Any] = {} if self.n_members == 1 else {"n_members": self.n_members}
+        some |= {} if self.scgpt is None else {"scgpt": asdict(self.scgpt)}
         some |= {"ids": dict(self.ids)} if self.ids else {}
-        some |= {"n_members": self.n_members} if self.n_members > 1 else {}
         return some | {
             "base": self.base and asdict(self.base),
             "gene_names": [str(name) for name in self.genes.names],

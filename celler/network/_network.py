@@ -181,12 +181,16 @@ class GeneTransformer(nn.Module):
     @property
     def pretrainable_encoders(self) -> list[nn.Module]:
         """The encoder, and those that members have of the same kind."""
-        return [self.encoder, *(member.encoder for member in self.members if self.sum is None)]
+        return [self.encoder, *(member.encoder for member in self._members if self.sum is None)]
 
     @property
     def heads(self) -> list[nn.Module]:
         """Heads of the experts other than the evidence table, in the order of their logits."""
-        return [self.head, *([] if self.sum is None else [self.sum.head]), *(part.head for part in self.members)]
+        return [self.head, *([] if self.sum is None else [self.sum.head]), *(member.head for member in self._members)]
+
+    @property
+    def _members(self) -> list[Member]:
+        return [member for member in self.members if isinstance(member, Member)]
 
 
 class Member(nn.Module):
