@@ -464,7 +464,7 @@ class Celler(BaseModelClass):
         Columns: ``<key>`` (categorical, all classes), ``<key>_confidence`` (probability of the best class),
         ``<key>_margin`` (that less the second best), ``<key>_second`` (second-best class) and
         ``<key>_novelty`` (see :meth:`get_novelty`); with members ``<key>_agreement``, the share of them whose own
-        best class is that of all; with parents ``<key>_parent``, which never contradicts the class, and
+        best class is the cell's; with parents ``<key>_parent``, which never contradicts the class, and
         ``<key>_parent_confidence``; with ``backoff`` ``<key>_level``: "class", "parent" or "unknown"; where the
         classes are types of atlases ``<key>_cl_id``, the Cell Ontology id of the label.
 
