@@ -44,7 +44,7 @@ def solve_experts(
     They are the evidence table and, where ``embed`` gives embeddings of cells, the linear head of a frozen encoder.
     ``labels (n_cells,)`` are those of all cells. To the balanced solutions :math:`z` comes :math:`s \log \pi` with the
     class frequencies :math:`\pi`. Where ``class_prior``, the share :math:`s`, is ``None``, predictions of all cells by
-    solutions for the others choose it.
+    solutions for the others choose it, the mean over as many divisions into folds as the network has members.
     """
     assert network.evidence is not None
     n_classes, rng = network.config.n_classes, np.random.default_rng(seed)
@@ -60,7 +60,11 @@ def solve_experts(
     if class_prior is None and np.bincount(codes[kept]).max() < 2:
         class_prior = FEW_PRIOR  # one cell of each class says nothing about the others
     elif class_prior is None:
-        class_prior = best_prior(cross_fitted(designs, codes[kept], n_classes, rng), codes[kept], counts, rng)
+        found = [
+            best_prior(cross_fitted(designs, codes[kept], n_classes, rng), codes[kept], counts, rng)
+            for _ in range(network.config.n_members)
+        ]
+        class_prior = float(np.mean(found))
     log_prior = class_prior * np.log(counts / counts.sum())
     weight, bias = logistic_regression(X[kept], codes[kept], n_classes)
     with torch.no_grad():

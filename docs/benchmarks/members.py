@@ -1,11 +1,12 @@
 """Members: what the mean of several members gives beside one, and what it costs.
 
-    python docs/benchmarks/members.py DATA [--out members.csv] [--seeds 3] [--members 1,5] [--sets hpbmc,...]
+    python docs/benchmarks/members.py DATA [--out members.csv] [--seeds 3] [--members 1,5] [--sets hpbmc,...] [--once]
 
 DATA is the folder with the files of ``across_studies.py`` and ``shared_tasks.py``. Each set has one reference and one
-query; models differ in the seed of ``train`` alone. "agreement" is the share of the query's cells to which a model and
-those of the other seeds give the same label. Times are CPU seconds. ``@additive`` after the name of a set is a model
-without a base. Rows that the file has already are not run again.
+query; models differ in the seed of ``train`` alone. "seeds" is the share of the query's cells to which the models of
+two seeds give the same label, "own" the mean agreement that ``annotate`` writes. Times are CPU seconds. ``@additive``
+after the name of a set is a model without a base. ``--once`` leaves out validation and so trains once, not twice. Rows
+that the file has already are not run again.
 """
 
 import argparse
@@ -36,14 +37,14 @@ def cells_of(name: str, data: Path) -> tuple[ad.AnnData, ad.AnnData]:
 
 
 def figures(
-    reference: ad.AnnData, query: ad.AnnData, seed: int, n_members: int, encoder: str | None
+    reference: ad.AnnData, query: ad.AnnData, encoder: str | None, **options: float
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Scores and costs of a model on cells of known types, and its labels of all cells."""
+    """Scores and costs of a model on cells of known types, and its labels; ``options`` are those of ``train``."""
     reference, query = reference.copy(), query.copy()
     cl.model.Celler.setup_anndata(reference, labels_key="cell_type")
     model = cl.model.Celler(reference, encoder=encoder)
     start = time.process_time()
-    model.train(seed=seed, n_members=n_members, show_progress=False)
+    model.train(**options, show_progress=False)
     fitted = time.process_time()
     labels = model.predict(query)
     done = time.process_time()
@@ -52,7 +53,9 @@ def figures(
     counts = dict(zip(model.classes_, model.class_counts_, strict=True))
     scores = cl.metrics.summary(truth[is_known], labels[is_known], counts)
     kept = {name: scores[name] for name in ("macro_f1", "recall_tail", "accuracy")}
-    return kept | {"fit": fitted - start, "predict": done - fitted}, labels
+    model.annotate(query)
+    kept["own"] = query.obs["celler_agreement"].mean() if options["n_members"] > 1 else np.nan
+    return kept | {"prior": model._state.fitted.class_prior, "fit": fitted - start, "predict": done - fitted}, labels
 
 
 def run(options: argparse.Namespace, done: set[tuple[str, int, int]], folder: Path) -> Iterator[dict[str, object]]:
@@ -64,7 +67,8 @@ def run(options: argparse.Namespace, done: set[tuple[str, int, int]], folder: Pa
             continue
         reference, query = cells_of(origin, options.data)
         for n, seed in wanted:
-            row, labels = figures(reference, query, seed, n, encoder or None)
+            once = {"train_size": 1.0} if options.once else {}
+            row, labels = figures(reference, query, encoder or None, seed=seed, n_members=n, **once)
             np.save(folder / f"{name}_{n}_{seed}.npy", labels.astype(str))
             yield {"set": name, "members": n, "seed": seed, **row}
 
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("members.csv"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--members", type=lambda text: [int(n) for n in text.split(",")], default=[1, 5])
+    parser.add_argument("--once", action="store_true")
     parser.add_argument("--sets", type=lambda names: names.split(","), default=SETS)
     options = parser.parse_args()
     folder = options.out.with_suffix("")
@@ -97,7 +102,7 @@ def main() -> None:
             table.to_csv(options.out, index=False)
     means = table.drop(columns="seed").groupby(["set", "members"], sort=False).agg(["mean", "std"])
     means = means[means.columns[[not (c[1] == "std" and c[0] in ("fit", "predict")) for c in means.columns]]]
-    means["agreement"] = [agreements(folder, name, int(n), options.seeds) for name, n in means.index]
+    means["seeds"] = [agreements(folder, name, int(n), options.seeds) for name, n in means.index]
     print(means.round(3).to_string())
 
 
