@@ -492,12 +492,6 @@ class Celler(BaseModelClass):
         ``uns[key]["expected_accuracy"]`` is the share of right labels to expect in this query, the mean
         confidence of a sample of its cells; ``uns[key]["shift"]`` is how far it is from the reference.
 
-        ``uns[key]["expected_accuracy"]`` is the share of right labels to expect in this query, the mean
-        confidence of a sample of its cells; ``uns[key]["shift"]`` is how far it is from the reference.
-
-        ``uns[key]["expected_accuracy"]`` is the share of right labels to expect in this query, the mean
-        confidence of a sample of its cells; ``uns[key]["shift"]`` is how far it is from the reference.
-
         A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
         ``uns[key]["label_check"]`` keeps it.
         """
