@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import pandas as pd
 
+from celler._utils._modalities import part_to_pass
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -145,9 +147,11 @@ ANY = Rule("a value", lambda value: True)
 RULES = {
     "accelerator": NAME,
     "adata": CELLS,
-    "adata: AnnData | Sequence[AnnData] | CellBlocks": _either(
-        "an AnnData, a list of AnnData or the dataloader of a store",
+    "adata: AnnData | str | os.PathLike[str] | None": _either("an AnnData, or the path of one,", CELLS, PATH),
+    "adata: AnnData | str | os.PathLike[str] | Sequence[AnnData] | CellBlocks": _either(
+        "an AnnData, its path, a list of AnnData or the dataloader of a store",
         CELLS,
+        PATH,
         _of_module("", "celler.atlas._store", "CellBlocks"),
         Rule("", lambda value: _is_list(value) and len(value) > 0 and all(map(CELLS.fits, value))),
     ),
@@ -221,6 +225,7 @@ RULES = {
     "groupby": NAME,
     "has_new_classifier": FLAG,
     "head": NAME,
+    "hide_state_registries": FLAG,
     "ignore_case": FLAG,
     "imbalance": AT_LEAST_1,
     "indices": Rule("a list or an array of positions, or a boolean mask,", _is_list),
@@ -358,7 +363,10 @@ def plain(value: Any) -> Any:
 def check(name: str, value: Any, rule: Rule) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless an argument is as its rule says."""
     if not rule.fits(value):
-        raise TypeError(f"{name}={shown(value)} was given, of type {type(value).__name__}; {rule.needed} is needed.")
+        raise TypeError(
+            f"{name}={shown(value)} was given, of type {type(value).__name__}; {rule.needed} is needed."
+            f"{part_to_pass(value)}"
+        )
     if not rule.holds(value):
         raise ValueError(f"{name}={shown(value)} was given; {rule.needed} is needed.")
 

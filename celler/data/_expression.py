@@ -41,6 +41,7 @@ class ExpressionReader:
     adata: AnnData
     layer: str | None = None
     has_others: bool = False
+    place: str = "adata.X"  # what messages call ``X``
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer not in self.adata.layers:
@@ -55,7 +56,7 @@ class ExpressionReader:
     @property
     def name(self) -> str:
         """Name of the matrix in messages."""
-        return "adata.X" if self.layer is None else f"adata.layers[{self.layer!r}]"
+        return self.place if self.layer is None else f"adata.layers[{self.layer!r}]"
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
         """Return the rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
@@ -176,14 +177,6 @@ class ExpressionReader:
         return self.adata
 
 
-def query_reader(adata: AnnData, layer: str | None, *, has_others: bool = False) -> ExpressionReader:
-    """Reader of a query's ``layer``; without that layer, of ``X`` and with a warning."""
-    if layer is None or layer in adata.layers:
-        return ExpressionReader(adata, layer, has_others)
-    warn(f"the model was set up with layer={layer!r}, which this AnnData lacks; its X is used instead.")
-    return ExpressionReader(adata, has_others=has_others)
-
-
 def is_log(reader: ExpressionReader) -> bool:
     """Whether the values are logarithms; raises ``ValueError`` for values that cannot be used."""
     state = reader.state
@@ -291,5 +284,4 @@ def _what_to_pass(reader: ExpressionReader) -> str:
     if not others:
         return " Pass the layer or object that holds them."
     found = " or ".join(f"{name} ({state.kind})" for name, state in others.items())
-    copy = "; predict has no layer argument, so give it a copy with those values in X" if "layer" in found else ""
-    return f" Here, pass {found}{copy}."
+    return f" Here, pass {found}."

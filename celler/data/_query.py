@@ -19,10 +19,11 @@ from celler._utils._messages import warn
 from celler._utils._prefetch import prefetch
 from celler._utils._text import as_names
 from celler.data._content import content_of
-from celler.data._expression import ExpressionReader, bad_value, is_log, query_reader
+from celler.data._expression import ExpressionReader, bad_value, is_log
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
 from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
+from celler.data._values import query_reader
 
 CHUNK_SIZE = 4096  #: cells read at once
 TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
@@ -59,6 +60,11 @@ class Genes:
         names = gene_names(adata.var, None)
         check_unique(names, "the query's genes")
         return names
+
+    def reader(self, adata: AnnData, of_setup: str | None, layer: str | None, reported: set[str]) -> ExpressionReader:
+        """Reader of a query's values, which may be those of its ``raw``; see :func:`query_reader`."""
+        say = partial(warn_once, reported=reported)
+        return query_reader(adata, of_setup, layer, lambda cells: self.align(cells)[0].n_matched, say)
 
     def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry."""
@@ -151,15 +157,25 @@ class Query:
         return X @ (to_genes if kept is None else to_genes[:, kept])
 
 
-def align_query(genes: Genes, adata: AnnData, layer: str | None, reported: set[str] | None = None) -> Query:
-    """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message."""
-    alignment, share = genes.align(adata)
-    is_gene = genes_among(adata.var)
-    has_others = is_gene is not None and bool((alignment.gene_map[~is_gene] >= 0).any())
-    reader = query_reader(adata, layer, has_others=has_others)
+def align_query(
+    genes: Genes,
+    adata: AnnData,
+    of_setup: str | None,
+    reported: set[str] | None = None,
+    layer: str | None = None,
+) -> Query:
+    """Match a query's genes with the model's, and warn of what is missing, unless ``reported`` holds the message.
+
+    The values are those of ``layer``; ``None`` is the layer ``of_setup``, or what the query has instead.
+    """
+    reported = set() if reported is None else reported
+    reader = genes.reader(adata, of_setup, layer, reported)
+    alignment, share = genes.align(reader.adata)
+    is_gene = genes_among(reader.adata.var)
+    if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():  # the model learned what is no gene
+        reader = replace(reader, has_others=True)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)
-    reported = set() if reported is None else reported
     report = genes.report(alignment, share, reader)
     if report is not None:
         warn_once(report, reported)

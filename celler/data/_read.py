@@ -18,11 +18,10 @@ from scipy import io, sparse
 
 from celler._utils._matrix import check_sparse
 from celler._utils._messages import listed, warn
+from celler._utils._modalities import of_expression
 from celler.data._formats import ForeignFile, UnreadableFile, format_of
 from celler.data._gene_table import find_genes
 
-#: Names of the modality of gene expression in a MuData.
-MODALITIES = ("rna", "gex", "gene expression", "expression", "counts", "scrna")
 #: Most bytes that a byte of a file can stand for: above what gzip reaches with zeros alone.
 MOST_UNPACKED = 2000
 
@@ -82,10 +81,10 @@ def _read_mudata(path: Path) -> AnnData:
 def _modality(group: Any, path: Path) -> AnnData:
     """Read the gene expression of a MuData, whose modalities are AnnData."""
     names = list(group)
-    found = [name for name in names if name.lower() in MODALITIES] or (names if len(names) == 1 else [])
-    if not found:
+    found = of_expression(names)
+    if found is None:
         raise ForeignFile(path, f"a MuData whose modalities are {names}, none of them 'rna'; write one as .h5ad")
-    return _quietly(anndata.io.read_elem, group[found[0]])
+    return _quietly(anndata.io.read_elem, group[found])
 
 
 def _quietly(read: Callable[[Any], AnnData], place: Any) -> AnnData:

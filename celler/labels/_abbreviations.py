@@ -34,6 +34,8 @@ ABBREVIATIONS = {
     "CD16-positive, CD56-dim natural killer cell, human": ("CD56dim NK", "CD56 dim NK", "NK CD56dim", "CD16+ NK"),
     "cycling natural killer cell": ("NK proliferating", "proliferating NK"),
     "innate lymphoid cell": ("ILC",),
+    # nearly all NK cells of blood are CD56+, and so are those that 10x Genomics sorted for its 68,000 cells
+    "natural killer cell": ("CD56+ NK", "CD56 NK"),
     # ---- B cells ----
     "memory B cell": ("Bmem", "B mem"),
     "naive B cell": ("Bnaive",),
@@ -64,7 +66,7 @@ ABBREVIATIONS = {
     "platelet": ("Plt",),
     "megakaryocyte": ("Mk",),
     "erythroid lineage cell": ("Ery", "Eryth", "erythroid"),
-    "hematopoietic precursor cell": ("HSPC",),
+    "hematopoietic precursor cell": ("HSPC", "CD34+", "CD34+ HSPC", "CD34+ progenitor"),
     "common myeloid progenitor": ("CMP",),
     "common lymphoid progenitor": ("CLP",),
     "granulocyte monocyte progenitor cell": ("GMP",),

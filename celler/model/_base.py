@@ -12,6 +12,7 @@ from celler.data._gene_table import human_symbols
 from celler.network._base import read_base
 from celler.network._network import GeneTransformer
 
+NAME = "celler-base"  #: what ``from_pretrained`` calls the base by
 #: Known genes, and share of the reference's genes, from which a new model starts from the base.
 MIN_KNOWN, MIN_SHARE = 100, 0.2
 

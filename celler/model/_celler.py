@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -21,6 +22,7 @@ from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
 from celler.data._query import rows_of
 from celler.data._tissues import tissue_types
+from celler.data._values import opened
 from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question
 from celler.labels._tree import LabelTree
@@ -31,6 +33,7 @@ from celler.model import (
     _explain,
     _expression,
     _extend,
+    _notebook,
     _predict,
     _pretrain,
     _profiles,
@@ -333,11 +336,12 @@ class Celler(BaseModelClass):
     @_as_before
     def predict(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         soft: bool = False,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         level: str | None = None,
         threshold: float | None = None,
         unknown_label: str = "Unknown",
@@ -359,13 +363,18 @@ class Celler(BaseModelClass):
         ----------
         adata
             Cells to label; ``None`` is the AnnData of the model. Other genes, orders, batches, matrix
-            formats, views and files in backed mode work; no label column is needed.
+            formats, views and files in backed mode work; no label column is needed. A path is read into memory: a
+            file ``.h5ad``, ``.zarr``, ``.h5mu``, ``.loom`` or Cell Ranger's ``.h5``, or its folder of ``matrix.mtx``.
         indices
             Rows to label, positions or a boolean mask; ``None`` is all.
         soft
             Return probabilities instead of labels.
         batch_size
             Cells per forward pass; ``None`` fills a fixed number of tokens.
+        layer
+            Where the values are: a name of ``adata.layers``, ``"X"`` or ``"raw"``. ``None`` is the layer of
+            :meth:`setup_anndata`, or else ``X``; with a warning it is ``raw`` where ``X`` cannot be used, such as
+            scaled values, or has only some of the model's genes that ``raw`` has.
         level
             ``"class"`` or ``"parent"``, whose probability is the sum of its classes'.
         threshold
@@ -412,9 +421,9 @@ class Celler(BaseModelClass):
         reading = self._reading(batch_size, correct_shift, adaptation)
         self._state.trained()
         if dataloader is None:
-            cells = self._cells(adata, indices)
+            cells = self._cells(adata, indices, layer)
             return _predict.predict(self._state, cells, question, reading, soft=soft, propagate=propagate)
-        _predict.check_store_call(adata, indices, propagate=propagate)
+        _predict.check_store_call(adata, indices, layer, propagate=propagate)
         self._meet(dataloader.sample(1))
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
@@ -422,9 +431,10 @@ class Celler(BaseModelClass):
     @_as_before
     def annotate(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         key_added: str = "celler",
         *,
+        layer: str | None = None,
         cluster_key: str | None = None,
         threshold: float | None = None,
         unknown_label: str = "Unknown",
@@ -433,7 +443,7 @@ class Celler(BaseModelClass):
         correct_shift: bool = True,
         propagate: bool = False,
         adaptation: Adaptation | None = None,
-    ) -> None:
+    ) -> AnnData | None:
         """Write labels to ``adata.obs``, and how they were made to ``adata.uns[key_added]``.
 
         Calling it again overwrites, and removes columns of the last call that it does not write. A view
@@ -443,14 +453,20 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         adata
-            Cells to label; ``None`` is the AnnData of the model.
+            Cells to label; ``None`` is the AnnData of the model. A path as in :meth:`predict`; the file stays as it is.
         key_added
             Name of the column with the labels, and prefix of the others.
+        layer
+            As in :meth:`predict`.
         cluster_key
             Column of ``adata.obs`` with clusters. ``<key>_majority`` is then the most frequent label of each
             cell's cluster and ``<key>_majority_share`` its share; a cell without a cluster keeps its label.
         threshold, unknown_label, false_alarm_rate, backoff, correct_shift, propagate, adaptation
             As in :meth:`predict`.
+
+        Returns
+        -------
+        ``None``, or for a path the labelled cells.
 
         Notes
         -----
@@ -463,17 +479,24 @@ class Celler(BaseModelClass):
         A warning names types that the labels miss as far as markers tell, see :meth:`check_labels`;
         ``uns[key]["label_check"]`` keeps it.
         """
-        cells = self._cells(adata)
+        cells = self._cells(adata, layer=layer)
         question = Question("class", threshold, unknown_label, None, false_alarm_rate, backoff)
         reading = self._reading(None, correct_shift, adaptation)
         with unchanged_on_error(cells.adata):
             _predict.annotate(
                 self._state, cells, key_added, question, reading, cluster_key=cluster_key, propagate=propagate
             )
+        return cells.adata if isinstance(adata, str | os.PathLike) else None
 
     @checked
     def check_labels(
-        self, adata: AnnData | None = None, key: str = "celler", *, cluster_key: str | None = None, min_cells: int = 3
+        self,
+        adata: AnnData | str | os.PathLike[str] | None = None,
+        key: str = "celler",
+        *,
+        layer: str | None = None,
+        cluster_key: str | None = None,
+        min_cells: int = 3,
     ) -> LabelCheck:
         r"""Compare labels with markers of the reference's types, to find rare types that the labels miss.
 
@@ -487,6 +510,8 @@ class Celler(BaseModelClass):
         key
             Column of ``adata.obs`` with labels, of :meth:`annotate` or any other source that uses the model's names.
             The parent of a type counts as its label. Cells without a label are checked too.
+        layer
+            As in :meth:`predict`.
         cluster_key
             Column of ``adata.obs`` with clusters, which are then compared as well.
         min_cells
@@ -524,7 +549,7 @@ class Celler(BaseModelClass):
         >>> check
         >>> cl.pl.label_check(check)
         """
-        return _predict.check_labels(self._state, self._cells(adata), key, cluster_key, min_cells)
+        return _predict.check_labels(self._state, self._cells(adata, layer=layer), key, cluster_key, min_cells)
 
     @checked
     @_as_before
@@ -579,7 +604,9 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
-    def adapt(self, adata: AnnData | Sequence[AnnData] | CellBlocks) -> Adaptation:
+    def adapt(
+        self, adata: AnnData | str | os.PathLike[str] | Sequence[AnnData] | CellBlocks, *, layer: str | None = None
+    ) -> Adaptation:
         """Estimate what all cells of a query say together, to label parts of it as the whole would be.
 
         Up to 5,000 cells are drawn by their values, so that the order of rows has no effect; the genes that the
@@ -589,8 +616,10 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         adata
-            All cells of the query: an AnnData, also in backed mode; its parts, with the same genes; or the dataloader
-            of a store.
+            All cells of the query: an AnnData, also in backed mode, or a path; its parts, with the same genes; or the
+            dataloader of a store.
+        layer
+            As in :meth:`predict`.
 
         Returns
         -------
@@ -603,20 +632,19 @@ class Celler(BaseModelClass):
         >>> labels = model.predict(first, adaptation=whole)
         """
         self._state.trained()
-        if isinstance(adata, CellBlocks):
-            self._meet(adata.sample(1))
-        else:
-            self._meet(adata if isinstance(adata, AnnData) else adata[0])
-        return _predict.adapt(self._state, adata, self._reported)
+        cells = opened(adata) if isinstance(adata, str | os.PathLike) else adata
+        self._meet(_predict.first_of(cells), layer)
+        return _predict.adapt(self._state, cells, self._reported, layer)
 
     @checked
     @_as_before
     def get_novelty(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         correct_shift: bool = True,
         adaptation: Adaptation | None = None,
     ) -> np.ndarray:
@@ -624,7 +652,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift, adaptation
+        adata, indices, batch_size, layer, correct_shift, adaptation
             As in :meth:`predict`.
 
         Returns
@@ -638,17 +666,18 @@ class Celler(BaseModelClass):
         RuntimeError
             If the model has fewer than 20 labelled cells, or was extended or saved by an earlier version.
         """
-        cells = self._cells(adata, indices)
+        cells = self._cells(adata, indices, layer)
         return _predict.novelty(self._state, cells, self._reading(batch_size, correct_shift, adaptation))
 
     @checked
     @_as_before
     def get_latent_representation(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         batch_size: int | None = None,
         *,
+        layer: str | None = None,
         normalize: bool = False,
         correct_shift: bool = True,
         adaptation: Adaptation | None = None,
@@ -657,7 +686,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift, adaptation
+        adata, indices, batch_size, layer, correct_shift, adaptation
             As in :meth:`predict`.
         normalize
             Divide each row by its L2 norm, as scGPT does, so that products are cosines.
@@ -666,7 +695,7 @@ class Celler(BaseModelClass):
         -------
         Cell embedding ``(N, D)``: 384 wide with the base, else ``d_model``.
         """
-        cells = self._cells(adata, indices, needs_classes=not self.is_pretrained)
+        cells = self._cells(adata, indices, layer, needs_classes=not self.is_pretrained)
         reading = self._reading(batch_size, correct_shift, adaptation)
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
@@ -674,11 +703,12 @@ class Celler(BaseModelClass):
     @_as_before
     def get_gene_importance(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
         groupby: str | None = None,
         n_genes: int | None = 10,
         *,
+        layer: str | None = None,
         method: Literal["evidence", "gradient"] = "evidence",
         per_cell: bool = False,
         batch_size: int | None = None,
@@ -688,7 +718,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices, batch_size, correct_shift
+        adata, indices, layer, batch_size, correct_shift
             As in :meth:`predict`.
         groupby
             Column of ``adata.obs``; ``None`` is the predicted class. A group with the name of a class is
@@ -719,7 +749,7 @@ class Celler(BaseModelClass):
 
         .. math:: \text{importance}_{gk} = \bar c_{gk}(\text{group}) - \bar c_{gk}(\text{other groups}).
         """
-        cells = self._cells(adata, indices)
+        cells = self._cells(adata, indices, layer)
         wanted = _explain.Explanation(groupby, n_genes, method, per_cell)
         reading = Reading(batch_size, correct_shift)
         return _explain.gene_importance(self._state, cells, wanted, reading)
@@ -886,9 +916,11 @@ class Celler(BaseModelClass):
     @checked
     def predict_expression(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | os.PathLike[str] | None = None,
         genes: str | list[str] | None = None,
         indices: np.ndarray | list[int] | None = None,
+        *,
+        layer: str | None = None,
     ) -> pd.DataFrame:
         """Predict expression of genes, ``log1p`` of counts per 10,000, with a pretrained model.
 
@@ -897,7 +929,7 @@ class Celler(BaseModelClass):
 
         Parameters
         ----------
-        adata, indices
+        adata, indices, layer
             As in :meth:`predict`.
         genes
             Names among the model's genes; ``None`` is all.
@@ -913,7 +945,7 @@ class Celler(BaseModelClass):
             Before :meth:`pretrain`.
         """
         _expression.check_decoder(self._state)
-        cells = self._cells(adata, indices, needs_classes=False)
+        cells = self._cells(adata, indices, layer, needs_classes=False)
         return _expression.predict_expression(self._state, cells, genes)
 
     @checked
@@ -1228,6 +1260,23 @@ class Celler(BaseModelClass):
         model._become(_checkpoint.restored(model._state, contents, accelerator))
         return model
 
+    @checked
+    def view_anndata_setup(self, adata: AnnData | None = None, hide_state_registries: bool = False) -> None:
+        """Print how the AnnData was set up.
+
+        Parameters
+        ----------
+        adata
+            AnnData that was set up; ``None`` is the one of the model. A loaded model has none, and prints the arguments
+            of the setup.
+        hide_state_registries
+            Leave out the tables of labels and batches.
+        """
+        if adata is None and self.adata_manager is None:
+            _notebook.print_setup(asdict(self._state.setup), summary(self._state))
+        else:
+            super().view_anndata_setup(adata, hide_state_registries)
+
     @property
     def adata(self) -> AnnData | None:
         """AnnData of the model: the registered one, or the one given to :meth:`load`."""
@@ -1304,9 +1353,12 @@ class Celler(BaseModelClass):
     def __repr__(self) -> str:
         return summary(self._state)
 
+    def _repr_html_(self) -> str:
+        return _notebook.html(summary(self._state))
+
     def __dir__(self) -> list[str]:
-        hidden = {name for name, value in vars(Celler).items() if isinstance(value, _Unsupported)}
-        return [name for name in super().__dir__() if name not in hidden]
+        unsupported = [name for name, value in vars(Celler).items() if isinstance(value, _Unsupported)]
+        return _notebook.names_shown(super().__dir__(), unsupported)
 
     def _become(self, state: ModelState) -> None:
         """Take over a state, and show scvi-tools what it expects of a model."""
@@ -1346,17 +1398,22 @@ class Celler(BaseModelClass):
         return Cells(adata, rows_of(adata, None), self._reference)
 
     def _cells(
-        self, adata: AnnData | None, indices: np.ndarray | list[int] | None = None, *, needs_classes: bool = True
+        self,
+        adata: AnnData | str | os.PathLike[str] | None,
+        indices: np.ndarray | list[int] | None = None,
+        layer: str | None = None,
+        *,
+        needs_classes: bool = True,
     ) -> Cells:
         """Return the cells that a method is called on."""
         if needs_classes:
             self._state.trained()
-        adata = self.adata if adata is None else adata
-        if adata is None:
+        cells = self.adata if adata is None else opened(adata)
+        if cells is None:
             raise ValueError("this model has no AnnData; pass the cells as adata.")
-        rows = rows_of(adata, indices)
-        self._meet(adata)
-        return Cells(adata, rows, self._reference)
+        rows = rows_of(cells, indices)
+        self._meet(cells, layer)
+        return Cells(cells, rows, self._reference, layer)
 
     def _reading(self, batch_size: int | None, correct_shift: bool, adaptation: Adaptation | None) -> Reading:
         """Return how cells are read; raise for an adaptation that cannot be used."""
@@ -1371,10 +1428,10 @@ class Celler(BaseModelClass):
             )
         return Reading(batch_size, correct_shift, adaptation=adaptation)
 
-    def _meet(self, adata: AnnData) -> None:
+    def _meet(self, adata: AnnData, layer: str | None = None) -> None:
         """Solve a model of a tissue for the genes of the cells that it is called on; others stay as they are."""
         if self._state.tissue is not None:
-            self._become(_tissue.adapted(self._state, adata, self._arguments))
+            self._become(_tissue.adapted(self._state, adata, self._arguments, layer, self._reported))
 
     @classmethod
     def _trained(cls, model: Celler | str | os.PathLike[str], accelerator: str) -> Celler:

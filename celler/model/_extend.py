@@ -20,7 +20,7 @@ from celler._utils._matrix import as_csr
 from celler._utils._messages import listed, warn
 from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
-from celler.data._expression import ExpressionReader, is_log, query_reader
+from celler.data._expression import ExpressionReader, is_log
 from celler.data._gene_names import gene_names
 from celler.data._genes import GeneAlignment, selector
 from celler.data._profile import Profile
@@ -149,7 +149,7 @@ def study_factors(
     if len(rows) > SHIFT_CELLS:
         rows = np.sort(np.random.default_rng(0).choice(rows, SHIFT_CELLS, replace=False))
     matched = genes.alignment.gene_map[genes.alignment.gene_map >= 0]
-    share, reader = float(reference.genes.share[matched].sum()), query_reader(adata, setup.layer)
+    share, reader = float(reference.genes.share[matched].sum()), ExpressionReader(adata, setup.layer)
     query = Query(reader, genes.alignment, share, len(reference.genes.names))
     return shift_of(reference, query, rows, Reading())[1].factors
 

@@ -239,7 +239,7 @@ def embed(network: GeneTransformer, loaders: Loaders, rows: np.ndarray) -> Tenso
     is_training = network.training
     network.to(config.device).eval()
     with network.fixed():
-        for minibatch in tqdm(loaders.validation(rows), "Embedding", disable=not has_bars(config)):
+        for minibatch in tqdm(loaders.validation(rows), "Embedding", unit="minibatch", disable=not has_bars(config)):
             with autocast(config.device, config.precision):
                 output = network(*(part.to(config.device) for part in minibatch.tokens))
             places = np.searchsorted(rows, minibatch.source_index.numpy())

@@ -50,10 +50,11 @@ class Cells:
     adata: AnnData
     index: np.ndarray
     reference: Reference
+    layer: str | None = None  # of the values; None is that of the setup, or what the cells have instead
 
     def align(self, state: ModelState) -> Query:
         """Return the cells in the model's genes."""
-        return align_query(state.genes, self.adata, state.setup.layer, self.reference.reported)
+        return align_query(state.genes, self.adata, state.setup.layer, self.reference.reported, self.layer)
 
 
 Answer = Callable[[Query, np.ndarray, Outputs], "np.ndarray | pd.DataFrame"]
@@ -230,43 +231,57 @@ def novelty(state: ModelState, cells: Cells, reading: Reading) -> np.ndarray:
     return outputs.novelty
 
 
-def check_store_call(adata: AnnData | None, indices: Any, *, propagate: bool) -> None:
+def check_store_call(adata: Any, indices: Any, layer: str | None, *, propagate: bool) -> None:
     """Raise for options that a store cannot have."""
     if adata is not None or indices is not None:
         raise ValueError(
             "dataloader was given together with adata or indices; pass one of them. Part of a store: "
             "dm.inference_dataloader(split='test')."
         )
+    if layer is not None:
+        raise ValueError(f"layer={layer!r} was given with dataloader; a store has one matrix. Leave layer out.")
     if propagate:
         raise ValueError(
             "propagate=True compares all cells with each other and needs them in memory; leave dataloader or it out."
         )
 
 
-def adapt(state: ModelState, cells: AnnData | Sequence[AnnData] | CellBlocks, reported: set[str]) -> Adaptation:
+def first_of(cells: AnnData | Sequence[AnnData] | CellBlocks) -> AnnData:
+    """Return cells that have the genes of all."""
+    if isinstance(cells, CellBlocks):
+        return cells.sample(1)
+    return cells if isinstance(cells, AnnData) else cells[0]
+
+
+def adapt(
+    state: ModelState,
+    cells: AnnData | Sequence[AnnData] | CellBlocks,
+    reported: set[str],
+    layer: str | None = None,
+) -> Adaptation:
     """Estimate what a query's cells say together; see :meth:`celler.model.Celler.adapt`."""
     state.trained()
     if isinstance(cells, CellBlocks):
         query = sample_of(state, cells, reported)
     elif isinstance(cells, AnnData):
-        query = align_query(state.genes, cells, state.setup.layer, reported)
+        query = align_query(state.genes, cells, state.setup.layer, reported, layer)
     else:
-        query = sample_of_parts(state, cells, reported)
+        query = sample_of_parts(state, cells, reported, layer)
     return adaptation_to(state, query, sampled(query), Reading(needs_novelty=True))[1]
 
 
-def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[str]) -> Query:
+def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[str], layer: str | None = None) -> Query:
     """Return the cells of several AnnData, with the same genes, that :func:`sampled` would take of all together."""
-    layer, genes = state.setup.layer, pd.Index(parts[0].var_names)
+    genes = pd.Index(parts[0].var_names)
     if any(not genes.equals(part.var_names) for part in parts):
         raise ValueError("the parts differ in their genes; pass parts of one AnnData, with the same var_names.")
-    queries = [align_query(state.genes, part, layer, reported) for part in parts]
+    queries = [align_query(state.genes, part, state.setup.layer, reported, layer) for part in parts]
     part_of = np.repeat(np.arange(len(parts)), [part.n_obs for part in parts])
     rows = np.concatenate([np.arange(part.n_obs) for part in parts])
     content = np.concatenate([query.content for query in queries])
     kept = np.sort(drawn(content))
     X = [query.reader.rows(rows[kept[part_of[kept] == i]]) for i, query in enumerate(queries)]
-    adata = AnnData(sparse.vstack(X, format="csr"), var=parts[0].var)
+    adata = AnnData(sparse.vstack(X, format="csr"), var=queries[0].adata.var)
     return align_query(state.genes, adata, None, reported)
 
 

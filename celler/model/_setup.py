@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -34,6 +35,9 @@ from celler.network._network import GeneTransformer, build_network
 ATTENTION = ("n_layers", "n_heads", "n_latents", "n_bins")
 #: The obs column with the labels as setup read them, which a later setup overwrites; a model keeps its own.
 LABELS_COLUMN = "_celler_labels"
+#: Entry of ``uns`` by which scvi-tools knows an AnnData, and the one that was set up under each.
+UUID_KEY = "_scvi_uuid"
+_SET_UP: weakref.WeakValueDictionary[str, AnnData] = weakref.WeakValueDictionary()
 
 
 def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManager:
@@ -54,11 +58,15 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
         CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, LABELS_COLUMN),
         CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]),
     ]
+    # A copy has the id of the AnnData that it was copied from, whose registration it would replace.
+    if _SET_UP.get(str(adata.uns.get(UUID_KEY)), adata) is not adata:
+        del adata.uns[UUID_KEY]
     manager = AnnDataManager(fields=data_fields, setup_method_args=setup_method_args)
     with warnings.catch_warnings():
         # scvi-tools counts the cells of every category; train() warns where it matters.
         warnings.filterwarnings("ignore", message="Category .* has fewer than", category=UserWarning)
         manager.register_fields(adata)
+    _SET_UP[adata.uns[UUID_KEY]] = adata
     return manager
 
 

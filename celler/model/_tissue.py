@@ -12,13 +12,13 @@ from anndata import AnnData
 from celler._utils._devices import cpu_threads
 from celler._utils._messages import listed, warn
 from celler.data._atlas_types import AtlasTypes, read_atlas_types
-from celler.data._expression import query_reader
 from celler.data._query import Genes
 from celler.data._tissues import TissueTypes, above
+from celler.data._values import X
 from celler.inference._calibration import Decision
 from celler.inference._labels import Question
 from celler.inference._open_set import OpenSet
-from celler.model._base import BaseOrigin, load_base
+from celler.model._base import NAME, BaseOrigin, load_base
 from celler.model._forward import Reading
 from celler.model._predict import Cells, predict
 from celler.model._propagate import Reference
@@ -30,7 +30,6 @@ from celler.network._heads import AtlasHead
 from celler.network._network import GeneTransformer, build_network
 from celler.training._atlas_head import draw_cells_of, solve_atlas_head
 
-NAME = "celler-base"  #: what ``from_pretrained`` calls the base by
 SEED = 0
 #: Of the probabilities: the best one of eleven labelled sets together.
 TEMPERATURE = 0.6
@@ -75,7 +74,9 @@ def ready(state: ModelState, found: TissueTypes) -> ModelState:
     return replace(_with_genes(state, found, np.arange(len(state.genes.names)), state.network), tissue=found)
 
 
-def adapted(state: ModelState, adata: AnnData, arguments: dict[str, Any]) -> ModelState:
+def adapted(
+    state: ModelState, adata: AnnData, arguments: dict[str, Any], layer: str | None, reported: set[str]
+) -> ModelState:
     """Return the model of a tissue solved for the genes that a query has; itself where it is already.
 
     Pseudo-cells of the tissue's types in these genes solve the head, and say how novel a known cell may seem.
@@ -84,12 +85,13 @@ def adapted(state: ModelState, adata: AnnData, arguments: dict[str, Any]) -> Mod
     assert found is not None
     known = read_base().genes
     of_base = Genes(known, np.ones(len(known)), state.genes.key, is_vocabulary=True, orthologs=True)
-    alignment, read = of_base.align(adata)
+    reader = of_base.reader(adata, state.setup.layer, layer, reported)
+    alignment, read = of_base.align(reader.adata)
     gene_map = alignment.gene_map
     rows = found.types.most_variable(np.unique(gene_map[gene_map >= 0]), MAX_GENES)
     if state.trained().novelty is not None and known[rows].equals(state.genes.names):
         return state
-    if (report := of_base.report(alignment, read, query_reader(adata, state.setup.layer))) is not None:
+    if (report := of_base.report(alignment, read, reader)) is not None:
         warn(report)
     if len(rows) < FEW_GENES:
         warn(
@@ -193,9 +195,11 @@ def label_first(
         setup=replace(state.setup, layer=setup.layer, gene_key=setup.gene_key),
         genes=replace(state.genes, key=setup.gene_key),
     )
-    state = state if state.tissue is None else adapted(state, adata, arguments)
+    # It learns them, even where raw has more genes.
+    layer, reported = X if setup.layer is None else setup.layer, set[str]()
+    state = state if state.tissue is None else adapted(state, adata, arguments, layer, reported)
     free = np.flatnonzero(labels == setup.unlabeled_category)
-    cells = Cells(adata, free, Reference(None, None, set()))
+    cells = Cells(adata, free, Reference(None, None, reported), layer)
     sure = Question(threshold=SURE, false_alarm_rate=FIRST_ALARMS, unknown_label=setup.unlabeled_category)
     found = predict(state, cells, sure, Reading(), soft=False, propagate=False)
     names, counts = np.unique(found, return_counts=True)

@@ -14,10 +14,11 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from celler._utils._devices import choose_device
-from celler._utils._messages import warn
+from celler._utils._messages import similar, warn
 from celler.data._expression import ExpressionReader
 from celler.data._genes import align_genes
 from celler.data._query import Genes
+from celler.model._base import NAME
 from celler.model._folder import CONFIG, holds_model
 from celler.model._hub import is_address
 from celler.model._pretrain import require_untrained
@@ -65,6 +66,8 @@ def is_scgpt(path: str | os.PathLike[str]) -> bool:
 def check_celler_folder(path: str | os.PathLike[str], options: ScGPTOptions) -> None:
     """Raise for a folder that is neither scGPT's nor Celler's, or for options that a saved Celler has already."""
     if not is_address(path) and not holds_model(Path(path)):
+        if similar(path, [NAME], cutoff=0.8) and not Path(path).exists():
+            raise FileNotFoundError(f"{path} does not exist; the base that comes with Celler is {NAME!r}.")
         raise FileNotFoundError(
             f"{path} holds no model: there is no {CONFIG}, which model.save() writes. {scgpt_needs()}"
         )

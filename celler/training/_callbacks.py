@@ -74,7 +74,10 @@ def kept_epoch(scores: np.ndarray, errors: np.ndarray) -> int:
 
 
 class ProgressBar(Callback):
-    """Draw one bar over all minibatches, with the epoch, the metrics ``shown``, by short name, and the kept epoch."""
+    """Draw one bar over all minibatches, with the epoch, the metrics ``shown``, by short name, and the kept epoch.
+
+    It ends on the kept epoch and its metrics: those of the last would look as if the model had got worse.
+    """
 
     def __init__(self, title: str, shown: dict[str, str], best: BestWeights | None) -> None:
         self.title, self.shown, self.best = title, shown, best
@@ -94,6 +97,15 @@ class ProgressBar(Callback):
         if self.best is not None:
             figures["kept"] = str(self.best.n_epochs)
         self.bar.set_postfix(figures, refresh=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        n_epochs = len(pl_module.curves)
+        if self.best is None or not 0 < self.best.n_epochs <= n_epochs:
+            return
+        kept = pl_module.curves[self.best.n_epochs - 1]
+        figures = {"kept epoch": f"{self.best.n_epochs} of {n_epochs}"}
+        figures |= {name: f"{kept[metric]:.3f}" for metric, name in self.shown.items() if metric in kept}
+        self.bar.set_postfix(figures)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")  # Lightning does not, after an error

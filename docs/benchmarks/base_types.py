@@ -36,7 +36,8 @@ def atlas_types(profiles: Path) -> AtlasTypes:
     measured = np.stack([~np.isnan(share[base.datasets == code][0]) for code in range(len(datasets))])
     about = pd.read_csv(HERE / "base_tissues.tsv", sep="\t", keep_default_na=False).set_index("dataset")
     about = about.loc[datasets].rename_axis("name").reset_index()[["name", "tissues", "organism", "stage"]]
-    about["citation"] = atlases.about["citation"].str.replace("\n", " ").to_numpy()
+    citations = atlases.about["citation"].str.replace("\n", " ")
+    about["citation"] = citations.str.replace("Litvi?uková", "Litviňuková", regex=False).to_numpy()
     return AtlasTypes(table.iloc[kept], about, base.genes, np.ascontiguousarray(levels.T), STEP, measured)
 
 

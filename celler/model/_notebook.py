@@ -1,0 +1,45 @@
+"""Notebook: what a model shows of itself in one: its table, its names for tab completion, its setup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+import rich
+import rich.pretty  # scvi-tools 1.4 uses it and does not import it, which rich 15 no longer does by itself
+
+#: What scvi-tools' base class has for those who write models, or for its own ways to save, log and load data; it works,
+#: and tab completion leaves it out.
+FOR_DEVELOPERS = frozenset({
+    "data_registry", "deregister_manager", "get_from_registry", "get_normalized_function_name_", "get_setup_arg",
+    "get_state_registry", "history_", "id", "init_params_", "is_trained_", "register_manager",
+    "registry", "registry_", "run_id", "run_id_", "run_name", "run_name_", "summary_stats", "summary_string",
+    "test_indices", "test_indices_", "train_indices_", "update_setup_method_args", "validation_indices_",
+    "view_registry", "view_setup_args", "view_setup_method_args",
+})  # fmt: skip
+
+
+def html(summary: str) -> str:
+    """Return the summary of a model as a table: its first line, then a row for each of the others."""
+    title, *lines = summary.splitlines()
+    rows = [line.split(maxsplit=1) for line in lines]
+    left = "text-align: left; vertical-align: top"
+    body = "".join(
+        f'<tr><th style="{left}">{escape(name)}</th><td style="{left}">{escape(text)}</td></tr>' for name, text in rows
+    )
+    return f"<table><caption style='{left}'><b>{escape(title)}</b></caption><tbody>{body}</tbody></table>"
+
+
+def names_shown(names: Iterable[str], unsupported: Iterable[str]) -> list[str]:
+    """Return the names that tab completion lists."""
+    hidden = FOR_DEVELOPERS | set(unsupported)
+    return [name for name in names if name not in hidden]
+
+
+def print_setup(arguments: dict[str, Any], summary: str) -> None:
+    """Print the arguments of a setup whose AnnData is not there, as of a loaded model."""
+    rich.print("Setup via `Celler.setup_anndata` with arguments:")
+    rich.pretty.pprint(arguments)
+    rich.print()
+    print(summary.splitlines()[0])
