@@ -28,7 +28,7 @@ FLOORS = {
 }
 MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
 #: `train` keeps scANVI's seven parameters beside its own, `marker_bubble` those of `scanpy.pl.dotplot`.
-WIDE = {"train": 17, "predict": 14, "marker_bubble": 20}
+WIDE = {"train": 17, "predict": 15, "marker_bubble": 20}
 MAX_PRIVATE = 7
 #: A compiled loop over arrays, and what the plans of training and of pretraining differ in.
 WIDE_PRIVATE = {"_fill_tokens", "run_plan"}

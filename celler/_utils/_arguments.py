@@ -221,6 +221,7 @@ RULES = {
     "gene_key": NAME,
     "gene_key: PerSource": PER_SOURCE,
     "genes": TEXT_OR_TEXTS,
+    "genes: Sequence[str] | pd.Index | None": SOME_TEXTS,
     "group_key": NAME,
     "groupby": NAME,
     "has_new_classifier": FLAG,

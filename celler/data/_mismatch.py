@@ -110,14 +110,10 @@ class Mismatch:
         n_genes = len(names)
         if self.is_vocabulary or not self.n_matched or self.n_matched < MIN_PANEL * n_genes:
             return ""
-        n_equal = len(names.intersection(self.reference))
-        how = "reference[:, query.var_names.intersection(reference.var_names)].copy()"
-        if n_equal < self.n_matched:
-            how = "cl.pp.align_genes(reference, query)[0]"
         all_of = f"All {n_genes:,}" if self.n_matched == n_genes else f"{self.n_matched:,} of the {n_genes:,}"
         return (
             f"{all_of} genes of the query are among the model's {len(self.reference):,}: the query is a panel. Train a "
-            f"model on its genes: {how}"
+            "model on its genes: Celler.setup_anndata(reference, ..., genes=query.var_names)"
         )
 
     def _other_case(self) -> str:

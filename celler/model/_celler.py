@@ -49,8 +49,8 @@ from celler.model._hub import Upload
 from celler.model._predict import Cells
 from celler.model._propagate import Reference
 from celler.model._registered import Registered
-from celler.model._setup import describe, new_state, register, registered
-from celler.model._state import ModelState, Setup, summary
+from celler.model._setup import describe, new_state, register, registered, setup_of
+from celler.model._state import ModelState, summary
 from celler.network._scgpt import read_scgpt
 from celler.tl._label_check import LabelCheck
 
@@ -171,7 +171,7 @@ class Celler(BaseModelClass):
         self._loaded_adata: AnnData | None = None
         self._own: Registered | None = None
         self._reported: set[str] = set()
-        setup = Setup(**self.registry_["setup_args"])
+        setup = setup_of(self.registry_)
         described: dict[str, Any] = dict((registry or {}).get("celler", {}))
         vocabulary = described.pop("vocabulary", None)
         if adata is not None:
@@ -193,6 +193,7 @@ class Celler(BaseModelClass):
         parent_labels_key: str | None = None,
         parents: Mapping[str, str] | pd.Series | LabelTree | None = None,
         gene_key: str | None = None,
+        genes: Sequence[str] | pd.Index | None = None,
     ) -> None:
         """Check and register a reference; adds ``_celler_*`` and ``_scvi_*`` entries to ``adata``.
 
@@ -218,6 +219,9 @@ class Celler(BaseModelClass):
         gene_key
             Column of ``adata.var`` with the gene names; ``None`` is ``var_names``. Rows that ``feature_types`` of
             ``var`` calls no genes, such as antibodies, are left out.
+        genes
+            Names of the genes to learn, such as ``query.var_names`` of a gene panel, matched as those of a query;
+            ``None`` is all. ``adata`` keeps its other genes.
 
         Raises
         ------

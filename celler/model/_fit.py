@@ -341,15 +341,31 @@ def training_source(
     """
     check_classes(tree.classes)
     codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
+    has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
     X = X if columns is None else take_columns(X, columns)
-    empty = np.flatnonzero((codes >= 0) & (np.asarray(X.sum(axis=1)).ravel() == 0))
+    empty = np.flatnonzero((codes >= 0) & ~has_counts)
     if len(empty):
         raise ValueError(
             f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
             "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
+    codes = _without_empty(codes, np.asarray(X.sum(axis=1)).ravel() > 0, tree.classes)
     warn_of_small_classes(codes, tree.classes, known)
     return InMemoryCells(X, codes)
+
+
+def _without_empty(codes: np.ndarray, has_counts: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """Return −1 as the codes of cells that express none of the model's genes, such as those of a panel."""
+    is_empty = (codes >= 0) & ~has_counts
+    if not is_empty.any():
+        return codes
+    kept = np.where(is_empty, -1, codes)
+    if gone := [classes[code] for code in np.setdiff1d(codes[is_empty], kept)]:
+        raise ValueError(
+            f"no cell of {listed(gone)} expresses one of the model's genes; leave these classes out or take more genes."
+        )
+    warn(f"{int(is_empty.sum()):,} labelled cells express none of the model's genes; they are not trained on.")
+    return kept
 
 
 def check_classes(classes: tuple[str, ...]) -> None:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
-from celler._utils._messages import listed, warn
+from celler._utils._messages import listed
 from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
@@ -82,7 +81,7 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
         kept = ("logits", "embedding", "has_counts") + (() if sample.novelty is None else ("novelty",))
         parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
         outputs = Outputs(**parts, adaptation=how)
-    report_empty(outputs.has_counts, index, query.adata)
+    report_empty(outputs.has_counts, index, query)
     return outputs
 
 
@@ -288,13 +287,15 @@ def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading
         yield rows, tokens.lengths.numpy() > 0, network(*(part.to(device) for part in tokens))
 
 
-def report_empty(has_counts: np.ndarray, index: np.ndarray, adata: AnnData) -> None:
-    """Warn of cells without counts in the model's genes."""
+def report_empty(has_counts: np.ndarray, index: np.ndarray, query: Query) -> None:
+    """Warn of cells without counts in the model's genes, once."""
     empty = index[~has_counts]
     if len(empty):
-        warn(
-            f"{len(empty):,} cells have no counts in the model's genes (first: {str(adata.obs_names[empty[0]])!r}); "
-            "they are labelled as unknown, with equal probabilities."
+        first = str(query.adata.obs_names[empty[0]])
+        warn_once(
+            f"{len(empty):,} cells have no counts in the model's genes (first: {first!r}); they are labelled as "
+            "unknown, with equal probabilities.",
+            query.reported,
         )
 
 

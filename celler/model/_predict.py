@@ -315,5 +315,5 @@ def block_outputs(
     for index, adata in blocks:
         query, rows = like.block(adata), np.arange(adata.n_obs)
         outputs = scored(state, query, rows, reading, Adaptation() if how is None else how)
-        report_empty(outputs.has_counts, rows, adata)
+        report_empty(outputs.has_counts, rows, query)
         yield index, query, outputs

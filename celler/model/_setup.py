@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
@@ -18,8 +18,8 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
-from celler._utils._messages import column, warn
-from celler._utils._text import as_categories, count_texts, warn_of_labels
+from celler._utils._messages import column, listed, warn
+from celler._utils._text import as_categories, as_names, count_texts, warn_of_labels
 from celler.data._expression import ExpressionReader, check_genes, check_values, is_log, warn_of_doubts
 from celler.data._gene_names import check_names, gene_names, left_out
 from celler.data._genes import GeneAlignment, align_genes
@@ -35,6 +35,8 @@ from celler.network._network import GeneTransformer, build_network
 ATTENTION = ("n_layers", "n_heads", "n_latents", "n_bins")
 #: The obs column with the labels as setup read them, which a later setup overwrites; a model keeps its own.
 LABELS_COLUMN = "_celler_labels"
+#: The var column that says which genes a model of this AnnData learns, where ``genes`` was given.
+GENES_COLUMN = "_celler_genes"
 #: Entry of ``uns`` by which scvi-tools knows an AnnData, and the one that was set up under each.
 UUID_KEY = "_scvi_uuid"
 _SET_UP: weakref.WeakValueDictionary[str, AnnData] = weakref.WeakValueDictionary()
@@ -50,8 +52,15 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
     args["unlabeled_category"] = str(args["unlabeled_category"])
     if args["parents"] is not None:
         args["parents"] = parent_mapping(args["parents"])
-    labels = checked(adata, Setup(**args))
+    genes, setup = args.pop("genes", None), Setup(**args)
+    is_learned = None if genes is None else chosen_genes(adata, setup.gene_key, genes)
+    labels = checked(adata, setup)
     adata.obs[LABELS_COLUMN] = pd.Categorical(labels)
+    if is_learned is not None:
+        adata.var[GENES_COLUMN] = is_learned
+        args["genes"] = f"{is_learned.sum():,} of {adata.n_vars:,}"
+    elif GENES_COLUMN in adata.var:
+        del adata.var[GENES_COLUMN]
     # The layer is left in the format it came in: rows are converted a chunk at a time, on reading.
     data_fields = [
         LayerField(REGISTRY_KEYS.X_KEY, args["layer"], is_count_data=False, correct_data_format=False),
@@ -68,6 +77,31 @@ def register(adata: AnnData, setup_method_args: dict[str, Any]) -> AnnDataManage
         manager.register_fields(adata)
     _SET_UP[adata.uns[UUID_KEY]] = adata
     return manager
+
+
+def chosen_genes(adata: AnnData, gene_key: str | None, wanted: Iterable[str]) -> np.ndarray:
+    """Return which columns ``(n_vars,)`` are the ``wanted`` genes, matched as those of a query."""
+    names = gene_names(adata.var, gene_key)
+    columns, given = np.flatnonzero(names != ""), as_names(pd.Index(list(wanted)).unique())
+    try:
+        found = align_genes(given, names[columns], is_vocabulary=True)
+    except ValueError as error:
+        raise ValueError(f"genes= and the genes of adata hardly meet: {error}") from error
+    if found.n_matched < 2:
+        raise ValueError(f"genes= has {len(given):,} names, of which {found.n_matched} is in adata; two are needed.")
+    if found.n_extra:
+        warn(
+            f"{found.n_matched:,} of the {len(given):,} names in genes= are genes of adata; the model learns these. "
+            f"Not found: {listed(given[found.gene_map < 0])}."
+        )
+    is_chosen = np.zeros(adata.n_vars, bool)
+    is_chosen[columns[found.gene_map[found.gene_map >= 0]]] = True
+    return is_chosen
+
+
+def setup_of(registry: dict[str, Any]) -> Setup:
+    """Return the arguments of ``setup_anndata`` by which an AnnData is read."""
+    return Setup(**{name: value for name, value in registry["setup_args"].items() if name != "genes"})
 
 
 @contextmanager
@@ -160,14 +194,16 @@ def read_tree(adata: AnnData, labels: np.ndarray, setup: Setup) -> LabelTree:
 def describe(adata: AnnData, labels: pd.Series, setup: Setup, vocabulary: pd.Index | None = None) -> dict[str, Any]:
     """Genes, classes and parents of a registered AnnData with these ``labels`` as lists of str.
 
-    With a ``vocabulary`` the genes are those that it has.
+    With a ``vocabulary`` the genes are those that it has, and where ``genes`` was given to the setup, those.
     """
     tree = read_tree(adata, labels.to_numpy().astype(object), setup)
     names = gene_names(adata.var, setup.gene_key)
-    if vocabulary is None:
-        names = names[names != ""]
-    else:
-        names = names[align_to_vocabulary(adata, setup, vocabulary).gene_map >= 0]
+    is_learned = names != ""
+    if vocabulary is not None:
+        is_learned = align_to_vocabulary(adata, setup, vocabulary).gene_map >= 0
+    if GENES_COLUMN in adata.var:
+        is_learned = is_learned & adata.var[GENES_COLUMN].to_numpy(bool)
+    names = names[is_learned]
     return {"gene_names": [str(name) for name in names], "classes": list(tree.classes), "parents": list(tree.parents)}
 
 

@@ -14,6 +14,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import anndata as ad
@@ -85,9 +86,9 @@ def logistic_regression(reference: ad.AnnData) -> Labels:
 
 
 METHODS = {
+    "logistic regression": lambda reference, seed: logistic_regression(reference),
     "celler": lambda reference, seed: celler(reference, None, seed),
     "celler without base": lambda reference, seed: celler(reference, "additive", seed),
-    "logistic regression": lambda reference, seed: logistic_regression(reference),
 }
 Task = tuple[str, int, str, ad.AnnData, ad.AnnData]  # part, size, name of the reference, reference, query
 
@@ -95,12 +96,12 @@ Task = tuple[str, int, str, ad.AnnData, ad.AnnData]  # part, size, name of the r
 def panels(data: Path, seed: int) -> Iterator[Task]:
     """Queries of panels."""
     reference, query = halves(ad.read_h5ad(data / "pbmc3k_annotated.h5ad"), seed)
-    yield "panels", reference.n_vars, "whole", reference, query
     chosen = {n_genes: draw_panel(reference, n_genes, seed) for n_genes in PANELS}
     for n_genes, genes in chosen.items():
-        yield "panels", n_genes, "whole", reference, query[:, genes].copy()
-    for n_genes, genes in chosen.items():
         yield "panels", n_genes, "cut", reference[:, genes].copy(), query[:, genes].copy()
+    yield "panels", reference.n_vars, "whole", reference, query
+    for n_genes, genes in chosen.items():
+        yield "panels", n_genes, "whole", reference, query[:, genes].copy()
 
 
 def merfish(data: Path, seed: int) -> Iterator[Task]:
@@ -144,23 +145,22 @@ def main() -> None:
     tasks = {"panels": panels, "merfish": merfish, "bins": bins}
     for seed in range(options.seeds):
         trained: dict[str, Labels] = {}  # on the whole reference, once for all sizes
-        for part in options.parts.split(","):
+        for part, method in product(options.parts.split(","), METHODS):
             for _, size, name, reference, query in tasks[part](options.data, seed):
-                for method, train in METHODS.items():
-                    if (part, size, name, seed, method) in done:
-                        continue
-                    if method == "logistic regression" and reference.n_vars > query.n_vars:
-                        continue  # it needs all genes
-                    start = time.perf_counter()
-                    labels = trained.get(method) if name == "whole" else None
-                    labels = train(reference, seed) if labels is None else labels
-                    if name == "whole":
-                        trained[method] = labels
-                    row = {"part": part, "size": size, "reference": name, "seed": seed, "method": method}
-                    row |= scores(labels, query, reference) | {"seconds": time.perf_counter() - start}
-                    rows.append(row)
-                    print(row, flush=True)
-                    pd.DataFrame(rows).to_csv(options.out, index=False)
+                if (part, size, name, seed, method) in done:
+                    continue
+                if method == "logistic regression" and reference.n_vars > query.n_vars:
+                    continue  # it needs all genes
+                start = time.perf_counter()
+                labels = trained.get(method) if name == "whole" else None
+                labels = METHODS[method](reference, seed) if labels is None else labels
+                if name == "whole":
+                    trained[method] = labels
+                row = {"part": part, "size": size, "reference": name, "seed": seed, "method": method}
+                row |= scores(labels, query, reference) | {"seconds": time.perf_counter() - start}
+                rows.append(row)
+                print(row, flush=True)
+                pd.DataFrame(rows).to_csv(options.out, index=False)
     table = pd.DataFrame(rows).groupby(["part", "size", "reference", "method"])[["accuracy", "macro_f1"]]
     print(table.mean().round(3).to_string())
     print(table.std().round(3).to_string())

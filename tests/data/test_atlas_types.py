@@ -211,3 +211,8 @@ def test_read_never_unpickles(tmp_path):
     np.savez(path, levels=np.array([{"a": 1}], object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         read_atlas_types(path)
+
+
+def test_citations_have_all_letters():
+    """A "?" stands for a letter that an encoding lost."""
+    assert not TYPES.datasets["citation"].str.contains("?", regex=False).any()

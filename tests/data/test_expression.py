@@ -14,7 +14,6 @@ from celler.data._expression import (
     check_values,
     elsewhere,
     is_log,
-    query_reader,
 )
 
 STORAGES = [np.asarray, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array, sparse.csc_array]
@@ -159,7 +158,7 @@ def test_bad_value_names_the_other_matrices(values):
     with pytest.raises(ValueError) as caught:
         is_log(ExpressionReader(adata))
     others = "layer='counts' (counts) or layer='norm' (log1p) or adata.raw.to_adata() (log1p)"
-    assert f"Here, pass {others}; predict has no layer argument" in str(caught.value)
+    assert f"Here, pass {others}." in str(caught.value)
     without = make(values - 1)
     without.raw = make(values)
     with pytest.raises(ValueError, match=r"pass adata\.raw\.to_adata\(\) \(counts\)\.$"):
@@ -222,15 +221,6 @@ def test_expression_reader_without_values(values):
     with pytest.raises(ValueError, match=r"adata\.X is None; pass layer="):
         ExpressionReader(adata)
     assert_reads(adata, values, "counts")
-
-
-def test_query_reader_without_the_layer_warns(values):
-    adata = make(values, counts=values * 2)
-    assert query_reader(adata, None).layer is None
-    assert query_reader(adata, "counts").layer == "counts"
-    with pytest.warns(UserWarning, match="layer='raw_counts', which this AnnData lacks; its X"):
-        reader = query_reader(adata, "raw_counts")
-    assert_reads(reader.adata, values, reader.layer)
 
 
 def test_rows_with_repeated_entries_sums_a_copy():

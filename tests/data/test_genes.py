@@ -278,7 +278,7 @@ def test_align_genes_with_few_genes_under_known_names_is_a_panel():
         pd.Index(list(CURRENT.values())[:2]),
         pd.Index([*CURRENT, *(f"other gene {i}" for i in range(30))]),
     )
-    with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* is a panel.*align_genes.reference, query"):
+    with pytest.raises(ValueError, match="only 2 of the model's 40 genes .* is a panel.*genes=query.var_names"):
         align_genes(query, reference)
 
 

@@ -35,6 +35,8 @@ WRITTEN = [
     ("DCs", "abbreviation", "CL:0000451"),
     ("Mk", "abbreviation", "CL:0000556"),
     ("HSPC", "abbreviation", "CL:0008001"),
+    ("CD34+", "abbreviation", "CL:0008001"),
+    ("CD56+ NK", "abbreviation", "CL:0000623"),
     ("Oligo", "abbreviation", "CL:0000128"),
     ("OPCs", "abbreviation", "CL:0002453"),
     ("AT2", "abbreviation", "CL:0002063"),

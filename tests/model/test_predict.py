@@ -89,9 +89,12 @@ def test_predict_with_a_bad_value_in_one_cell(monkeypatch):
     assert_unchanged(query, before)
 
 
-def test_predict_with_a_file_name():
-    with pytest.raises(TypeError, match="was given, of type str; an AnnData is needed"):
-        trained().predict("query.h5ad")
+def test_predict_with_the_path_of_a_file(tmp_path):
+    query = cells(40, seed=1)
+    query.write_h5ad(tmp_path / "query.h5ad")
+    np.testing.assert_array_equal(trained().predict(tmp_path / "query.h5ad"), trained().predict(query))
+    with pytest.raises(FileNotFoundError, match="quer.h5ad does not exist. Closest: 'query.h5ad'"):
+        trained().predict(str(tmp_path / "quer.h5ad"))
     with pytest.raises(TypeError, match="AnnData"):
         Celler.setup_anndata("reference.h5ad", "cell_type")
 

@@ -292,8 +292,8 @@ def test_method_that_needs_cells_of_its_own(of_few, name):
 def test_predict_without_cells():
     with pytest.raises(ValueError, match="this model has no AnnData; pass the cells as adata"):
         new().predict()
-    with pytest.raises(TypeError, match="was given, of type str; an AnnData is needed"):
-        new().predict("cells.h5ad")
+    with pytest.raises(FileNotFoundError, match="no_cells.h5ad does not exist"):
+        new().predict("no_cells.h5ad")
 
 
 def test_repr_says_what_the_classes_are(of_few):
@@ -361,3 +361,8 @@ def test_the_encoder_is_never_trained(of_few):
     expected = base.weights["gene"].float()[rows] * base.weights["gene_scale"].float()[rows][:, None]
     assert torch.equal(model.module.encoder.gene, expected)
     assert not any(weights.requires_grad for weights in model.module.encoder.parameters())
+
+
+def test_from_pretrained_with_a_name_like_the_base():
+    with pytest.raises(FileNotFoundError, match="celler_base does not exist; the base .* is 'celler-base'"):
+        Celler.from_pretrained("celler_base")

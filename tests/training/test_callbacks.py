@@ -70,15 +70,16 @@ def test_best_weights_after_another_stop(monitor):
     assert trainer.should_stop
 
 
-def test_progress_bar_shows_epoch_and_macro_f1(cells, capsys):
+def test_progress_bar_ends_on_the_kept_epoch(cells, capsys):
     curves = fit(network(), *cells, config(show_progress=True), title="Refitting")
     shown = capsys.readouterr()
     last = shown.err.split("\r")[-1]
     assert "Refitting: 100%" in last
     assert "9/9" in last
-    assert "epoch=3/3" in last
     score, error = (np.array(curves[f"validation_macro_f1{name}"]) for name in ("", "_error"))
-    assert f"macro_f1={score[-1]:.3f}, kept={kept_epoch(score, error) + 1}" in last
+    kept = kept_epoch(score, error)
+    assert f"kept epoch={kept + 1} of 3, macro_f1={score[kept]:.3f}" in last
+    assert ", epoch=" not in last
     assert shown.out == ""
     fit(network(), *cells, config())
     assert capsys.readouterr() == ("", "")
