@@ -14,6 +14,7 @@ from celler.data._gene_names import are_row_numbers
 
 MIN_OVERLAP = 0.2  #: share of the model's genes that a query must have
 MIN_PANEL = 0.8  #: share of a query's genes that the model has, from which the query is a panel of them
+MAX_PANEL, MIN_OF_PANEL = 6000, 20  #: genes that a panel has at most, and that it shares with a model at least
 N_PROBED = 2000  #: names read to recognise their kind
 MIN_SHARE_OF_KIND = 0.1  #: share of names above which a second kind is reported
 _KINDS = {
@@ -111,10 +112,8 @@ class Mismatch:
         if self.is_vocabulary or not self.n_matched or self.n_matched < MIN_PANEL * n_genes:
             return ""
         all_of = f"All {n_genes:,}" if self.n_matched == n_genes else f"{self.n_matched:,} of the {n_genes:,}"
-        return (
-            f"{all_of} genes of the query are among the model's {len(self.reference):,}: the query is a panel. Train a "
-            "model on its genes: Celler.setup_anndata(reference, ..., genes=query.var_names)"
-        )
+        n_model = len(self.reference)
+        return f"{all_of} genes of the query are among the model's {n_model:,}: the query is a panel. {_OF_PANEL}"
 
     def _other_case(self) -> str:
         if not self.n_other_case:
@@ -123,6 +122,8 @@ class Mismatch:
 
     def _kinds(self) -> str:
         query, reference = in_words(kinds_of(self.query)), in_words(kinds_of(self.reference))
+        if not self.is_vocabulary and self.n_matched >= MIN_OF_PANEL and len(self.query) <= MAX_PANEL:
+            return f"If the query is a gene panel: {_OF_PANEL[0].lower() + _OF_PANEL[1:]}"
         if query == reference:
             return f"Both look alike: pass the query with all measured genes, of the same species. {_OTHER_SPECIES}"
         if self.knows_both:
@@ -134,6 +135,7 @@ class Mismatch:
         )
 
 
+_OF_PANEL = "Train a model on its genes: Celler.setup_anndata(reference, ..., genes=query.var_names)"
 _OTHER_SPECIES = (
     "Genes of another species need their orthologs, cl.pp.align_genes(query, model, orthologs=True) between human and "
     "mouse or else mapping={'old name': 'new name'}"

@@ -21,7 +21,7 @@ from celler._utils._text import as_names
 from celler.data._content import content_of
 from celler.data._expression import ExpressionReader, bad_value, is_log
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
-from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
+from celler.data._genes import BY_ORTHOLOG, GeneAlignment, align_genes, selector, with_learned_rows
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 from celler.data._values import query_reader
 
@@ -87,11 +87,15 @@ class Genes:
         return alignment, float(self.share[matched].sum())
 
     def report(self, alignment: GeneAlignment, share: float, reader: ExpressionReader) -> str | None:
-        """Describe an alignment in words; ``None`` where every gene matched by its name, or it was said before."""
+        """Describe an alignment in words; ``None`` where every gene is there, or it was said before."""
         if self.are_of_query:
             return None
         if not self.is_vocabulary:
-            is_told = alignment.is_exact and not alignment.others and not self.are_numbers
+            # Names of one gene in two releases are no news.
+            is_whole = (
+                not len(alignment.missing) and alignment.column is None and BY_ORTHOLOG not in alignment.n_inexact
+            )
+            is_told = is_whole and not alignment.others and not self.are_numbers
             return None if is_told else alignment.describe(share) + _NUMBERED * self.are_numbers
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
             return None

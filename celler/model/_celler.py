@@ -1316,15 +1316,20 @@ class Celler(BaseModelClass):
     def history(self) -> pd.DataFrame | None:
         """Loss and validation curves, one row per epoch; ``None`` before training.
 
-        ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error of the best
-        macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A refit on all
-        cells runs the epochs again to the end, and has no curves.
+        ``train_loss`` is the loss that was minimised, ``validation_loss`` cross-entropy, ``validation_macro_f1`` what
+        chooses the weights and ``validation_macro_f1_error`` its standard error; ``replayed_share`` the cells that were
+        trained twice. ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error
+        of the best macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A
+        refit on all cells runs the epochs again to the end, and has no curves. :func:`celler.pl.history` draws them.
         """
         fitted = self._state.fitted
-        if fitted is None:
-            return None
-        curves = pd.DataFrame(fitted.history).rename_axis("epoch")
-        return curves.assign(is_kept=curves.index == fitted.kept_epoch)
+        return None if fitted is None else _notebook.curves_of(fitted)
+
+    @property
+    def replay_history(self) -> pd.DataFrame | None:
+        """Cells of each class that were trained twice, one row per epoch; ``None`` before training."""
+        fitted = self._state.fitted
+        return None if fitted is None else _notebook.replayed_of(fitted)
 
     @property
     def pretraining_history(self) -> pd.DataFrame | None:

@@ -6,9 +6,14 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import rich
 import rich.pretty  # scvi-tools 1.4 uses it and does not import it, which rich 15 no longer does by itself
 
+from celler.model._state import Fitted
+
+REPLAYED = "replayed "  #: before the name of a class in the curves of a training
 #: What scvi-tools' base class has for those who write models, or for its own ways to save, log and load data; it works,
 #: and tab completion leaves it out.
 FOR_DEVELOPERS = frozenset({
@@ -35,6 +40,23 @@ def names_shown(names: Iterable[str], unsupported: Iterable[str]) -> list[str]:
     """Return the names that tab completion lists."""
     hidden = FOR_DEVELOPERS | set(unsupported)
     return [name for name in names if name not in hidden]
+
+
+def curves_of(fitted: Fitted) -> pd.DataFrame:
+    """Return the curves of a training, a row per epoch, without those of single classes."""
+    curves = pd.DataFrame(fitted.history).rename_axis("epoch")
+    curves = curves[[name for name in curves.columns if not name.startswith(REPLAYED)]]
+    return curves.assign(is_kept=curves.index == fitted.kept_epoch)
+
+
+def replayed_of(fitted: Fitted) -> pd.DataFrame:
+    """Return the number of replayed cells by epoch and class."""
+    of_class = {
+        name.removeprefix(REPLAYED): np.array(values).astype(int)
+        for name, values in fitted.history.items()
+        if name.startswith(REPLAYED)
+    }
+    return pd.DataFrame(of_class, index=range(len(fitted.history.get("train_loss", ())))).rename_axis("epoch")
 
 
 def print_setup(arguments: dict[str, Any], summary: str) -> None:

@@ -68,3 +68,15 @@ def test_align_genes_finds_the_genes_elsewhere(others, words):
     assert words in str(error.value)
     with pytest.raises(ValueError, match="is a panel"):
         align_genes(REFERENCE[:10], REFERENCE, others={"query.T": IDS})
+
+
+@pytest.mark.parametrize(("n_shared", "is_told"), [(19, False), (20, True)])
+def test_align_genes_of_a_query_that_may_be_a_panel(n_shared, is_told):
+    """A panel of another tissue has few of the model's genes, and most of its own are not the model's."""
+    reference = pd.Index([*REFERENCE, *(f"R{i}Q" for i in range(100))])
+    query = pd.Index([*REFERENCE[:n_shared], *(f"OTHER{i}X" for i in range(60))])
+    with pytest.raises(ValueError, match="of the model's 200 genes are in the query") as error:
+        align_genes(query, reference)
+    advice = "If the query is a gene panel: train a model on its genes: "
+    assert (advice in str(error.value)) == is_told
+    assert ("genes=query.var_names" in str(error.value)) == is_told

@@ -111,8 +111,9 @@ def test_hard_cells_leave_the_replay_if_planted(planted):
 
 
 def test_history_of_replayed_shares(planted):
-    history = planted[0].history
-    by_class = history[[f"replayed type {j}" for j in range(4)]]
+    history, by_class = planted[0].history, planted[0].replay_history
+    assert list(by_class.columns) == [f"type {j}" for j in range(4)]
+    assert list(by_class.index) == list(history.index)
     np.testing.assert_allclose(by_class.sum(axis=1) / 400, history["replayed_share"])
     assert history["replayed_share"][0] == 0
     assert history["replayed_share"].between(0, REPLAY.max_share).all()
@@ -230,15 +231,14 @@ def test_run_with_every_option_of_replay():
     assert impatient < 0.9 * patient
 
 
-def test_history_names_replayed_classes_only():
+def test_replay_history_names_replayed_classes_only():
     """The first epoch replays no cell of any class; the names are those of the labels."""
     adata = cells(200, depth=1.0)
     adata.obs["given"] = np.where(truth(adata) == "type 3", "odd {x}/3", "rest")
-    columns = [
-        fit(adata, {"labels_key": "given"}, max_epochs=n).history.filter(like="replayed").columns for n in (1, 4)
-    ]
-    assert list(columns[0]) == ["replayed_share"]
-    assert sorted(columns[1]) == ["replayed odd {x}/3", "replayed rest", "replayed_share"]
+    one, four = (fit(adata, {"labels_key": "given"}, max_epochs=n) for n in (1, 4))
+    assert one.replay_history.shape == (1, 0)
+    assert sorted(four.replay_history.columns) == ["odd {x}/3", "rest"]
+    assert not [name for name in four.history.columns if "odd" in name]
 
 
 def macro_f1(adata, labels) -> float:
