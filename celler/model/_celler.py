@@ -41,6 +41,7 @@ from celler.model import (
     _train,
     _transfer,
 )
+from celler.model._base import NAME
 from celler.model._checkpoint import Saved
 from celler.model._extend import OF_REFERENCE, OfReference
 from celler.model._fit import Split
@@ -1132,14 +1133,14 @@ class Celler(BaseModelClass):
             If a file cannot be used.
         """
         options = _transfer.ScGPTOptions(freeze_encoder, evidence, head, max_genes, precision)
-        if path == _tissue.NAME:  # a folder of this name is ./celler-base
+        if path == NAME:  # a folder of this name is ./celler-base
             _tissue.check_options(adata, options)
             found = tissue_types(tissue, organism)
             model = cls(registry=_tissue.tissue_registry(found), precision=precision)
             model._become(_tissue.ready(model._state, found).on(choose_device(accelerator), precision))
             return model
         if tissue is not None or organism is not None:
-            raise ValueError(f"tissue and organism are for {_tissue.NAME!r}; {str(path)!r} was given. Leave them out.")
+            raise ValueError(f"tissue and organism are for {NAME!r}; {str(path)!r} was given. Leave them out.")
         if not _transfer.is_scgpt(path):
             _transfer.check_celler_folder(path, options)
             try:
