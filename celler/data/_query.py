@@ -21,12 +21,13 @@ from celler._utils._text import as_names
 from celler.data._content import content_of
 from celler.data._expression import ExpressionReader, bad_value, is_log
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
-from celler.data._genes import BY_ORTHOLOG, GeneAlignment, align_genes, selector, with_learned_rows
+from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 from celler.data._values import query_reader
 
 CHUNK_SIZE = 4096  #: cells read at once
 TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
+FEW_RENAMED = 0.1  #: share of the genes whose names may differ, as between two releases, before it is said
 CELLS_PER_PASS = 512  #: cells of one forward pass without padding
 Tokens = TypeVar("Tokens", TokenBatch, FlatTokens)
 
@@ -91,11 +92,9 @@ class Genes:
         if self.are_of_query:
             return None
         if not self.is_vocabulary:
-            # Names of one gene in two releases are no news.
-            is_whole = (
-                not len(alignment.missing) and alignment.column is None and BY_ORTHOLOG not in alignment.n_inexact
-            )
-            is_told = is_whole and not alignment.others and not self.are_numbers
+            is_whole = not len(alignment.missing) and alignment.column is None
+            has_news = sum(alignment.n_inexact.values()) > FEW_RENAMED * alignment.n_matched
+            is_told = is_whole and not has_news and not alignment.others and not self.are_numbers
             return None if is_told else alignment.describe(share) + _NUMBERED * self.are_numbers
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
             return None

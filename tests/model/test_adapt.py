@@ -90,7 +90,7 @@ def test_adapt_with_bad_input(model, query):
         model.predict(query, adaptation=0.5)
     with pytest.raises(ValueError, match="correct_shift=False undoes no shift"):
         model.predict(query, adaptation=model.adapt(query), correct_shift=False)
-    with pytest.raises((TypeError, ValueError), match="an AnnData, a list of AnnData or the dataloader"):
+    with pytest.raises((TypeError, ValueError), match="an AnnData, its path, a list of AnnData or the dataloader"):
         model.adapt([])
     with pytest.raises(ValueError, match="differ in their genes"):
         model.adapt([query, query[:, 1:].copy()])

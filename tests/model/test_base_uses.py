@@ -233,11 +233,11 @@ def test_predict_is_that_of_the_whole_network(model, monkeypatch, batch_size):
     for is_folded in (True, False):
         if not is_folded:
             monkeypatch.setattr(inference, "can_fold", lambda _: False)
+        model._reported.clear()
         with pytest.warns(UserWarning, match="1 cells have no counts"):
             found.append(model.predict(query, soft=True, batch_size=batch_size))
     np.testing.assert_allclose(*found, atol=1e-5)
-    with pytest.warns(UserWarning, match="1 cells have no counts"):
-        assert np.abs(found[0] - model.predict(query, soft=True, correct_shift=False)).max(axis=None) > 0.01
+    assert np.abs(found[0] - model.predict(query, soft=True, correct_shift=False)).max(axis=None) > 0.01
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

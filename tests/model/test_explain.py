@@ -225,10 +225,7 @@ def test_get_gene_importance_of_cells_without_counts(query):
     with pytest.warns(UserWarning, match="no counts"):
         table = importance(query, per_cell=True, indices=[0, 1])
     assert set(table["group"]) == {query.obs_names[1]}
-    with (
-        pytest.warns(UserWarning, match="no counts"),
-        pytest.raises(ValueError, match="no cell has counts"),
-    ):
+    with pytest.raises(ValueError, match="no cell has counts"):
         importance(query, per_cell=True, indices=[0])
 
 
