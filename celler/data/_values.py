@@ -95,8 +95,11 @@ def _usable_raw(adata: AnnData) -> ExpressionReader | None:
 def _raw_reader(adata: AnnData) -> ExpressionReader:
     """Reader of ``raw``, whose matrix is not copied."""
     check_view(adata, "raw")
-    obs = pd.DataFrame(index=adata.obs_names)
-    return ExpressionReader(AnnData(adata.raw.X, obs=obs, var=adata.raw.var), place=IN_RAW)
+    var, own = adata.raw.var, adata.var
+    others = [name for name in own.columns if name not in var.columns]
+    if others and own.index.is_unique and var.index.isin(own.index).all():
+        var = var.join(own[others])  # such as a column of names that was added after raw was kept
+    return ExpressionReader(AnnData(adata.raw.X, obs=pd.DataFrame(index=adata.obs_names), var=var), place=IN_RAW)
 
 
 def _n_genes(count: Callable[[AnnData], int], adata: AnnData) -> int:

@@ -127,6 +127,20 @@ def test_predict_with_raw_is_that_of_its_values(query):
     np.testing.assert_array_equal(query.X, before.X)
 
 
+def test_predict_with_raw_and_a_column_of_names(query):
+    whole = query.raw.to_adata()
+    expected = trained().predict(whole)
+    named = whole.copy()
+    named.var_names = [f"id {i}" for i in range(80)]
+    named.raw = named.copy()
+    named.var["symbol"] = whole.var_names
+    named.X = named.X.toarray() - 1
+    with pytest.warns(UserWarning) as caught:
+        actual = trained().predict(named)
+    assert [str(one.message)[:14] for one in caught] == ["adata.X cannot", "80 of the mode"]
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_annotate_with_a_layer_and_a_path(query, tmp_path):
     of_layer = query.copy()
     of_layer.X = query.layers["counts"]
