@@ -95,11 +95,12 @@ def _usable_raw(adata: AnnData) -> ExpressionReader | None:
 def _raw_reader(adata: AnnData) -> ExpressionReader:
     """Reader of ``raw``, whose matrix is not copied."""
     check_view(adata, "raw")
+    obs = pd.DataFrame(index=adata.obs_names, columns=pd.Index([], dtype=str))
     var, own = adata.raw.var, adata.var
     others = [name for name in own.columns if name not in var.columns]
     if others and own.index.is_unique and var.index.isin(own.index).all():
         var = var.join(own[others])  # such as a column of names that was added after raw was kept
-    return ExpressionReader(AnnData(adata.raw.X, obs=pd.DataFrame(index=adata.obs_names), var=var), place=IN_RAW)
+    return ExpressionReader(AnnData(adata.raw.X, obs=obs, var=var), place=IN_RAW)
 
 
 def _n_genes(count: Callable[[AnnData], int], adata: AnnData) -> int:
