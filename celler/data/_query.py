@@ -27,7 +27,6 @@ from celler.data._values import query_reader
 
 CHUNK_SIZE = 4096  #: cells read at once
 TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
-FEW_RENAMED = 0.1  #: share of the genes whose names may differ, as between two releases, before it is said
 CELLS_PER_PASS = 512  #: cells of one forward pass without padding
 Tokens = TypeVar("Tokens", TokenBatch, FlatTokens)
 
@@ -88,13 +87,11 @@ class Genes:
         return alignment, float(self.share[matched].sum())
 
     def report(self, alignment: GeneAlignment, share: float, reader: ExpressionReader) -> str | None:
-        """Describe an alignment in words; ``None`` where every gene is there, or it was said before."""
+        """Describe an alignment in words; ``None`` where every gene matched by its name, or it was said before."""
         if self.are_of_query:
             return None
         if not self.is_vocabulary:
-            is_whole = not len(alignment.missing) and alignment.column is None
-            has_news = sum(alignment.n_inexact.values()) > FEW_RENAMED * alignment.n_matched
-            is_told = is_whole and not has_news and not alignment.others and not self.are_numbers
+            is_told = alignment.is_exact and not alignment.others and not self.are_numbers
             return None if is_told else alignment.describe(share) + _NUMBERED * self.are_numbers
         if (alignment.gene_map >= 0).all() and not alignment.n_inexact and not alignment.column:
             return None

@@ -167,7 +167,7 @@ NAMES = {
     ),
     "small letters": (named(str.lower), "refused", "more would match if case were ignored"),
     "a panel": (lambda a: a[:, :12].copy(), "refused", "All 12 genes of the query are among the model's 80"),
-    "genes in raw": (with_raw, "refused", "query.raw has 80 of the model's genes: pass query.raw.to_adata()"),
+    "genes in raw": (with_raw, "says", "adata.raw.X has 80 of the model's genes"),
     "transposed": (transposed, "refused", "query.obs_names hold 80 of the model's genes: pass query.T"),
     "other genes": (named(lambda name: f"ab{hash(name)}"), "refused", "Both look alike"),
     "obs_names of numbers": (lambda a: setattr(a, "obs_names", pd.RangeIndex(a.n_obs)), "same", ""),
