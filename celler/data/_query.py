@@ -179,7 +179,7 @@ def align_query(
     reader = genes.reader(adata, of_setup, layer, reported)
     alignment, share = genes.align(reader.adata)
     is_gene = genes_among(reader.adata.var)
-    if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():
+    if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():  # the model learned what is no gene
         reader = replace(reader, has_others=True)
     # Raises for scaled values, before the report: one that is made once would be lost with the error.
     is_log(reader)

@@ -135,7 +135,7 @@ def test_predict_with_raw_and_a_column_of_names(query):
     named.raw = named.copy()
     named.var["symbol"] = whole.var_names
     named.X = named.X.toarray() - 1
-    with pytest.warns(UserWarning, match="cannot be used|of the model") as caught:
+    with pytest.warns(UserWarning, match="adata.raw.X|of the model") as caught:
         actual = trained().predict(named)
     assert [str(one.message)[:14] for one in caught] == ["adata.X cannot", "80 of the mode"]
     np.testing.assert_array_equal(actual, expected)

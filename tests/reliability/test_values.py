@@ -403,9 +403,12 @@ def test_predict_with_a_damaged_file_names_it(tmp_path):
             cl.tl.rank_markers(adata, "cell_type")
 
 
-def test_predict_with_scaled_values_names_raw():
+def test_predict_with_scaled_values_reads_raw():
     adata = query(scaled(zero_center=False))
-    adata.raw = query(log())
-    with pytest.raises(ValueError, match=r"looks scaled.*Here, pass adata\.raw\.to_adata\(\) \(log1p\)"):
+    with pytest.raises(ValueError, match="looks scaled"):
         trained().predict(adata)
+    adata.raw = query(log())
+    with pytest.warns(UserWarning, match=r"adata\.X cannot be used: .* adata\.raw\.X \(log1p\) is read instead"):
+        found = trained().predict(adata)
+    np.testing.assert_array_equal(found, trained().predict(query(log())))
     assert len(cl.tl.rank_markers(adata, "cell_type", 1))  # of raw
