@@ -42,7 +42,6 @@ class ExpressionReader:
     layer: str | None = None
     place: str = "adata.X"  # what messages call ``X``
     has_others: bool = False
-    place: str = "adata.X"  # what messages call ``X``
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer not in self.adata.layers:
