@@ -42,6 +42,8 @@ FOREIGN_RATE, MOST_FOREIGN = 0.01, 0.5
 NOVEL_RATE, NOVEL_SHARE = 0.05, 0.15
 #: Shift of a query above which it is said: within types, genes differ two-fold.
 FAR = 1.0
+#: Fewest rows of a pass: products with up to three rows sum in another order on some processors.
+FEW_ROWS = 8
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
@@ -290,13 +292,14 @@ def _whole(state: ModelState, query: Query, index: np.ndarray, reading: Reading,
     device = state.network.device
     passes = token_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
     for rows, tokens in passes:
-        if len(rows) == 1:  # a product with a single row sums in another order
-            tokens = TokenBatch(*(part.expand(2, *part.shape[1:]) for part in tokens))
+        n_cells = len(rows)
+        if n_cells < FEW_ROWS:
+            repeated = np.arange(FEW_ROWS).clip(max=n_cells - 1)
+            tokens = TokenBatch(*(part[repeated] for part in tokens))
         with autocast(device, state.precision):
             output = state.network(*(part.to(device) for part in tokens))
-        if len(rows) == 1:
-            output = output._replace(expert_logits=output.expert_logits[:, :1], embedding=output.embedding[:1])
-        yield rows, ~tokens.padding_mask[: len(rows), 0].numpy(), output
+        output = output._replace(expert_logits=output.expert_logits[:, :n_cells], embedding=output.embedding[:n_cells])
+        yield rows, ~tokens.padding_mask[:n_cells, 0].numpy(), output
 
 
 def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
