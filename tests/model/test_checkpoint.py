@@ -206,7 +206,8 @@ def test_load_of_an_extended_model(tmp_path):
     new.obs["cell_type"] = new.obs["cell_type"].astype(str).replace("type 0", "type 9")
     with pytest.warns(UserWarning, match="genes"):
         model = Celler.load_query_data(new, trained(), extend_labels=True)
-    model.train(max_epochs=1, refit=False, show_progress=False)
+    with pytest.warns(UserWarning, match="new types take cells of others"):
+        model.train(max_epochs=1, refit=False, show_progress=False)
     assert np.isnan(model._state.profile.mean).any()
     model.save(tmp_path)
     loaded = Celler.load(tmp_path)

@@ -105,7 +105,7 @@ def test_predict_propagate_with_other_genes(model, both):
     with pytest.warns(UserWarning, match="genes"):
         plain, spread = (model.predict(query, propagate=on) for on in (False, True))
     expected = truth(query)
-    assert (spread == expected).mean() > (plain == expected).mean()
+    assert (spread == expected).mean() >= (plain == expected).mean() > 0.9
 
 
 def test_predict_propagate_after_loading(model, both, tmp_path):
