@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 
 from celler._utils._messages import closest
+from celler.data._heaps import has_endless_heap
 
 N_PEEK = 1024
 #: What to do with a file that is not read, for each beginning of one; the first that fits counts.
@@ -93,6 +94,8 @@ def _format_of_folder(path: Path) -> str:
 
 def _format_of_hdf5(path: Path) -> str:
     """Tell an HDF5 file by its groups."""
+    if has_endless_heap(path):
+        raise UnreadableFile(path, "a heap of its texts is damaged")
     try:
         with h5py.File(path, "r") as file:
             names, kind = set(file), str(file.attrs.get("encoding-type", ""))

@@ -160,6 +160,19 @@ def hdf5(**groups):
     return write
 
 
+def no_end_of_heap(path):
+    """The free space at the end of the heap of texts gets size 0: HDF5 would walk it for ever."""
+    cells().write_h5ad(path)
+    data = bytearray(path.read_bytes())
+    start = data.find(b"GCOL\x01\0\0\0")
+    place, end = start + 16, start + int.from_bytes(data[start + 8 : start + 16], "little")
+    while int.from_bytes(data[place : place + 2], "little"):
+        place += 16 + (int.from_bytes(data[place + 8 : place + 16], "little") + 7) // 8 * 8
+        assert place < end
+    data[place + 8 : place + 16] = bytes(8)
+    path.write_bytes(data)
+
+
 def in_h5ad(edit):
     def write(path):
         cells().write_h5ad(path)
@@ -215,6 +228,7 @@ REFUSED = {
     "model": (lambda path: (path.mkdir(), (path / "model.safetensors").touch()), "a saved model"),
     "pipe": (lambda path: os.mkfifo(path), "a device or pipe"),
     "mudata without rna": (lambda path: write_mudata(path, cells(), "atac"), r"\['adt', 'atac'\]"),
+    "a heap without end": (no_end_of_heap, "a heap of its texts is damaged"),
     "without obs": (in_h5ad(lambda file: file.pop("obs")), "without the groups obs and var"),
     "without indices": (in_h5ad(lambda file: file["X"].pop("indices")), "cannot be read"),
     "negative column": (put("X/indices", 0, -1), "the indices of X do not fit its 30 x 12"),
