@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,11 @@ def prefetch(iterable: Iterable[Item], n: int = 1) -> Iterator[Item]:
             waiting.append(thread.submit(next, iterator, end))
             yield item
     finally:
-        thread.shutdown(cancel_futures=True)
+        try:
+            thread.shutdown(cancel_futures=True)
+        except KeyboardInterrupt:
+            # Python ignores errors while a generator that nobody uses any more is closed: Ctrl-C comes again after it.
+            thread.shutdown(cancel_futures=True)
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
         if hasattr(iterator, "close"):
             iterator.close()

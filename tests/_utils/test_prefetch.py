@@ -1,6 +1,8 @@
 """Prefetching: order, errors, bounds, overlap, and threads that end."""
 
+import signal
 import threading
+import time
 
 import pytest
 
@@ -104,3 +106,25 @@ def test_prefetch_starts_with_the_first_next():
     ahead = prefetch(iter([1]), 1)
     assert n_threads() == 0
     assert list(ahead) == [1]
+
+
+def test_prefetch_that_is_dropped_keeps_an_interrupt():
+    """Python ignored Ctrl-C while the generator of an epoch waited for its thread, and the training went on."""
+
+    def slow():
+        yield 0
+        time.sleep(0.5)
+        yield 1
+
+    def take_one():
+        next(prefetch(slow()))
+        time.sleep(2)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            take_one()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert n_threads() == 0
