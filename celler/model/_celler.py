@@ -302,9 +302,9 @@ class Celler(BaseModelClass):
             After validation train again on all labelled cells; ``None`` does so below 5,000 of them.
         n_members
             Times that what learns by steps is trained, side by side from other initial weights, and averaged: the sum
-            of gene embeddings beside the base, else encoder and head. Two trainings then agree on more labels, and
-            :meth:`annotate` writes how many members agree. All else is read, solved and kept once. ``None`` is 1 for a
-            new model, and what a trained one has.
+            of gene embeddings beside the base, else encoder and head. ``class_prior="auto"`` is the mean of as many
+            cross-validations. Two trainings then agree on more labels, and :meth:`annotate` writes how many members
+            agree. All else is read, solved and kept once. ``None`` is 1 for a new model, and what a trained one has.
         seed
             Seed of the split, the initial weights, the shuffling and all random draws.
         show_progress

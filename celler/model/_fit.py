@@ -154,8 +154,8 @@ def fit_network(
             train = labelled
             trained.load_state_dict(initial)
             network.train(has_dropout)  # the first training left evaluation mode
-            loaders = replace(loaders, config=_of_refit(replace(config, class_prior=class_prior)))
-            _, hard_cells, _ = run(network, loaders, train, None, "Refitting")
+            loaders = replace(loaders, config=_of_refit(config))
+            _, hard_cells, class_prior = run(network, loaders, train, None, "Refitting")
     counts = loaders.class_counts(train)
     return FittedNetwork(train, validation, counts, decision, curves, hard_cells, class_prior)
 

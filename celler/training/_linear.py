@@ -28,7 +28,6 @@ CLASS_PRIORS = np.linspace(-0.75, 0.75, 13)
 CHANCE = (2.0, 0.5)
 FEW_CELLS, FEW_PRIOR = 800, -0.4  #: with that many cells half of the class prior is this one, and more with fewer
 N_RESAMPLES = 100
-N_CHOICES = 3  #: cross-validations, whose choices are averaged: with few cells they differ
 
 
 def solve_experts(
@@ -63,7 +62,7 @@ def solve_experts(
     elif class_prior is None:
         found = [
             best_prior(cross_fitted(designs, codes[kept], n_classes, rng), codes[kept], counts, rng)
-            for _ in range(N_CHOICES)
+            for _ in range(network.config.n_members)
         ]
         class_prior = float(np.mean(found))
     log_prior = class_prior * np.log(counts / counts.sum())

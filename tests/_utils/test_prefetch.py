@@ -116,15 +116,17 @@ def test_prefetch_that_is_dropped_keeps_an_interrupt():
         time.sleep(0.5)
         yield 1
 
-    def take_one():
-        next(prefetch(slow()))
+    def drop(items):
+        items.clear()
         time.sleep(2)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        items = [prefetch(slow())]
+        next(items[0])
         threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            take_one()
+            drop(items)
     finally:
         signal.signal(signal.SIGINT, before)
     assert n_threads() == 0

@@ -12,7 +12,7 @@ from toy import cells, fit, trained, truth
 
 from celler.losses import HDM, GInf
 from celler.mining import HardCells, Replay
-from celler.model import Celler, _fit
+from celler.model import Celler
 from celler.model._fit import hard_cell_table
 from celler.model._state import HARD_CELL_COLUMNS
 from celler.training import _run
@@ -317,21 +317,6 @@ def test_fit_network_with_refit():
     assert model.class_counts_.sum() == 300
     assert 0 < len(model.validation_indices) < 60
     assert not model.predict(soft=True).equals(fit(cells(), refit=False).predict(soft=True))
-
-
-def test_fit_network_refits_with_the_class_prior_of_the_first_training(monkeypatch):
-    """Chosen once: another choice would cost as much, and the second would not be the one that was validated."""
-    asked, solve = [], _fit.solve_experts
-
-    def watched(*arguments):
-        asked.append((arguments[5], solve(*arguments)))
-        return asked[-1][1]
-
-    monkeypatch.setattr(_fit, "solve_experts", watched)
-    model = fit(cells(), max_epochs=1, refit=True)
-    (first, chosen), (second, used) = asked
-    assert first is None
-    assert second == chosen == used == model._state.fitted.class_prior
 
 
 def test_fit_network_refits_with_dropout(monkeypatch):
