@@ -96,6 +96,7 @@ def test_ablation_continues_after_a_stop(data, rows, folder, monkeypatch, capsys
     assert len(other) == 2 * 2 * 4
 
 
+@pytest.mark.slow
 def test_ablation_with_parallel_jobs(data, rows):
     parallel = run({"one": data["one"]}, n_jobs=2, seeds=[0])
     same = rows[(rows["dataset"] == "one") & (rows["seed"] == 0)]

@@ -17,6 +17,7 @@ def figures(printed: str) -> dict[str, float]:
     return {name: float(value.replace(",", "")) for name, value in lines}
 
 
+@pytest.mark.slow
 def test_main_builds_and_reads_a_store(tmp_path, capsys, monkeypatch):
     pytest.importorskip("annbatch")
     sizes = ["--cells", 900, "--genes", 2000, "--files", 2]

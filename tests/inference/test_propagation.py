@@ -104,6 +104,7 @@ def test_neighbor_graph_of_few_or_equal_cells(rng, n_cells):
         assert not graph.diagonal().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_distinct", [2000, 40])
 def test_nearest_beyond_the_exact_size(rng, monkeypatch, n_distinct):
     points = np.repeat(rng.normal(size=(n_distinct, 8)).astype(np.float32), 2000 // n_distinct, 0)

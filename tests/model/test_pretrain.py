@@ -30,6 +30,7 @@ def test_train_starts_from_the_pretrained_encoder(encoder):
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pretrain_helps_with_few_labels():
     adata = cells(1500)
     labels = adata.obs["cell_type"].astype(object)

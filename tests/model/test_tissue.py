@@ -213,6 +213,7 @@ def test_predict_no_cells_and_empty_ones(of_few):
         assert np.isnan(new().get_novelty(empty)).all()
 
 
+@pytest.mark.slow
 def test_predict_of_all_tissues():
     model, adata = of_all()
     found = model.predict(adata)

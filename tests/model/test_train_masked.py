@@ -44,6 +44,7 @@ def test_train_masked_with_the_same_seed(encoder):
     assert "masked_loss" not in fit(cells(), max_epochs=1).history
 
 
+@pytest.mark.slow
 def test_train_masked_helps_with_few_labels():
     adata = few(cells(1500), 3)
     scores = []

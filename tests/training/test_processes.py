@@ -164,6 +164,7 @@ def test_learn_profiles_and_train_in_two_processes(ranks, name):
             np.testing.assert_array_equal(values, first[part], err_msg=part)
 
 
+@pytest.mark.slow
 def test_train_on_two_machines(ranks, tmp_path):
     """The same training in one process on each of two machines, both of them this one."""
     apart = start(tmp_path, "none", nodes=2)
