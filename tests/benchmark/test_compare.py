@@ -59,6 +59,7 @@ def log_matrix(adata: ad.AnnData) -> np.ndarray:
 # ---- rows ----
 
 
+@pytest.mark.slow
 def test_run_scores_match_scikit_learn(rows, reference, query):
     shared = [name for name in reference.var_names if name in set(query.var_names)]
     X = np.zeros((query.n_obs, reference.n_vars), np.float32)
@@ -81,6 +82,7 @@ def test_run_scores_match_scikit_learn(rows, reference, query):
     assert row["ece"] == pytest.approx(sum(gaps), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_run_gives_a_row_per_method_and_seed(rows):
     assert list(rows["method"]) == ["logreg", "logreg", "linear_svm", "linear_svm"]
     assert list(rows["seed"]) == [0, 1, 0, 1]
@@ -93,6 +95,7 @@ def test_run_gives_a_row_per_method_and_seed(rows):
     assert rows["peak_memory_mb"].between(0, 500).all()
 
 
+@pytest.mark.slow
 def test_class_scores_match_the_rows_of_run(rows, folder, query):
     classes = class_scores(rows, folder)
     sizes = query.obs["cell_type"].value_counts()
@@ -107,6 +110,7 @@ def test_class_scores_match_the_rows_of_run(rows, folder, query):
         class_scores(rows, folder / "elsewhere")
 
 
+@pytest.mark.slow
 def test_run_continues_after_a_stop(rows, reference, query, folder, tmp_path, monkeypatch, capsys):
     for name in ("runs.csv", "classes.csv"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())

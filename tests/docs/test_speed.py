@@ -75,6 +75,7 @@ def table():
     return found
 
 
+@pytest.mark.slow
 def test_measure_speed_rates_floors_and_ceilings(table):
     assert (table["value"] >= 0).all()
     rates = table.set_index("measure").query("unit == 'cells/s'")
@@ -90,6 +91,7 @@ def test_measure_speed_rates_floors_and_ceilings(table):
     assert table["share"].notna().sum() == len(rates)
 
 
+@pytest.mark.slow
 def test_speed_text_names_machine_and_sizes(table):
     text = speed.speed_text(table)
     for words in ("device: cpu", "threads: 1", "500 of 3,000 genes, 20 types", "minibatches of 32"):
@@ -97,6 +99,7 @@ def test_speed_text_names_machine_and_sizes(table):
     assert "nan" not in text
 
 
+@pytest.mark.slow
 def test_main_prints_and_writes_the_table(table, monkeypatch, capsys, tmp_path):
     given = {}
 

@@ -282,6 +282,7 @@ def test_annotate_of_cell_ranger(tmp_path, capsys):
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "o.h5ad").obs["celler"], toy.trained().predict(query))
 
 
+@pytest.mark.slow
 def test_no_mutation_ends_a_process_or_gives_another_result(tmp_path):
     """Bit flips, pieces and cuts: refused in our words, or the result of the file as it was.
 

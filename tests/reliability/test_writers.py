@@ -49,6 +49,7 @@ def hidden(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_killed_writers_leave_a_whole_file(tmp_path, context, rng, name):
     write, read, called = WRITERS[name]
