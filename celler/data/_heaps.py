@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import lru_cache
 from pathlib import Path
 
 SIGN = b"GCOL\x01\x00\x00\x00"  #: of a global heap collection, version 1
@@ -16,8 +17,13 @@ def has_endless_heap(path: Path) -> bool:
     The HDF5 library walks a heap by the sizes of its objects and never gets past this one. Files beyond 2 GiB, and
     those whose sizes are not of 8 bytes, are not searched.
     """
-    if path.stat().st_size > MOST_SEARCHED:
-        return False
+    found = path.stat()
+    return found.st_size <= MOST_SEARCHED and _searched(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _searched(path: Path, _size: int, _changed: int) -> bool:
+    """Search a file once: its format is asked for before a model is loaded, and again when it is read."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if len(data) < HEAD or data[14 if data[8] < 2 else 10] != 8:
             return False

@@ -342,14 +342,15 @@ def training_source(
     check_classes(tree.classes)
     codes, X = tree.encode(labels.to_numpy().astype(object)), reader.matrix()
     has_counts = np.asarray(X.sum(axis=1)).ravel() > 0
-    X = X if columns is None else take_columns(X, columns)
     empty = np.flatnonzero((codes >= 0) & ~has_counts)
     if len(empty):
         raise ValueError(
             f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
             "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
-    codes = _without_empty(codes, np.asarray(X.sum(axis=1)).ravel() > 0, tree.classes)
+    if columns is not None:
+        X = take_columns(X, columns)
+        codes = _without_empty(codes, np.asarray(X.sum(axis=1)).ravel() > 0, tree.classes)
     warn_of_small_classes(codes, tree.classes, known)
     return InMemoryCells(X, codes)
 
