@@ -5,15 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import joblib
 import threadpoolctl
 import torch
 
+P = ParamSpec("P")
+R = TypeVar("R")
 CPU_INFO = Path("/proc/cpuinfo")  #: where Linux lists what the processor can do
 
 
@@ -30,6 +32,16 @@ def cpu_threads(n_most: int | None = None) -> Iterator[None]:
     finally:
         if n != before:
             torch.set_num_threads(before)
+
+
+def one_blas_thread(function: Callable[P, R]) -> Callable[P, R]:
+    """Leave one thread to the matrix products of NumPy and SciPy while ``function`` runs.
+
+    Their threads wait in a loop for the next product, and so do torch's: products that take turns with torch's, most of
+    them small, then fight for the same cores and take ten times as long.
+    """
+    limited: Callable[P, R] = threadpoolctl.threadpool_limits.wrap(limits=1, user_api="blas")(function)
+    return limited
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -16,7 +16,7 @@ from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
 from celler._utils._arguments import checked
-from celler._utils._devices import choose_device
+from celler._utils._devices import choose_device, one_blas_thread
 from celler._utils._unchanged import unchanged_on_error
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -236,6 +236,7 @@ class Celler(BaseModelClass):
             cls.register_manager(register(adata, setup_method_args))
 
     @checked
+    @one_blas_thread
     def train(
         self,
         max_epochs: int | None = None,
@@ -346,6 +347,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def predict(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -441,6 +443,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def annotate(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -505,6 +508,7 @@ class Celler(BaseModelClass):
         return cells.adata if isinstance(adata, str | os.PathLike) else None
 
     @checked
+    @one_blas_thread
     def check_labels(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -571,6 +575,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def annotate_store(
         self,
         datamodule: DataModule,
@@ -622,6 +627,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def adapt(
         self, adata: AnnData | str | os.PathLike[str] | Sequence[AnnData] | CellBlocks, *, layer: str | None = None
     ) -> Adaptation:
@@ -656,6 +662,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def get_novelty(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -690,6 +697,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def get_latent_representation(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -721,6 +729,7 @@ class Celler(BaseModelClass):
 
     @checked
     @_as_before
+    @one_blas_thread
     def get_gene_importance(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -775,6 +784,7 @@ class Celler(BaseModelClass):
         return _explain.gene_importance(self._state, cells, wanted, reading)
 
     @checked
+    @one_blas_thread
     def pretrain(
         self,
         max_epochs: int | None = None,
@@ -841,6 +851,7 @@ class Celler(BaseModelClass):
         self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
 
     @checked
+    @one_blas_thread
     def learn_profiles(
         self,
         profiles: AnnData,
@@ -934,6 +945,7 @@ class Celler(BaseModelClass):
         self._become(_transfer.load_encoder(self._state, other._state))
 
     @checked
+    @one_blas_thread
     def predict_expression(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -969,6 +981,7 @@ class Celler(BaseModelClass):
         return _expression.predict_expression(self._state, cells, genes)
 
     @checked
+    @one_blas_thread
     def impute(self, adata: AnnData | None = None, layer_added: str = "celler_imputed") -> None:
         """Write :meth:`predict_expression` of the genes of ``adata`` to a dense layer.
 

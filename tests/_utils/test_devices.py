@@ -1,6 +1,10 @@
 """Devices and precision on machines of every kind, each simulated."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
+import threadpoolctl
 import torch
 
 from celler._utils import _devices as devices
@@ -11,6 +15,7 @@ from celler._utils._devices import (
     choose_processes,
     choose_training_device,
     cpu_threads,
+    one_blas_thread,
 )
 
 #: The first lines of Linux's list of processors.
@@ -159,3 +164,27 @@ def test_cpu_threads_with_a_quota(monkeypatch, n_allowed, n_most, expected):
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+def blas_threads() -> set[int]:
+    """Threads of each library of matrix products that is loaded."""
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_one_blas_thread_in_several_threads():
+    """Calls overlap where several threads predict; afterwards there are as many threads as before."""
+    both_inside, left = Barrier(2), Barrier(2)
+    inside = one_blas_thread(lambda: (both_inside.wait(), blas_threads()))
+
+    def call(_: int) -> set[int]:
+        _, found = inside()
+        left.wait()
+        return found
+
+    before = blas_threads()
+    with ThreadPoolExecutor(2) as pool:
+        assert {1} in list(pool.map(call, range(2)))
+    assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        one_blas_thread(lambda: 1 / 0)()
+    assert blas_threads() == before

@@ -2,12 +2,14 @@
 
 import inspect
 import logging
+import sys
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import threadpoolctl
 import torch
 from bad_input_cases import assert_says, no_change
 from scipy import sparse
@@ -439,3 +441,24 @@ def test_train_with_one_labelled_cell_of_each_class():
     model = fit(adata, max_epochs=1)
     assert (model.class_counts_ == 1).all()
     assert len(set(model.predict())) > 1
+
+
+@pytest.mark.parametrize(("name", "where"), [("train", "fit_network"), ("predict", "forward")])
+def test_products_of_matrices_have_one_thread(monkeypatch, name, where):
+    """With more they fight with torch's threads for the cores: training took three times as long."""
+    module = sys.modules[f"celler.model._{name}"]
+    inner, found = getattr(module, where), []
+
+    def spied(*args, **kwargs):
+        libraries = threadpoolctl.threadpool_info()
+        found.extend(each["num_threads"] for each in libraries if each["user_api"] == "blas")
+        return inner(*args, **kwargs)
+
+    adata = cells(60)
+    Celler.setup_anndata(adata, labels_key="cell_type")
+    model = Celler(adata, **SMALL)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        model.train(**QUICK)
+        monkeypatch.setattr(module, where, spied)
+        getattr(model, name)(**(QUICK if name == "train" else {}))
+    assert set(found) == {1}
