@@ -1343,13 +1343,13 @@ class Celler(BaseModelClass):
 
     @property
     def history(self) -> pd.DataFrame | None:
-        """Loss and validation curves, one row per epoch; ``None`` before training.
+        """Loss and validation curves, one row per epoch; ``None`` before training, and without a reference.
 
         ``train_loss`` is the loss that was minimised, ``validation_loss`` cross-entropy, ``validation_macro_f1`` what
         chooses the weights and ``validation_macro_f1_error`` its standard error; ``replayed_share`` the cells that were
         trained twice. ``is_kept`` marks the epoch whose weights validation chose, the latest within one standard error
-        of the best macro-F1; without validation it is the last. The rows count from 0, the progress bars from 1. A
-        refit on all cells runs the epochs again to the end, and has no curves. :func:`celler.pl.history` draws them.
+        of the best macro-F1; without validation it is the last. Epochs count from 1, as in the progress bar. A refit on
+        all cells runs the epochs again to the end, and has no curves. :func:`celler.pl.history` draws them.
         """
         fitted = self._state.fitted
         return None if fitted is None else _notebook.curves_of(fitted)
@@ -1366,7 +1366,7 @@ class Celler(BaseModelClass):
         pretrained = self._state.pretrained
         if pretrained is None or not pretrained.history:
             return None
-        return pd.DataFrame(pretrained.history).rename_axis("epoch")
+        return _notebook.by_epoch(pretrained.history, len(pretrained.history["train_loss"]))
 
     @property
     def hard_cells_(self) -> pd.DataFrame:

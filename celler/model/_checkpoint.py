@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from celler._utils._devices import choose_device
-from celler._utils._messages import warn
+from celler._utils._messages import similar, warn
 from celler.model import _hub
 from celler.model._arrays import check_shapes, check_values, layout, plain_and_arrays
+from celler.model._base import NAME
 from celler.model._card import license_of, model_card, with_license
 from celler.model._contents import decoded, encoded
 from celler.model._folder import (
@@ -103,6 +104,11 @@ def _with_changes(card: str, folder: Path, where: str) -> str:
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the contents of a saved model, checked, from a folder or an address on a hub."""
+    if similar(path, [NAME], cutoff=0.8) and not os.path.lexists(path):
+        raise FileNotFoundError(
+            f"{path} is no folder of a model; {NAME} comes in the package: Celler.from_pretrained({NAME!r}, tissue='blood') "
+            "labels without a reference, and Celler(reference) starts from it by itself."
+        )
     located = _hub.locate(path)
     folder = located.folder
     if holds_legacy_model(folder) and not (folder / CONFIG).exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -42,11 +42,18 @@ def names_shown(names: Iterable[str], unsupported: Iterable[str]) -> list[str]:
     return [name for name in names if name not in hidden]
 
 
-def curves_of(fitted: Fitted) -> pd.DataFrame:
-    """Return the curves of a training, a row per epoch, without those of single classes."""
-    curves = pd.DataFrame(fitted.history).rename_axis("epoch")
-    curves = curves[[name for name in curves.columns if not name.startswith(REPLAYED)]]
-    return curves.assign(is_kept=curves.index == fitted.kept_epoch)
+def by_epoch(curves: Mapping[str, Sequence[float] | np.ndarray], n_epochs: int) -> pd.DataFrame:
+    """Return a row per epoch, counted from 1 as the progress bar counts them."""
+    return pd.DataFrame(dict(curves), index=pd.RangeIndex(1, n_epochs + 1, name="epoch"))
+
+
+def curves_of(fitted: Fitted) -> pd.DataFrame | None:
+    """Return the curves of a training, without those of single classes; ``None`` for a model of atlases."""
+    if not fitted.history:
+        return None
+    curves = {name: values for name, values in fitted.history.items() if not name.startswith(REPLAYED)}
+    n_epochs = len(fitted.history["train_loss"])
+    return by_epoch(curves, n_epochs).assign(is_kept=np.arange(n_epochs) == fitted.kept_epoch)
 
 
 def replayed_of(fitted: Fitted) -> pd.DataFrame:
@@ -56,7 +63,7 @@ def replayed_of(fitted: Fitted) -> pd.DataFrame:
         for name, values in fitted.history.items()
         if name.startswith(REPLAYED)
     }
-    return pd.DataFrame(of_class, index=range(len(fitted.history.get("train_loss", ())))).rename_axis("epoch")
+    return by_epoch(of_class, len(fitted.history.get("train_loss", ())))
 
 
 def print_setup(arguments: dict[str, Any], summary: str) -> None:

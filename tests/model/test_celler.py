@@ -62,7 +62,7 @@ def test_celler_without_evidence():
 
 def test_history_has_one_row_per_epoch():
     history = fit(cells(), max_epochs=4, early_stopping=False).history
-    assert list(history.index) == [0, 1, 2, 3]
+    assert list(history.index) == [1, 2, 3, 4], "as the progress bar counts"
     assert history.index.name == "epoch"
     assert {"train_loss", "validation_loss", "validation_macro_f1"} <= set(history.columns)
     assert np.isfinite(history.drop(columns="is_kept").to_numpy()).all()
@@ -92,7 +92,7 @@ def test_repr_before_and_after_training():
     score, error = (model.history[f"validation_macro_f1{name}"] for name in ("", "_error"))
     kept = np.flatnonzero(score >= score.cummax() - error)[-1]
     assert f"kept epoch {kept + 1} of 5, seed 3" in text
-    assert list(np.flatnonzero(model.history["is_kept"])) == [kept]
+    assert list(model.history.index[model.history["is_kept"]]) == [kept + 1]
     labels = np.asarray(adata.obs["cell_type"].iloc[model.validation_indices_], dtype=str)
     predicted = model.predict(indices=model.validation_indices_)
     score = f1_score(labels, predicted, average="macro")

@@ -165,6 +165,15 @@ def test_load_of_a_folder_without_a_model(tmp_path):
         Celler.load(tmp_path / "nowhere")
 
 
+def test_load_of_the_base_names_from_pretrained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Celler\.from_pretrained\('celler-base', tissue="):
+        Celler.load("celler-base")
+    (tmp_path / "celler-base").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model\.save\(\)"):
+        Celler.load("celler-base")  # the user's own folder
+
+
 def test_load_of_a_moved_folder(folder, query, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
     assert_equal_frames(Celler.load(str(tmp_path / "elsewhere")).predict(query, soft=True), soft(query))

@@ -48,6 +48,11 @@ def test_annotate_names_blood_cells(annotated):
     assert all(recall[name] > 0.9 for name in ("B", "monocyte", "natural killer cell", "hematopoietic precursor cell"))
 
 
+def test_history_of_a_model_that_nothing_trained(annotated):
+    assert annotated[0].history is None
+    assert of_blood().history is None
+
+
 def test_annotate_writes_ids_of_the_ontology(annotated):
     model, adata = annotated
     terms = cell_ontology().terms
