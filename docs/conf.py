@@ -161,6 +161,13 @@ def describe_outputs(app: Any, doctree: Any) -> None:
                 image["alt"] = f"Output of {code.astext().strip().splitlines()[-1]}"
 
 
+def shorten_title(app: Any, doctree: Any) -> None:
+    """Leave out the module in the side bar, which names it above, and where long names break."""
+    page = app.env.docname
+    if page.startswith("generated/"):
+        app.env.titles[page] = nodes.title("", page.rpartition(".")[2])
+
+
 def find_source(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
     """Let the edit button lead to the file that a page is written in, where that is not the page's own."""
     if pagename.startswith("tutorials/"):
@@ -204,5 +211,6 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", describe_outputs)
+    app.connect("doctree-read", shorten_title, priority=600)  # after Sphinx has read the title
     # the theme sets the address before, and makes its buttons after
     app.connect("html-page-context", find_source, priority=501)
