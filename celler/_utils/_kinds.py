@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import listed
+from celler._utils._messages import agreed, listed
 from celler._utils._text import text_of
 
 #: Columns of var in which 10x Genomics, scanpy and muon say what a row measures, and what they call a gene there.
@@ -31,9 +31,8 @@ class Kinds(NamedTuple):
 
     def __str__(self) -> str:
         shown = listed([f"{n:,} {kind}" for kind, n in self.others.most_common()])
-        return (
-            f"{self.others.total():,} of {len(self.is_gene):,} rows are no genes by adata.var[{self.column!r}]: {shown}"
-        )
+        n = self.others.total()
+        return f"{n:,} of {len(self.is_gene):,} rows {agreed(n, 'are no genes')} by adata.var[{self.column!r}]: {shown}"
 
 
 def kinds_of_rows(var: pd.DataFrame) -> Kinds | None:

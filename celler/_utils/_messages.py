@@ -95,6 +95,26 @@ def listed(names: Sequence[str] | pd.Index, most: int = 8) -> str:
     return (", ".join(map(str, names[:most])) or "none") + more
 
 
+#: Words of messages in the singular, where they do not only lose the s of the plural.
+_SINGULAR = {
+    **{"are": "is", "have": "has", "were": "was", "they": "it", "them": "it", "these": "this", "those": "that"},
+    **{"classes": "class", "atlases": "atlas", "match": "matches", "express": "expresses", "repeat": "repeats"},
+    **{"differ": "differs", "start": "starts", "stay": "stays", "as": "as"},
+}
+
+
+def agreed(n: int, words: str) -> str:
+    """Return ``words``, nouns and verbs in the plural, as they stand beside ``n``: "cells have", or "cell has"."""
+    if n != 1:
+        return words
+    return " ".join([_SINGULAR.get(word, word.removesuffix("s")) for word in words.split(" ")])
+
+
+def counted(n: int, words: str) -> str:
+    """Return a number and what it counts, with its verb: "1,200 cells have", "1 cell has"."""
+    return f"{n:,} {agreed(n, words)}"
+
+
 def has_progress() -> bool:
     """Whether progress bars are shown."""
     # scvi.settings.verbosity is the level of this logger, so one setting silences all scvi-tools models

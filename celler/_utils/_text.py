@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import listed, warn
+from celler._utils._messages import counted, listed, warn
 
 #: What pandas, Python, R, SQL and spreadsheets write for a missing value.
 MISSING = frozenset(["", "nan", "NaN", "NAN", "NA", "na", "N/A", "n/a", "#N/A", "<NA>", "None", "NaT", "null", "NULL"])
@@ -144,7 +144,7 @@ def warn_of_labels(counts: Mapping[str, int], name: str, unlabeled: str) -> None
 
     ``counts`` has the cells of each text that stands in the column ``name``.
     """
-    quoted = lambda labels: listed([f"{label!r} ({counts[label]:,} cells)" for label in labels])
+    quoted = lambda labels: listed([f"{label!r} ({counted(counts[label], 'cells')})" for label in labels])
     missing = [label for label in counts if label != unlabeled and means_no_label(label, unlabeled)]
     if missing:
         warn(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import warn
+from celler._utils._messages import agreed, counted, warn
 from celler._utils._text import as_categories, as_names, means_no_label, text_of
 from celler.atlas._files import AtlasFile, Contents, Matrix, find_counts
 from celler.atlas._options import COLUMNS, PRIMARY, Settings, of_source
@@ -256,7 +256,7 @@ def _new_names(
     if problems:
         more = f" And {len(problems) - N_LISTED} more." * (len(problems) > N_LISTED)
         raise ValueError(
-            f"{len(problems)} labels of {source} are no terms of the ontology. "
+            f"{counted(len(problems), 'labels')} of {source} {agreed(len(problems), 'are no terms')} of the ontology. "
             f"{' '.join(problems[:N_LISTED])}{more} Rename them with a dict or table as mapping instead."
         )
     return found
@@ -267,7 +267,8 @@ def cell_names(names: pd.Index, source: str) -> pd.Index:
     found = pd.Index([text_of(name) for name in names], dtype=object)
     if n_missing := int(found.isna().sum()):
         raise ValueError(
-            f"{n_missing:,} cells of source {source!r} have no name in obs_names; name each cell, for example with "
+            f"{counted(n_missing, 'cells')} of source {source!r} {agreed(n_missing, 'have')} no name in obs_names; "
+            "name each cell, for example with "
             "adata.obs_names = adata.obs_names.fillna('no name'), then adata.obs_names_make_unique()."
         )
     return found

@@ -11,6 +11,7 @@ import pandas as pd
 import scvi
 
 from celler._utils._arguments import checked
+from celler._utils._messages import agreed, counted
 from celler._utils._text import count_texts, means_no_label, warn_of_labels
 from celler.atlas._annotations import read_annotation
 from celler.atlas._source import check_balance
@@ -94,7 +95,7 @@ class DataModule:
     def __repr__(self) -> str:
         return (
             f"DataModule of {len(self):,} cells x {len(self.store.genes):,} genes: {self.is_train.sum():,} for "
-            f"training, {(self.labels >= 0).sum():,} of them labelled with {len(self.classes)} classes"
+            f"training, {(self.labels >= 0).sum():,} of them labelled with {counted(len(self.classes), 'classes')}"
         )
 
     @property
@@ -191,7 +192,8 @@ class DataModule:
         if len(empty):
             first = str(self.store.names(empty[:1])[0])
             raise ValueError(
-                f"{len(empty):,} labelled cells have no counts (first: {first!r}); build the store without them."
+                f"{counted(len(empty), 'labelled cells have')} no counts (first: {first!r}); build the store without "
+                f"{agreed(len(empty), 'them')}."
             )
 
     def _read_parents(self, key: str) -> list[str]:

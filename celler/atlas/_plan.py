@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import closest, warn
+from celler._utils._messages import agreed, closest, warn
 from celler._utils._text import warn_of_alike
 from celler._utils._version import __version__
 from celler.atlas._curate import DUPLICATE, REASONS, Cells, curate, gene_space, read_genes, renamed
@@ -134,8 +134,8 @@ def _check_species(name: str, report: dict[str, Any]) -> None:
     n_case = report["inexact"].get(IN_ANOTHER_CASE, 0)
     if 2 * n_case > report["n_matched"]:
         warn(
-            f"{n_case:,} of {report['n_matched']:,} genes of source {name!r} match those before it in another "
-            "case only, as mouse and human symbols do: check that all sources are of one species."
+            f"{n_case:,} of {report['n_matched']:,} genes of source {name!r} {agreed(n_case, 'match')} those before "
+            "it in another case only, as mouse and human symbols do: check that all sources are of one species."
         )
 
 
@@ -153,13 +153,14 @@ def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]
     for cells, own, repeated, record in zip(curated, hashes, is_repeated, records, strict=True):
         cells.reason[np.flatnonzero(cells.is_kept)[repeated]] = DUPLICATE
         if len(own) and repeated.all():
-            warn(f"All {len(own):,} cells of source {record['name']!r} are in sources before it.")
+            warn(f"All cells of source {record['name']!r}, {len(own):,}, are in sources before it.")
         within = int(pd.Series(own).duplicated().sum())
         if within > MANY_DUPLICATES * len(own):
             warn(
-                f"{within:,} of {len(own):,} cells of source {record['name']!r} repeat the obs_name of another in the "
-                "same dataset and are left out as duplicates. If they are different cells, make adata.obs_names "
-                "unique, or name the column that tells them apart with columns={'dataset': ...}, and build anew."
+                f"{within:,} of {len(own):,} cells of source {record['name']!r} {agreed(within, 'repeat')} the "
+                f"obs_name of another in the same dataset and {agreed(within, 'are')} left out as duplicates. If they "
+                "are different cells, make adata.obs_names unique, or name the column that tells them apart with "
+                "columns={'dataset': ...}, and build anew."
             )
 
 

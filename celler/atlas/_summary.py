@@ -14,7 +14,7 @@ import pandas as pd
 import zarr
 
 from celler._utils._arguments import checked
-from celler._utils._messages import closest
+from celler._utils._messages import closest, counted
 from celler.atlas._store import STORE_NAME, check_store, read_manifest, require_engine
 
 #: Columns of the table of all combinations, where the store has them.
@@ -69,12 +69,14 @@ class Summary:
         held = self.manifest
         split = held["n_cells_by_split"]
         left = ", ".join(f"{n:,} {reason}" for reason, n in held["dropped"].items() if n)
-        several = [f"{self.counts[name].nunique():,} {name}s" for name in ("tissue", "disease") if name in self.counts]
+        several = [
+            counted(self.counts[name].nunique(), f"{name}s") for name in ("tissue", "disease") if name in self.counts
+        ]
         return (
             f"Store of {held['n_cells']:,} cells ({split['train']:,} train, {split['test']:,} test) and "
-            f"{len(held['genes']):,} genes from {len(held['sources'])} sources: "
-            + ", ".join([f"{len(held['classes']):,} cell types", *several])
-            + f", {sum(held['unlabeled'].values()):,} cells unlabelled. Left out: {left or 'none'}."
+            f"{len(held['genes']):,} genes from {counted(len(held['sources']), 'sources')}: "
+            + ", ".join([counted(len(held["classes"]), "cell types"), *several])
+            + f", {counted(sum(held['unlabeled'].values()), 'cells')} unlabelled. Left out: {left or 'none'}."
         )
 
     __repr__ = __str__

@@ -22,7 +22,7 @@ from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
 from celler._utils._arguments import checked
-from celler._utils._messages import closest, column, warn
+from celler._utils._messages import agreed, closest, column, warn
 from celler._utils._write import append_rows, explained, whole_rows
 from celler.benchmark._process import CELLS, Measured, run_alone
 from celler.benchmark.methods import METHODS
@@ -97,7 +97,10 @@ def _labels(adata: AnnData, key: str, argument: str, what: str) -> np.ndarray:
     if n_unlabeled == len(labels):
         raise ValueError(f"{what}.obs[{key!r}] labels no cell; name a column with cell types.")
     if n_unlabeled:
-        warn(f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells have no label; they are left out.")
+        warn(
+            f"{n_unlabeled:,} of the {what}'s {len(labels):,} cells {agreed(n_unlabeled, 'have')} no label; "
+            f"{agreed(n_unlabeled, 'they are')} left out."
+        )
     return labels
 
 

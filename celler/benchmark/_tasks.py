@@ -7,7 +7,7 @@ from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
 from celler._utils._arguments import checked
-from celler._utils._messages import check_columns, column
+from celler._utils._messages import check_columns, column, counted
 from celler._utils._text import as_categories
 from celler.labels._tree import as_strings
 
@@ -95,8 +95,9 @@ def long_tail_split(
     names, counts = np.unique(labels, return_counts=True)
     if (labels == "").any() or counts.min() < 2:
         raise ValueError(
-            f"adata.obs[{labels_key!r}] has {(labels == '').sum()} cells without a label and "
-            f"{(counts < 2).sum()} types of a single cell {names[counts < 2].tolist()}; leave them out first."
+            f"adata.obs[{labels_key!r}] has {counted(int((labels == '').sum()), 'cells')} without a label and "
+            f"{counted(int((counts < 2).sum()), 'types')} of a single cell {names[counts < 2].tolist()}; leave them "
+            "out first."
         )
     reference, query = train_test_split(np.arange(adata.n_obs), test_size=0.5, stratify=labels, random_state=seed)
     reference = reference[thin(labels[reference], imbalance, rng=np.random.default_rng(seed))]
@@ -141,9 +142,9 @@ def group_split(
     names = sorted(found.categories)
     if (labels == "").any() or n_without or len(names) < 2:
         raise ValueError(
-            f"{(labels == '').sum():,} cells have no label in adata.obs[{labels_key!r}] and {n_without:,} no group in "
-            f"adata.obs[{group_key!r}]; leave them out first. adata.obs[{group_key!r}] has {len(names)} groups; two or "
-            "more are needed."
+            f"{counted(int((labels == '').sum()), 'cells have')} no label in adata.obs[{labels_key!r}] and "
+            f"{n_without:,} no group in adata.obs[{group_key!r}]; leave them out first. adata.obs[{group_key!r}] has "
+            f"{counted(len(names), 'groups')}; two or more are needed."
         )
     is_reference = np.isin(groups.astype(str), names[::2])
     known, counts = np.unique(labels[is_reference], return_counts=True)

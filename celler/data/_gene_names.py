@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from celler._utils._kinds import kinds_of_rows, other_rows
-from celler._utils._messages import column, listed
+from celler._utils._messages import agreed, column, counted, listed
 from celler._utils._text import as_names
 
 #: Share of names that are numbers from which all are row numbers, and what no row number exceeds.
@@ -40,8 +40,8 @@ def check_unique(names: pd.Index, what: str) -> None:
     if not names.is_unique:
         repeated = names[names.duplicated()].unique()
         raise ValueError(
-            f"{what} hold {len(repeated):,} names more than once (for example {list(repeated[:3])}); genes are "
-            "aligned by name, so each must be unique. adata.var_names_make_unique() renames the repeats."
+            f"{what} hold {counted(len(repeated), 'names')} more than once (for example {list(repeated[:3])}); genes "
+            "are aligned by name, so each must be unique. adata.var_names_make_unique() renames the repeats."
         )
 
 
@@ -63,7 +63,8 @@ def describe_spreadsheet(names: pd.Index) -> str:
     if not found:
         return ""
     return (
-        f"{len(found):,} names are dates or numbers that a spreadsheet made of symbols such as MARCH1 and SEPT2: "
+        f"{counted(len(found), 'names are')} {'a date or number' if len(found) == 1 else 'dates or numbers'} that a "
+        "spreadsheet made of symbols such as MARCH1 and SEPT2: "
         f"{listed(found)}. Take the names from a file that no spreadsheet has saved, or from Ensembl ids."
     )
 
@@ -120,13 +121,16 @@ def left_out(var: pd.DataFrame, gene_key: str | None) -> str:
     """Say which rows of a reference are not read as genes, and which names are spoiled; ``""`` for none."""
     kinds, said = kinds_of_rows(var), []
     if kinds is not None and kinds.others:
+        they_are = agreed(kinds.others.total(), "they are")
         said.append(
-            f"{kinds}; {'they are left out' if kinds.is_gene.any() else 'they are read as if they were genes'}."
+            f"{kinds}; {f'{they_are} left out' if kinds.is_gene.any() else 'they are read as if they were genes'}."
         )
     names = as_names(var.index if gene_key is None else var[gene_key])
     if n_unnamed := int((names == "").sum()):
         where = "var_names" if gene_key is None else f"var[{gene_key!r}]"
-        said.append(f"{n_unnamed:,} genes have no name in adata.{where}; they are left out.")
+        said.append(
+            f"{counted(n_unnamed, 'genes have')} no name in adata.{where}; {agreed(n_unnamed, 'they are')} left out."
+        )
     if spoiled := describe_spreadsheet(names):
         said.append(spoiled)
     return " ".join(said)

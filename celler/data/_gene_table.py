@@ -106,7 +106,8 @@ class Resolved:
             return f"The {len(self.names):,} names are not those of human or mouse genes."
         ways = ", ".join(f"{n:,} by {way}" for way, n in self.n_by_way.items())
         through = ", through one-to-one orthologs of mouse genes" if self.organism == "mouse" else ""
-        return f"{self.n_known:,} of {len(self.names):,} names are known genes{through} ({ways}; table of {release()})."
+        are = "is a known gene" if self.n_known == 1 else "are known genes"
+        return f"{self.n_known:,} of {len(self.names):,} names {are}{through} ({ways}; table of {release()})."
 
 
 def human_symbols(names: pd.Index, *, organism: str | None = None, unique: bool = True) -> Resolved:

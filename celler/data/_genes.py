@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from celler._utils._kinds import kinds_of_rows, other_rows
+from celler._utils._messages import agreed, counted
 from celler._utils._text import without_separators
 from celler.data._gene_names import are_row_numbers, describe_spreadsheet, gene_names, text_columns
 from celler.data._gene_table import COPY, WAYS, Found, find_genes, human_rows, release
@@ -89,9 +90,9 @@ class GeneAlignment:
             carried = f" and carry {expression_share:.0%} of the reference's expression"
             missed = f" with the other {max(0.0, 1 - expression_share):.0%}"
         return (
-            f"{self.n_matched:,} of the model's {n_genes:,} genes are in the query{carried}; "
-            f"{len(self.missing):,} are missing{missed if len(self.missing) else ''} (masked, not taken for zero) "
-            f"and {self.n_extra:,} extra ones are ignored.{self._how()}"
+            f"{self.n_matched:,} of the model's {n_genes:,} genes {agreed(self.n_matched, 'are')} in the "
+            f"query{carried}; {counted(len(self.missing), 'are')} missing{missed if len(self.missing) else ''} "
+            f"(masked, not taken for zero) and {counted(self.n_extra, 'extra ones are')} ignored.{self._how()}"
         )
 
     def describe_extra(self, expression_share: float) -> str:
@@ -99,7 +100,7 @@ class GeneAlignment:
         n_genes = len(self.gene_map)
         return (
             f"{self.n_matched:,} of {n_genes:,} genes are in the model's vocabulary and carry {expression_share:.0%} "
-            f"of the cells' expression; the other {n_genes - self.n_matched:,} are not read.{self._how()}"
+            f"of the cells' expression; the other {counted(n_genes - self.n_matched, 'are')} not read.{self._how()}"
         )
 
     def __str__(self) -> str:
@@ -124,7 +125,7 @@ class GeneAlignment:
             found.append(other_case_line(self.n_other_case))
         if self.n_repeated:
             found.append(
-                f"{self.n_repeated:,} are claimed by several genes of the query and left out; "
+                f"{counted(self.n_repeated, 'are')} claimed by several genes of the query and left out; "
                 "cl.pp.align_genes(..., duplicates='sum') adds those up."
             )
         if self.spoiled:
@@ -199,7 +200,11 @@ def describe_others(var: pd.DataFrame, gene_map: np.ndarray) -> str:
     if not kinds.is_gene.any():
         return f"{kinds}; they are read as if they were genes."
     n_read = int((gene_map[~kinds.is_gene] >= 0).sum())
-    return f"{kinds}; " + (f"{n_read:,} are read, as the model learned them." if n_read else "they are left out.")
+    return f"{kinds}; " + (
+        f"{counted(n_read, 'are')} read, as the model learned {agreed(n_read, 'them')}."
+        if n_read
+        else f"{agreed(kinds.others.total(), 'they are')} left out."
+    )
 
 
 def with_learned_rows(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from celler._utils._messages import agreed
 from celler._utils._text import as_names
 from celler.data._gene_names import are_row_numbers
 
@@ -45,10 +46,10 @@ class Mismatch:
     @property
     def error(self) -> ValueError:
         """The error, with the first cause that can be told."""
-        query, reference = self.query, self.reference
-        found = f"only {self.n_matched:,} of the model's {len(reference):,} genes are in the query"
+        query, reference, n = self.query, self.reference, self.n_matched
+        found = f"only {n:,} of the model's {len(reference):,} genes {agreed(n, 'are')} in the query"
         if self.is_vocabulary:
-            found = f"only {self.n_matched:,} of the query's {len(query):,} genes are in the model's vocabulary"
+            found = f"only {n:,} of the query's {len(query):,} genes {agreed(n, 'are')} in the model's vocabulary"
         return ValueError(
             f"{found}; at least {MIN_OVERLAP:.0%} are needed. The model has {in_words(kinds_of(reference))} such as "
             f"{list(reference[:4])}, the query {in_words(kinds_of(query))} such as {list(query[:4])}; columns of its "

@@ -23,7 +23,7 @@ from celler.data._expression import ExpressionReader, bad_value, is_log
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
 from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
-from celler.data._values import query_reader
+from celler.data._values import IN_RAW, query_reader
 
 CHUNK_SIZE = 4096  #: cells read at once
 TOKENS_PER_PASS = 2**18  #: cells x longest cell of one forward pass, or tokens made at once without padding
@@ -177,7 +177,12 @@ def align_query(
     """
     reported = set() if reported is None else reported
     reader = genes.reader(adata, of_setup, layer, reported)
-    alignment, share = genes.align(reader.adata)
+    try:
+        alignment, share = genes.align(reader.adata)
+    except ValueError as error:
+        if reader.place != IN_RAW:
+            raise
+        raise ValueError(str(error).replace("genes=query.var", "genes=query.raw.var")) from None
     is_gene = genes_among(reader.adata.var)
     if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():  # the model learned what is no gene
         reader = replace(reader, has_others=True)

@@ -17,7 +17,7 @@ from anndata import AnnData
 from scipy import io, sparse
 
 from celler._utils._matrix import check_sparse
-from celler._utils._messages import listed, warn
+from celler._utils._messages import agreed, listed, warn
 from celler._utils._modalities import of_expression
 from celler.data._formats import ForeignFile, UnreadableFile, format_of
 from celler.data._gene_table import find_genes
@@ -293,6 +293,9 @@ def with_labels(adata: AnnData, path: Path, key: str | None) -> str:
             f"{listed(adata.obs_names, 2)}. Its first column must hold the names of the cells."
         )
     if n_found < adata.n_obs:
-        warn(f"{path} has labels for {n_found:,} of the {adata.n_obs:,} cells; the others are unlabelled.")
+        warn(
+            f"{path} has labels for {n_found:,} of the {adata.n_obs:,} cells; the "
+            f"{agreed(adata.n_obs - n_found, 'others are')} unlabelled."
+        )
     adata.obs[column] = labels.to_numpy()
     return str(column)

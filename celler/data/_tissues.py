@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from celler._utils._messages import counted
 from celler.data._atlas_types import AtlasTypes, read_atlas_types
 from celler.labels._ontology import cell_ontology
 from celler.labels._tree import LabelTree
@@ -95,8 +96,8 @@ class TissueTypes:
         """Name the tissues in words."""
         where = f"{self.organism} {' and '.join(self.tissues)}".removeprefix("None ").strip()
         n_atlases = self.types.table["dataset"].nunique()
-        atlases = "1 atlas" if n_atlases == 1 else f"{n_atlases} atlases"
-        return f"{len(self.tree.classes)} types of {where or 'all tissues'}, from {atlases}"
+        types, atlases = counted(len(self.tree.classes), "types"), counted(n_atlases, "atlases")
+        return f"{types} of {where or 'all tissues'}, from {atlases}"
 
 
 def tissue_types(tissue: str | Sequence[str] | None, organism: str | None) -> TissueTypes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from celler._utils._messages import counted
 from celler.data._gene_table import human_symbols
 from celler.network._base import read_base
 from celler.network._network import GeneTransformer
@@ -31,7 +32,7 @@ class BaseOrigin:
     def describe(self, n_genes: int) -> str:
         """Say how many of a model's genes the base knows, and how."""
         through = ", through one-to-one orthologs" if self.organism == "mouse" else ""
-        more = f", has learned {self.n_profiles:,} more types" if self.n_profiles else ""
+        more = f", has learned {counted(self.n_profiles, 'more types')}" if self.n_profiles else ""
         return f"knows {self.n_known:,} of {n_genes:,} genes{through}{more}"
 
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from celler._utils._messages import listed
+from celler._utils._messages import counted, listed
 from celler._utils._version import __version__
 from celler.data._gene_table import find_genes
 from celler.labels._cell_types import ids_of
@@ -37,7 +37,9 @@ def model_card(state: ModelState, address: str) -> str:
         "Contact": f"{OPEN}.",
     }
     front = ["---", "library_name: celler", "tags:", *(f"- {tag}" for tag in TAGS), LICENSE, "---"]
-    title = f"# Cell types: {len(state.tree.classes)} classes" if state.tree.classes else "# Encoder of cells"
+    title = (
+        f"# Cell types: {counted(len(state.tree.classes), 'classes')}" if state.tree.classes else "# Encoder of cells"
+    )
     body = [f"## {name}\n\n{text}" for name, text in sections.items()]
     return "\n\n".join(["\n".join(front), title, *body]) + "\n"
 

@@ -17,6 +17,7 @@ from scvi.model.base import BaseModelClass
 
 from celler._utils._arguments import checked
 from celler._utils._devices import choose_device, one_blas_thread
+from celler._utils._messages import closest
 from celler._utils._unchanged import unchanged_on_error
 from celler.atlas._datamodule import DataModule
 from celler.atlas._store import CellBlocks
@@ -283,11 +284,11 @@ class Celler(BaseModelClass):
             Stop when validation macro-F1 stays more than a standard error below its best for half of the
             epochs (10 at least).
         class_prior
-            How much the frequency of a class in the reference speaks for it. ``"balanced"`` treats all classes alike
+            How much the frequency of a class in the reference counts. ``"balanced"`` treats all classes alike
             and finds most rare cells; ``"reference"`` expects them as often as there, which gives most cells their
             label where classes overlap. A number between is a power of the frequencies, 0 and 1 for the two; below 0
-            rare classes gain more. ``"auto"`` asks cross-validation which gains accuracy and costs no macro-F1;
-            with few cells it is below 0.
+            rare classes gain more. ``"auto"`` takes the power that gains accuracy without loss of macro-F1 in
+            cross-validation; with few cells it is below 0.
         loss
             One of :mod:`celler.losses`, for all parts of the network. ``None`` is GInf, ``losses.DEFAULT``, for what is
             learned by steps, and a balanced logistic regression for the linear parts.
@@ -302,10 +303,11 @@ class Celler(BaseModelClass):
         refit
             After validation train again on all labelled cells; ``None`` does so below 5,000 of them.
         n_members
-            Times that what learns by steps is trained, side by side from other initial weights, and averaged: the sum
-            of gene embeddings beside the base, else encoder and head. ``class_prior="auto"`` is the mean of as many
-            cross-validations. Two trainings then agree on more labels, and :meth:`annotate` writes how many members
-            agree. All else is read, solved and kept once. ``None`` is 1 for a new model, and what a trained one has.
+            Number of networks that are trained side by side from different initial weights and averaged. Each is a sum
+            of gene embeddings beside the base, or else an encoder and a head; base and linear experts exist once.
+            ``class_prior="auto"`` is the mean of as many cross-validations. Two trainings then agree on more labels,
+            and :meth:`annotate` writes how many members agree. ``None`` is 1 for a new model, and the number of a
+            trained one.
         seed
             Seed of the split, the initial weights, the shuffling and all random draws.
         show_progress
@@ -1168,7 +1170,8 @@ class Celler(BaseModelClass):
             model._become(_tissue.ready(model._state, found).on(choose_device(accelerator), precision))
             return model
         if tissue is not None or organism is not None:
-            raise ValueError(f"tissue and organism are for {NAME!r}; {str(path)!r} was given. Leave them out.")
+            close = closest(path, [NAME])
+            raise ValueError(f"tissue and organism are for {NAME!r}; {str(path)!r} was given. Leave them out.{close}")
         if not _transfer.is_scgpt(path):
             _transfer.check_celler_folder(path, options)
             try:

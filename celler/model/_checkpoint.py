@@ -106,8 +106,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the contents of a saved model, checked, from a folder or an address on a hub."""
     if similar(path, [NAME], cutoff=0.8) and not os.path.lexists(path):
         raise FileNotFoundError(
-            f"{path} is no folder of a model; {NAME} comes in the package: Celler.from_pretrained({NAME!r}, tissue='blood') "
-            "labels without a reference, and Celler(reference) starts from it by itself."
+            f"{path} is no folder of a model; {NAME} comes in the package: Celler.from_pretrained({NAME!r}, "
+            "tissue='blood') labels without a reference, and Celler(reference) starts from it by itself."
         )
     located = _hub.locate(path)
     folder = located.folder

@@ -17,7 +17,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._matrix import as_csr
-from celler._utils._messages import listed, warn
+from celler._utils._messages import agreed, counted, listed, warn
 from celler._utils._text import warn_of_alike
 from celler.data._augmentation import draw_cells, n_rehearsed
 from celler.data._expression import ExpressionReader, is_log
@@ -58,7 +58,8 @@ class ExtendedGenes(NamedTuple):
         matched, missing = self.alignment.n_matched, len(self.alignment.missing)
         return (
             f"{matched:,} of the reference model's {matched + missing:,} genes are in adata; the other {missing:,} "
-            f"stay as they are, and {len(self.added):,} genes of adata are new to the model."
+            f"{agreed(missing, 'stay as they are')}, and {len(self.added):,} genes of adata "
+            f"{agreed(len(self.added), 'are')} new to the model."
         )
 
 
@@ -142,7 +143,7 @@ def study_factors(
         return None
     if len(rows) < MIN_OF_STUDY:
         warn(
-            f"{len(rows):,} cells are not of the new types {listed(sorted(map(str, new)))}. With fewer than "
+            f"{counted(len(rows), 'cells are')} not of the new types {listed(sorted(map(str, new)))}. With fewer than "
             f"{MIN_OF_STUDY} the new types cannot be told from the study they come from, and take its other cells if "
             "it differs from the reference. Give other cells of that study too; they need no labels."
         )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
-from celler._utils._messages import listed, warn
+from celler._utils._messages import agreed, counted, listed, warn
 from celler.data._expression import ExpressionReader
 from celler.data._genes import take_columns
 from celler.data._loader import TokenLoader
@@ -345,8 +345,8 @@ def training_source(
     empty = np.flatnonzero((codes >= 0) & ~has_counts)
     if len(empty):
         raise ValueError(
-            f"{len(empty):,} labelled cells have no counts (first: {str(labels.index[empty[0]])!r}); remove them "
-            "before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
+            f"{counted(len(empty), 'labelled cells have')} no counts (first: {str(labels.index[empty[0]])!r}); remove "
+            f"{agreed(len(empty), 'them')} before setup_anndata: sc.pp.filter_cells(adata, min_counts=1)."
         )
     if columns is not None:
         X = take_columns(X, columns)
@@ -365,7 +365,11 @@ def _without_empty(codes: np.ndarray, has_counts: np.ndarray, classes: tuple[str
         raise ValueError(
             f"no cell of {listed(gone)} expresses one of the model's genes; leave these classes out or take more genes."
         )
-    warn(f"{int(is_empty.sum()):,} labelled cells express none of the model's genes; they are not trained on.")
+    n_empty = int(is_empty.sum())
+    warn(
+        f"{counted(n_empty, 'labelled cells express')} none of the model's genes; {agreed(n_empty, 'they are')} not "
+        "trained on."
+    )
     return kept
 
 
@@ -373,7 +377,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
     """Raise ``ValueError`` for fewer than two classes."""
     if len(classes) < 2:
         raise ValueError(
-            f"there are labelled cells of {len(classes)} class {list(classes)}; two classes are needed "
+            f"there are labelled cells of {counted(len(classes), 'classes')} {list(classes)}; two classes are needed "
             "to train. Check labels_key and unlabeled_category in setup_anndata."
         )
 

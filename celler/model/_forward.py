@@ -12,7 +12,7 @@ from scipy import sparse
 
 from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
-from celler._utils._messages import listed
+from celler._utils._messages import agreed, counted, listed
 from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
@@ -316,8 +316,8 @@ def report_empty(has_counts: np.ndarray, index: np.ndarray, query: Query) -> Non
     if len(empty):
         first = str(query.adata.obs_names[empty[0]])
         warn_once(
-            f"{len(empty):,} cells have no counts in the model's genes (first: {first!r}); they are labelled as "
-            "unknown, with equal probabilities.",
+            f"{counted(len(empty), 'cells have')} no counts in the model's genes (first: {first!r}); "
+            f"{agreed(len(empty), 'they are')} labelled as unknown, with equal probabilities.",
             query.reported,
         )
 

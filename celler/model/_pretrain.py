@@ -13,7 +13,7 @@ from scipy import sparse
 
 from celler._utils._counts import cp10k
 from celler._utils._devices import choose_precision, choose_processes, choose_training_device
-from celler._utils._messages import column
+from celler._utils._messages import column, counted
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import StoreCells
 from celler.data._expression import ExpressionReader, check_values, is_log, warn_of_doubts
@@ -200,7 +200,7 @@ def known_batches(state: ModelState, names: np.ndarray) -> tuple[str, ...]:
 def check_enough(n_cells: int) -> None:
     """Raise ``ValueError`` for fewer than two cells."""
     if n_cells < 2:
-        raise ValueError(f"{n_cells} cells have counts; at least 2 are needed.")
+        raise ValueError(f"{counted(n_cells, 'cells have')} counts; at least 2 are needed.")
 
 
 def with_masked_task(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from celler._utils._messages import agreed, counted
 from celler.data._gene_names import check_names, gene_names
 from celler.model._setup import LABELS_COLUMN, read_labels
 from celler.model._state import Setup
@@ -53,8 +54,9 @@ class Registered:
             rows = own.get_indexer(names) if own.is_unique else np.full(len(names), -1)
             if (rows < 0).any():
                 raise ValueError(
-                    f"adata has other cells than when this model was made of it: {int((rows < 0).sum()):,} of "
-                    f"{len(names):,} are new to the model (first: {str(names[np.argmin(rows)])!r}); {AGAIN}."
+                    f"adata has other cells than when this model was made of it: {(n := int((rows < 0).sum())):,} of "
+                    f"{len(names):,} {agreed(n, 'are')} new to the model (first: {str(names[np.argmin(rows)])!r}); "
+                    f"{AGAIN}."
                 )
             found = known[rows]
         if now is not None:
@@ -70,7 +72,7 @@ class Registered:
             missing = genes[places < 0]
             raise ValueError(
                 f"adata has other genes than when this model was made of it: {len(missing):,} of its {len(genes):,} "
-                f"are gone (first: {str(missing[0])!r}); {AGAIN}."
+                f"{agreed(len(missing), 'are')} gone (first: {str(missing[0])!r}); {AGAIN}."
             )
         return places
 
@@ -90,6 +92,6 @@ def _check_same(before: np.ndarray, now: np.ndarray, names: pd.Index, setup: Set
     if len(changed):
         first = changed[0]
         raise ValueError(
-            f"adata.obs[{setup.labels_key!r}] was changed after {since}: {len(changed):,} labels differ (first: cell "
-            f"{str(names[first])!r}, {before[first]!r} then and {now[first]!r} now); {AGAIN}."
+            f"adata.obs[{setup.labels_key!r}] was changed after {since}: {counted(len(changed), 'labels differ')} "
+            f"(first: cell {str(names[first])!r}, {before[first]!r} then and {now[first]!r} now); {AGAIN}."
         )

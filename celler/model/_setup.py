@@ -18,7 +18,7 @@ from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 
 from celler._utils._devices import choose_device, choose_precision
-from celler._utils._messages import column, listed, warn
+from celler._utils._messages import column, counted, listed, warn
 from celler._utils._text import as_categories, as_names, count_texts, warn_of_labels
 from celler.data._expression import ExpressionReader, check_genes, check_values, is_log, warn_of_doubts
 from celler.data._gene_names import check_names, gene_names, left_out
@@ -88,7 +88,9 @@ def chosen_genes(adata: AnnData, gene_key: str | None, wanted: Iterable[str]) ->
     except ValueError as error:
         raise ValueError(f"genes= and the genes of adata hardly meet: {error}") from error
     if found.n_matched < 2:
-        raise ValueError(f"genes= has {len(given):,} names, of which {found.n_matched} is in adata; two are needed.")
+        raise ValueError(
+            f"genes= has {counted(len(given), 'names')}, of which {found.n_matched} is in adata; two are needed."
+        )
     if found.n_extra:
         warn(
             f"{found.n_matched:,} of the {len(given):,} names in genes= are genes of adata; the model learns these. "
@@ -143,8 +145,8 @@ def checked(adata: AnnData, setup: Setup) -> np.ndarray:
         as_categories(batches, f"adata.obs[{setup.batch_key!r}]")
         if batches.isna().any():
             raise ValueError(
-                f"batch_key={setup.batch_key!r} has {int(batches.isna().sum()):,} missing values; every cell "
-                "needs a donor/assay batch, or pass batch_key=None."
+                f"batch_key={setup.batch_key!r} has {counted(int(batches.isna().sum()), 'missing values')}; every "
+                "cell needs a donor/assay batch, or pass batch_key=None."
             )
     labels = read_labels(adata, setup)
     read_tree(adata, labels, setup)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from celler._utils._devices import choose_precision
+from celler._utils._messages import counted
 from celler.data._profile import Profile
 from celler.data._query import Genes
 from celler.data._tissues import TissueTypes
@@ -320,11 +321,13 @@ def training_line(fitted: Fitted) -> str:
     """Epochs, which of them is kept, seed and its validation macro-F1."""
     history, validation = fitted.history, fitted.validation_indices
     n_epochs, kept = len(history["train_loss"]), fitted.kept_epoch
-    parts = [f"kept epoch {kept + 1} of {n_epochs}" if fitted.is_validated else f"{n_epochs} epochs"]
+    parts = [f"kept epoch {kept + 1} of {n_epochs}" if fitted.is_validated else counted(n_epochs, "epochs")]
     if fitted.seed is not None:
         parts.append(f"seed {fitted.seed}")
     if len(validation):
-        parts.append(f"macro-F1 {history['validation_macro_f1'][kept]:.3f} on {len(validation):,} held-out cells")
+        parts.append(
+            f"macro-F1 {history['validation_macro_f1'][kept]:.3f} on {counted(len(validation), 'held-out cells')}"
+        )
         if np.isin(validation, fitted.train_indices).all():
             parts.append("then trained again on all cells")
     return ", ".join(parts)

@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData
 
 from celler._utils._devices import cpu_threads
-from celler._utils._messages import listed, warn
+from celler._utils._messages import counted, listed, warn
 from celler.data._atlas_types import AtlasTypes, read_atlas_types
 from celler.data._query import Genes
 from celler.data._tissues import TissueTypes, above
@@ -95,7 +95,7 @@ def adapted(
         warn(report)
     if len(rows) < FEW_GENES:
         warn(
-            f"the query has {len(rows)} genes that {NAME} knows, such as {listed(list(known[rows]), 3)}; "
+            f"the query has {counted(len(rows), 'genes')} that {NAME} knows, such as {listed(list(known[rows]), 3)}; "
             "with so few, look at <key>_confidence and at markers before you trust a label."
         )
     assert state.base is not None

@@ -14,7 +14,7 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from celler._utils._devices import choose_device
-from celler._utils._messages import similar, warn
+from celler._utils._messages import agreed, similar, warn
 from celler.data._expression import ExpressionReader
 from celler.data._genes import align_genes
 from celler.data._query import Genes
@@ -127,7 +127,8 @@ def load_encoder(state: ModelState, other: ModelState) -> ModelState:
         missing = names[~is_known]
         warn(
             f"{int(is_known.sum()):,} of the model's {len(names):,} genes are known from pretraining; the other "
-            f"{len(missing):,} start fresh (first: {missing[0]!r}). pretrain() would teach them as well."
+            f"{len(missing):,} {agreed(len(missing), 'start')} fresh (first: {missing[0]!r}). pretrain() would teach "
+            f"{agreed(len(missing), 'them')} as well."
         )
     share = np.zeros(len(names))
     share[gene_map[gene_map >= 0]] = before.gene_share[gene_map >= 0]

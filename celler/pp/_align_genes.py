@@ -13,7 +13,7 @@ from scipy import sparse
 
 from celler._utils._arguments import checked
 from celler._utils._matrix import as_csr, check_sparse, check_view
-from celler._utils._messages import check_columns
+from celler._utils._messages import agreed, check_columns, counted
 from celler._utils._text import as_names
 from celler.data._expression import ExpressionReader
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
@@ -155,8 +155,9 @@ def _repeated(alignment: GeneAlignment, names: pd.Index, reference: pd.Index) ->
     example = reference[alignment.repeated[column][0]]
     places = np.flatnonzero(alignment.repeated == alignment.repeated[column][0])
     return ValueError(
-        f"{alignment.n_repeated:,} genes of the reference are each claimed by several of adata (for example "
-        f"{example!r}, by columns {places.tolist()} named {sorted(set(map(str, names[places])))}). Pass "
+        f"{counted(alignment.n_repeated, 'genes')} of the reference {agreed(alignment.n_repeated, 'are')} each "
+        f"claimed by several of adata (for example {example!r}, by columns {places.tolist()} named "
+        f"{sorted(set(map(str, names[places])))}). Pass "
         "duplicates='sum' to add their values up, which needs counts, or 'drop' to leave those genes out."
     )
 

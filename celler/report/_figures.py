@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from celler._utils._messages import collected
+from celler._utils._messages import collected, counted
 from celler.pl._chart import name_legend, open_chart
 from celler.pl._colors import color_classes, stored_colors
 from celler.pl._confidence import confidence
@@ -94,7 +94,7 @@ def markers_picture(found: Annotation) -> Picture:
     if len(shown) < len(counts):
         table = table[np.isin(found.names, shown)]
     whose = "markers of the reference's types" if markers else "genes that distinguish the labels"
-    alt = f"Bubble chart of {whose}, by label: {len(shown)} labels."
+    alt = f"Bubble chart of {whose}, by label: {counted(len(shown), 'labels')}."
     return draw(lambda: marker_bubble(table, markers or None, found.key, categories_order=shown, show=False), alt)
 
 
@@ -126,7 +126,7 @@ def map_picture(found: Annotation, basis: str) -> Picture:
     points = np.asarray(found.adata.obsm[basis])[:, :2].astype(float)
     colors = color_classes(list(found.labels.categories), stored_colors(found.adata, found.key))
     names = [str(name) for name in found.labels.value_counts().sort_values(ascending=False).index]
-    alt = f"{len(points):,} cells on two axes of {basis}, coloured by label; most are {', '.join(names[:3])}."
+    alt = f"{counted(len(points), 'cells')} on two axes of {basis}, coloured by label; most are {', '.join(names[:3])}."
 
     def plot() -> None:
         chart = open_chart({"labels": (MAP, MAP)}, None, None)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 
-from celler._utils._messages import collected, listed
+from celler._utils._messages import agreed, collected, counted, listed
 from celler._utils._text import renamed
 from celler.metrics import frequency_groups
 from celler.report._annotation import LOW, Annotation
@@ -125,8 +125,8 @@ def _verdict(found: Annotation, name: str, n_cells: int) -> tuple[str, str]:
     if name in set(found.missed["type"]):
         row = found.missed[found.missed["type"] == name].iloc[0]
         return "missed", (
-            f"{row['n_other']:,} of {_cells(row['n_cells'])} with its markers ({row['markers']}) are labelled "
-            f"{row['labels']}."
+            f"{row['n_other']:,} of {counted(row['n_cells'], 'cells')} with its markers ({row['markers']}) "
+            f"{agreed(row['n_other'], 'are')} labelled {row['labels']}."
         )
     n_marked = int(table["n_cells"][table["type"] == name].sum())
     labelled = table[table["label"] == name]
@@ -135,23 +135,22 @@ def _verdict(found: Annotation, name: str, n_cells: int) -> tuple[str, str]:
     if not n_cells:
         return "absent", f"No cell has this label; {_have(n_marked)} its markers."
     if n_same and 2 * n_same >= n_same + others["n_cells"].sum():
-        return "supported", f"{n_same:,} of the {_cells(n_cells)} with this label have its markers."
+        return (
+            "supported",
+            f"{n_same:,} of the {counted(n_cells, 'cells')} with this label {agreed(n_same, 'have')} its markers.",
+        )
     if len(others):
         most = others.loc[others["n_cells"].idxmax()]
         n_others = int(others["n_cells"].sum())
         return "doubtful", (
-            f"{n_others:,} of the {_cells(n_cells)} with this label have the markers of another type, mostly "
-            f"{most['type']}."
+            f"{n_others:,} of the {counted(n_cells, 'cells')} with this label {agreed(n_others, 'have')} the markers "
+            f"of another type, mostly {most['type']}."
         )
-    return "undecided", f"Markers decide for none of the {_cells(n_cells)} with this label."
-
-
-def _cells(n: int) -> str:
-    return "1 cell" if n == 1 else f"{n:,} cells"
+    return "undecided", f"Markers decide for none of the {counted(n_cells, 'cells')} with this label."
 
 
 def _have(n: int) -> str:
-    return {0: "none has", 1: "1 cell has"}.get(n, f"{n:,} cells have")
+    return counted(n, "cells have") if n else "none has"
 
 
 @dataclass(frozen=True)
@@ -271,7 +270,7 @@ def unknown_line(found: Annotation, cluster_key: str | None) -> str:
     n_unknown = int(found.is_unknown.sum())
     if not n_unknown:
         return ""
-    said = f"{_cells(n_unknown)} ({n_unknown / len(found.names):.1%}) {'has' if n_unknown == 1 else 'have'} no type"
+    said = f"{counted(n_unknown, 'cells')} ({n_unknown / len(found.names):.1%}) {agreed(n_unknown, 'have')} no type"
     if found.novelty is not None:
         said += f"; their median novelty is {np.nanmedian(found.novelty[found.is_unknown]):.1f}"
     if cluster_key is None:

@@ -7,7 +7,7 @@ from datetime import date
 from importlib import metadata
 from typing import Any
 
-from celler._utils._messages import listed
+from celler._utils._messages import counted, listed
 from celler.report._annotation import LOW, Annotation
 from celler.report._tables import LabelRow, RareRow
 
@@ -59,11 +59,13 @@ def facts(found: Annotation) -> list[tuple[str, str]]:
 def _learned_from(found: Annotation) -> str | None:
     model, n_classes = found.model, len(found.record.get("classes", []))
     if model.get("names_atlases"):
-        return f"{n_classes:,} types of {len(model.get('atlases', [])) or 'public'} atlases; no reference"
+        n_atlases = len(model.get("atlases", []))
+        atlases = counted(n_atlases, "atlases") if n_atlases else "public atlases"
+        return f"{counted(n_classes, 'types')} of {atlases}; no reference"
     if not model.get("labelled_cells"):
-        return f"{n_classes:,} types"
+        return counted(n_classes, "types")
     where = f" in obs[{model['labels_key']!r}]" if model.get("labels_key") else ""
-    return f"{model['labelled_cells']:,} cells of {n_classes:,} types{where}"
+    return f"{counted(model['labelled_cells'], 'cells')} of {counted(n_classes, 'types')}{where}"
 
 
 def _genes(found: Annotation) -> str | None:
@@ -74,8 +76,8 @@ def _genes(found: Annotation) -> str | None:
     carried = None if found.model.get("names_atlases") else genes.get("expression_share")
     of = "" if carried is None else f"; they carry {carried:.0%} of the reference's expression"
     return (
-        f"{genes['matched']:,} of the model's {n_genes:,} genes are in these data{of}. {genes['extra']:,} others are "
-        "not read."
+        f"{genes['matched']:,} of the model's {n_genes:,} genes are in these data{of}. "
+        f"{counted(genes['extra'], 'others are')} not read."
     )
 
 
@@ -102,7 +104,8 @@ def _options(found: Annotation) -> str:
     if record.get("propagation") is not None:
         spread = record["propagation"]
         parts.append(
-            f"labels spread over neighbours ({spread['cells']:,} cells, {spread['labelled_cells']:,} of the reference)"
+            f"labels spread over neighbours ({counted(spread['cells'], 'cells')}, {spread['labelled_cells']:,} of the "
+            "reference)"
         )
     if record.get("cluster_key") is not None:
         parts.append(f"majority labels of the clusters in obs[{record['cluster_key']!r}]")
@@ -181,7 +184,7 @@ def summary_line(found: Annotation, rows: list[LabelRow]) -> str:
     types = [row.name for row in rows if not row.is_unknown]
     n_classes = len(found.record.get("classes", []))
     return (
-        f"{len(found.names):,} cells, {len(types)} of the model's {n_classes:,} types: {listed(types, 3)}."
+        f"{counted(len(found.names), 'cells')}, {len(types)} of the model's {n_classes:,} types: {listed(types, 3)}."
         if types
-        else f"{len(found.names):,} cells, none with a type."
+        else f"{counted(len(found.names), 'cells')}, none with a type."
     )

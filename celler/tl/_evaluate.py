@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from celler._utils._arguments import checked
-from celler._utils._messages import listed, warn
+from celler._utils._messages import counted, listed, warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl._columns import label_column, share_column, table_of
 
@@ -119,7 +120,7 @@ SCORES = {
 def _printed(result: Evaluation) -> tuple[str, dict[str, str], pd.DataFrame]:
     """Return the title, the scores by what they are, and the table by class, all with three digits."""
     table, scores = result.per_class, result.summary
-    title = f"Evaluation of {table['query_cells'].sum():,} cells of {len(table):,} classes"
+    title = f"Evaluation of {counted(int(table['query_cells'].sum()), 'cells')} of {counted(len(table), 'classes')}"
     known = {text: f"{scores[name]:.3f}" for name, text in SCORES.items() if np.isfinite(scores.get(name, np.nan))}
     counts = [name for name in table if name.endswith("_cells")]
     shown = table.astype(dict.fromkeys(counts, int)).rename(columns=lambda name: name.replace("_", " "))
@@ -223,13 +224,27 @@ def _renamed(cells: Pair, rename: Mapping[str, str]) -> Pair:
 
 
 def _check_names(cells: Pair, unknown_label: str) -> None:
-    """Warn where no predicted label is a name of the truth, so that all cells count as wrong."""
+    """Warn where no predicted label is a name of the truth, or some are but for signs, so that cells count as wrong."""
     given, predicted = set(cells.truth.tolist()), set(cells.prediction.tolist()) - {unknown_label}
     if predicted and not given & predicted:
         warn(
             f"No predicted label ({listed(sorted(predicted))}) is a name of the truth ({listed(sorted(given))}), so "
             "all count as wrong. Where only names differ, pass mapping=, a dict from one name to the other."
         )
+        return
+    of_key = {_plain(name): name for name in sorted(given - predicted)}
+    alike = {name: of_key[_plain(name)] for name in sorted(predicted - given) if _plain(name) in of_key}
+    if alike:
+        warn(
+            "Some labels of the prediction and of the truth differ in signs, blanks, case or 'cell' alone, and count "
+            f"as different types. If they are the same, pass mapping={alike}."
+        )
+
+
+def _plain(name: str) -> str:
+    """``CD14+ Monocytes`` and ``CD14 monocytes`` -> ``cd14monocytes``; ``B cells`` -> ``b``; CD16- keeps its sign."""
+    signed = re.sub(r"-(?=\s|$)", "minus", name.casefold())
+    return re.sub(r"cells?$", "", re.sub(r"[\W_]", "", signed))
 
 
 def _compare(
@@ -250,8 +265,8 @@ def _calibration(
     if confidence is None and key not in table_of(data)[0].columns:
         return {}
     shares = share_column(data, key, "confidence")[cells.rows]
-    counted = is_labelled & ~np.isnan(shares)
-    if not counted.any():
+    is_counted = is_labelled & ~np.isnan(shares)
+    if not is_counted.any():
         return {}
-    is_correct = (cells.truth == cells.prediction)[counted]
-    return {"ece": expected_calibration_error(shares[counted], is_correct)}
+    is_correct = (cells.truth == cells.prediction)[is_counted]
+    return {"ece": expected_calibration_error(shares[is_counted], is_correct)}

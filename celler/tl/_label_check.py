@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from celler._utils._messages import agreed, counted
+
 
 @dataclass(frozen=True, repr=False, eq=False)
 class LabelCheck:
@@ -46,14 +48,14 @@ class LabelCheck:
     def sentences(self) -> list[str]:
         """What was found: a sentence for each type, then for each cluster."""
         found = [
-            f"{row.n_cells:,} cells express {row.markers}: {row.type}'s; "
-            f"{'all' if row.n_other == row.n_cells else f'{row.n_other:,} of them'} are labelled {row.labels}."
+            f"{counted(row.n_cells, 'cells express')} {row.markers}: {row.type}'s; "
+            f"{_of_them(row.n_other, row.n_cells)} labelled {row.labels}."
             for row in self.table.itertuples()
         ]
         if self.clusters is not None:
             found += [
-                f"Cluster {row.Index}: {row.share:.0%} of its {row.n_cells:,} cells have the markers of {row.type}; "
-                f"most are labelled {row.label}."
+                f"Cluster {row.Index}: {row.share:.0%} of its {counted(row.n_cells, 'cells')} have the markers of "
+                f"{row.type}; most are labelled {row.label}."
                 for row in self.clusters[self.clusters["is_listed"]].itertuples()
             ]
         return found
@@ -63,3 +65,9 @@ class LabelCheck:
         head = f"LabelCheck: the markers of {n_decided:,} of {n_cells:,} cells decide"
         rows = self.sentences or ["no type was missed as far as markers tell"]
         return "\n  ".join([head, *rows])
+
+
+def _of_them(n: int, n_cells: int) -> str:
+    if n == n_cells:
+        return "it is" if n == 1 else "all are"
+    return f"{n:,} of them {agreed(n, 'are')}"

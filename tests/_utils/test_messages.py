@@ -5,7 +5,7 @@ import pytest
 from toy import QUICK, SMALL, celler_warning, cells, fit, trained
 
 import celler as cl
-from celler._utils._messages import closest, column, listed, similar
+from celler._utils._messages import agreed, closest, column, counted, listed, similar
 from celler.model import Celler
 
 
@@ -64,3 +64,21 @@ def test_similar_ignores_case_and_orders_by_likeness():
 def test_listed_counts_what_it_leaves_out():
     assert listed(["a", "b", "c"], 2) == "a, b and 1 more"
     assert listed([]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "one"),
+    {
+        "labelled cells have": "labelled cell has",
+        "classes": "class",
+        "extra ones are": "extra one is",
+        "labelled cells express": "labelled cell expresses",
+        "they are": "it is",
+        "others stay as they are": "other stays as it is",
+    }.items(),
+)
+def test_counted_and_agreed_with_one_and_many(words, one):
+    assert counted(1, words) == f"1 {one}"
+    assert counted(0, words) == f"0 {words}"
+    assert counted(1200, words) == f"1,200 {words}"
+    assert (agreed(1, words), agreed(2, words)) == (one, words)

@@ -116,7 +116,7 @@ def test_warn_of_labels_says_each_thing_once():
         warn_of_labels({"NA": 2, "x": 5, "doublet": 3, "B": 4, "b ": 1, "?": 1}, "obs['k']", "x")
     first, second, third = (str(one.message) for one in caught)
     assert first.startswith("obs['k'] has the labels 'NA' (2 cells), which mean that a cell has no label")
-    assert second.startswith("obs['k'] has the labels 'doublet' (3 cells), '?' (1 cells), which are learned as types")
+    assert second.startswith("obs['k'] has the labels 'doublet' (3 cells), '?' (1 cell), which are learned as types")
     assert "pass unlabeled_category='doublet'" in second
     assert "Unicode form alone: 'B' and 'b '." in third
 

@@ -64,7 +64,7 @@ def test_long_tail_split_with_unusable_labels():
     labels.iloc[:2] = None
     labels.iloc[5] = "alone"
     adata.obs["gaps"] = labels
-    message = r"2 cells without a label and 1 types of a single cell \['alone'\]; leave them out"
+    message = r"2 cells without a label and 1 type of a single cell \['alone'\]; leave them out"
     with pytest.raises(ValueError, match=message):
         long_tail_split(adata, "gaps")
     with pytest.raises(KeyError, match="labels_key='nothing' is not a column"):
@@ -95,7 +95,7 @@ def test_group_split_takes_every_second_group():
 def test_group_split_with_unusable_columns():
     adata = toy.cells(60)
     adata.obs["same"] = 1
-    with pytest.raises(ValueError, match=r"adata\.obs\['same'\] has 1 groups; two or more are needed"):
+    with pytest.raises(ValueError, match=r"adata\.obs\['same'\] has 1 group; two or more are needed"):
         group_split(adata, "cell_type", "same")
     with pytest.raises(KeyError, match="group_key='nothing' is not a column"):
         group_split(adata, "cell_type", "nothing")

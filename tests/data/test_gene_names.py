@@ -58,7 +58,7 @@ def test_gene_names_leaves_out_rows_that_are_no_genes(column, gene, other, as_ca
     var = var_of(["A", "B", "C", "D"], **{column: (kinds.astype("category") if as_category else kinds).to_numpy()})
     assert gene_names(var, None).tolist() == ["A", "", "C", "D"]
     text = other.decode() if isinstance(other, bytes) else other
-    said = f"1 of 4 rows are no genes by adata.var['{column}']: 1 {text}; they are left out."
+    said = f"1 of 4 rows is no gene by adata.var['{column}']: 1 {text}; it is left out."
     assert left_out(var, None) == said
 
 
@@ -79,7 +79,7 @@ def test_gene_names_where_no_column_says_what_is_no_gene(values):
 def test_gene_names_of_a_column():
     var = var_of(["1", "2", "3"], symbol=["A", None, " B "])
     assert gene_names(var, "symbol").tolist() == ["A", "", "B"]
-    assert left_out(var, "symbol") == "1 genes have no name in adata.var['symbol']; they are left out."
+    assert left_out(var, "symbol") == "1 gene has no name in adata.var['symbol']; it is left out."
 
 
 def test_check_names_of_row_numbers_names_the_column_that_helps():

@@ -171,7 +171,7 @@ def test_align_genes_with_several_of_one_gene_leaves_them_out():
     assert alignment.gene_map.tolist() == [0, -1, -1, 2, -1]
     assert alignment.repeated.tolist() == [-1, 1, 1, -1, -1]
     assert (list(alignment.missing), alignment.n_repeated) == (["b", "x"], 1)
-    assert "1 are claimed by several genes of the query and left out; cl.pp" in str(alignment)
+    assert "1 is claimed by several genes of the query and left out; cl.pp" in str(alignment)
 
 
 # ---- names that the table of genes knows ----

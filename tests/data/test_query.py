@@ -10,7 +10,7 @@ from scipy import sparse
 from toy import assert_close, celler_warning, cells, fit, soft, trained
 
 import celler as cl
-from celler.data._query import _in_order, align_query, flat_passes, token_passes
+from celler.data._query import Genes, _in_order, align_query, flat_passes, token_passes
 
 
 @pytest.fixture
@@ -21,6 +21,23 @@ def query() -> ad.AnnData:
 def test_predict_with_genes_in_another_order(query, rng):
     shuffled = query[:, rng.permutation(query.n_vars)].copy()
     assert_close(soft(shuffled), soft(query))
+
+
+def test_align_query_names_the_panel_in_raw(query):
+    """Of a finished object, scaled and with few genes in X, the values of raw are read."""
+    of_panel = query[:, :20].copy()
+    names = pd.Index([*query.var_names[:20], *(f"more {i}" for i in range(100))])
+    genes = Genes(names, np.full(120, 1 / 120))
+    with pytest.raises(ValueError, match=r"is a panel.*genes=query\.var_names"):
+        align_query(genes, of_panel, None)
+    of_panel.raw = of_panel.copy()
+    of_panel = of_panel[:, :5].copy()
+    of_panel.X = of_panel.X.toarray() - 1
+    with (
+        pytest.warns(UserWarning, match=r"adata\.raw\.X .* is read instead"),
+        pytest.raises(ValueError, match=r"is a panel.*genes=query\.raw\.var_names"),
+    ):
+        align_query(genes, of_panel, None)
 
 
 def test_predict_with_missing_genes_masks_them(query):

@@ -70,7 +70,7 @@ def test_annotate_with_a_parent_named_like_a_class():
 
 def test_annotate_of_a_cell_without_counts(query):
     query.X = sparse.diags_array(np.arange(80) > 0, dtype=np.float32).tocsr() @ query.X
-    with pytest.warns(UserWarning, match="1 cells have no counts"):
+    with pytest.warns(UserWarning, match="1 cell has no counts"):
         trained().annotate(query, backoff=True, threshold=0.0)
     row = query.obs.iloc[0]
     assert list(row[["celler", "celler_parent", "celler_level"]]) == [

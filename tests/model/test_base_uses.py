@@ -235,7 +235,7 @@ def test_predict_is_that_of_the_whole_network(model, monkeypatch, batch_size):
         if not is_folded:
             monkeypatch.setattr(inference, "can_fold", lambda _: False)
         model._reported.clear()
-        with pytest.warns(UserWarning, match="1 cells have no counts"):
+        with pytest.warns(UserWarning, match="1 cell has no counts"):
             found.append(model.predict(query, soft=True, batch_size=batch_size))
     np.testing.assert_allclose(*found, atol=1e-5)
     assert np.abs(found[0] - model.predict(query, soft=True, correct_shift=False)).max(axis=None) > 0.01

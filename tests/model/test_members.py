@@ -71,7 +71,7 @@ def test_predict_averages_the_members(which, request, monkeypatch):
     np.testing.assert_allclose(model.predict(query, soft=True), expected, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:1 cells have no counts:UserWarning")
+@pytest.mark.filterwarnings("ignore:1 cell has no counts:UserWarning")
 @pytest.mark.parametrize("which", ["based", "alone"])
 def test_annotate_writes_the_share_of_members_that_agree(which, request, monkeypatch):
     """With enough cells the base's share follows the query, and the members are weighed by it."""

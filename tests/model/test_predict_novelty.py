@@ -115,7 +115,7 @@ def test_get_novelty_without_counts():
     counts[4] = 0
     query.X = sparse.csr_matrix(counts)
     before = snapshot(query)
-    with pytest.warns(UserWarning, match="1 cells have no counts"):
+    with pytest.warns(UserWarning, match="1 cell has no counts"):
         novelty = trained().get_novelty(query)
     assert np.isnan(novelty).nonzero()[0].tolist() == [4]
     assert_unchanged(query, before)

@@ -163,7 +163,7 @@ def test_predict_propagate_of_few_cells(model, both, n_cells):
 def test_predict_propagate_without_counts(model, both):
     query = both[100:150].copy()
     query.X = sparse.csr_matrix(query.X.toarray() * (np.arange(50) != 3)[:, None])
-    with pytest.warns(UserWarning, match="1 cells have no counts"):
+    with pytest.warns(UserWarning, match="1 cell has no counts"):
         soft = model.predict(query, soft=True, propagate=True)
     np.testing.assert_allclose(soft.iloc[3], 0.25)
     others = model.predict(query[np.arange(50) != 3].copy(), soft=True, propagate=True)

@@ -76,7 +76,7 @@ def swap_two(adata):
 #: change: (what is changed, message where it is between setup and model, where it is between model and training)
 CHANGED = {
     "a type": (rename_type, r"'cell_type'. was changed after setup_anndata", "changed after this model was made"),
-    "two cells": (swap_two, "was changed after setup_anndata", r"labels differ \(first: cell .*setup_anndata"),
+    "two cells": (swap_two, "was changed after setup_anndata", r"labels? differs? \(first: cell .*setup_anndata"),
     "the column": (lambda a: a.obs.drop(columns="cell_type", inplace=True), "labels_key='cell_type'", None),
     "our column": (
         lambda a: a.obs.drop(columns="_celler_labels", inplace=True), "_celler_labels.*is gone; call Celler.setup", None

@@ -45,7 +45,7 @@ def test_setup_anndata_with_genes_that_are_not_there():
     before = reference.var.copy()
     with pytest.raises(ValueError, match="genes= and the genes of adata hardly meet: only 1 of the"):
         Celler.setup_anndata(reference, "cell_type", genes=["gene 1", *(f"other {i}" for i in range(20))])
-    with pytest.raises(ValueError, match="genes= has 1 names, of which 1 is in adata; two are needed"):
+    with pytest.raises(ValueError, match="genes= has 1 name, of which 1 is in adata; two are needed"):
         Celler.setup_anndata(reference, "cell_type", genes=["gene 1"])
     with pytest.raises(TypeError, match="a list of at least one text is needed"):
         Celler.setup_anndata(reference, "cell_type", genes="gene 1")

@@ -341,6 +341,8 @@ def test_from_pretrained_refuses(options, message):
 def test_from_pretrained_of_a_folder_has_no_tissue(tmp_path, options):
     with pytest.raises(ValueError, match="tissue and organism are for 'celler-base';.* was given. Leave them out"):
         Celler.from_pretrained(tmp_path, **options)
+    with pytest.raises(ValueError, match="Leave them out. Closest: 'celler-base'"):
+        Celler.from_pretrained("celler_base", **options)
 
 
 def test_from_pretrained_of_a_folder_with_its_name(tmp_path, monkeypatch, of_few):

@@ -145,7 +145,7 @@ def test_predict_names_in_a_column_of_var(cells, soft):
 def test_predict_repeated_names(cells):
     adata = cells.copy()
     adata.var_names = [adata.var_names[0], *adata.var_names[:-1]]
-    with pytest.raises(ValueError, match="the query's genes hold 1 names more than once"):
+    with pytest.raises(ValueError, match="the query's genes hold 1 name more than once"):
         new().predict(adata)
 
 

@@ -280,7 +280,7 @@ def test_align_genes_with_arguments_of_the_wrong_type(query, adata, reference, w
 
 
 def test_align_genes_with_a_reference_that_repeats_names(query):
-    with pytest.raises(ValueError, match="reference's genes hold 1 names more than once"):
+    with pytest.raises(ValueError, match="reference's genes hold 1 name more than once"):
         cl.pp.align_genes(query, ["a", "a"])
 
 

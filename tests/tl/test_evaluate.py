@@ -103,7 +103,8 @@ def test_evaluate_with_names_that_differ():
     parents["T help"] = "myeloid"
     with pytest.raises(ValueError, match="gives class 'T' lymphoid, myeloid as parents"):
         evaluate(cells, "given", "found", mapping=names, parents=parents)
-    assert evaluate(cells, "given", "found").summary["accuracy"] == pytest.approx(1 / 5)
+    with pytest.warns(UserWarning, match=r"pass mapping=\{'CD14\+ Mono': 'CD14 Mono'\}"):
+        assert evaluate(cells, "given", "found").summary["accuracy"] == pytest.approx(1 / 5)
 
 
 def test_evaluate_without_a_common_name_warns():
@@ -111,6 +112,16 @@ def test_evaluate_without_a_common_name_warns():
     with pytest.warns(UserWarning, match=r"No predicted label \(A, B\) is a name of the truth \(a, b\).*mapping="):
         assert evaluate(cells, "given", "found").summary["accuracy"] == 0
     assert evaluate(cells, "given", "found", mapping={"A": "a", "B": "b"}).summary["accuracy"] == 1
+
+
+def test_evaluate_with_names_that_differ_in_signs():
+    given = ["CD14 Mono", "B cells", "CD16-NK", "T", "CD8- T"]
+    cells = pd.DataFrame({"given": given, "found": ["CD14+ mono", "B", "CD16-NK", "T", "CD8+ T"]})
+    with pytest.warns(UserWarning, match="count as different types") as caught:
+        evaluate(cells, "given", "found")
+    mapping = {"B": "B cells", "CD14+ mono": "CD14 Mono"}
+    assert str(caught[0].message).endswith(f"pass mapping={mapping}."), "CD8- T is not CD8+ T"
+    assert evaluate(cells, "given", "found", mapping=mapping).summary["accuracy"] == 0.8
 
 
 def test_evaluation_prints_scores_by_name_with_three_digits(adata):
