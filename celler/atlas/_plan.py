@@ -153,7 +153,7 @@ def _mark_duplicates(curated: Sequence[Cells], records: Sequence[dict[str, Any]]
     for cells, own, repeated, record in zip(curated, hashes, is_repeated, records, strict=True):
         cells.reason[np.flatnonzero(cells.is_kept)[repeated]] = DUPLICATE
         if len(own) and repeated.all():
-            warn(f"All cells of source {record['name']!r}, {len(own):,}, are in sources before it.")
+            warn(f"All {len(own):,} cells of source {record['name']!r} are in sources before it.")
         within = int(pd.Series(own).duplicated().sum())
         if within > MANY_DUPLICATES * len(own):
             warn(
