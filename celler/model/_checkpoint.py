@@ -107,7 +107,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if similar(path, [NAME], cutoff=0.8) and not os.path.lexists(path):
         raise FileNotFoundError(
             f"{path} is no folder of a model; {NAME} comes in the package: Celler.from_pretrained({NAME!r}, "
-            "tissue='blood') labels without a reference, and Celler(reference) starts from it by itself."
+            "tissue='blood'), or celler annotate --tissue blood, labels without a reference, and Celler(reference) "
+            "starts from it by itself."
         )
     located = _hub.locate(path)
     folder = located.folder
