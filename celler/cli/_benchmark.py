@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import celler.benchmark as benchmark
-from celler._utils._messages import counted
 from celler._utils._write import check_figure, explained, write_figure, write_table
 from celler.benchmark.methods import METHODS
 from celler.cli._usage import CELLS, UsageError
@@ -104,7 +103,7 @@ def _compare(options: argparse.Namespace) -> None:
     )
     if rows["error"].notna().all():
         raise RuntimeError("no method gave a result; the lines above give the reasons.")
-    print(f"\nMean ± sd of {counted(options.seeds, 'seeds')}\n\n{benchmark.summary_text(benchmark.summary(rows))}")
+    print(f"\nMean ± sd of {options.seeds} seeds\n\n{benchmark.summary_text(benchmark.summary(rows))}")
     write_figure(benchmark.score_figure(rows), scores, dpi=150)
     write_figure(benchmark.class_figure(benchmark.class_scores(rows, options.out)), classes, dpi=150)
     print(f"\nwrote {options.out} (runs.csv, classes.csv; a rerun continues from them), {scores}, {classes}")
@@ -158,7 +157,7 @@ def _ablation(options: argparse.Namespace) -> None:
         n_jobs=options.jobs,
         max_epochs=options.max_epochs,
     )
-    print(f"\nPercent, mean ± sd of {counted(options.seeds, 'seeds')}; Δ: gain over cross-entropy\n")
+    print(f"\nPercent, mean ± sd of {options.seeds} seeds; Δ: gain over cross-entropy\n")
     print(benchmark.ablation_text(benchmark.ablation_table(rows)))
     write_figure(benchmark.ablation_figure(rows), figure, dpi=150, bbox_inches="tight")
     print(f"\nwrote {file} (a row per training and type; a rerun continues from it) and {figure}")
@@ -173,7 +172,7 @@ def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
     """Leave out cells whose ``exclude_key`` is true, and print their number."""
     if exclude_key not in adata.obs:
         note = "" if exclude_key is None else f" (no column {exclude_key!r})"
-        print(f"{path.name}: {counted(adata.n_obs, 'cells')}{note}")
+        print(f"{path.name}: {adata.n_obs:,} cells{note}")
         return adata
     values = adata.obs[exclude_key]
     if not set(values.unique()) <= {True, False}:  # 0 and 1 are equal to these, "False" is not
@@ -182,5 +181,5 @@ def _without(adata: AnnData, exclude_key: str | None, path: Path) -> AnnData:
             "true or false, or 1 or 0, is needed for every cell."
         )
     is_excluded = values.astype(bool).to_numpy()
-    print(f"{path.name}: {counted(int((~is_excluded).sum()), 'cells')}, {is_excluded.sum():,} left out")
+    print(f"{path.name}: {(~is_excluded).sum():,} cells, {is_excluded.sum():,} left out")
     return adata[~is_excluded].copy()
