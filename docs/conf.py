@@ -165,7 +165,8 @@ def shorten_title(app: Any, doctree: Any) -> None:
     """Leave out the module in the side bar, which names it above, and where long names break."""
     page = app.env.docname
     if page.startswith("generated/"):
-        app.env.titles[page] = nodes.title("", page.rpartition(".")[2])
+        link = next(iter(app.env.tocs[page].findall(nodes.reference)))
+        link.children = [nodes.Text(page.rpartition(".")[2])]
 
 
 def find_source(app: Any, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
@@ -211,6 +212,6 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", hide_protocol_signature)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("doctree-read", describe_outputs)
-    app.connect("doctree-read", shorten_title, priority=600)  # after Sphinx has read the title
+    app.connect("doctree-read", shorten_title, priority=600)  # after Sphinx has read the contents
     # the theme sets the address before, and makes its buttons after
     app.connect("html-page-context", find_source, priority=501)
