@@ -113,7 +113,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     located = _hub.locate(path)
     folder = located.folder
     if holds_legacy_model(folder) and not (folder / CONFIG).exists():
-        return read_legacy(folder) | {"origin": None, "card": None, "license": None}
+        return read_legacy(folder) | {"origin": located.origin, "card": None, "license": None}
     contents = _with_curves(read_folder(folder), decoded)
     try:
         card, is_changed = read_card(folder)

@@ -22,7 +22,7 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of yours"
 
 @dataclass(frozen=True)
 class Located:
-    """A folder with a model, and the address of its commit if it came from a hub."""
+    """A folder with a model, and what to call the model: the address of its commit, or the folder's name."""
 
     folder: Path
     origin: str | None
@@ -46,7 +46,8 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 def locate(path: str | os.PathLike[str]) -> Located:
     """Return the folder of a model: ``path`` itself, or what is downloaded from an address, from the cache at best."""
     if not is_address(path):
-        return Located(Path(path), None)
+        # the name alone: where it lies on this machine is nobody else's business
+        return Located(Path(path), Path(os.path.abspath(path)).name or None)
     match = ADDRESS.fullmatch(os.fspath(path))
     assert match is not None  # it matches all that begin like an address
     repo_id, revision = match[1], match[2]

@@ -155,7 +155,7 @@ class ModelState:
     fitted: Fitted | None = None  # what training left
     pretrained: Pretrained | None = None  # what pretraining left
     old: OldKnowledge | None = None  # what an extended model keeps of the model it came from
-    origin: str | None = None  # address and commit of the hub it was loaded from
+    origin: str | None = None  # address and commit of the hub, or name of the folder, it was loaded from
     card: str | None = None  # the model card that it was loaded with, where its author changed it
     license: str | None = None  # the licence in that card
     tissue: TissueTypes | None = None  # types of atlases, which the model names without a reference
