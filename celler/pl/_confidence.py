@@ -92,7 +92,7 @@ def confidence(
     shades = [colors.get(name, BLUE) for name in spread.index]
     for (low, high), width in (((0.05, 0.95), 1.0), ((0.25, 0.75), 4.0)):
         panel.hlines(range(len(spread)), spread[low], spread[high], colors=shades, lw=width)
-    panel.scatter(spread[0.5], range(len(spread)), s=20, c="white", edgecolors="0.15", zorder=3)
+    panel.scatter(spread[0.5], range(len(spread)), s=20, c="white", edgecolors="0.15", zorder=3, clip_on=False)
     chart.arrange(title)
     return chart.finish(show=show, return_fig=return_fig, save=save)
 

@@ -148,7 +148,7 @@ def page(found: Annotation, show: Show, title: str) -> str:
         "space": space,
         "facts": facts(found),
         "tiles": _tiles(found, rows, truth),
-        "attention": attention(found, rows, rare),
+        "attention": attention(found, rows, rare, truth),
         "warnings": found.record.get("warnings", []),
         "summary": summary_line(found, rows),
         "methods": methods(found),

@@ -224,8 +224,9 @@ class Agreement:
     """Labels against a truth: the scores, the two columns under one set of names, and what to know of them."""
 
     scores: Evaluation
-    cells: pd.DataFrame
+    cells: pd.DataFrame  # the truth, the labels and their confidence
     notes: list[str]
+    foreign: list[str]  # types of the truth that the model lacks
 
 
 def agreement(found: Annotation, truth_key: str, mapping: Mapping[str, str] | pd.Series | None) -> Agreement:
@@ -262,7 +263,7 @@ def agreement(found: Annotation, truth_key: str, mapping: Mapping[str, str] | pd
             f"The model has no type named {listed(foreign)}, so no cell of these can agree. Where it has the type by "
             "another name, pass mapping=, --mapping in the shell, with a common name for both."
         )
-    return Agreement(scores, cells, notes)
+    return Agreement(scores, cells, notes, foreign)
 
 
 def unknown_line(found: Annotation, cluster_key: str | None) -> str:

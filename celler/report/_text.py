@@ -9,7 +9,7 @@ from typing import Any
 
 from celler._utils._messages import counted, listed
 from celler.report._annotation import LOW, Annotation
-from celler.report._tables import LabelRow, RareRow
+from celler.report._tables import Agreement, LabelRow, RareRow
 
 #: Packages whose versions the methods name.
 PACKAGES = ("celler", "anndata", "scanpy", "numpy", "scikit-learn", "torch", "scvi-tools")
@@ -25,6 +25,9 @@ CITATIONS = (
 )
 #: Shares from which a sentence at the top of the page asks for a look.
 MANY_LOW, MANY_UNKNOWN = 0.2, 0.2
+#: A type of which a smaller share is found, and labels that are right less often than expected by more, are named too.
+FEW_FOUND, TOO_SURE = 0.5, 0.05
+N_FOUND = 5  #: types that are named for it, the largest
 
 
 def day(text: str | None) -> str:
@@ -126,9 +129,12 @@ def found_name(record: dict[str, Any]) -> str:
     return repr(record.get("unknown_label", "Unknown"))
 
 
-def attention(found: Annotation, rows: list[LabelRow], rare: list[RareRow]) -> list[str]:
+def attention(
+    found: Annotation, rows: list[LabelRow], rare: list[RareRow], truth: Agreement | None = None
+) -> list[str]:
     """Return what to look at first, most urgent first."""
-    said = [f"{row.name}: {row.text}" for row in rare if row.verdict == "missed"]
+    said = [] if truth is None else _disagreement(found, truth)
+    said += [f"{row.name}: {row.text}" for row in rare if row.verdict == "missed"]
     said += [f"{row.name}, a rare type: {row.text}" for row in rare if row.verdict == "doubtful"]
     n_cells = sum(row.n_cells for row in rows)
     n_unknown = sum(row.n_cells for row in rows if row.is_unknown)
@@ -137,6 +143,29 @@ def attention(found: Annotation, rows: list[LabelRow], rare: list[RareRow]) -> l
         said.append(f"{n_unknown / n_cells:.0%} of the cells have no type ({found.unknown}).")
     if n_low > MANY_LOW * n_cells:
         said.append(f"{n_low / n_cells:.0%} of the cells have a label with a probability below {LOW:g}.")
+    return said
+
+
+def _disagreement(found: Annotation, truth: Agreement) -> list[str]:
+    """Say which types of the truth are mostly labelled otherwise, and whether the labels are surer than right."""
+    truth_key = truth.cells.columns[0]
+    given, labels = (truth.cells[name].astype(object) for name in (truth_key, found.key))
+    agreed = (labels == given)[given.notna() & ~given.isin(truth.foreign)].mean()
+    expected = None if found.record.get("backoff") else found.record.get("expected_accuracy")
+    said = []
+    if expected is not None and expected - agreed > TOO_SURE:
+        said.append(
+            f"{agreed:.0%} of the labels agree with {truth_key}, and by their confidence {expected:.0%} would: it is "
+            "too high in these data."
+        )
+    scores = truth.scores.per_class
+    few = scores[(scores["recall"] < FEW_FOUND) & ~scores.index.isin(truth.foreign)]
+    for name, row in few.sort_values("query_cells", ascending=False).iloc[:N_FOUND].iterrows():
+        others = labels[(given == name) & (labels != name)].fillna(found.unknown).value_counts()
+        said.append(
+            f"{name}: {row['recall']:.0%} of {row['query_cells']:,} cells have this label; {others.iloc[0]:,} are "
+            f"labelled {others.index[0]}."
+        )
     return said
 
 

@@ -108,6 +108,24 @@ def test_report_of_a_truth_by_other_names(tmp_path):
     assert ["T cell", "54", "0.98", "0.98", "0.98"] in common.rows("Agreement by type")
 
 
+def test_report_with_a_truth_says_what_disagrees_first(tmp_path):
+    """10 of 60 B cells keep their label, 30 get another and 20 none; a type that the model lacks is not counted."""
+    adata = annotated(expected_accuracy=0.87)
+    labels = adata.obs["celler"].astype(str).to_numpy()
+    labels[:30], labels[30:50] = "Rare", "Unknown"
+    adata.obs["celler"] = pd.Categorical(labels, [*CLASSES, "Unknown"])
+    adata.obs["truth"] = adata.obs["truth"].cat.rename_categories({"Rare": "new"})
+    first = write(adata, tmp_path, truth_key="truth").texts["li"]
+    # 9 of 60 B cells and 53 of 54 T cells
+    said = "54% of the labels agree with truth, and by their confidence 87% would: it is too high in these data."
+    assert said in first
+    assert "B: 15% of 60 cells have this label; 30 are labelled Rare." in first
+    assert not any(line.startswith(("T:", "new:")) for line in first)
+    assert said not in write(adata, tmp_path).texts["li"]
+    adata.uns["celler"]["expected_accuracy"] = 0.55
+    assert not any("too high" in line for line in write(adata, tmp_path, truth_key="truth").texts["li"])
+
+
 def test_report_says_where_unknown_cells_are(tmp_path):
     adata = annotated()
     labels = adata.obs["celler"].astype(str).to_numpy()
