@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 (HERE / "tutorials").mkdir(exist_ok=True)
 for notebook in (HERE.parent / "tutorials").glob("*.ipynb"):
     shutil.copy2(notebook, HERE / "tutorials" / notebook.name)
+shutil.copytree(HERE.parent / "tutorials" / "images", HERE / "tutorials" / "images", dirs_exist_ok=True)
 
 info = metadata("celler")
 URLS = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
@@ -67,6 +68,8 @@ html_css_files = ["custom.css"]
 html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_baseurl = f"{URLS['Documentation']}/en/stable/"
+# Named, since the theme's script reports a mode without a name as an error in the console.
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
