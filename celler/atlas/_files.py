@@ -21,6 +21,7 @@ import pandas as pd
 import zarr
 from scipy import sparse
 
+from celler._utils._compile import compiled
 from celler._utils._matrix import as_csr
 from celler._utils._messages import closest
 from celler.atlas._store import index_of
@@ -192,7 +193,7 @@ class Matrix:
             raise UnreadableFile(self.source, f"it names column {int(indices.max())} of {self.shape[1]}")
         ends = self._indptr[start : stop + 1] - low
         index = np.int32 if ends[-1] < 2**31 else np.int64
-        parts = self._read(self._data, low, high), indices.astype(index), ends.astype(index)
+        parts = self._read(self._data, low, high), indices.astype(index, copy=False), ends.astype(index)
         return sparse.csr_matrix(parts, (stop - start, self.shape[1]))
 
     def probe(self, n_rows: int = 300) -> tuple[np.ndarray, sparse.csr_matrix]:
@@ -263,10 +264,11 @@ def find_counts(contents: Contents, layer: str | None) -> str:
 
 def check_whole(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, place: str) -> None:
     """Raise ``ValueError`` for a value of ``X``, the ``rows (n,)`` of the file, that is no count."""
-    is_bad = ~_is_whole(X.data)
-    if not is_bad.any():
+    first = _first_bad(X.data)
+    if first < 0:
         return
-    cell, value = _first(X, is_bad, rows, contents)
+    row = int(rows[np.searchsorted(X.indptr, first, side="right") - 1])
+    cell, value = str(contents.names(row, row + 1)[0]), float(X.data[first])
     others = [p for p in contents.places() if p != place and _are_counts(contents, p)]
     hint = (
         f"layer={{{contents.source.name!r}: {_as_layer(others[0])!r}}} holds counts."
@@ -279,36 +281,35 @@ def check_whole(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, plac
     )
 
 
-def check_fits(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, dtype: np.dtype[Any]) -> None:
-    """Raise ``ValueError`` for a count of ``X`` that does not fit the type of the store."""
-    most = np.iinfo(dtype).max
-    is_large = X.data > most
-    if is_large.any():
-        cell, value = _first(X, is_large, rows, contents)
+def check_fits(misfit: tuple[int, float] | None, rows: np.ndarray, contents: Contents, dtype: np.dtype[Any]) -> None:
+    """Raise ``ValueError`` for a count that does not fit the type of the store, the ``misfit`` of ``rows (n,)``."""
+    if misfit is not None:
+        row = int(rows[misfit[0]])
         wider = " Pass storage=cl.atlas.Storage(dtype='uint32'), or leave the cell out."
         raise ValueError(
-            f"cell {cell!r} of {contents.source} has the count {value:.0f}; {dtype} holds up to "
-            f"{most:,}.{wider * (dtype.itemsize < 4)}"
+            f"cell {str(contents.names(row, row + 1)[0])!r} of {contents.source} has the count {misfit[1]:.0f}; "
+            f"{dtype} holds up to {np.iinfo(dtype).max:,}.{wider * (dtype.itemsize < 4)}"
         )
 
 
-def _is_whole(values: np.ndarray) -> np.ndarray:
-    """Whether each value is a count: finite, whole and not negative."""
+def _first_bad(values: np.ndarray) -> int:
+    """Return the place of the first value that is no count, finite, whole and not negative; −1 for none."""
     if values.dtype.kind in "ub":
-        return np.ones(len(values), bool)
-    is_good = values >= 0  # False for NaN
-    return is_good & (values == np.floor(values)) if values.dtype.kind == "f" else is_good
+        return -1
+    # Few types to compile for.
+    return int(_find_bad(values if values.dtype == np.float32 else values.astype(np.float64)))
+
+
+@compiled
+def _find_bad(values):  # type: ignore[no-untyped-def]
+    for i in range(len(values)):
+        if not (values[i] >= 0 and values[i] == np.floor(values[i])):  # NaN is not
+            return i
+    return -1
 
 
 def _are_counts(contents: Contents, place: str) -> bool:
-    return bool(_is_whole(Matrix(contents, place).probe()[1].data).all())
-
-
-def _first(X: sparse.csr_matrix, is_bad: np.ndarray, rows: np.ndarray, contents: Contents) -> tuple[str, float]:
-    """Return the first bad value and the name of its cell."""
-    first = int(np.flatnonzero(is_bad)[0])
-    row = int(rows[np.searchsorted(X.indptr, first, side="right") - 1])
-    return str(contents.names(row, row + 1)[0]), float(X.data[first])
+    return _first_bad(Matrix(contents, place).probe()[1].data) < 0
 
 
 def _as_layer(place: str) -> str:
