@@ -18,7 +18,7 @@ from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
 from celler.atlas._store import BLOCK_ROWS, Store, as_float
 from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler
-from celler.data._sources import CellBlock, InMemoryCells
+from celler.data._sources import CellBlock
 from celler.data._tokenizer import TARGET_SUM
 
 #: Times that a cell comes in an epoch at most.
@@ -82,7 +82,7 @@ class Block:
     @property
     def parts(self) -> Iterator[Block]:
         """Minibatches of about ``PART_ROWS`` rows together."""
-        start, n_parts = 0, min(len(self.ends), -(-len(self.index) // PART_ROWS))
+        start, n_parts = 0, max(1, min(len(self.ends), -(-len(self.index) // PART_ROWS)))
         for ends in np.array_split(self.ends, n_parts):
             yield Block(self.index[start : ends[-1]], ends - start)
             start = int(ends[-1])
@@ -132,7 +132,7 @@ class StoreCells:
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
         # Validation cells, by the sampler of their rows.
-        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, InMemoryCells]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, sparse.csr_matrix]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -170,14 +170,16 @@ class StoreCells:
             yield from self._minibatches(*read)
 
     def _validation(self, sampler: OrderedSampler) -> Iterator[CellBlock]:
-        parts = list(sampler)
-        index = np.concatenate(parts)
+        minibatches = list(sampler)
+        index = np.concatenate(minibatches)
         found = self._kept.get(sampler)
         if found is None or not np.array_equal(found[0], index):  # other ranks have other cells
-            found = index, InMemoryCells(self.store.counts(index), self.labels[index])
-            self._kept[sampler] = found
-        block = Block(index, np.cumsum([len(part) for part in parts]))
-        return self._minibatches(block, np.arange(len(index)), found[1].X)
+            self._kept[sampler] = found = index, self.store.counts(index)
+        start = 0
+        for part in Block(index, np.cumsum([len(minibatch) for minibatch in minibatches])).parts:
+            stop = start + len(part.index)
+            yield from self._minibatches(part, np.arange(stop - start), as_float(found[1][start:stop]))
+            start = stop
 
     def _minibatches(self, block: Block, rows: np.ndarray, X: sparse.csr_matrix) -> Iterator[CellBlock]:
         """Return the minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""

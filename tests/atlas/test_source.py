@@ -11,7 +11,7 @@ from store_cases import SETUP
 from celler.atlas import DataModule, _source
 from celler.atlas._source import MAX_COPIES, StoreCells, check_balance, drawn_rows, n_drawn
 from celler.data._loader import Minibatch, TokenLoader
-from celler.data._samplers import ShuffledSampler
+from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import InMemoryCells
 from celler.model import Celler
 from celler.training._plan import TrainingConfig, TrainingPlan
@@ -125,6 +125,19 @@ def test_train_from_a_store_resumes(dm, streamed, tmp_path, monkeypatch):
     resumed = Celler(registry=dm.registry, **toy.SMALL)
     resumed.train(**how)
     pd.testing.assert_frame_equal(resumed.history, streamed.history)
+
+
+def test_validation_blocks_hold_few_cells_at_once(dm, cells, monkeypatch):
+    """They shared the counts of all validation cells, which the tokenizer then copied for each group."""
+    monkeypatch.setattr(_source, "PART_ROWS", 100)
+    source, rows = StoreCells(dm.store, dm.labels), np.flatnonzero(dm.labels >= 0)[:330]
+    sampler = OrderedSampler(rows, 32)
+    for blocks in (list(source.blocks(sampler)), list(source.blocks(sampler))):
+        np.testing.assert_array_equal(np.concatenate([block.index for block in blocks]), rows)
+        assert max(block.X.shape[0] for block in blocks) < 130
+        for block in blocks:
+            np.testing.assert_array_equal(block.X[block.rows].toarray(), cells.X[block.index].toarray())
+    assert [len(block.index) for block in source.blocks(OrderedSampler(rows[:0], 32))] == [0]
 
 
 def test_blocks_of_few_rows_show_every_cell_once(dm, monkeypatch):
