@@ -131,8 +131,8 @@ class StoreCells:
 
     def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
         self.store, self.labels, self.class_balance = store, labels, class_balance
-        # Validation cells, by the sampler of their rows.
-        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, sparse.csr_matrix]] = WeakKeyDictionary()
+        # Rows and counts of validation cells, by the sampler of their rows.
+        self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, list[sparse.csr_matrix]]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,12 +174,13 @@ class StoreCells:
         index = np.concatenate(minibatches)
         found = self._kept.get(sampler)
         if found is None or not np.array_equal(found[0], index):  # other ranks have other cells
-            self._kept[sampler] = found = index, self.store.counts(index)
-        start = 0
-        for part in Block(index, np.cumsum([len(minibatch) for minibatch in minibatches])).parts:
-            stop = start + len(part.index)
-            yield from self._minibatches(part, np.arange(stop - start), as_float(found[1][start:stop]))
-            start = stop
+            self._kept[sampler] = found = index, []
+        kept = found[1]
+        parts = Block(index, np.cumsum([len(minibatch) for minibatch in minibatches])).parts
+        for number, part in enumerate(parts):
+            if number == len(kept):
+                kept.append(self.store.counts(part.index))
+            yield from self._minibatches(part, np.arange(len(part.index)), as_float(kept[number]))
 
     def _minibatches(self, block: Block, rows: np.ndarray, X: sparse.csr_matrix) -> Iterator[CellBlock]:
         """Return the minibatches of a block, whose cells are the ``rows (n,)`` of the counts ``X``."""
