@@ -115,7 +115,7 @@ def test_history_of_replayed_shares(planted):
     assert list(by_class.columns) == [f"type {j}" for j in range(4)]
     assert list(by_class.index) == list(history.index)
     np.testing.assert_allclose(by_class.sum(axis=1) / 400, history["replayed_share"])
-    assert history["replayed_share"][0] == 0
+    assert history["replayed_share"].iloc[0] == 0
     assert history["replayed_share"].between(0, REPLAY.max_share).all()
     assert history["replayed_share"].max() == REPLAY.max_share
     # The planted cells alone would fill half of it, if they did not leave.

@@ -240,11 +240,12 @@ def test_report_of_unknown_cells_alone(tmp_path):
 
 def test_report_leaves_figures_and_style_of_the_user(tmp_path):
     figure = plt.figure()
+    before = plt.get_fignums()
     with plt.style.context("dark_background"):
         style = dict(plt.rcParams)
         dark = write(annotated(), tmp_path)
         assert dict(plt.rcParams) == style
-    assert plt.get_fignums() == [figure.number]
+    assert plt.get_fignums() == before
     assert plt.gcf() is figure
     plt.close(figure)
     assert dark.source == write(annotated(), tmp_path).source
