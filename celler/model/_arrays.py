@@ -45,7 +45,12 @@ SCORES = "numbers below infinity", lambda values: bool((values < np.inf).all())
 #: The mean of a gene that was not measured in a class is NaN.
 MEANS = "finite numbers of at least 0, or NaN", lambda values: not bool(((values < 0) | np.isinf(values)).any())
 SORTED = "sorted finite numbers", lambda values: _is_finite(values) and bool((np.diff(values) >= 0).all())
-WEIGHT_RULES = {"_extra_state": SHARES, "encoder.score": SCORES, "standardize.scale": POSITIVE}
+WEIGHT_RULES = {
+    "_extra_state": SHARES,
+    "encoder.score": SCORES,
+    "evidence.enough": AT_LEAST_0,
+    "standardize.scale": POSITIVE,
+}
 
 
 def layout(config: dict[str, Any], sizes: NetworkConfig) -> dict[str, Array]:

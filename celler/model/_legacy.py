@@ -77,6 +77,8 @@ def _completed(contents: dict[str, Any]) -> dict[str, Any]:
     # At first kept apart from the other weights, and before that always a half; without the second one.
     share = weights.get("_extra_state", np.array([(fitted or {}).get("encoder_share", 0.5)]))
     weights["_extra_state"] = np.array([*share.reshape(-1), 0.0])[:2]
+    if "evidence.bias" in weights:
+        weights.setdefault("evidence.enough", np.zeros((), np.float32))
     if fitted is not None:
         known = {name: fitted[name] for name in (*FITTED, *FITTED_ARRAYS) if name in fitted}
         fitted = {"profile": None, "seed": None, "novelty": None, "class_prior": None} | known

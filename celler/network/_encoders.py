@@ -16,17 +16,36 @@ from torch import Tensor, nn
 
 from celler.network._config import NetworkConfig
 
+TINY = 1e-6  #: expression that is none
+
 
 class EvidenceTable(nn.Module):
-    """Logits linear in expression, one weight per gene and class; its weights explain the model."""
+    """Logits linear in expression, one weight per gene and class; its weights explain the model.
+
+    The biases stand against what the expression of all cells has in common. So they fade where a cell has less
+    expression in all than ``enough``, as with few counts or on a panel of genes, and would decide alone.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(config.n_genes, config.n_classes))
         self.bias = nn.Parameter(torch.zeros(config.n_classes))
+        self.enough: Tensor
+        self.register_buffer("enough", torch.zeros(()))
+        self.register_load_state_dict_pre_hook(_add_missing_enough)
 
     def forward(self, gene_ids: Tensor, expression: Tensor) -> Tensor:
-        return weighted_sum(self.weight, gene_ids, expression) + self.bias
+        share = self.share_of_bias(expression.sum(1))
+        return weighted_sum(self.weight, gene_ids, expression) + share[:, None] * self.bias
+
+    def share_of_bias(self, total: Tensor) -> Tensor:
+        """Return the share of the biases ``(B,)`` that cells with the sums ``total (B,)`` of expression get."""
+        return ((total + TINY) / (self.enough + TINY)).clamp(max=1)
+
+
+def _add_missing_enough(table: EvidenceTable, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Keep the present value where ``state_dict`` is older than it."""
+    state_dict.setdefault(f"{prefix}enough", table.enough)
 
 
 class AdditiveEncoder(nn.Module):

@@ -53,7 +53,8 @@ class FoldedBase:
         gene = encoder.gene - encoder.gene.mean(1, keepdim=True)
         parts = [gene, gene @ self.of_sum if len(bias) <= FEW_CLASSES else gene[:, :0]]
         parts += [member.encoder.gene for member in self.sums]
-        parts += [] if network.evidence is None else [network.evidence.weight]
+        if network.evidence is not None:
+            parts += [network.evidence.weight, torch.ones_like(gene[:, :1])]
         self.widths, self.table = [part.shape[1] for part in parts], padded(torch.cat(parts, dim=1))
         self.halves, self.latent = halves_of(encoder), encoder.latent.T[:, :, None]
         self.blocks = [FoldedBlock(block) for block in encoder.blocks]
@@ -72,7 +73,9 @@ class FoldedBase:
             logits = [torch.addmm(self.bias, latents.T, self.of_latents) + of_sum / scale]
             logits += [member.head(member.encoder.norm(others.pop(0))) for member in self.sums]
             if self.network.evidence is not None:
-                logits.append(others.pop(0) + self.network.evidence.bias)
+                evidence, expressed = others
+                share = self.network.evidence.share_of_bias(expressed)
+                logits.append(evidence + share * self.network.evidence.bias)
         return self.network.output_of(torch.stack(logits)[:, :n_cells], total[:n_cells, :0])
 
     def latents(self, gene_ids: Tensor, expression: Tensor, starts: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ CLASS_PRIORS = np.linspace(-0.75, 0.75, 13)
 CHANCE = (2.0, 0.5)
 FEW_CELLS, FEW_PRIOR = 800, -0.4  #: with that many cells half of the class prior is this one, and more with fewer
 N_RESAMPLES = 100
+ENOUGH = 0.05  #: share of the cells with less expression in all than a cell needs for all of the evidence's biases
 
 
 def solve_experts(
@@ -70,6 +71,7 @@ def solve_experts(
     with torch.no_grad():
         network.evidence.weight.copy_(torch.from_numpy(weight))
         network.evidence.bias.copy_(torch.from_numpy(bias + log_prior))
+        network.evidence.enough.fill_(float(np.quantile(np.asarray(X.sum(axis=1)), ENOUGH)))
         if embed is not None:
             weight, bias = logistic_regression(embedding, codes, n_classes, L2_OF_EMBEDDING)
             head: Any = network.head

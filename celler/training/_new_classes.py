@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,15 +27,19 @@ COSTS, FEW_TAKEN = (0.0, 0.02, 0.05, 0.1, 0.15), 0.02
 
 @dataclass(frozen=True)
 class Expert:
-    """What the last layer of an expert reads of some cells, ``inputs (n, D)``, and its ``logits (n, C)``."""
+    """What the last layer of an expert reads of some cells, ``inputs (n, D)``, and its ``logits (n, C)``.
+
+    ``of_bias (n,)`` is the share of a bias that adds to a cell's logit.
+    """
 
     inputs: Inputs
     logits: np.ndarray
     l2: float
+    of_bias: np.ndarray
 
     def of(self, rows: np.ndarray) -> Expert:
         """Return the same of some of the cells."""
-        return Expert(self.inputs[rows], self.logits[rows], self.l2)
+        return replace(self, inputs=self.inputs[rows], logits=self.logits[rows], of_bias=self.of_bias[rows])
 
 
 def has_linear_ends(network: GeneTransformer) -> bool:
@@ -54,11 +58,14 @@ def read_experts(network: GeneTransformer, minibatches: Iterable[Minibatch], pre
                 output = network(*(part.to(network.device) for part in minibatch.tokens))
             logits.append(output.expert_logits.float().cpu().numpy())
             parts.append(expression_of(minibatch, network.config.n_genes))
-    dense: list[tuple[Inputs, float]] = [(np.concatenate(part), L2_OF_EMBEDDING) for part in inputs]
-    if network.evidence is not None:
-        dense.append((sparse.vstack(parts, format="csr"), L2))
     of_all = np.concatenate(logits, axis=1)
-    return [Expert(one, z, l2) for (one, l2), z in zip(dense, of_all, strict=True)]
+    whole = np.ones(of_all.shape[1])
+    experts = [Expert(np.concatenate(part), z, L2_OF_EMBEDDING, whole) for part, z in zip(inputs, of_all, strict=False)]
+    if network.evidence is not None:
+        X = sparse.vstack(parts, format="csr")
+        total = torch.as_tensor(np.asarray(X.sum(axis=1)).ravel(), device=network.device)
+        experts.append(Expert(X, of_all[-1], L2, network.evidence.share_of_bias(total).cpu().numpy()))
+    return experts
 
 
 def solve_columns(
@@ -78,22 +85,22 @@ def solve_columns(
     own = column[labels]
     of_new, old = np.flatnonzero(own >= 0), logsumexp(expert.logits[:, ~is_new].astype(np.float64), axis=1)
     transposed = X.T if isinstance(X, np.ndarray) else X.T.tocsr()
-    center = np.asarray(X.mean(axis=0), np.float64).ravel()
+    center, of_bias = np.asarray(X.mean(axis=0), np.float64).ravel(), expert.of_bias.astype(np.float64)
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = flat.reshape(n_inputs + 1, n_new)
         weight, bias = parameters[:-1], parameters[-1]
-        z = X @ weight + (bias - center @ weight)
+        z = X @ weight + np.outer(of_bias, bias - center @ weight)
         total = np.logaddexp(old, logsumexp(z, axis=1))
         of_label = old.copy()
         of_label[of_new] = z[of_new, own[of_new]]
         p = np.exp(z - total[:, None])
         p[of_new, own[of_new]] -= 1
         p *= importance[:, None]
-        of_bias = p.sum(axis=0)
-        of_weight = transposed @ p - np.outer(center, of_bias) + expert.l2 * weight
+        slope = of_bias @ p
+        of_weight = transposed @ p - np.outer(center, slope) + expert.l2 * weight
         penalty = expert.l2 / 2 * np.square(weight).sum()
-        return (importance @ (total - of_label) + penalty) / n_cells, np.vstack([of_weight, of_bias]).ravel() / n_cells
+        return (importance @ (total - of_label) + penalty) / n_cells, np.vstack([of_weight, slope]).ravel() / n_cells
 
     start = np.zeros((n_inputs + 1) * n_new)
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": N_STEPS})
@@ -104,8 +111,8 @@ def solve_columns(
 def with_columns(expert: Expert, is_new: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Expert:
     """Return the expert with the logits that these columns give."""
     logits = expert.logits.copy()
-    logits[:, is_new] = expert.inputs @ weight + bias
-    return Expert(expert.inputs, logits, expert.l2)
+    logits[:, is_new] = expert.inputs @ weight + np.outer(expert.of_bias, bias)
+    return replace(expert, logits=logits)
 
 
 def margin_of(own: np.ndarray, others: np.ndarray, unlabelled: np.ndarray) -> tuple[float, float]:

@@ -48,10 +48,17 @@ def expert_logits(model, query) -> np.ndarray:
     return model.module(*tokens_of(model, query)).expert_logits.double().numpy()
 
 
+def biases(model, query) -> np.ndarray:
+    """What the evidence table adds to the logits of each cell beside its genes: less where it has little expression."""
+    evidence = model.module.evidence
+    share = np.minimum(1, log_expression(query).sum(axis=1) / evidence.enough.item())
+    return np.outer(share, evidence.bias.detach().numpy())
+
+
 def test_get_gene_importance_and_bias_sum_to_the_linear_logit(query):
     model = trained()
     evidence, x = model.module.evidence, log_expression(query)
-    weight, bias = (part.detach().numpy().astype(np.float64) for part in evidence.parameters())
+    weight, bias = evidence.weight.detach().numpy().astype(np.float64), biases(model, query)
     np.testing.assert_allclose(x @ weight + bias, expert_logits(model, query)[1], atol=1e-4)
     table = importance(query, per_cell=True, n_genes=None)
     sums = table.groupby("group", sort=False)["importance"].sum()
@@ -59,7 +66,7 @@ def test_get_gene_importance_and_bias_sum_to_the_linear_logit(query):
     first = table.drop_duplicates("group")
     label, second = (np.searchsorted(model.classes_, first[key]) for key in ("label", "runner_up"))
     logits, rows = expert_logits(model, query)[1], np.arange(query.n_obs)
-    expected = logits[rows, label] - logits[rows, second] - (bias[label] - bias[second])
+    expected = logits[rows, label] - logits[rows, second] - (bias[rows, label] - bias[rows, second])
     np.testing.assert_allclose(sums, expected, atol=1e-4)
 
 
@@ -82,7 +89,7 @@ def test_get_gene_importance_matches_the_table_times_mean_expression(query, grou
 
 
 def test_get_gene_importance_sums_to_the_difference_of_mean_logits(query):
-    logits = expert_logits(trained(), query)[1]
+    logits = expert_logits(trained(), query)[1] - biases(trained(), query)
     logits -= logits.mean(axis=1, keepdims=True)
     labels, table = truth(query), importance(query, groupby="cell_type", n_genes=None)
     for k, name in enumerate(trained().classes_):

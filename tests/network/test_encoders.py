@@ -107,6 +107,21 @@ def test_evidence_table_is_linear_in_expression(tokens):
     torch.testing.assert_close(model(*tokens).expert_logits[1].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_biases_of_the_evidence_table_fade_below_enough_expression(tokens):
+    """By the share of it that a cell has; all of them where nothing is said, as in models of before."""
+    model = network()
+    with torch.no_grad():
+        model.evidence.bias.copy_(torch.tensor([-3.0, 0.0, 1.0, 2.0, 5.0])[: len(model.evidence.bias)])
+    gene_ids, _, expression, _ = tokens
+    total, whole = expression.sum(1), model.evidence(gene_ids, expression)
+    model.evidence.enough.fill_(total.max())
+    share = total / total.max()
+    expected = whole - (1 - share)[:, None] * model.evidence.bias
+    torch.testing.assert_close(model.evidence(gene_ids, expression), expected, rtol=1e-5, atol=1e-5)
+    model.evidence.enough.fill_(total.min() / 2)
+    assert torch.equal(model.evidence(gene_ids, expression), whole)
+
+
 def test_latent_encoder_opens_its_gate(tokens):
     """The attention stream starts silent, but its gate gets a gradient from the first step on."""
     model = build_network(NetworkConfig(**SMALL, encoder="latent"), seed=0).train()

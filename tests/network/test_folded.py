@@ -29,6 +29,8 @@ def base(rng, **options):
         model.standardize.mean.normal_(generator=torch.Generator().manual_seed(1))
         model.standardize.scale.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(2))
     model.encoder_share, model.sum_share = 0.6, 0.3
+    if model.evidence is not None:
+        model.evidence.enough.fill_(20.0)  # which some cells have
     return model
 
 
@@ -63,7 +65,7 @@ def test_folded_base_reads_every_weight(tokens, rng):
     plain = FoldedBase(model)(*flat(tokens)).expert_logits
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         before = weight.clone()
-        weight.mul_(0.7).add_(torch.linspace(0.1, 0.4, weight.shape[-1]))
+        weight.mul_(0.7).add_(torch.linspace(0.1, 0.4, weight.shape[-1]) if weight.ndim else 0.1)
         changed = FoldedBase(model)(*flat(tokens)).expert_logits
         assert (changed - plain).abs().max() > 1e-4, name
         torch.testing.assert_close(changed, model(*tokens).expert_logits, rtol=1e-4, atol=1e-4)

@@ -154,6 +154,16 @@ def test_load_state_dict_without_the_encoder_share():
         assert model.encoder_share == 0.25
 
 
+def test_load_state_dict_without_enough_expression():
+    model, other = network(), network()
+    model.evidence.enough.fill_(7.0)
+    state = model.state_dict()
+    other.load_state_dict(state)
+    assert other.evidence.enough == 7
+    other.load_state_dict({name: part for name, part in state.items() if name != "evidence.enough"})
+    assert other.evidence.enough == 7
+
+
 def test_extend_network_keeps_the_encoder_share(tokens):
     model = network()
     model.encoder_share = 0.125

@@ -1,6 +1,8 @@
 """The linear experts: scikit-learn's solution, cross-fitting, and the class prior that labels use."""
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 import torch
@@ -263,3 +265,34 @@ def test_train_refuses_class_prior_beside_a_loss():
     Celler.setup_anndata(adata, labels_key="cell_type")
     with pytest.raises(ValueError, match="Leave one of them out"):
         Celler(adata).train(1, class_prior="balanced", loss=DEFAULT)
+
+
+def test_trained_biases_do_not_decide_for_cells_of_few_counts():
+    """Types differ in the number of genes that they express; the reference has fifty times the counts of the query."""
+    rng = np.random.default_rng(0)
+    rates = np.tile(rng.gamma(0.5, 1.0, 400), (3, 1))
+    for k, of_class in enumerate(rates):
+        of_class[60 * k : 60 * k + 60] *= 3
+    rates[2] **= 1.06
+    codes = np.repeat([0, 1, 2], 60)
+
+    def cells_with(depth: float) -> ad.AnnData:
+        X = rng.poisson(depth * (rates / rates.sum(axis=1, keepdims=True))[codes]).astype(np.float32)
+        obs = pd.DataFrame({"cell_type": codes.astype(str)}, index=[f"cell {i}" for i in range(len(codes))])
+        return ad.AnnData(sparse.csr_matrix(X), obs, pd.DataFrame(index=[f"gene {g}" for g in range(400)]))
+
+    reference, query = cells_with(3000), cells_with(60)
+    Celler.setup_anndata(reference, labels_key="cell_type")
+    model = Celler(reference)
+    model.train(max_epochs=1, refit=False, show_progress=False)
+    evidence, truth = model.module.evidence, query.obs["cell_type"].to_numpy()
+    X = log_values(query)
+    total = torch.as_tensor(np.asarray(X.sum(axis=1)).ravel())
+    logits = X @ evidence.weight.detach().numpy()
+    bias = evidence.bias.detach().numpy()
+    share = evidence.share_of_bias(total).numpy()[:, None]
+    assert share.max() < 0.5
+    faded, whole = (((logits + part * bias).argmax(axis=1).astype(str) == truth).mean() for part in (share, 1.0))
+    assert faded > whole + 0.05
+    of_reference = np.asarray(log_values(reference).sum(axis=1)).ravel()[model.train_indices]
+    assert float(evidence.enough) == pytest.approx(np.quantile(of_reference, 0.05), rel=1e-5)
