@@ -37,6 +37,13 @@ GAP = 64
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 
+def fast_codecs() -> Any:
+    """Enter a block in which arrays that are opened use the codecs of zarrs, where it is installed."""
+    import zarr
+
+    return zarr.config.set({"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {})
+
+
 def require_engine() -> None:
     """Raise ``ImportError`` where annbatch is missing, which writes and reads stores."""
     found, way = ".".join(map(str, sys.version_info[:2])), 'pip install "celler[atlas]"'
@@ -111,7 +118,7 @@ class Store:
         self._loader = Loader(batch_sampler=self._sampler, return_index=True, preload_to_gpu=False)
         self._loader.add_datasets(datasets)
         # The codecs are chosen when the arrays are opened, which the first read does.
-        with zarr.config.set({"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {}):
+        with fast_codecs():
             self.rows(np.array([0]))
 
     def __len__(self) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from celler.atlas._checksums import OF_CELL, of_cells
 from celler.atlas._counts import Counts, in_genes
 from celler.atlas._files import AtlasFile, Matrix, check_fits, check_whole
 from celler.atlas._plan import BASE_BYTES, BUCKETS, ORDER, Plan
-from celler.atlas._store import PIPELINE, STORE_NAME
+from celler.atlas._store import STORE_NAME, fast_codecs
 
 #: Most stored values that are read at once, and the bytes of memory that each takes on the way.
 N_VALUES, BYTES_PER_VALUE = 16_000_000, 80
@@ -149,7 +148,7 @@ def _write_zarr(path: Path, adata: anndata.AnnData) -> None:
         # annbatch's codec, and a checksum of each chunk, which is verified when it is read.
         codecs = BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec()
         # The same bytes of counts in less processor time.
-        with zarr.config.set({"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {}):
+        with fast_codecs():
             annbatch.write_sharded(group, adata, n_obs_per_chunk=n_chunk, shard_size=SHARD_SIZE, compressors=codecs)
 
 
