@@ -132,7 +132,14 @@ def fit_novelty(
 def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tuple[Space, Profile]:
     """Return space and profile of cells ``X (N, G)`` with codes ``labels (N,)``; no class may be empty."""
     n_cells, n_classes = len(labels), int(labels.max()) + 1
-    logs = _logs(X, is_log=is_log)
+    space = _space_of(_logs(X, is_log=is_log), labels)
+    of_class: Callable[[np.ndarray], np.ndarray] = lambda block: np.eye(n_classes)[labels[block]]
+    return space, profile(lambda block: X[block], of_class, n_cells, is_log=is_log, block_size=BLOCK_SIZE)
+
+
+def _space_of(logs: sparse.csr_matrix, labels: np.ndarray) -> Space:
+    """Return the space of cells with values ``logs (N, G)`` and codes ``labels (N,)``."""
+    n_cells, n_classes = len(labels), int(labels.max()) + 1
     detected, squares = _detected_and_squares(logs)
     squares /= n_cells
     mean = np.asarray(logs.mean(axis=0)).ravel()
@@ -160,9 +167,7 @@ def fit_space(X: sparse.csr_matrix, labels: np.ndarray, *, is_log: bool) -> tupl
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * sphere
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
     values = (center, scale, components, means, whitening, detected / n_cells)
-    space = Space(genes, *(value.astype(np.float32) for value in values))
-    of_class: Callable[[np.ndarray], np.ndarray] = lambda block: np.eye(n_classes)[labels[block]]
-    return space, profile(lambda block: X[block], of_class, n_cells, is_log=is_log, block_size=BLOCK_SIZE)
+    return Space(genes, *(value.astype(np.float32) for value in values))
 
 
 def measure(

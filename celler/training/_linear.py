@@ -17,8 +17,9 @@ from celler.network._network import GeneTransformer
 
 #: 1 / C of scikit-learn's logistic regression, on expression and on a standardized embedding.
 L2, L2_OF_EMBEDDING = 10.0, 30.0
-#: Cells that are read at most, and most products of expressed values and classes: one solution takes a few seconds.
+#: Cells that are solved for at most, and most products of expressed values and classes: a few seconds for a solution.
 MAX_CELLS, MAX_PRODUCTS = 10_000, 1e8
+N_COUNTED = 256  #: cells whose expressed genes are counted, to see how many cells a solution can take
 N_STEPS = 100  #: of L-BFGS
 N_FOLDS = 3
 #: Powers of the class frequencies in the reference that labels may be weighed by: 1 is a plain classifier, 0 treats all
@@ -51,10 +52,10 @@ def solve_experts(
     n_classes, rng = network.config.n_classes, np.random.default_rng(seed)
     counts = np.bincount(labels[rows], minlength=n_classes).clip(min=1)
     rows = rows[thinned(labels[rows], MAX_CELLS, rng)]
-    X = expression(read(rows), network.config.n_genes)
-    kept = thinned(labels[rows], int(len(rows) * MAX_PRODUCTS / max(1, X.nnz * n_classes)), rng)
     codes = labels[rows]
-    designs = [(X[kept], L2)]
+    kept = thinned(codes, int(MAX_PRODUCTS / max(1, n_expressed(read, rows) * n_classes)), rng)
+    X = expression(read(rows[kept]), network.config.n_genes)
+    designs: list[tuple[Any, float]] = [(X, L2)]
     if embed is not None:
         embedding = standardized(network, embed(rows))
         designs.append((embedding[kept], L2_OF_EMBEDDING))
@@ -67,7 +68,7 @@ def solve_experts(
         ]
         class_prior = float(np.mean(found))
     log_prior = class_prior * np.log(counts / counts.sum())
-    weight, bias = logistic_regression(X[kept], codes[kept], n_classes)
+    weight, bias = logistic_regression(X, codes[kept], n_classes)
     with torch.no_grad():
         network.evidence.weight.copy_(torch.from_numpy(weight))
         network.evidence.bias.copy_(torch.from_numpy(bias + log_prior))
@@ -99,6 +100,12 @@ def thinned(codes: np.ndarray, n_most: int, rng: np.random.Generator) -> np.ndar
             break
         left -= size
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(codes == code))[:cap] for code in classes]))
+
+
+def n_expressed(read: Callable[[np.ndarray], Iterable[Minibatch]], rows: np.ndarray) -> float:
+    """Return the mean number of expressed genes of the cells ``rows``, by some of them."""
+    counted = rows[:: max(1, len(rows) // N_COUNTED)]
+    return sum(int((~minibatch.tokens.padding_mask).sum()) for minibatch in read(counted)) / len(counted)
 
 
 def expression(minibatches: Iterable[Minibatch], n_genes: int) -> sparse.csr_matrix:

@@ -196,7 +196,7 @@ def test_solve_experts_averages_the_prior_over_as_many_folds_as_members(monkeypa
     assert n_members == 1 or not np.array_equal(seen[0], seen[1])
 
 
-def test_solve_experts_of_many_cells_reads_a_part(monkeypatch):
+def test_solve_experts_of_many_cells_reads_only_those_it_solves_for(monkeypatch):
     train, labels = minibatches_and_labels()
     tokens = [minibatch.tokens for minibatch in train]
     X = expression(train, N_GENES)
@@ -218,9 +218,10 @@ def test_solve_experts_of_many_cells_reads_a_part(monkeypatch):
     monkeypatch.setattr(_linear, "MAX_CELLS", 100)
     monkeypatch.setattr(_linear, "MAX_PRODUCTS", X.nnz * N_CLASSES * 50 / 240)
     solve_experts(network(), read, None, np.arange(240), labels, None, seed=0)
-    (rows,), (of_solution, codes) = asked, solved[-1]
-    assert len(rows) <= 100
-    assert 40 < len(codes) < 60
+    (counted, rows), (of_solution, codes) = asked, solved[-1]
+    assert len(counted) <= 100  # whose expressed genes say how many cells can be solved for
+    assert 40 < len(rows) < 60
+    assert np.array_equal(codes, labels[rows])
     assert np.bincount(codes).min() >= min(12, np.bincount(labels).min())
     assert of_solution.shape == (len(codes), N_GENES)
 
