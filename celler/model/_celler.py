@@ -279,7 +279,8 @@ class Celler(BaseModelClass):
             Shares of each class. Validation cells choose the weights, by macro-F1, and the temperature of
             the probabilities; ``train_size=1.0`` leaves none.
         batch_size
-            Cells per minibatch; ``None`` is 32 up to 10,000 labelled cells, then 128.
+            Cells per minibatch; ``None`` is 128, but 32 up to 10,000 labelled cells where more than sums of gene
+            embeddings is learned by steps: attention, experts under a ``loss`` of your own, an extension.
         early_stopping
             Stop when validation macro-F1 stays more than a standard error below its best for half of the
             epochs (10 at least).

@@ -40,6 +40,8 @@ from celler.training._run import has_bars
 
 #: Powers of the class frequencies in the reference, by their names.
 NAMED_PRIORS = {"balanced": 0.0, "reference": 1.0}
+#: Cells that a training shows at least, a cell once an epoch.
+FEWEST_SHOWN = 19_200
 #: Cells of a store whose values a checkpoint is compared by.
 N_COMPARED = 500
 
@@ -97,8 +99,11 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
 
 def training_config(state: ModelState, source: CellSource, options: Options) -> TrainingConfig:
     """Return the settings of a training, with those chosen by the number of labelled cells."""
-    device = choose_training_device(options.accelerator, options.devices)
-    max_epochs, batch_size = schedule(source, options.max_epochs, options.batch_size)
+    device, network = choose_training_device(options.accelerator, options.devices), state.network.config
+    # A loss of the user's trains both experts; a teacher's predictions are kept in minibatches alone.
+    is_solved = options.loss is None and state.old is None
+    sums_beside = is_solved and network.use_evidence and network.encoder in ("base", "additive")
+    max_epochs, batch_size = schedule(source, options.max_epochs, options.batch_size, 128 if sums_beside else 32)
     return TrainingConfig(
         max_epochs=max_epochs,
         batch_size=batch_size,
@@ -113,8 +118,7 @@ def training_config(state: ModelState, source: CellSource, options: Options) -> 
         show_progress=options.show_progress,
         seed=options.seed,
         teacher=None if state.old is None else state.old.teacher,
-        # A loss of the user's trains both experts; a teacher's predictions are kept in minibatches alone.
-        solves_evidence=options.loss is None and state.old is None,
+        solves_evidence=is_solved,
         solves_new_classes=options.loss is None and options.masked_weight == 0,
         class_prior=class_prior_of(options),
         processes=choose_processes(options.devices),
@@ -138,19 +142,20 @@ def class_prior_of(options: Options) -> float | None:
     return NAMED_PRIORS[given] if isinstance(given, str) else float(given)
 
 
-def schedule(source: CellSource, max_epochs: int | None, batch_size: int | None) -> tuple[int, int]:
+def schedule(
+    source: CellSource, max_epochs: int | None, batch_size: int | None, batch_size_of_few: int
+) -> tuple[int, int]:
     """Epochs and cells per minibatch, chosen by the number of labelled cells where ``None``.
 
-    Minibatches of 32 generalise better up to 10,000 cells, beyond that 128; 12 epochs up to 4,000
-    cells, then fewer as the root of their number, and at least 600 steps in at most 200 epochs.
+    Up to 10,000 cells a minibatch has ``batch_size_of_few``, beyond that 128; 12 epochs up to 4,000 cells, then
+    fewer as the root of their number, and with few cells as many as show ``FEWEST_SHOWN``, up to 200.
     """
     n_cells = source.n_labelled
     if batch_size is None:
-        batch_size = 32 if n_cells <= 10_000 else 128
+        batch_size = batch_size_of_few if n_cells <= 10_000 else 128
     if max_epochs is None:
         n_epochs = round(12 * min(1.0, (4000 / n_cells) ** 0.5))
-        n_steps = -(-n_cells // max(1, batch_size))
-        max_epochs = max(3, n_epochs, min(200, -(-600 // n_steps)))
+        max_epochs = max(3, n_epochs, min(200, -(-FEWEST_SHOWN // n_cells)))
     return max_epochs, batch_size
 
 

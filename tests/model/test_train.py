@@ -177,14 +177,23 @@ def test_train_of_the_papers_network(network):
     assert macro_f1(query, model.predict(query)) > 0.75
 
 
-def test_schedule_falls_with_the_number_of_cells():
-    def epochs(n_labelled):
-        labels = np.repeat([0, -1], [n_labelled, 100])
-        return schedule(InMemoryCells(sparse.csr_matrix((len(labels), 1)), labels), None, 32)[0]
+def scheduled(n_labelled, batch_size=None, batch_size_of_few=128):
+    """Epochs and cells per minibatch."""
+    labels = np.repeat([0, -1], [n_labelled, 100])
+    source = InMemoryCells(sparse.csr_matrix((len(labels), 1)), labels)
+    return schedule(source, None, batch_size, batch_size_of_few)
 
-    assert epochs(60) >= epochs(5_000) > epochs(100_000) >= epochs(1_000_000) >= 1
+
+def test_schedule_falls_with_the_number_of_cells():
+    n_epochs, batch_sizes = zip(*map(scheduled, (60, 5_000, 100_000, 1_000_000)), strict=True)
+    assert n_epochs[0] >= n_epochs[1] > n_epochs[2] >= n_epochs[3] >= 1
+    assert set(batch_sizes) == {128}
     history = fit(cells(60), max_epochs=None, early_stopping=False).history
-    assert len(history) == epochs(60)
+    assert len(history) == n_epochs[0]
+
+
+def test_schedule_of_attention_has_small_minibatches_up_to_10_000_cells():
+    assert [scheduled(n, None, 32)[1] for n in (60, 10_000, 10_001)] == [32, 32, 128]
 
 
 @pytest.fixture(scope="module")
