@@ -143,6 +143,7 @@ def align_genes(
     is_vocabulary: bool = False,
     ignore_case: bool = False,
     orthologs: bool = False,
+    place: str = "query.var_names",
     others: Mapping[str, pd.Index] | None = None,
 ) -> GeneAlignment:
     """Match genes by name: equal names first, then names that can only mean the same gene.
@@ -152,7 +153,7 @@ def align_genes(
     then with ``ignore_case`` in any case. An ambiguous name is not matched, nor are the numbers of rows. A text column
     of the query's ``var`` that matches more than twice as many genes as ``query`` replaces it. Raises ``ValueError`` if
     under 20 % of the reference's genes match, or of the query's where the reference ``is_vocabulary``, all genes of a
-    species; it names the cause, also among the names of ``others``.
+    species; it names the cause, also among the names of ``others``, and ``place``, where the query's names are.
     """
     # The numbers of rows mean nothing elsewhere, whatever they equal, such as Entrez ids.
     has_names = are_row_numbers(query) == are_row_numbers(reference)
@@ -175,7 +176,7 @@ def align_genes(
     if ignore_case:
         found.add(IN_ANOTHER_CASE)
     if found.n_matched < needed:
-        raise _mismatch(query, found, var, others or {}, is_vocabulary=is_vocabulary).error
+        raise _mismatch(query, found, var, place, others or {}, is_vocabulary=is_vocabulary).error
     missing = np.delete(reference.to_numpy(), found.gene_map[found.gene_map >= 0])
     return GeneAlignment(
         found.gene_map,
@@ -232,26 +233,27 @@ def with_learned_rows(
 
 
 def _mismatch(
-    query: pd.Index, found: _Match, var: pd.DataFrame | None, others: Mapping[str, pd.Index], *, is_vocabulary: bool
+    query: pd.Index,
+    found: _Match,
+    var: pd.DataFrame | None,
+    place: str,
+    others: Mapping[str, pd.Index],
+    *,
+    is_vocabulary: bool,
 ) -> Mismatch:
     """Return what is known of a query of which too few genes match."""
-    reference = found.reference
-
-    def count(names: pd.Index) -> int:
-        match = _Match(names, reference)
-        return match.n_matched
-
     return Mismatch(
         query,
-        reference,
+        found.reference,
         n_matched=found.n_matched,
         n_orthologs=found.n_orthologs,
         n_other_case=found.n_other_case,
         knows_both=bool(BY_TABLE & set(found.n_inexact)),
         is_vocabulary=is_vocabulary,
         var=var,
+        place=place,
         others=others,
-        count=count,
+        count=lambda names: _Match(names, found.reference).n_matched,
     )
 
 

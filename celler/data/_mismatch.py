@@ -40,6 +40,7 @@ class Mismatch:
     knows_both: bool  # the table of genes knows names of both
     is_vocabulary: bool
     var: pd.DataFrame | None
+    place: str  # of the query's names, as an expression
     others: Mapping[str, pd.Index]  # names elsewhere in the query's AnnData, by what to pass instead
     count: Callable[[pd.Index], int]  # matches of other names with the reference
 
@@ -113,8 +114,12 @@ class Mismatch:
         if self.is_vocabulary or not self.n_matched or self.n_matched < MIN_PANEL * n_genes:
             return ""
         all_of = f"All {n_genes:,}" if self.n_matched == n_genes else f"{self.n_matched:,} of the {n_genes:,}"
-        n_model = len(self.reference)
-        return f"{all_of} genes of the query are among the model's {n_model:,}: the query is a panel. {_OF_PANEL}"
+        found = f"{all_of} genes of the query are among the model's {len(self.reference):,}"
+        return f"{found}: the query is a panel. Train {self._on_panel}"
+
+    @property
+    def _on_panel(self) -> str:
+        return f"a model on its genes: Celler.setup_anndata(reference, ..., genes={self.place})"
 
     def _other_case(self) -> str:
         if not self.n_other_case:
@@ -124,7 +129,7 @@ class Mismatch:
     def _kinds(self) -> str:
         query, reference = in_words(kinds_of(self.query)), in_words(kinds_of(self.reference))
         if not self.is_vocabulary and self.n_matched >= MIN_OF_PANEL and len(self.query) <= MAX_PANEL:
-            return f"If the query is a gene panel: {_OF_PANEL[0].lower() + _OF_PANEL[1:]}"
+            return f"If the query is a gene panel: train {self._on_panel}"
         if query == reference:
             return f"Both look alike: pass the query with all measured genes, of the same species. {_OTHER_SPECIES}"
         if self.knows_both:
@@ -136,7 +141,6 @@ class Mismatch:
         )
 
 
-_OF_PANEL = "Train a model on its genes: Celler.setup_anndata(reference, ..., genes=query.var_names)"
 _OTHER_SPECIES = (
     "Genes of another species need their orthologs, cl.pp.align_genes(query, model, orthologs=True) between human and "
     "mouse or else mapping={'old name': 'new name'}"

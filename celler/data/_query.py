@@ -67,8 +67,8 @@ class Genes:
         say = partial(warn_once, reported=reported)
         return query_reader(adata, of_setup, layer, lambda cells: self.align(cells)[0].n_matched, say)
 
-    def align(self, adata: AnnData) -> tuple[GeneAlignment, float]:
-        """Alignment of a query and the share of the reference's expression its genes carry."""
+    def align(self, adata: AnnData, place: str = "query.var_names") -> tuple[GeneAlignment, float]:
+        """Alignment of a query and the share of the reference's expression its genes carry; see :func:`align_genes`."""
         names = self.names_of(adata)
         others = {"query.T": adata.obs_names}
         if adata.raw is not None:
@@ -79,6 +79,7 @@ class Genes:
             adata.var,
             is_vocabulary=self.is_vocabulary,
             orthologs=self.orthologs,
+            place=place,
             others=others,
         )
         key = self.key if self.key in adata.var.columns else alignment.column
@@ -177,12 +178,8 @@ def align_query(
     """
     reported = set() if reported is None else reported
     reader = genes.reader(adata, of_setup, layer, reported)
-    try:
-        alignment, share = genes.align(reader.adata)
-    except ValueError as error:
-        if reader.place != IN_RAW:
-            raise
-        raise ValueError(str(error).replace("genes=query.var", "genes=query.raw.var")) from None
+    place = "query.raw.var_names" if reader.place == IN_RAW else "query.var_names"
+    alignment, share = genes.align(reader.adata, place)
     is_gene = genes_among(reader.adata.var)
     if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():  # the model learned what is no gene
         reader = replace(reader, has_others=True)
