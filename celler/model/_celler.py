@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -70,15 +70,18 @@ class _Unsupported:
         raise AttributeError(f"Celler does not support scvi-tools' {self.name}.")
 
 
-def _as_before(method: Callable[P, R]) -> Callable[P, R]:
-    """Leave a model as it was where its method fails: one of a tissue takes on the genes of the cells it is given."""
+def _heavy(method: Callable[Concatenate[Celler, P], R]) -> Callable[Concatenate[Celler, P], R]:
+    """Leave one thread to matrix products while a method runs, and the model as it was where it fails.
+
+    A model of a tissue takes on the genes of the cells that it is given.
+    """
+    computed = one_blas_thread(method)
 
     @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        model: Any = args[0]
+    def call(model: Celler, /, *args: P.args, **kwargs: P.kwargs) -> R:
         state, reported = model._state, set(model._reported)
         try:
-            return method(*args, **kwargs)
+            return computed(model, *args, **kwargs)
         except BaseException:
             model._reported &= reported
             if model._state is not state:
@@ -237,7 +240,7 @@ class Celler(BaseModelClass):
             cls.register_manager(register(adata, setup_method_args))
 
     @checked
-    @one_blas_thread
+    @_heavy
     def train(
         self,
         max_epochs: int | None = None,
@@ -349,8 +352,7 @@ class Celler(BaseModelClass):
         self._become(_train.train(self._state, self._registered, datamodule, options))
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def predict(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -445,8 +447,7 @@ class Celler(BaseModelClass):
         return _predict.predict_store(self._state, dataloader, question, reading, soft=soft, reported=self._reported)
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def annotate(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -511,7 +512,7 @@ class Celler(BaseModelClass):
         return cells.adata if isinstance(adata, str | os.PathLike) else None
 
     @checked
-    @one_blas_thread
+    @_heavy
     def check_labels(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -577,8 +578,7 @@ class Celler(BaseModelClass):
         return _predict.check_labels(self._state, self._cells(adata, layer=layer), key, cluster_key, min_cells)
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def annotate_store(
         self,
         datamodule: DataModule,
@@ -629,8 +629,7 @@ class Celler(BaseModelClass):
         )
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def adapt(
         self, adata: AnnData | str | os.PathLike[str] | Sequence[AnnData] | CellBlocks, *, layer: str | None = None
     ) -> Adaptation:
@@ -664,8 +663,7 @@ class Celler(BaseModelClass):
         return _predict.adapt(self._state, cells, self._reported, layer)
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def get_novelty(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -699,8 +697,7 @@ class Celler(BaseModelClass):
         return _predict.novelty(self._state, cells, self._reading(batch_size, correct_shift, adaptation))
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def get_latent_representation(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -731,8 +728,7 @@ class Celler(BaseModelClass):
         return _predict.embedding(self._state, cells, reading, normalize=normalize)
 
     @checked
-    @_as_before
-    @one_blas_thread
+    @_heavy
     def get_gene_importance(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -787,7 +783,7 @@ class Celler(BaseModelClass):
         return _explain.gene_importance(self._state, cells, wanted, reading)
 
     @checked
-    @one_blas_thread
+    @_heavy
     def pretrain(
         self,
         max_epochs: int | None = None,
@@ -854,7 +850,7 @@ class Celler(BaseModelClass):
         self._become(_pretrain.pretrain(self._state, own, more, datamodule, options))
 
     @checked
-    @one_blas_thread
+    @_heavy
     def learn_profiles(
         self,
         profiles: AnnData,
@@ -948,7 +944,7 @@ class Celler(BaseModelClass):
         self._become(_transfer.load_encoder(self._state, other._state))
 
     @checked
-    @one_blas_thread
+    @_heavy
     def predict_expression(
         self,
         adata: AnnData | str | os.PathLike[str] | None = None,
@@ -984,7 +980,7 @@ class Celler(BaseModelClass):
         return _expression.predict_expression(self._state, cells, genes)
 
     @checked
-    @one_blas_thread
+    @_heavy
     def impute(self, adata: AnnData | None = None, layer_added: str = "celler_imputed") -> None:
         """Write :meth:`predict_expression` of the genes of ``adata`` to a dense layer.
 

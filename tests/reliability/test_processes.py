@@ -495,16 +495,19 @@ def test_annotate_that_stops_leaves_the_cells(is_second, monkeypatch):
     toy.assert_unchanged(adata, before)
 
 
-def test_predict_that_stops_says_its_warning_again(monkeypatch):
+@pytest.mark.parametrize("method", ["predict", "check_labels"])
+def test_method_that_stops_says_its_warning_again(method, monkeypatch):
     import celler.model._predict as predict
 
     model, adata = toy.fit(toy.cells(100), **HOW), toy.cells(30, seed=1)[:, 5:].copy()
+    adata.obs["celler"] = adata.obs["cell_type"]
     with monkeypatch.context() as patch:
         patch.setattr(predict, "forward", interrupting)
+        patch.setattr(predict._check_labels, "check_labels", interrupting)
         with pytest.warns(UserWarning, match="genes"), pytest.raises(KeyboardInterrupt):
-            model.predict(adata)
+            getattr(model, method)(adata)
     with pytest.warns(UserWarning, match="genes"):
-        model.predict(adata)
+        getattr(model, method)(adata)
 
 
 def test_train_with_genes_that_the_base_has_never_seen():
