@@ -121,6 +121,10 @@ class Contents:
             part = np.asarray(self._names[start:stop], dtype=object)
         return np.array([name.decode() if isinstance(name, bytes) else str(name) for name in part], dtype=object)
 
+    def cell(self, row: int) -> str:
+        """Name of the cell of a row in messages."""
+        return f"cell {self.names(row, row + 1)[0]!r} of {self.source}"
+
     def var(self, place: str) -> pd.DataFrame:
         """Read the genes of the matrix at ``place``."""
         with self.source.reading():
@@ -268,7 +272,6 @@ def check_whole(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, plac
     if first < 0:
         return
     row = int(rows[np.searchsorted(X.indptr, first, side="right") - 1])
-    cell, value = str(contents.names(row, row + 1)[0]), float(X.data[first])
     others = [p for p in contents.places() if p != place and _are_counts(contents, p)]
     hint = (
         f"layer={{{contents.source.name!r}: {_as_layer(others[0])!r}}} holds counts."
@@ -276,19 +279,18 @@ def check_whole(X: sparse.csr_matrix, rows: np.ndarray, contents: Contents, plac
         else "Nothing else in it holds counts; write them to a layer or leave the source out."
     )
     raise ValueError(
-        f"cell {cell!r} of {contents.source} has the value {value:g} in {_as_layer(place)}; raw counts are "
-        f"needed, whole numbers from 0 on. {hint}"
+        f"{contents.cell(row)} has the value {float(X.data[first]):g} in {_as_layer(place)}; raw counts are needed, "
+        f"whole numbers from 0 on. {hint}"
     )
 
 
 def check_fits(misfit: tuple[int, float] | None, rows: np.ndarray, contents: Contents, dtype: np.dtype[Any]) -> None:
     """Raise ``ValueError`` for a count that does not fit the type of the store, the ``misfit`` of ``rows (n,)``."""
     if misfit is not None:
-        row = int(rows[misfit[0]])
         wider = " Pass storage=cl.atlas.Storage(dtype='uint32'), or leave the cell out."
         raise ValueError(
-            f"cell {str(contents.names(row, row + 1)[0])!r} of {contents.source} has the count {misfit[1]:.0f}; "
-            f"{dtype} holds up to {np.iinfo(dtype).max:,}.{wider * (dtype.itemsize < 4)}"
+            f"{contents.cell(int(rows[misfit[0]]))} has the count {misfit[1]:.0f}; {dtype} holds up to "
+            f"{np.iinfo(dtype).max:,}.{wider * (dtype.itemsize < 4)}"
         )
 
 
