@@ -8,7 +8,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 
 __all__ = ["pbmc68k", "toy_long_tail"]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from celler._utils._arguments import check_fields
+from celler._utils._check import check_fields
 
 __all__ = ["DEFAULT", "HDM", "RIDE", "BalancedSoftmax", "ClassLoss", "CrossEntropy", "Focal", "GInf", "Loss"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 
 __all__ = ["calibration_bins", "expected_calibration_error", "frequency_groups", "per_class", "summary"]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from celler._utils._arguments import check_fields
+from celler._utils._check import check_fields
 from celler._utils._distributed import merged
 
 __all__ = ["HardCells", "Replay"]

@@ -18,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._digest import digest_of
 from celler._utils._lock import locked
 from celler._utils._matrix import as_csr

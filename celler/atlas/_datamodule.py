@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scvi
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import agreed, counted
 from celler._utils._text import count_texts, means_no_label, warn_of_labels
 from celler.atlas._annotations import read_annotation

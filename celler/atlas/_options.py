@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from celler._utils._arguments import check_fields
+from celler._utils._check import check_fields
 from celler._utils._messages import closest
 from celler.labels._ontology import read_obo
 from celler.labels._tree import LabelTree, parent_mapping

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest, counted
 from celler.atlas._store import STORE_NAME, check_store, read_manifest, require_engine
 

@@ -18,7 +18,7 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
-from celler._utils._arguments import check_fields, checked
+from celler._utils._check import check_fields, checked
 from celler._utils._write import append_rows, whole_rows
 from celler.benchmark._compare import LABELS_KEY, Cells, mean_and_sd, read_rows
 from celler.benchmark._figures import lines_by_size

@@ -21,7 +21,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import agreed, closest, column, warn
 from celler._utils._write import append_rows, explained, whole_rows
 from celler.benchmark._process import CELLS, Measured, run_alone

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler.benchmark.methods import METHODS
 from celler.pl._chart import count_axis
 from celler.pl._colors import color_classes

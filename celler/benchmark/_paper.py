@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest, column, warn
 from celler.benchmark._compare import mean_and_sd
 from celler.benchmark.methods import METHODS

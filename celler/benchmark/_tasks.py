@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import train_test_split
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import check_columns, column, counted
 from celler._utils._text import as_categories
 from celler.labels._tree import as_strings

@@ -12,7 +12,7 @@ from functools import cache, cached_property
 
 import pandas as pd
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._text import text_of
 from celler.labels._abbreviations import ABBREVIATIONS, AMBIGUOUS
 from celler.labels._ontology import Ontology, Term, cell_ontology

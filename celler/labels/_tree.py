@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest
 from celler._utils._text import as_categories, is_missing, means_no_label, text_of
 from celler.labels._cell_types import cell_type_names

@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from scvi.model.base import BaseModelClass
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._devices import choose_device, one_blas_thread
 from celler._utils._messages import closest
 from celler._utils._unchanged import unchanged_on_error

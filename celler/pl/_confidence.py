@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest, warn
 from celler.metrics import calibration_bins, expected_calibration_error
 from celler.pl._chart import BESIDE, ROW, color_bar, name_rows, open_chart, shade, strip

@@ -17,7 +17,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler.pl._chart import (
     ROW,
     color_bar,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import column
 from celler.pl._chart import ROW, name_legend, name_rows, open_chart, strip, write_counts
 from celler.pl._docs import document

@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.text import Annotation
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import column, warn
 from celler.pl._chart import ROW, apart, name_legend, name_rows, open_chart, shade, strip
 from celler.pl._colors import UNKNOWN, color_classes, contrast, stored_colors

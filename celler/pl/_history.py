@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import listed
 from celler.pl._chart import open_chart, shade, strip
 from celler.pl._docs import document

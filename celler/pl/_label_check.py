@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler.pl._chart import ROW, note_beside, on_background, open_chart, shade
 from celler.pl._confusion import draw_shares, name_axes
 from celler.pl._docs import document

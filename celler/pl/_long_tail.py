@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from pandas.api.types import is_numeric_dtype
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest, warn
 from celler.metrics import frequency_groups
 from celler.pl._chart import (

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from scanpy.plotting import DotPlot
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import closest, listed, warn
 from celler._utils._text import as_names, found_names
 from celler.pl._bubble import Look, draw

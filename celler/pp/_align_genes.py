@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._matrix import as_csr, check_sparse, check_view
 from celler._utils._messages import agreed, check_columns, counted
 from celler._utils._text import as_names

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from anndata import AnnData
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler.data._expression import ExpressionReader, elsewhere
 
 _USED = {

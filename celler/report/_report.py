@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._version import __version__
 from celler._utils._write import check_out, write_text
 from celler.report._annotation import LOW, Annotation, read_annotation

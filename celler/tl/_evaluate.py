@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._messages import counted, listed, warn
 from celler.metrics import expected_calibration_error, per_class, summary
 from celler.tl._columns import label_column, share_column, table_of

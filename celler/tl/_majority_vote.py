@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler.tl._columns import label_column
 
 

@@ -18,7 +18,7 @@ from anndata.abc import CSCDataset
 from scipy import sparse
 
 from celler._utils import _counts
-from celler._utils._arguments import checked
+from celler._utils._check import checked
 from celler._utils._counts import InputState, as_read, contradiction, cp10k, detect, unusable
 from celler._utils._kinds import Kinds, other_rows
 from celler._utils._matrix import as_csr, check_stored, check_view, only_columns, spread

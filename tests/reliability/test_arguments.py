@@ -11,7 +11,8 @@ import pytest
 import toy
 
 import celler
-from celler._utils._arguments import ANY, RULES, check, plain, rule_of
+from celler._utils._check import check
+from celler._utils._rules import ANY, RULES, plain, rule_of
 from celler.model import Celler
 
 FACES = [name for name in dir(celler) if name in celler.__all__ and not name.startswith("_")]

@@ -1,24 +1,15 @@
-"""Arguments: what each argument of a public function may be, in one table by its name."""
+"""Rules: what each argument of a public function may be, in one table by its name."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import os
-import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-
-from celler._utils._modalities import part_to_pass
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Rule(NamedTuple):
@@ -351,7 +342,6 @@ RULES = {
 }  # fmt: skip
 
 
-# ---- the check ----
 def rule_of(name: str, annotation: str) -> Rule:
     """Return the rule of an argument; raise ``KeyError`` where the table has none."""
     return RULES[name] if f"{name}: {annotation}" not in RULES else RULES[f"{name}: {annotation}"]
@@ -360,64 +350,3 @@ def rule_of(name: str, annotation: str) -> Rule:
 def plain(value: Any) -> Any:
     """Return Python's number, bool or text for NumPy's."""
     return value.item() if isinstance(value, np.number | np.bool_ | np.str_) else value
-
-
-def check(name: str, value: Any, rule: Rule) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless an argument is as its rule says."""
-    if not rule.fits(value):
-        raise TypeError(
-            f"{name}={shown(value)} was given, of type {type(value).__name__}; {rule.needed} is needed."
-            f"{part_to_pass(value)}"
-        )
-    if not rule.holds(value):
-        raise ValueError(f"{name}={shown(value)} was given; {rule.needed} is needed.")
-
-
-def shown(value: object) -> str:
-    """Return the start of a value of any length, for a message."""
-    if isinstance(value, str | int | float | list | tuple | dict | set | bytes | os.PathLike | None):
-        return _REPR.repr(value)
-    return f"<{type(value).__name__}>"
-
-
-_REPR = reprlib.Repr()
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = 4
-_REPR.maxstring = _REPR.maxother = 80
-
-
-def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of a public function by the table before anything else happens."""
-    signature = inspect.signature(function)
-    rules = {
-        name: (rule_of(name, str(parameter.annotation)), parameter.default, "None" in str(parameter.annotation))
-        for name, parameter in signature.parameters.items()
-        if name not in ("self", "cls")
-    }
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            given = signature.bind_partial(*args, **kwargs)
-        except TypeError:
-            given = None
-        if given is None:
-            return function(*args, **kwargs)  # raises, in Python's words
-        for name, value in given.arguments.items():
-            if name not in rules:
-                continue
-            rule, default, is_optional = rules[name]
-            if value is default or (value is None and is_optional):
-                continue
-            given.arguments[name] = value = plain(value)
-            check(name, value, rule)
-        return function(*given.args, **given.kwargs)
-
-    return call
-
-
-def check_fields(options: Any) -> None:
-    """Check the values of a dataclass of options by the table, from its ``__post_init__``."""
-    for field in fields(options):
-        value = plain(getattr(options, field.name))
-        if value is not None or "None" not in str(field.type):
-            check(field.name, value, rule_of(field.name, str(field.type)))
