@@ -13,7 +13,6 @@ from scipy.stats import rankdata
 
 from celler._utils._evidence import (
     EMPTY,
-    UNDO,
     UNITS,
     UNKNOWN,
     WHOLE,
@@ -22,6 +21,7 @@ from celler._utils._evidence import (
     evidence,
     may_show_another,
     shows,
+    undone,
 )
 
 LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
@@ -209,7 +209,7 @@ def dominant_gene(X: sparse.csr_matrix, state: InputState) -> int | None:
     """Column of the gene that has nearly all expression of most cells, if there is one."""
     lengths = np.diff(X.indptr)
     X = X[lengths > 0].astype(np.float64)
-    X.data = UNDO[state.unit](X.data)
+    X.data = undone(X.data, UNITS.index(state.unit))
     total, largest = (np.asarray(part).ravel() for part in (X.sum(axis=1), X.max(axis=1).toarray()))
     is_one = (largest > DOMINANT * total) & (total > 0)
     if not is_one.any():
@@ -310,7 +310,7 @@ def _together(X: sparse.csr_matrix, found: Evidence, rows: np.ndarray) -> InputS
     scaled = _scaled(X)
     if scaled is not None:
         return InputState("scaled", scaled)
-    of_sums = {each: spread_of_sums(X, undo) for each, undo in UNDO.items()}
+    of_sums = {each: spread_of_sums(X, each) for each in UNITS}
     same: Unit = "linear" if of_sums["linear"] < SAME else min(UNITS, key=lambda each: of_sums[each])
     if of_sums[same] < SAME:
         return InputState(
@@ -327,7 +327,7 @@ def _scaled(X: sparse.csr_matrix) -> str | None:
     n_obs, n_cells = X.shape[0], np.bincount(X.indices, minlength=X.shape[1])
     if n_obs < 10:
         return None
-    if spread_of_sums(X, UNDO["sqrt"]) < SAME and abs(sums(X, UNDO["sqrt"]).mean() - 1) < 0.01:
+    if spread_of_sums(X, "sqrt") < SAME and abs(sums(X, "sqrt").mean() - 1) < 0.01:
         return "the squares of each cell sum to 1"
     largest = X.max(axis=0).toarray().ravel()
     is_seen = n_cells >= 5
@@ -360,7 +360,7 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def _without_trace(X: sparse.csr_matrix) -> InputState:
     """Detect what values can be that keep no trace of counts; logarithms remain, and are not certain."""
     largest = float(X.data.max())
-    if largest > LARGEST_LOG or sums(X, UNDO["log2"]).max(initial=0) > 10 * LARGEST_SUM:
+    if largest > LARGEST_LOG or sums(X, "log2").max(initial=0) > 10 * LARGEST_SUM:
         return InputState("normalised", f"no whole numbers, largest {largest:g}, more than logarithms have")
     full = X[np.diff(X.indptr) >= 5]
     if full.shape[0] >= 10:
@@ -369,29 +369,29 @@ def _without_trace(X: sparse.csr_matrix) -> InputState:
             return InputState("expected counts", f"the lower values of each cell are just below 1, largest {largest:g}")
         linear = np.exp2(full.data) - 1
         top = np.maximum.reduceat(linear, full.indptr[:-1]) / np.add.reduceat(linear, full.indptr[:-1])
-        if np.median(top) > 0.2 and np.log(sums(full, UNDO["log2"])).std() > 1.4:
+        if np.median(top) > 0.2 and np.log(sums(full, "log2")).std() > 1.4:
             return InputState(
                 "expected counts", f"largest {largest:g}; as logarithms, cells would differ a hundredfold"
             )
     if X.shape[0] and sums(X).max(initial=0) <= 1.001 and np.median(np.diff(X.indptr)) >= 10:
         return InputState("normalised", "no cell sums to more than 1")
-    is_natural = np.median(sums(X, UNDO["log1p"])) <= LARGEST_SUM
+    is_natural = np.median(sums(X, "log1p")) <= LARGEST_SUM
     base = "a natural logarithm" if is_natural else "log2, for which the largest is not too large"
     words = f"largest {largest:g}; no trace of counts was found, so it is taken for {base}"
     return InputState("log1p" if is_natural else "log2", words, is_traced=False)
 
 
-def sums(X: sparse.csr_matrix, undo: Callable[[np.ndarray], np.ndarray] = UNDO["linear"]) -> np.ndarray:
+def sums(X: sparse.csr_matrix, unit: Unit = "linear") -> np.ndarray:
     """Sum of the undone values of each cell that has any."""
     with np.errstate(over="ignore"):
-        linear = sparse.csr_matrix((undo(X.data), X.indices, X.indptr), X.shape)
+        linear = sparse.csr_matrix((undone(X.data, UNITS.index(unit)), X.indices, X.indptr), X.shape)
     found = np.asarray(linear.sum(axis=1)).ravel()
     return found[found > 0]
 
 
-def spread_of_sums(X: sparse.csr_matrix, undo: Callable[[np.ndarray], np.ndarray] = UNDO["linear"]) -> float:
+def spread_of_sums(X: sparse.csr_matrix, unit: Unit = "linear") -> float:
     """Coefficient of variation of the cells' sums; infinite for fewer than three cells."""
-    found = sums(X, undo)
+    found = sums(X, unit)
     if len(found) < 3 or not np.isfinite(found).all():
         return np.inf
     return float((found / found.max()).std() / (found / found.max()).mean())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -12,14 +11,6 @@ from celler._utils._compile import compiled
 
 Unit = Literal["linear", "log1p", "log2", "log10", "sqrt"]
 UNITS: tuple[Unit, ...] = ("linear", "log1p", "log2", "log10", "sqrt")
-#: From values back to multiples of counts.
-UNDO: dict[Unit, Callable[[np.ndarray], np.ndarray]] = {
-    "linear": lambda values: values,
-    "log1p": np.expm1,
-    "log2": lambda values: np.exp2(values) - 1,
-    "log10": lambda values: np.power(10.0, values) - 1,
-    "sqrt": np.square,
-}
 #: No value of that unit is larger, in any cell: a billion reads of one gene.
 LARGEST = {"linear": np.inf, "log1p": 20.8, "log2": 30.0, "log10": 9.1, "sqrt": np.inf}
 WHOLE, UNKNOWN, EMPTY = len(UNITS), -1, -2  #: codes beside positions in UNITS
@@ -29,6 +20,20 @@ FURTHEST = 20.0  #: multiples beyond this are not resolved
 FEWEST = 12  #: values that a cell needs to show its unit alone
 NEAR, FAR = 1e-3, 0.1  #: mean distance from whole multiples: a trace in single precision, and none; 0.25 by chance
 NEAR_ROUNDED = 0.03  #: a trace in values that were rounded
+
+
+def undone(values: Any, unit: int) -> Any:
+    """Return multiples of counts of ``values``, an array or one number, which are in ``UNITS[unit]``."""
+    if unit == 1:
+        return np.expm1(values)
+    if unit == 2:
+        return np.exp2(values) - 1
+    if unit == 3:
+        return 10.0**values - 1
+    return values * values if unit == 4 else values
+
+
+_undone = compiled(undone)  # of one number, in a loop
 
 
 class Evidence(NamedTuple):
@@ -85,7 +90,7 @@ def evidence(X: sparse.csr_matrix, n_sampled: int = N_SAMPLED) -> Evidence:
     n_looked[rows[kept]] = np.isfinite(sample).sum(1)
     with np.errstate(all="ignore"):  # what is no logarithm overflows, and is no multiple then
         for u, name in enumerate(UNITS):
-            parts = _multiples(sample, smallest.astype(np.float64)[:, None], off, UNDO[name])
+            parts = _multiples(sample, smallest.astype(np.float64)[:, None], off, u)
             n_compared[rows[kept], u], distance[rows[kept], u], n_whole[rows[kept], u] = parts
             n_compared[rows[kept[largest[kept] > LARGEST[name]]], u] = 0
     unit[rows[kept]] = _alone(n_compared[rows[kept]], distance[rows[kept]], NEAR_ROUNDED if off.any() else NEAR)
@@ -169,18 +174,6 @@ def _may_be(cell, least, unit):  # type: ignore[no-untyped-def]
     return n >= FEWEST
 
 
-@compiled
-def _undone(value, unit):  # type: ignore[no-untyped-def]
-    """Return the inverse of ``UNITS[unit]``, as :data:`UNDO` has it."""
-    if unit == 1:
-        return np.expm1(value)
-    if unit == 2:
-        return np.exp2(value) - 1
-    if unit == 3:
-        return 10.0**value - 1
-    return value * value if unit == 4 else value
-
-
 def _sample(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, n_sampled: int) -> np.ndarray:
     """Evenly spaced values of each cell ``(n, n_sampled)``, NaN where there are fewer or none."""
     steps = np.maximum(lengths, n_sampled)[:, None]
@@ -191,16 +184,17 @@ def _sample(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, n_sampl
 
 
 def _multiples(
-    sample: np.ndarray, smallest: np.ndarray, off: np.ndarray, undo: Callable[[np.ndarray], np.ndarray]
+    sample: np.ndarray, smallest: np.ndarray, off: np.ndarray, unit: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count, by cell, values compared with the smallest, their distance from its multiples, and whole numbers."""
-    linear, least = undo(sample), undo(smallest)
+    linear, least = undone(sample, unit), undone(smallest, unit)
     ratio = linear / least
     is_near = (ratio > 1.01) & (ratio <= FURTHEST)
     distance = np.abs(ratio - np.rint(ratio))
     if off.any() and is_near.any() and distance[is_near].mean() > 10 * NEAR:
         # Rounded values are compared as far as their error lets them.
-        error = (undo(sample + off) - linear + ratio * (undo(smallest + off.max(initial=0)) - least)) / least
+        rounded, least_rounded = undone(sample + off, unit), undone(smallest + off.max(initial=0), unit)
+        error = (rounded - linear + ratio * (least_rounded - least)) / least
         is_near &= error < 0.08
     distance = np.where(is_near, distance, 0.0)
     # Beyond 2,000 single precision does not resolve whole numbers after an exponential.
