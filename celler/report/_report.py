@@ -29,12 +29,12 @@ from celler.report._figures import (
 from celler.report._tables import Agreement, LabelRow, agreement, cell_rows, label_rows, rare_rows, unknown_line
 from celler.report._text import CITATIONS, attention, day, facts, methods, summary_line
 from celler.tl._columns import label_column
-from celler.tl._evaluate import Evaluation
+from celler.tl._evaluate import in_words
 
 HERE = Path(__file__).parent
 #: Names of columns with clusters, of which the first is drawn where none is named.
 CLUSTERS = ("leiden", "louvain", "seurat_clusters", "cluster", "clusters")
-#: Names of the metrics of a truth in words.
+#: Metrics of a truth in words, shorter than in a printed evaluation: a page speaks of types.
 METRICS = {
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
@@ -156,7 +156,7 @@ def page(found: Annotation, show: Show, title: str) -> str:
         "pictures": _pictures(found, show, truth),
         "unknown": unknown_line(found, show.cluster_key),
         "truth": truth,
-        "metrics": {} if truth is None else _metrics(truth.scores),
+        "metrics": {} if truth is None else in_words(truth.scores.summary, METRICS),
         "low": LOW,
         "version": __version__,
         "date": day(found.record.get("date")),
@@ -204,15 +204,6 @@ def _tiles(found: Annotation, rows: list[LabelRow], truth: Agreement | None) -> 
     if truth is not None:
         tiles.append((_number(truth.scores.summary["macro_f1"]), "macro-F1 against the truth"))
     return tiles
-
-
-def _metrics(truth: Evaluation) -> dict[str, float]:
-    """Return the metrics that are shown, by their names in words, where they exist."""
-    return {
-        name: truth.summary[metric]
-        for metric, name in METRICS.items()
-        if np.isfinite(truth.summary.get(metric, np.nan))
-    }
 
 
 def _pictures(found: Annotation, show: Show, truth: Agreement | None) -> dict[str, Picture]:

@@ -117,11 +117,16 @@ SCORES = {
 }
 
 
+def in_words(scores: Mapping[str, float], words: Mapping[str, str]) -> dict[str, float]:
+    """Return the scores that exist by the ``words`` for them, in their order."""
+    return {text: scores[name] for name, text in words.items() if np.isfinite(scores.get(name, np.nan))}
+
+
 def _printed(result: Evaluation) -> tuple[str, dict[str, str], pd.DataFrame]:
     """Return the title, the scores by what they are, and the table by class, all with three digits."""
-    table, scores = result.per_class, result.summary
+    table = result.per_class
     title = f"Evaluation of {counted(int(table['query_cells'].sum()), 'cells')} of {counted(len(table), 'classes')}"
-    known = {text: f"{scores[name]:.3f}" for name, text in SCORES.items() if np.isfinite(scores.get(name, np.nan))}
+    known = {text: f"{score:.3f}" for text, score in in_words(result.summary, SCORES).items()}
     counts = [name for name in table if name.endswith("_cells")]
     shown = table.astype(dict.fromkeys(counts, int)).rename(columns=lambda name: name.replace("_", " "))
     for name in shown.select_dtypes("number"):
