@@ -62,10 +62,15 @@ class Genes:
         check_unique(names, "the query's genes")
         return names
 
-    def reader(self, adata: AnnData, of_setup: str | None, layer: str | None, reported: set[str]) -> ExpressionReader:
-        """Reader of a query's values, which may be those of its ``raw``; see :func:`query_reader`."""
-        say = partial(warn_once, reported=reported)
-        return query_reader(adata, of_setup, layer, lambda cells: self.align(cells)[0].n_matched, say)
+    def read(
+        self, adata: AnnData, of_setup: str | None, layer: str | None, reported: set[str]
+    ) -> tuple[ExpressionReader, GeneAlignment, float]:
+        """Reader of a query's values, which may be those of its ``raw``, and what :meth:`align` says of their genes."""
+        aligned: dict[int, tuple[GeneAlignment, float]] = {}
+        count = lambda cells: aligned.setdefault(id(cells), self.align(cells))[0].n_matched
+        reader = query_reader(adata, of_setup, layer, count, partial(warn_once, reported=reported))
+        place = "query.raw.var_names" if reader.place == IN_RAW else "query.var_names"
+        return reader, *(aligned.get(id(reader.adata)) or self.align(reader.adata, place))
 
     def align(self, adata: AnnData, place: str = "query.var_names") -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry; see :func:`align_genes`."""
@@ -177,9 +182,7 @@ def align_query(
     The values are those of ``layer``; ``None`` is the layer ``of_setup``, or what the query has instead.
     """
     reported = set() if reported is None else reported
-    reader = genes.reader(adata, of_setup, layer, reported)
-    place = "query.raw.var_names" if reader.place == IN_RAW else "query.var_names"
-    alignment, share = genes.align(reader.adata, place)
+    reader, alignment, share = genes.read(adata, of_setup, layer, reported)
     is_gene = genes_among(reader.adata.var)
     if is_gene is not None and (alignment.gene_map[~is_gene] >= 0).any():  # the model learned what is no gene
         reader = replace(reader, has_others=True)

@@ -85,8 +85,7 @@ def adapted(
     assert found is not None
     known = read_base().genes
     of_base = Genes(known, np.ones(len(known)), state.genes.key, is_vocabulary=True, orthologs=True)
-    reader = of_base.reader(adata, state.setup.layer, layer, reported)
-    alignment, read = of_base.align(reader.adata)
+    reader, alignment, read = of_base.read(adata, state.setup.layer, layer, reported)
     gene_map = alignment.gene_map
     rows = found.types.most_variable(np.unique(gene_map[gene_map >= 0]), MAX_GENES)
     if state.trained().novelty is not None and known[rows].equals(state.genes.names):

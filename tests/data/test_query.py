@@ -10,6 +10,7 @@ from scipy import sparse
 from toy import assert_close, celler_warning, cells, fit, soft, trained
 
 import celler as cl
+from celler.data import _genes, _query
 from celler.data._query import Genes, _in_order, align_query, flat_passes, token_passes
 
 
@@ -38,6 +39,21 @@ def test_align_query_names_the_panel_in_raw(query):
         pytest.raises(ValueError, match=r"is a panel.*genes=query\.raw\.var_names"),
     ):
         align_query(genes, of_panel, None)
+
+
+def test_align_query_aligns_the_genes_of_x_and_of_raw_once(query, monkeypatch):
+    part, aligned = query[:, :40].copy(), []
+    part.raw = query
+    genes = Genes(query.var_names, np.full(80, 1 / 80))
+
+    def align_genes(names, *arguments, **options):
+        aligned.append(len(names))
+        return _genes.align_genes(names, *arguments, **options)
+
+    monkeypatch.setattr(_query, "align_genes", align_genes)
+    with pytest.warns(UserWarning, match=r"adata\.raw\.X has 80 of the model's genes"):
+        assert align_query(genes, part, None).is_exact
+    assert aligned == [80, 40]
 
 
 def test_predict_with_missing_genes_masks_them(query):
