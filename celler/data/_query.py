@@ -284,8 +284,6 @@ def rescaled_flat(tokens: FlatTokens, factors: Tensor) -> FlatTokens:
 
 def rows_of(adata: AnnData, indices: np.ndarray | list[int] | None) -> np.ndarray:
     """Positions ``(N,)`` of ``indices``: positions, a boolean mask, or ``None`` for all."""
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if indices is None:
         return np.arange(adata.n_obs)
     index = np.asarray(indices)

@@ -1099,7 +1099,6 @@ class Celler(BaseModelClass):
         A new AnnData. ``var["is_measured"]`` is False for genes that ``adata`` lacks, which a warning counts.
         Values of ``X`` and of each layer are the same, as CSR.
         """
-        rows_of(adata, None)
         return _extend.prepare_query(cls._trained(reference_model, "auto")._state, adata)
 
     @classmethod

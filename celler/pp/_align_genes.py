@@ -77,8 +77,6 @@ def align_genes(
     >>> aligned, report = cl.pp.align_genes(query, model, mapping=mouse_to_human)
     >>> print(report)
     """
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if duplicates not in ("error", "drop", "sum"):
         raise ValueError(f"duplicates={duplicates!r} was given; 'error', 'drop' or 'sum' is needed.")
     check_columns(adata)

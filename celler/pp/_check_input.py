@@ -88,8 +88,6 @@ def check_input(adata: AnnData, layer: str | None = None) -> InputReport:
     >>> print(cl.pp.check_input(adata))
     adata.X holds counts: whole numbers, largest 28. They can be used.
     """
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"a {type(adata).__name__} was given; an AnnData is needed.")
     if adata.n_vars == 0:
         raise ValueError("adata has no genes, whose values could be looked at.")
     reader = ExpressionReader(adata, layer)
