@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from celler._utils._messages import agreed
 from celler._utils._text import as_names
@@ -172,6 +173,12 @@ def _without(names: list[str], part: str, kind: str) -> tuple[list[str], str, st
     remove = f"remove{kind}"
     left = [getattr(name, remove)(part) for name in names]
     return left, f"The names without the {kind} {part!r}", f"name.{remove}({part!r})"
+
+
+def names_elsewhere(adata: AnnData) -> dict[str, pd.Index]:
+    """Names in other places of a query's AnnData where genes may be, by what to pass instead."""
+    raw = {} if adata.raw is None else {"query.raw.to_adata()": adata.raw.var_names}
+    return {"query.T": adata.obs_names} | raw
 
 
 def kinds_of(names: pd.Index) -> pd.Series:

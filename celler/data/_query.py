@@ -22,6 +22,7 @@ from celler.data._content import content_of
 from celler.data._expression import ExpressionReader, bad_value, is_log
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
 from celler.data._genes import GeneAlignment, align_genes, selector, with_learned_rows
+from celler.data._mismatch import names_elsewhere
 from celler.data._tokenizer import TARGET_SUM, BadValueError, FlatTokens, TokenBatch, Tokenizer
 from celler.data._values import IN_RAW, query_reader
 
@@ -75,9 +76,6 @@ class Genes:
     def align(self, adata: AnnData, place: str = "query.var_names") -> tuple[GeneAlignment, float]:
         """Alignment of a query and the share of the reference's expression its genes carry; see :func:`align_genes`."""
         names = self.names_of(adata)
-        others = {"query.T": adata.obs_names}
-        if adata.raw is not None:
-            others["query.raw.to_adata()"] = adata.raw.var_names
         alignment = align_genes(
             names,
             self.names,
@@ -85,7 +83,7 @@ class Genes:
             is_vocabulary=self.is_vocabulary,
             orthologs=self.orthologs,
             place=place,
-            others=others,
+            others=names_elsewhere(adata),
         )
         key = self.key if self.key in adata.var.columns else alignment.column
         rows = as_names(adata.var_names if key is None else adata.var[key])

@@ -19,6 +19,7 @@ from celler.data._expression import ExpressionReader
 from celler.data._gene_names import are_row_numbers, check_unique, gene_names
 from celler.data._genes import GeneAlignment, describe_others, selector, without_version
 from celler.data._genes import align_genes as align_names
+from celler.data._mismatch import names_elsewhere
 
 
 @checked
@@ -87,10 +88,9 @@ def align_genes(
     old_names = gene_names(adata.var, gene_key)
     new_names = old_names if mapping is None else _mapped(old_names, mapping, names)
     var = adata.var if gene_key is None and mapping is None else None
-    others = {"query.T": adata.obs_names}
-    if adata.raw is not None:
-        others["query.raw.to_adata()"] = adata.raw.var_names
-    alignment = align_names(new_names, names, var, ignore_case=ignore_case, orthologs=orthologs, others=others)
+    alignment = align_names(
+        new_names, names, var, ignore_case=ignore_case, orthologs=orthologs, others=names_elsewhere(adata)
+    )
     alignment = dataclasses.replace(alignment, others=describe_others(adata.var, alignment.gene_map))
     if alignment.n_repeated and duplicates == "error":
         raise _repeated(alignment, new_names, names)
