@@ -108,6 +108,7 @@ ARRAY = _type("an array, a Series or a list", np.ndarray, pd.Series, pd.Index, p
 MAPPING = _type("a dict or a Series", Mapping, pd.Series)
 SHARE = _number(" between 0 and 1", lambda value: 0 <= value <= 1)
 PART = _number(" of at least 0 and below 1", lambda value: 0 <= value < 1)
+SOME = _number(" above 0 and at most 1", lambda value: 0 < value <= 1)
 INSIDE = _number(" above 0 and below 1", lambda value: 0 < value < 1)
 POSITIVE = _number(" above 0", lambda value: value > 0)
 AT_LEAST_0 = _number(" of at least 0", lambda value: value >= 0)
@@ -193,7 +194,7 @@ RULES = {
     "devices": Rule("'auto', a number of processes, or [i] for one device,", _is_devices),
     "dir_path": PATH,
     "diversity": AT_LEAST_0,
-    "dot_max": _number(" above 0 and at most 1", lambda value: 0 < value <= 1),
+    "dot_max": SOME,
     "dot_min": PART,
     "drop": TEXTS,
     "dropout_rate": PART,
@@ -242,7 +243,7 @@ RULES = {
     "masked_weight": AT_LEAST_0,
     "max_epochs": SIZE,
     "max_genes": SIZE,
-    "max_share": _number(" above 0 and at most 1", lambda value: 0 < value <= 1),
+    "max_share": SOME,
     "mean": NUMBER,
     "memory_gb": AT_LEAST_1,  # of which the libraries take 0.7
     "method": NAME,
@@ -328,7 +329,7 @@ RULES = {
     "title": TEXT,
     "token": NAME,
     "train_on": NAME,
-    "train_size": _number(" above 0 and at most 1", lambda value: 0 < value <= 1),
+    "train_size": SOME,
     "truth": ARRAY,
     "truth: str": NAME,
     "truth_key": NAME,
@@ -344,7 +345,7 @@ RULES = {
 
 def rule_of(name: str, annotation: str) -> Rule:
     """Return the rule of an argument; raise ``KeyError`` where the table has none."""
-    return RULES[name] if f"{name}: {annotation}" not in RULES else RULES[f"{name}: {annotation}"]
+    return RULES.get(f"{name}: {annotation}") or RULES[name]
 
 
 def plain(value: Any) -> Any:
