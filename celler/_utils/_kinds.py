@@ -53,11 +53,11 @@ def kinds_of_rows(var: pd.DataFrame) -> Kinds | None:
 
 def genes_among(var: Any) -> np.ndarray | None:
     """Return which rows are genes ``(n_vars,)`` where some are not, else ``None``."""
-    kinds = other_rows(var) if isinstance(var, pd.DataFrame) else None
+    kinds = other_rows(var)
     return None if kinds is None else kinds.is_gene
 
 
-def other_rows(var: pd.DataFrame) -> Kinds | None:
-    """Return the kinds where some rows are genes and some are not, else ``None``."""
-    kinds = kinds_of_rows(var)
+def other_rows(var: Any) -> Kinds | None:
+    """Return the kinds where some rows are genes and some are not, else ``None``, as of a table read lazily."""
+    kinds = kinds_of_rows(var) if isinstance(var, pd.DataFrame) else None
     return kinds if kinds is not None and kinds.others and kinds.is_gene.any() else None

@@ -262,7 +262,7 @@ def _place(adata: AnnData, place: str, genes: Sequence[str]) -> Source:
     else:
         held = adata if place == "X" else adata.raw
         X, var, name = held.X, held.var, f"adata.{place}"
-    kinds = other_rows(var) if isinstance(var, pd.DataFrame) else None
+    kinds = other_rows(var)
     return Source(X, _gene_names(var, genes, kinds), name, kinds)
 
 
