@@ -166,10 +166,8 @@ FITTED = {
     "novelty": _or_none(EMPTY),
     "class_prior": _or_none(NUMBER),
 }
-DECISION = {
-    field.name: Rule("a number above 0", lambda value: _is_number(value) and value > 0) for field in fields(Decision)
-}
 POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+DECISION = {field.name: POSITIVE for field in fields(Decision)}
 #: Novelty of a model whose classes are types of atlases.
 OPEN_SET = {"names": STRINGS, "location": NUMBER, "spread": POSITIVE}
 PRETRAINED = {"decoder": EMPTY, "batches": NAMES, "n_cells": _whole(0), "history": OBJECT}
