@@ -189,13 +189,12 @@ def _count(value: int | None) -> str:
 
 def _tiles(found: Annotation, rows: list[LabelRow], truth: Agreement | None) -> list[tuple[str, str]]:
     """Return the figures at the top of the page, each with its name."""
-    n_unknown = sum(row.n_cells for row in rows if row.is_unknown)
     genes, expected = found.record.get("genes") or {}, found.record.get("expected_accuracy")
     tiles = [
         (f"{len(found.names):,}", "cells"),
         (f"{sum(not row.is_unknown for row in rows)}", f"types of {len(found.record.get('classes', [])):,}"),
         (_number(float(pd.Series(found.confidence).median())), "median confidence"),
-        (_percent(n_unknown / max(1, len(found.names))), f"without a type ({found.unknown})"),
+        (_percent(found.is_unknown.sum() / max(1, len(found.names))), f"without a type ({found.unknown})"),
     ]
     if "matched" in genes:
         tiles.append((_percent(genes["matched"] / max(1, genes["matched"] + genes["missing"])), "of the model's genes"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from datetime import date
 from importlib import metadata
-from typing import Any
 
 from celler._utils._messages import counted, listed
 from celler.report._annotation import LOW, Annotation
@@ -54,7 +53,7 @@ def facts(found: Annotation) -> list[tuple[str, str]]:
         ("Genes", _genes(found)),
         ("Shift", _shift(found)),
         ("Options", _options(found)),
-        ("Novelty of known cells", _location(record)),
+        ("Novelty of known cells", _location(found)),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -115,18 +114,14 @@ def _options(found: Annotation) -> str:
     return "; ".join(parts) or "the defaults: every cell gets its most probable type"
 
 
-def _location(record: dict[str, Any]) -> str | None:
+def _location(found: Annotation) -> str | None:
+    record = found.record
     if record.get("novelty_threshold") is None or record.get("novelty_location") is None:
         return None
     return (
         f"{record['novelty_location']:+.2f} standard deviations from the reference's, subtracted; cells above "
-        f"{record['novelty_threshold']:.2f} are {found_name(record)}"
+        f"{record['novelty_threshold']:.2f} are {found.unknown!r}"
     )
-
-
-def found_name(record: dict[str, Any]) -> str:
-    """Return the label of cells without a type, quoted."""
-    return repr(record.get("unknown_label", "Unknown"))
 
 
 def attention(
@@ -136,8 +131,7 @@ def attention(
     said = [] if truth is None else _disagreement(found, truth)
     said += [f"{row.name}: {row.text}" for row in rare if row.verdict == "missed"]
     said += [f"{row.name}, a rare type: {row.text}" for row in rare if row.verdict == "doubtful"]
-    n_cells = sum(row.n_cells for row in rows)
-    n_unknown = sum(row.n_cells for row in rows if row.is_unknown)
+    n_cells, n_unknown = len(found.names), int(found.is_unknown.sum())
     n_low = sum(row.n_low for row in rows if not row.is_unknown)
     if n_unknown > MANY_UNKNOWN * n_cells:
         said.append(f"{n_unknown / n_cells:.0%} of the cells have no type ({found.unknown}).")
