@@ -186,7 +186,7 @@ def run(
         class_prior = UNSOLVED_PRIOR
     config = replace(config, count_power=1 - class_prior)
     for part in solved:
-        part.requires_grad_(False)
+        part.requires_grad_(False).eval()  # what does not learn needs no dropout
     curves = fit(network, train, held_out, counts, config, hard_cells=hard_cells, title=title)
     for part in solved:
         part.requires_grad_(True)

@@ -177,19 +177,20 @@ class TrainingPlan(LightningModule):
         loss = self.expert_loss(output.expert_logits, labels).mean()
         if self.config.teacher is not None:
             loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
+        evidence = self.network.evidence
+        is_solved = evidence is not None and not evidence.weight.requires_grad
         if self.hard_cells is not None:
             # Experts that were solved are right about nearly all the cells that they were solved for.
-            is_solved = self.network.evidence is not None and not self.network.evidence.weight.requires_grad
             self.hard_cells.watch(index, labels, output.learned_logits if is_solved else output.logits)
         self.losses.append((loss.detach(), len(labels)))
         if self.masked_task is not None:
             other = self.masked_task(self.network.encoder)
             self.masked_losses.append(other.detach())
             loss = loss + other
-        if self.network.evidence is not None:
+        if evidence is not None and not is_solved:
             # The strength of scikit-learn's logistic regression with C = 1 / evidence_l2.
             strength = self.config.evidence_l2 / self.class_counts.sum()
-            loss = loss + 0.5 * strength * self.network.evidence.weight.square().sum()
+            loss = loss + 0.5 * strength * evidence.weight.square().sum()
         return loss
 
     def expert_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

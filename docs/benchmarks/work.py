@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celler.network._config import NetworkConfig
 
@@ -71,12 +71,18 @@ def forward_work(config: NetworkConfig, n_tokens: float, n_cells: int) -> Work:
 def training_work(config: NetworkConfig, n_tokens: float, n_cells: int, n_weights: int) -> Work:
     """A step on a minibatch: forward, twice as much backward, and AdamW on ``n_weights`` weights.
 
-    The gradient of a sum's table is one more sum, since the expression has no gradient.
+    The gradient of a sum's table is one more sum, since the expression has no gradient. The evidence table is solved
+    before and has none.
     """
     forward = forward_work(config, n_tokens, n_cells)
-    sums = _sums(config, n_tokens) * n_cells
-    backward = Work(2 * forward.products - sums.products, 0, 2 * forward.tables - sums.tables)
+    sums, learned = _sums(config, n_tokens) * n_cells, _sums(replace(config, use_evidence=False), n_tokens) * n_cells
+    products, tables = (2 * (f - s) + g for f, s, g in zip(*map(_counted, (forward, sums, learned)), strict=True))
+    backward = Work(products, 0, tables)
     return forward + backward + Work(12 * n_weights, 0, STEP_BYTES * n_weights)
+
+
+def _counted(work: Work) -> tuple[float, float]:
+    return work.products, work.tables
 
 
 def _head(config: NetworkConfig) -> Work:

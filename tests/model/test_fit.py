@@ -12,7 +12,7 @@ from toy import cells, fit, trained, truth
 
 from celler.losses import HDM, GInf
 from celler.mining import HardCells, Replay
-from celler.model import Celler
+from celler.model import Celler, _fit
 from celler.model._fit import hard_cell_table
 from celler.model._state import HARD_CELL_COLUMNS
 from celler.training import _run
@@ -354,3 +354,17 @@ def test_fit_network_calibrates_the_refitted_network():
             found.append(calibration_error(probabilities, truth(query)))
     assert np.mean(errors[True]) < np.mean(errors[False]) + 0.01
     assert max(errors[True]) < 0.1
+
+
+def test_run_trains_beside_solved_parts_that_stay_as_they_are(monkeypatch):
+    """Neither the gradient nor dropout reaches them, so that their loss is that of the labels they give."""
+    seen = []
+
+    def watching(network, *arguments, **options):
+        seen.append((network.evidence.training, network.evidence.weight.requires_grad, network.head.training))
+        return _run.fit(network, *arguments, **options)
+
+    monkeypatch.setattr(_fit, "fit", watching)
+    model = fit(cells(300), max_epochs=2, refit=True)
+    assert seen == [(False, False, True)] * 2  # of both trainings
+    assert model.module.evidence.weight.requires_grad
