@@ -1,8 +1,8 @@
 """Members: what the mean of several members gives beside one, and what it costs.
 
-    python docs/benchmarks/members.py DATA [--out members.csv] [--seeds 3] [--members 1,5] [--sets hpbmc,...] [--once]
+    python docs/benchmarks/members.py DATA [--out members.csv] [--seeds 3] [--members 1,5] [--sets pbmc_5p,...] [--once]
 
-DATA is the folder with the files of ``across_studies.py`` and ``shared_tasks.py``. Each set has one reference and one
+DATA is the folder of ``studies.py``, whose pairs are used. Each set has one reference and one
 query; models differ in the seed of ``train`` alone. "seeds" is the share of the query's cells to which the models of
 two seeds give the same label, "own" the mean agreement that ``annotate`` writes. Times are CPU seconds. ``@additive``
 after the name of a set is a model without a base. ``--once`` leaves out validation and so trains once, not twice. Rows
@@ -19,21 +19,12 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from across_studies import PAIRS, pair
-from shared_tasks import TASKS
+from studies import pair
 
 import celler as cl
 
-SETS = ["hpbmc", "pbmc3k", "tcells", "forebrain", "onek1k", "cortex+0.0", "cortex+0.7", "endocrine+0.7"]
-SETS += ["cbmc_longtail", "hpbmc@additive", "cortex+0.0@additive"]
-
-
-def cells_of(name: str, data: Path) -> tuple[ad.AnnData, ad.AnnData]:
-    """Reference and query of a set, whatever the seed."""
-    if name in PAIRS:
-        return pair(name, data, 0)
-    reference, query, _ = next(iter(TASKS[name](data, [0])))
-    return reference, query
+SETS = ["pbmc_5p", "pbmc3k", "tcells", "forebrain", "onek1k", "pbmc_3tech", "cortex44", "cortex44+0.7"]
+SETS += ["endocrine+0.7", "cbmc_longtail", "pbmc_5p@additive", "cortex44@additive"]
 
 
 def figures(
@@ -65,7 +56,7 @@ def run(options: argparse.Namespace, done: set[tuple[str, int, int]], folder: Pa
         wanted = [(n, seed) for seed in range(options.seeds) for n in options.members if (name, n, seed) not in done]
         if not wanted:
             continue
-        reference, query = cells_of(origin, options.data)
+        reference, query = pair(origin, options.data, 0)
         for n, seed in wanted:
             once = {"train_size": 1.0} if options.once else {}
             row, labels = figures(reference, query, encoder or None, seed=seed, n_members=n, **once)
