@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from scipy.special import softmax
 
-from celler._utils._messages import warn
+from celler._utils._messages import counted, warn
 from celler.data._augmentation import n_rehearsed
 from celler.data._samplers import split
 from celler.data._sources import InMemoryCells
@@ -158,7 +158,11 @@ def fit_new_classes(
     held_out = validation if len(validation) else labelled
     shifted = _shifted(task, source, held_out, loaders).taken(np.arange(len(held_out)))
     # Also what a margin averts: predict undoes the shift of other cells, which moves them by about as much.
-    _report(np.array(state.tree.classes)[is_new], np.max([taken, solved.taken(held_out), shifted], axis=0))
+    names, taken = np.array(state.tree.classes)[is_new], np.max([taken, solved.taken(held_out), shifted], axis=0)
+    _report(names, taken)
+    found = solved.logits(np.flatnonzero(free)).argmax(axis=1)
+    n_own, n_free = (np.bincount(each, minlength=len(is_new))[is_new] for each in (labels[labelled], found))
+    _report_free(names[taken <= FEW_TAKEN], *(n[taken <= FEW_TAKEN] for n in (n_own, n_free)), len(found))
     counts = np.bincount(labels[train], minlength=len(is_new))
     return FittedNetwork(
         train, validation, counts, state.old.fitted.decision, curves, None, state.old.fitted.class_prior
@@ -198,4 +202,18 @@ def _report(names: np.ndarray, taken: np.ndarray) -> None:
             "new types take cells of others, as held-out cells of these, of their study or shifted as in another one, "
             f"show: {', '.join(found)}. Add cells of the types that they resemble, labelled or not, or train anew on "
             "all cells."
+        )
+
+
+def _report_free(names: np.ndarray, n_own: np.ndarray, n_free: np.ndarray, n_cells: int) -> None:
+    """Warn of new classes with more of ``n_cells`` unlabelled cells, ``n_free (K,)``, than labelled ones, ``n_own``."""
+    found = [
+        f"{str(name)!r}, learned from {own}, {free:,} ({free / n_cells:.0%})"
+        for name, own, free in zip(names, n_own, n_free, strict=True)
+        if free > max(own, FEW_TAKEN * n_cells)
+    ]
+    if found:
+        warn(
+            f"of {counted(n_cells, 'unlabelled cells')} new types get more than they were learned from: "
+            f"{', '.join(found)}. Look at some of these by markers: a new type may take cells of one that it resembles."
         )

@@ -75,6 +75,16 @@ def test_new_classes_that_take_cells_of_others_are_reported(reference):
         extend(given, reference)
 
 
+def test_new_classes_that_most_unlabelled_cells_get_are_reported(reference):
+    """Cells of the type itself or not: nobody knows yet, so the figure is said."""
+    given = study((30, 30, 30, 80), 2)
+    labels = np.full(170, "Unknown", object)
+    labels[90:110] = "new"
+    given.obs["cell_type"] = labels
+    with pytest.warns(UserWarning, match=r"of 150 unlabelled cells .* 'new', learned from 20, \d\d \(2\d%\)"):
+        extend(given, reference)
+
+
 def test_new_classes_have_their_margin_and_are_reported(reference, monkeypatch):
     """Margins are chosen on the given cells, each held out once."""
     given = study((30, 30, 30, 20), 2)
