@@ -94,7 +94,7 @@ def test_measure_speed_rates_floors_and_ceilings(table):
 @pytest.mark.slow
 def test_speed_text_names_machine_and_sizes(table):
     text = speed.speed_text(table)
-    for words in ("device: cpu", "threads: 1", "500 of 3,000 genes, 20 types", "minibatches of 128"):
+    for words in ("device: cpu", "threads: 1", "500 of 3,000 genes, 20 types", "minibatches of 96"):
         assert words in text
     assert "nan" not in text
 
