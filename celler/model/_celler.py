@@ -272,7 +272,7 @@ class Celler(BaseModelClass):
         Parameters
         ----------
         max_epochs
-            ``None`` is 12 up to 4,000 labelled cells, fewer beyond, and at least 600 steps.
+            ``None`` is 12 up to 4,000 labelled cells and fewer beyond; up to 200 for few cells, to show 19,200 in all.
         accelerator
             ``"auto"`` uses a GPU where there is one; ``"cpu"``, ``"gpu"`` or ``"mps"`` use that one or raise.
         devices
