@@ -253,7 +253,7 @@ def test_fit_network_without_validation():
 
 
 ASTRAY = {
-    "network": {"encoder": "latent"}, "max_epochs": 40, "learning_rate": 100.0, "batch_size": 1000,
+    "network": {"encoder": "latent"}, "max_epochs": 8, "learning_rate": 100.0, "batch_size": 1000,
     "loss": HDM(), "replay": None,
 }  # fmt: skip
 
