@@ -275,7 +275,7 @@ def test_fit_network_keeps_the_last_good_weights():
     score = model.history["validation_macro_f1"]
     is_good = score >= score.cummax() - model.history["validation_macro_f1_error"]
     held_out = adata[model.validation_indices]
-    expected = score[np.flatnonzero(is_good)[-1]]
+    expected = score[is_good].iloc[-1]
     assert macro_f1(held_out, model.predict(held_out)) == pytest.approx(expected)
     assert expected > score.iloc[-1]
 
