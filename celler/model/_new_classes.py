@@ -162,7 +162,8 @@ def fit_new_classes(
     _report(names, taken)
     found = solved.logits(np.flatnonzero(free)).argmax(axis=1)
     n_own, n_free = (np.bincount(each, minlength=len(is_new))[is_new] for each in (labels[labelled], found))
-    _report_free(names[taken <= FEW_TAKEN], *(n[taken <= FEW_TAKEN] for n in (n_own, n_free)), len(found))
+    is_unsaid = taken <= FEW_TAKEN
+    _report_free(names[is_unsaid], n_own[is_unsaid], n_free[is_unsaid], len(found))
     counts = np.bincount(labels[train], minlength=len(is_new))
     return FittedNetwork(
         train, validation, counts, state.old.fitted.decision, curves, None, state.old.fitted.class_prior
@@ -208,12 +209,12 @@ def _report(names: np.ndarray, taken: np.ndarray) -> None:
 def _report_free(names: np.ndarray, n_own: np.ndarray, n_free: np.ndarray, n_cells: int) -> None:
     """Warn of new classes with more of ``n_cells`` unlabelled cells, ``n_free (K,)``, than labelled ones, ``n_own``."""
     found = [
-        f"{str(name)!r}, learned from {own}, {free:,} ({free / n_cells:.0%})"
+        f"{str(name)!r} {free:,} ({free / n_cells:.0%}), from {own:,} labelled"
         for name, own, free in zip(names, n_own, n_free, strict=True)
         if free > max(own, FEW_TAKEN * n_cells)
     ]
     if found:
         warn(
-            f"of {counted(n_cells, 'unlabelled cells')} new types get more than they were learned from: "
-            f"{', '.join(found)}. Look at some of these by markers: a new type may take cells of one that it resembles."
+            f"new types get more of {counted(n_cells, 'unlabelled cells')} than they were learned from: "
+            f"{'; '.join(found)}. Look at some of these by markers: a new type may take cells of one that it resembles."
         )

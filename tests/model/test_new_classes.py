@@ -81,7 +81,7 @@ def test_new_classes_that_most_unlabelled_cells_get_are_reported(reference):
     labels = np.full(170, "Unknown", object)
     labels[90:110] = "new"
     given.obs["cell_type"] = labels
-    with pytest.warns(UserWarning, match=r"of 150 unlabelled cells .* 'new', learned from 20, \d\d \(2\d%\)"):
+    with pytest.warns(UserWarning, match=r"more of 150 unlabelled cells .* 'new' \d\d \(2\d%\), from 20"):
         extend(given, reference)
 
 
