@@ -95,9 +95,20 @@ def _sum_by_gene(n_genes: int, gene_ids: Tensor, expression: Tensor, rows: Tenso
         by_cell = expression.new_zeros(n_cells, n_genes)  # scatter_add: padding repeats gene 0
         return by_cell.scatter_add_(1, gene_ids, expression).T @ rows
     parts = expression.detach().numpy().ravel(), gene_ids.numpy().ravel(), np.arange(n_cells + 1) * n_tokens
-    by_gene = sparse.csr_matrix(parts, (n_cells, n_genes)).tocsc()
-    weights, cells, starts = (torch.from_numpy(part) for part in (by_gene.data, by_gene.indices, by_gene.indptr[:-1]))
-    return F.embedding_bag(cells, rows, starts, per_sample_weights=weights, mode="sum")
+    return torch.from_numpy(product_with(sparse.csr_matrix(parts, (n_cells, n_genes)).T)(rows.numpy()))
+
+
+def product_with(X: np.ndarray | sparse.spmatrix) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the product of ``X (n, m)`` with a table ``(m, k)`` as a function of the table, of its type."""
+    if isinstance(X, np.ndarray):
+        return X.__matmul__
+    # An embedding bag sums rows of a table three times as fast as SciPy's product.
+    X = sparse.csr_matrix(X)
+    values, columns, starts = (torch.from_numpy(part) for part in (X.data, X.indices, X.indptr[:-1]))
+    columns, starts = columns.int(), starts.int()
+    return lambda table: F.embedding_bag(
+        columns, torch.from_numpy(table), starts, mode="sum", per_sample_weights=values
+    ).numpy()
 
 
 class TransformerEncoder(nn.Module):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import sparse
 from scipy.optimize import minimize
 from torch import Tensor
 
 from celler.data._loader import Minibatch
+from celler.network._encoders import product_with
 from celler.network._network import GeneTransformer
 
 #: 1 / C of scikit-learn's logistic regression, on expression and on a standardized embedding.
@@ -159,19 +159,6 @@ def logistic_regression(
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": N_STEPS, "gtol": 1e-4})
     parameters = found.x.reshape(n_genes + 1, n_classes)
     return parameters[:-1], parameters[-1] - center @ parameters[:-1]
-
-
-def product_with(X: np.ndarray | sparse.spmatrix) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the product of ``X (n, m)`` with a table ``(m, k)`` as a function of the table, float32."""
-    if isinstance(X, np.ndarray):
-        return X.__matmul__
-    # An embedding bag sums rows of a table three times as fast as SciPy's product.
-    X = sparse.csr_matrix(X)
-    values, columns, starts = (torch.from_numpy(part) for part in (X.data, X.indices, X.indptr[:-1]))
-    columns, starts = columns.int(), starts.int()
-    return lambda table: F.embedding_bag(
-        columns, torch.from_numpy(table), starts, mode="sum", per_sample_weights=values
-    ).numpy()
 
 
 def cross_fitted(
