@@ -114,15 +114,13 @@ def speed_text(table: pd.DataFrame) -> str:
 def _bench(encoder: str, device: torch.device, large: bool, n_given: int | None) -> Bench:
     n_cells = 4000 if device.type == "cpu" else 20_000
     sizes: dict[str, Any] = {"n_genes": 3000, "n_classes": 20, "encoder": encoder}
-    batch_size, pass_size, n_expressed = 32, 512, 500
+    batch_size, pass_size, n_expressed = 128 if encoder == "additive" else 32, 512, 500
     if encoder in ("transformer", "scgpt"):
         n_cells, batch_size, pass_size = (128, 8, 16) if device.type == "cpu" else (4096, 128, 256)
     if large:
         sizes |= {"encoder": "transformer", "d_model": 512, "n_layers": 12, "n_heads": 8}
         batch_size, pass_size, n_expressed = (1, 1, 1200) if device.type == "cpu" else (32, 64, 1200)
         n_cells = 4 * batch_size
-    if encoder == "additive":
-        batch_size = 128
     n_cells = n_given or n_cells
     batch_size, pass_size = min(batch_size, n_cells), min(pass_size, n_cells)
     cells = synthetic_cells(n_cells, n_expressed=n_expressed)

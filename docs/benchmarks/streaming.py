@@ -11,7 +11,6 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from itertools import cycle, islice
 from typing import Any
 
@@ -22,7 +21,7 @@ from processes import measure_alone, peak_mb
 from celler._utils._devices import cpu_threads
 from celler.atlas._datamodule import DataModule
 from celler.atlas._source import CHUNK_ROWS, StoreCells
-from celler.atlas._store import BLOCK_ROWS, PIPELINE, STORE_NAME
+from celler.atlas._store import BLOCK_ROWS, STORE_NAME, fast_codecs
 from celler.data._loader import TokenLoader
 from celler.data._samplers import ShuffledSampler
 from celler.data._tokenizer import Tokenizer
@@ -43,10 +42,7 @@ def measure_streaming(dm: DataModule, n_cells: int = 20_000, n_rounds: int = 5) 
     Each reader reads ``n_cells`` in a round. ``celler_per_*`` are medians of ratios in the same round;
     ``training_loses`` is the share of a training step's time that is lost to reading.
     """
-    import zarr
-
-    codecs = {"codec_pipeline.path": PIPELINE} if find_spec("zarrs") else {}
-    with zarr.config.set(codecs), warnings.catch_warnings():
+    with fast_codecs(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse ")  # scvi-tools' reader
         rates = rates_of(readers(dm), n_cells, n_rounds)
         lost = lost_by_training(dm, n_cells // 4, n_rounds)

@@ -76,13 +76,8 @@ def training_work(config: NetworkConfig, n_tokens: float, n_cells: int, n_weight
     """
     forward = forward_work(config, n_tokens, n_cells)
     sums, learned = _sums(config, n_tokens) * n_cells, _sums(replace(config, use_evidence=False), n_tokens) * n_cells
-    products, tables = (2 * (f - s) + g for f, s, g in zip(*map(_counted, (forward, sums, learned)), strict=True))
-    backward = Work(products, 0, tables)
+    backward = replace((forward + sums * -1) * 2 + learned, streamed=0.0)
     return forward + backward + Work(12 * n_weights, 0, STEP_BYTES * n_weights)
-
-
-def _counted(work: Work) -> tuple[float, float]:
-    return work.products, work.tables
 
 
 def _head(config: NetworkConfig) -> Work:
