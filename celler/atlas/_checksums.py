@@ -47,9 +47,11 @@ def of_cells(X: sparse.csr_matrix) -> np.ndarray:
 def _of_cells(ends, genes, counts):  # type: ignore[no-untyped-def]
     found = np.empty(len(ends) - 1, np.uint32)
     for b in range(len(found)):
-        total = np.uint64(ends[b + 1] - ends[b])
-        for i in range(ends[b], ends[b + 1]):
-            mixed = (np.uint64(genes[i]) << np.uint64(32)) ^ np.uint64(counts[i])
+        # Slices: an index that may be negative keeps the CPU from taking several at once.
+        of_cell, each = genes[ends[b] : ends[b + 1]], counts[ends[b] : ends[b + 1]]
+        total = np.uint64(len(of_cell))
+        for i in range(len(of_cell)):
+            mixed = (np.uint64(of_cell[i]) << np.uint64(32)) ^ np.uint64(each[i])
             mixed = (mixed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
             total += mixed ^ (mixed >> np.uint64(32))

@@ -186,8 +186,9 @@ class Store:
                 first = list(islice(loaded, 1))
         while first:
             X = first[0]["X"]
-            check_ids(X, self.path)
-            if self._checksums is not None and (of_cells(X) != self._checksums[first[0]["index"]]).any():
+            if self._checksums is None:
+                check_ids(X, self.path)
+            elif (of_cells(X) != self._checksums[first[0]["index"]]).any():
                 raise ValueError(f"{self.path} holds other counts than were written: it is damaged. {ANEW}")
             yield Rows(first[0]["index"], X)
             with reading(self.path, ANEW):

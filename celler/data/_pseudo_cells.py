@@ -14,7 +14,7 @@ from torch import Tensor
 from celler._utils._compile import compiled
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
-from celler.data._tokenizer import TARGET_SUM, _next_random
+from celler.data._tokenizer import TARGET_SUM
 
 #: Cells that share a gene-wise shift, as cells of one study do.
 GROUP = 32
@@ -161,6 +161,16 @@ def draw_counts(loader: PseudoCellLoader, types: np.ndarray, panel: np.ndarray, 
         np.exp(rng.uniform(np.log(how.depth[0]), np.log(how.depth[1]), n_cells)),
         (rng.random(n_cells) * how.hidden, rng.integers(2**63, size=n_cells).astype(np.uint64)),
     )
+
+
+@compiled
+def _next_random(state):  # type: ignore[no-untyped-def]
+    """Return the next state of splitmix64 and a number in [0, 1)."""
+    state += np.uint64(0x9E3779B97F4A7C15)
+    z = state
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state, ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 @compiled

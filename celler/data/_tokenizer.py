@@ -16,6 +16,8 @@ from celler._utils._compile import compiled
 __all__ = ["BadValueError", "FlatTokens", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
 TARGET_SUM = 1e4  #: library size to which every cell is scaled before ``log1p``
+N_SMALL = 1024  #: counts below it find their place in a table without a search
+_LARGE = np.float32(N_SMALL).view(np.int32)
 
 
 class TokenBatch(NamedTuple):
@@ -73,17 +75,20 @@ class TokenBatches:
     Parameters
     ----------
     flat, shapes
-        Tokens of all minibatches, each part flat ``(N,)``, and (B, T) of each minibatch.
+        Tokens of all minibatches, each part flat ``(N,)``, and (B, places for tokens) of each minibatch.
+    widths
+        Places of each minibatch that its longest cell needs.
     """
 
     flat: TokenBatch
     shapes: list[tuple[int, int]]
+    widths: list[int]
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        areas = [n_cells * width for n_cells, width in self.shapes]
+        areas = [n_cells * n_places for n_cells, n_places in self.shapes]
         parts = zip(*(part.split(areas) for part in self.flat), strict=True)
-        for each, shape in zip(parts, self.shapes, strict=True):
-            yield TokenBatch(*(part.view(shape) for part in each))
+        for each, shape, width in zip(parts, self.shapes, self.widths, strict=True):
+            yield TokenBatch(*(part.view(shape)[:, :width] for part in each))
 
 
 class BadValueError(ValueError):
@@ -182,13 +187,15 @@ class Tokenizer:
         """
         if token_dropout and seeds is None:
             raise ValueError("token_dropout was given without seeds; pass one seed per cell.")
-        cells = _cells(X, gene_map, rows)
-        n_kept = self._limited(np.ceil(cells.n_tokens * (1.0 - token_dropout)).astype(np.int64))
-        shapes = [(len(part), max(1, int(part.max(initial=0)))) for part in np.split(n_kept, np.cumsum(sizes)[:-1])]
-        ends = np.cumsum(np.repeat([width for _, width in shapes], sizes), dtype=np.int64)
-        gene_ids, values, expression = self._filled(cells, n_kept, ends, is_log, target_sum, seeds)
-        whole = map(torch.from_numpy, (gene_ids, values, expression, values == 0))
-        return TokenBatches(TokenBatch(*whole), shapes)
+        cells, ends = _cells(X, gene_map, rows), np.cumsum(sizes)[:-1]
+        # Every value may be a token: how many are is known when the cell is read, once.
+        n_places = _widths(self._kept_of(cells.lengths, token_dropout), ends)
+        of_cell = np.repeat(n_places, sizes)
+        starts, size = np.cumsum(of_cell) - of_cell, int(of_cell.sum())
+        flat, n_kept = self._filled(cells, starts, size, is_log, target_sum, token_dropout, seeds)
+        genes, values, expression = map(torch.from_numpy, flat)
+        shapes = list(zip(sizes, n_places, strict=True))
+        return TokenBatches(TokenBatch(genes, values, expression, values == 0), shapes, _widths(n_kept, ends))
 
     def flat(
         self,
@@ -201,90 +208,99 @@ class Tokenizer:
     ) -> FlatTokens:
         """Return the rows of ``X`` without padding, for prediction; see :meth:`minibatches`."""
         cells = _cells(X, gene_map, rows)
-        n_kept = self._limited(cells.n_tokens)
-        ends = np.cumsum(n_kept, dtype=np.int64)
-        gene_ids, _, expression = self._filled(cells, n_kept, ends, is_log, target_sum, None)
-        return FlatTokens(*map(torch.from_numpy, (gene_ids, expression, (ends - n_kept).astype(np.int32))))
+        size = int(self._kept_of(cells.lengths).sum())
+        (genes, _, expression), n_kept = self._filled(cells, None, size, is_log, target_sum)
+        ends = np.cumsum(n_kept)
+        starts, n_tokens = (ends - n_kept).astype(np.int32), int(n_kept.sum())
+        return FlatTokens(*map(torch.from_numpy, (genes[:n_tokens], expression[:n_tokens], starts)))
 
-    def _limited(self, n_tokens: np.ndarray) -> np.ndarray:
-        return n_tokens if self.max_genes is None else np.minimum(n_tokens, self.max_genes)
+    def _kept_of(self, n_tokens: np.ndarray, token_dropout: float = 0.0) -> np.ndarray:
+        """Return how many of ``n_tokens (B,)`` of each cell are kept."""
+        return np.minimum(np.ceil(n_tokens * (1.0 - token_dropout)).astype(np.int64), self._most)
+
+    @property
+    def _most(self) -> int:
+        return np.iinfo(np.int64).max if self.max_genes is None else self.max_genes
 
     def _filled(
         self,
         cells: _Cells,
-        n_kept: np.ndarray,
-        ends: np.ndarray,
+        starts: np.ndarray | None,
+        size: int,
         is_log: bool,
         target_sum: float | np.ndarray,
-        seeds: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return genes, bins and expression, 0 where there is no token; row b ends at ``ends[b]``."""
-        size = int(ends[-1]) if len(ends) else 0
+        token_dropout: float = 0.0,
+        seeds: np.ndarray | None = None,
+    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+        """Return genes, bins and expression ``(size,)``, 0 where there is no token, and the tokens of each cell.
+
+        A cell begins at ``starts (B,)``, or ``None`` where the one before ends.
+        """
+        n_cells = len(cells.spans)
         flat = np.zeros(size, np.int32), np.zeros(size, np.uint8), np.zeros(size, np.float32)
-        target_sums = np.broadcast_to(np.float64(target_sum), len(n_kept)).copy()
+        starts = np.empty(0, np.int64) if starts is None else starts
         seeds = np.empty(0, np.uint64) if seeds is None else seeds
-        work = _workspace(int(cells.n_tokens.max(initial=0)))
-        _fill_tokens(*cells, n_kept, self.n_bins, is_log, target_sums, seeds, ends, flat, work)
-        return flat
+        target_sums = np.broadcast_to(np.float64(target_sum), n_cells).copy()
+        how = self.n_bins, is_log, 1.0 - token_dropout, self._most
+        n_kept = np.empty(n_cells, np.int64)
+        work = _workspace(int(cells.lengths.max(initial=0)), cells.columns.dtype)
+        bad_row = _fill_tokens(cells, how, target_sums, seeds, starts, flat, n_kept, work)
+        if bad_row >= 0:
+            row = cells.bits[slice(*cells.spans[bad_row])].view(np.float32)
+            raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
+        return flat, n_kept
+
+
+def _widths(n_tokens: np.ndarray, ends: np.ndarray) -> list[int]:
+    """Return the most tokens of a cell, at least 1, for each minibatch; these end at ``ends``."""
+    return [max(1, int(part.max(initial=0))) for part in np.split(n_tokens, ends)]
 
 
 class _Cells(NamedTuple):
-    """Entries ``spans (B, 2)`` of cells in a matrix, and how many become tokens."""
+    """Entries ``spans (B, 2)`` of cells in a matrix."""
 
     spans: np.ndarray
-    indices: np.ndarray
-    bits: np.ndarray
+    columns: np.ndarray
+    bits: np.ndarray  # of the float32 values
     gene_map: np.ndarray
-    n_tokens: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Entries of each cell ``(B,)``."""
+        return self.spans[:, 1] - self.spans[:, 0]
 
 
 def _cells(X: sparse.csr_matrix, gene_map: np.ndarray, rows: np.ndarray | None) -> _Cells:
-    """Return the ``rows (B,)`` of ``X``, or all; raise :class:`BadValueError` for a value that is none."""
+    """Return the ``rows (B,)`` of ``X``, or all."""
     data = np.ascontiguousarray(X.data, dtype=np.float32)
-    bits = data.view(np.int32)
     rows = np.arange(X.shape[0]) if rows is None else rows
-    spans = np.stack([X.indptr[rows], X.indptr[rows + 1]], axis=1)
-    n_tokens, bad_row = _count_tokens(spans, X.indices, bits, gene_map)
-    if bad_row >= 0:
-        row = data[slice(*spans[bad_row])]
-        raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
-    return _Cells(spans, X.indices, bits, gene_map, n_tokens)
+    spans = np.stack([X.indptr[rows], X.indptr[rows + 1]], axis=1).astype(np.int64)
+    return _Cells(spans, X.indices, data.view(np.int32), gene_map)
 
 
 @compiled
-def _count_tokens(spans, indices, bits, gene_map):  # type: ignore[no-untyped-def]
-    """Return mapped non-zeros of each cell ``(B,)`` with entries ``spans (B, 2)``, and the first bad cell or −1."""
+def _look_at(bits, columns, gene_map, maps_all):  # type: ignore[no-untyped-def]
+    """Return how many values of a cell are tokens, whether all are small counts, and whether one is bad."""
     # Bits of a float32, as integers, are 1 to _INFINITE − 1 for positive finite values, and 0 or −0 for zero.
-    n_tokens = np.empty(len(spans), np.int64)
-    for b in range(len(spans)):
-        n = n_bad = 0
-        # Slices and unsigned indices: numba's check for negative indices costs as much as the rest.
-        of_cell, columns = bits[spans[b, 0] : spans[b, 1]], indices[spans[b, 0] : spans[b, 1]]
-        for i in range(len(of_cell)):
-            key = of_cell[i]
-            n_bad += (key >= _INFINITE) | ((key < 0) & (key != _MINUS_ZERO))
-            n += (key > 0) & (gene_map[np.uint32(columns[i])] >= 0)
-        if n_bad:
-            return n_tokens, b
-        n_tokens[b] = n
-    return n_tokens, -1
-
-
-@compiled
-def _next_random(state):  # type: ignore[no-untyped-def]
-    """Return the next state of splitmix64 and a number in [0, 1)."""
-    state += np.uint64(0x9E3779B97F4A7C15)
-    z = state
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state, ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    n = n_bad = n_small = 0
+    values = bits.view(np.float32)
+    for i in range(len(bits)):
+        key = bits[i]
+        n_bad += (key >= _INFINITE) | ((key < 0) & (key != _MINUS_ZERO))
+        n_small += (key < _LARGE) & (np.float32(np.int32(values[i])) == values[i])
+        n += key > 0
+    if not maps_all:  # a loop of its own: without it, the CPU takes several values at once
+        n = 0
+        for i in range(len(bits)):
+            # Unsigned: numba's check for negative indices costs as much as the rest.
+            n += (bits[i] > 0) & (gene_map[np.uint32(columns[i])] >= 0)
+    return n, n_small == len(bits), n_bad > 0
 
 
 class _Distinct(NamedTuple):
-    """Hash table of one cell's distinct values; a slot is used if the upper half of ``tag`` is the cell's row."""
+    """Table of one cell's distinct values: a hash table, or by the value where all are small counts."""
 
-    tag: np.ndarray  # its lower half is bits
-    bits: np.ndarray  # of the float32 value
+    value: np.ndarray  # 0 where a slot is free
     # (slots, 4): tokens are counted in four columns in turn, as additions to one place wait for each other.
     n_equal: np.ndarray
     order: np.ndarray  # slots by value
@@ -294,47 +310,69 @@ class _Distinct(NamedTuple):
 
 
 class _Mapped(NamedTuple):
-    """One cell's tokens: gene, slot of the value, and whether it is kept."""
+    """One cell's tokens: column, bits of the value, slot of the value, and at how many to go the token is kept."""
 
-    gene: np.ndarray
+    column: np.ndarray
+    bits: np.ndarray
     slot: np.ndarray
-    is_kept: np.ndarray
+    limit: np.ndarray  # a token is kept if more than this are still to be chosen
 
 
-def _workspace(longest: int) -> tuple[_Distinct, _Mapped]:
-    """Return work arrays for rows of at most ``longest`` tokens, shared by all rows."""
-    size = 2 << max(0, longest - 1).bit_length()
+def _workspace(longest: int, of_columns: np.dtype) -> tuple[_Distinct, _Mapped]:
+    """Return work arrays for rows of at most ``longest`` values, shared by all rows; columns are of a type."""
+    size = max(N_SMALL, 2 << max(0, longest - 1).bit_length())
     distinct = _Distinct(
-        np.full(size, -1, np.int64), np.empty(size, np.int32), np.empty((size, 4), np.int32),
-        np.empty(longest, np.int32), np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
+        np.zeros(size, np.float32), np.zeros((size, 4), np.int32), np.empty(max(N_SMALL, longest), np.int32),
+        np.empty(size, np.uint8), np.empty(size, np.int64), np.empty(size, np.float32),
     )  # fmt: skip
-    mapped = _Mapped(np.empty(longest, np.int32), np.empty(longest, np.int32), np.empty(longest, np.bool_))
-    return distinct, mapped
+    column, (bits, slot) = np.empty(longest, of_columns), np.empty((2, longest), np.int32)
+    return distinct, _Mapped(column, bits, slot, np.empty(longest, np.int64))
 
 
 @compiled
-def _tabulate(bits, indices, gene_map, row, distinct, mapped):  # type: ignore[no-untyped-def]
-    """Fill ``mapped`` and ``distinct``; return the number of distinct values."""
+def _without_others(bits, columns, gene_map, mapped):  # type: ignore[no-untyped-def]
+    """Return bits and columns of a cell without zeros and columns that are no gene of the model."""
+    n = np.uint64(0)
+    for i in range(len(bits)):  # without a branch: the CPU cannot predict which are mapped
+        mapped.bits[n], mapped.column[n] = bits[i], columns[i]
+        n += np.uint64((bits[i] > 0) & (gene_map[np.uint32(columns[i])] >= 0))
+    return mapped.bits[:n], mapped.column[:n]
+
+
+@compiled
+def _count_small(values, distinct, slots):  # type: ignore[no-untyped-def]
+    """Fill ``slots`` and ``distinct`` for ``values`` that are small counts; return how many are distinct."""
+    value, n_equal, order, n_distinct, largest = distinct.value, distinct.n_equal, distinct.order, 0, 0
+    for i in range(len(values)):
+        slots[i] = np.int32(values[i])
+        largest = max(largest, slots[i])
+    for i in range(len(values)):
+        n_equal[np.uint32(slots[i]), i & 3] += 1
+    for slot in range(1, largest + 1):
+        if n_equal[slot, 0] | n_equal[slot, 1] | n_equal[slot, 2] | n_equal[slot, 3]:
+            value[slot], order[n_distinct] = slot, slot
+            n_distinct += 1
+    return n_distinct
+
+
+@compiled
+def _tabulate(bits, distinct, slots):  # type: ignore[no-untyped-def]
+    """Fill ``slots`` and ``distinct`` for values with these ``bits``; return how many are distinct."""
     # Positive floats sort as their bits, and a cell has few distinct values: sorting the row would cost far more.
-    size_mask, row_tag = np.uint64(len(distinct.bits) - 1), np.int64(row) << 32
-    n_distinct, n = 0, np.uint64(0)
+    keys = distinct.value.view(np.int32)
+    size_mask, n_distinct = np.uint64(len(keys) - 1), 0
     for i in range(len(bits)):
-        key, gene = bits[i], gene_map[np.uint32(indices[i])]
-        if key <= 0 or gene < 0:  # 0 and -0 are explicit zeros
-            continue
-        tag = row_tag | key
+        key = bits[i]
         slot = ((np.uint64(np.uint32(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)) & size_mask
-        while distinct.tag[slot] != tag:
-            if distinct.tag[slot] >> 32 != row:
-                distinct.tag[slot], distinct.bits[slot], distinct.n_equal[slot] = tag, key, 0
-                distinct.order[n_distinct] = slot
+        while keys[slot] != key:
+            if keys[slot] == 0:
+                keys[slot], distinct.order[n_distinct] = key, slot
                 n_distinct += 1
                 break
             slot = (slot + np.uint64(1)) & size_mask
-        distinct.n_equal[slot, n & np.uint64(3)] += 1
-        mapped.gene[n], mapped.slot[n] = gene, slot
-        n += np.uint64(1)
-    _sort(distinct.order[:n_distinct], distinct.bits)
+        distinct.n_equal[slot, i & 3] += 1
+        slots[i] = slot
+    _sort(distinct.order[:n_distinct], keys)
     return n_distinct
 
 
@@ -359,7 +397,7 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
     """Compute bin, rank and expression of each distinct value of a cell with ``n`` tokens."""
     # Quantile edge j is at position j (n − 1) / (n_bins − 2) of the sorted row, so the number of edges <= a value
     # follows, in integers, from the last position of the value.
-    values, order = distinct.bits.view(np.float32), distinct.order[:n_distinct]
+    values, order = distinct.value, distinct.order[:n_distinct]
     total = 0.0
     for slot in order:
         for column in range(1, 4):
@@ -375,19 +413,19 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
 
 
 @compiled
-def _keep_random(n, n_kept, seed, is_kept):  # type: ignore[no-untyped-def]
-    """Keep exactly ``n_kept`` of n tokens, every subset equally likely (Knuth's algorithm S)."""
-    state = seed
+def _draw(n, seed, limit):  # type: ignore[no-untyped-def]
+    """Set the ``limit`` of n tokens so that every subset of them is equally likely (Knuth's algorithm S)."""
     for k in range(n):
-        state, u = _next_random(state)
-        # The comparison in integers is equivalent and does not delay the next draw by a conversion.
-        is_this_kept = np.int64(u * (n - k)) < n_kept
-        is_kept[k] = is_this_kept
-        n_kept -= is_this_kept
+        # Numbers of splitmix64, each by its place, not from the one before: so the CPU makes several at once.
+        z = seed + np.uint64(k + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        drawn = np.float64(np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(11))) * 2.0**-53
+        limit[k] = np.int64(drawn * (n - k))
 
 
 @compiled
-def _keep_highest(n, n_kept, distinct, n_distinct, mapped):  # type: ignore[no-untyped-def]
+def _keep_highest(n, n_kept, distinct, n_distinct, genes, mapped):  # type: ignore[no-untyped-def]
     """Keep the ``n_kept`` tokens of highest value; ties by vocabulary order, not column order."""
     lowest, n_left = n_distinct, n_kept
     while lowest and n_left >= distinct.n_equal[distinct.order[lowest - 1], 0]:
@@ -396,38 +434,73 @@ def _keep_highest(n, n_kept, distinct, n_distinct, mapped):  # type: ignore[no-u
     ties, n_ties = np.empty(n, np.int32), 0
     for k in range(n):
         rank = distinct.rank[mapped.slot[k]]
-        mapped.is_kept[k] = rank >= lowest
+        mapped.limit[k] = -1 if rank >= lowest else n
         if rank == lowest - 1:
             ties[n_ties] = k
             n_ties += 1
     if n_left:
-        _sort(ties[:n_ties], mapped.gene)
+        _sort(ties[:n_ties], genes)
         for k in ties[:n_left]:
-            mapped.is_kept[k] = True
+            mapped.limit[k] = -1
 
 
 @compiled
-def _fill_tokens(  # type: ignore[no-untyped-def]
-    spans, indices, bits, gene_map, n_tokens, n_kept, n_bins, is_log, target_sums, seeds, ends, flat, work
-):
-    """Write genes, bins and expression of each row to the arrays ``flat``, where row b ends at ``ends[b]``."""
-    distinct, mapped = work
-    for b in range(len(n_tokens)):
-        n = n_tokens[b]
-        cell = slice(spans[b, 0], spans[b, 1])
-        n_distinct = _tabulate(bits[cell], indices[cell], gene_map, b, distinct, mapped)
-        _describe(distinct, n_distinct, n, n_bins, is_log, target_sums[b])
-        if n_kept[b] == n:
-            mapped.is_kept[:n] = True
-        elif len(seeds):
-            _keep_random(n, n_kept[b], seeds[b], mapped.is_kept)
+def _write_kept(columns, gene_map, left, mapped, distinct, place):  # type: ignore[no-untyped-def]
+    """Write the genes, bins and expression of the ``left`` kept tokens to ``place``."""
+    # Arrays by names of their own: each look at a field of a tuple counts references.
+    slots, limits, bins, logs = mapped.slot, mapped.limit, distinct.bin, distinct.log
+    to_gene, to_bin, to_log = place
+    t = k = np.uint64(0)
+    while left > 0:  # without a branch: the CPU cannot predict which tokens are kept
+        slot = np.uint32(slots[k])
+        to_gene[t], to_bin[t], to_log[t] = gene_map[np.uint32(columns[k])], bins[slot], logs[slot]
+        is_kept = limits[k] < left
+        left -= is_kept
+        t += np.uint64(is_kept)
+        k += np.uint64(1)
+
+
+@compiled
+def _clear(distinct, n_distinct):  # type: ignore[no-untyped-def]
+    """Free the slots of the distinct values."""
+    value, n_equal = distinct.value, distinct.n_equal
+    for slot in distinct.order[:n_distinct]:
+        value[slot] = 0
+        for column in range(4):
+            n_equal[slot, column] = 0
+
+
+@compiled
+def _fill_tokens(cells, how, target_sums, seeds, starts, flat, n_kept, work):  # type: ignore[no-untyped-def]
+    """Write genes, bins and expression of each cell to the arrays ``flat``, and ``n_kept (B,)``.
+
+    Cell b begins at ``starts[b]``, or where the one before ends. Return the first cell with a bad value, or −1.
+    """
+    (n_bins, is_log, share, most), (distinct, mapped), end = how, work, 0
+    maps_all = (cells.gene_map >= 0).all()
+    for b in range(len(n_kept)):
+        of_cell = slice(cells.spans[b, 0], cells.spans[b, 1])
+        bits, columns = cells.bits[of_cell], cells.columns[of_cell]
+        n, is_small, is_bad = _look_at(bits, columns, cells.gene_map, maps_all)
+        if is_bad:
+            return b
+        if n < len(bits):
+            bits, columns = _without_others(bits, columns, cells.gene_map, mapped)
+        if is_small:
+            n_distinct = _count_small(bits.view(np.float32), distinct, mapped.slot)
         else:
-            _keep_highest(n, n_kept[b], distinct, n_distinct, mapped)
-        place = slice(ends[b - 1] if b else 0, ends[b])
-        ids, bins, levels = flat[0][place], flat[1][place], flat[2][place]
-        t = k = np.uint64(0)
-        while t < n_kept[b]:  # without a branch: the CPU cannot predict which tokens are kept
-            slot = np.uint32(mapped.slot[k])
-            ids[t], bins[t], levels[t] = mapped.gene[k], distinct.bin[slot], distinct.log[slot]
-            t += np.uint64(mapped.is_kept[k])
-            k += np.uint64(1)
+            n_distinct = _tabulate(bits, distinct, mapped.slot)
+        _describe(distinct, n_distinct, n, n_bins, is_log, target_sums[b])
+        left = min(np.int64(np.ceil(n * share)), most)
+        if left == n:
+            mapped.limit[:n] = -1
+        elif len(seeds):
+            _draw(n, seeds[b], mapped.limit)
+        else:
+            _keep_highest(n, left, distinct, n_distinct, cells.gene_map[columns], mapped)
+        start = starts[b] if len(starts) else end
+        n_kept[b], end = left, start + left
+        place = slice(start, end)
+        _write_kept(columns, cells.gene_map, left, mapped, distinct, (flat[0][place], flat[1][place], flat[2][place]))
+        _clear(distinct, n_distinct)
+    return -1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse, stats
 
+from celler.data import _tokenizer as tokenizer
 from celler.data._tokenizer import BadValueError, TokenBatch, Tokenizer
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -161,6 +162,25 @@ def test_tokenizer_with_unmapped_columns(rng):
     gene_map[::3] = -1
     batch = Tokenizer()(sparse.csr_matrix(counts), gene_map)
     assert_same_tokens(batch, [reference.tokens(row, gene_map, 51) for row in counts])
+
+
+def test_tokenizer_of_a_cell_that_ends_in_unmapped_columns():
+    """What follows its last token must not overwrite the tokens."""
+    X = np.array([[1, 2, 3, 5000, 7, 0], [4, 3, 2, 1, 0.5, 6], [2, 2, 2, 2, 2, 2]])
+    gene_map = np.array([3, 0, 4, 1, 2, -1], dtype=np.int32)
+    batch = Tokenizer()(sparse.csr_matrix(X, dtype=np.float32), gene_map)
+    assert_same_tokens(batch, [reference.tokens(row[:5], gene_map[:5], 51) for row in X])
+
+
+def test_tokenizer_of_wide_indices_copies_none(rng):
+    """A matrix of over 2,147,483,647 values has indices of 64 bits: a copy for each minibatch would take minutes."""
+    counts = random_counts(rng)
+    X = sparse.csr_matrix(counts, dtype=np.float32)
+    X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
+    gene_map = identity(counts)
+    gene_map[::3] = -1
+    assert tokenizer._cells(X, gene_map, None).columns is X.indices
+    assert_same_tokens(Tokenizer()(X, gene_map), [reference.tokens(row, gene_map, 51) for row in counts])
 
 
 @pytest.mark.parametrize("max_genes", [None, 20])
