@@ -21,11 +21,12 @@ def content_of(X: sparse.csr_matrix, gene_map: np.ndarray) -> np.ndarray:
 def _content(indptr: np.ndarray, indices: np.ndarray, bits: np.ndarray, gene_map: np.ndarray) -> np.ndarray:
     found = np.zeros(len(indptr) - 1, np.uint64)
     for row in range(len(found)):
+        columns, values = indices[indptr[row] : indptr[row + 1]], bits[indptr[row] : indptr[row + 1]]
         total = np.uint64(0)  # a sum, which has no order
-        for k in range(indptr[row], indptr[row + 1]):
-            gene = gene_map[indices[k]]
-            if gene >= 0 and bits[k]:
-                total += _mixed(np.uint64(gene) << np.uint64(32) | np.uint64(bits[k]))
+        for k in range(len(columns)):
+            gene = gene_map[np.uint32(columns[k])]
+            mixed = _mixed(np.uint64(np.uint32(gene)) << np.uint64(32) | np.uint64(values[k]))
+            total += mixed * np.uint64((gene >= 0) & (values[k] != 0))  # without a branch, several at once
         found[row] = _mixed(total)
     return found
 

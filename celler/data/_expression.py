@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from celler._utils._kinds import genes_among
 from celler._utils._matrix import as_csr, check_sparse, check_stored, check_view, only_columns, spread
 from celler._utils._messages import closest, warn
 
+KEPT_ROWS = 5000  #: most rows that are kept until others are read
 ROWS_AT_ONCE = 4096  #: rows read at once of a matrix that is not in memory
 
 
@@ -42,6 +43,8 @@ class ExpressionReader:
     layer: str | None = None
     place: str = "adata.X"  # what messages call ``X``
     has_others: bool = False
+    # The rows that were read last: a sample of a query is read for its labels, its profile and its labels again.
+    _last: list[tuple[np.ndarray, sparse.csr_matrix]] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer not in self.adata.layers:
@@ -59,7 +62,15 @@ class ExpressionReader:
         return self.place if self.layer is None else f"adata.layers[{self.layer!r}]"
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
-        """Return the rows ``index (n,)`` in the order given, ``(n, n_vars)``."""
+        """Return the rows ``index (n,)`` in the order given, ``(n, n_vars)``; not to be changed in place."""
+        if self._last and np.array_equal(index, self._last[0][0]):
+            return self._last[0][1]
+        found = self._in_order(index)
+        if len(index) <= KEPT_ROWS:
+            self._last[:] = [(index.copy(), found)]
+        return found
+
+    def _in_order(self, index: np.ndarray) -> sparse.csr_matrix:
         # Files can only be read in rising order, each row once, and fastest as one range.
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1

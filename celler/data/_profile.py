@@ -50,8 +50,7 @@ def profile(
     for block in np.split(np.arange(n_cells), range(block_size, n_cells, block_size)):
         X, parts = cp10k(rows(block), is_log=is_log), weights(block)
         total = total + class_sums(X, parts)
-        of_value = np.repeat(parts.sum(axis=1), np.diff(X.indptr))
-        squares = squares + np.bincount(X.indices, X.data**2 * of_value, X.shape[1])
+        squares = squares + X.power(2).T @ parts.sum(axis=1)
         in_class = in_class + parts.sum(axis=0)
     mean = total / np.maximum(in_class, 1e-9)[:, None]
     within = np.maximum(squares - (total * mean).sum(axis=0), 0)

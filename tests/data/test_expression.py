@@ -8,6 +8,7 @@ from kinds import per_10k, umi_counts
 from scipy import sparse
 
 from celler._utils._counts import detect
+from celler.data import _expression as expression
 from celler.data._expression import (
     ExpressionReader,
     bad_value,
@@ -221,6 +222,22 @@ def test_expression_reader_without_values(values):
     with pytest.raises(ValueError, match=r"adata\.X is None; pass layer="):
         ExpressionReader(adata)
     assert_reads(adata, values, "counts")
+
+
+def test_rows_of_a_sample_are_read_once(values, tmp_path, monkeypatch):
+    """Labels, profile and labels again of a query's sample read the same rows; a file is slow to read."""
+    make(values).write_h5ad(tmp_path / "cells.h5ad")
+    reader, index = ExpressionReader(ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")), np.array([7, 2, 11, 0])
+    monkeypatch.setattr(expression, "KEPT_ROWS", 4)
+    n_reads, read = [], ExpressionReader._read
+    monkeypatch.setattr(ExpressionReader, "_read", lambda self, rows: n_reads.append(rows) or read(self, rows))
+    for wanted, n_expected in [(index, 2), (index.copy(), 2), (index[::-1], 3), (np.arange(5), 4), (np.arange(5), 5)]:
+        np.testing.assert_array_equal(reader.rows(wanted).toarray(), values[wanted])
+        assert len(n_reads) == n_expected  # one of them the probe
+    wanted = index.copy()
+    reader.rows(wanted)
+    wanted[0] = 3  # what a caller does to its index later
+    np.testing.assert_array_equal(reader.rows(wanted).toarray(), values[wanted])
 
 
 def test_rows_with_repeated_entries_sums_a_copy():
