@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,22 @@ class TokenLoader:
         rngs = (np.random.default_rng((self.seed, number + i, rank_and_size()[0])) for i in range(len(blocks)))
         seeds = [rng.integers(2**63, size=len(block.index)) for rng, block in zip(rngs, blocks, strict=True)]
         return np.concatenate(seeds).astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Minibatches of a loader in lists of ``size``, the last of an epoch perhaps shorter."""
+
+    loader: TokenLoader
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.loader) // self.size)
+
+    def __iter__(self) -> Iterator[list[Minibatch]]:
+        minibatches = iter(self.loader)
+        while group := list(islice(minibatches, self.size)):
+            yield group
 
 
 def grouped(blocks: Iterable[CellBlock], n_cells: int = CELLS_AT_ONCE) -> Iterator[list[CellBlock]]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from celler._utils._compile import compiled
 from celler.network._config import NetworkConfig
 
 TINY = 1e-6  #: expression that is none
@@ -90,12 +91,30 @@ class _WeightedSum(torch.autograd.Function):
 
 def _sum_by_gene(n_genes: int, gene_ids: Tensor, expression: Tensor, rows: Tensor) -> Tensor:
     """Return, per gene, the sum of the cells' ``rows (B, K)`` weighted by its expression: ``(n_genes, K)``."""
-    n_cells, n_tokens = gene_ids.shape
     if rows.device.type != "cpu":
-        by_cell = expression.new_zeros(n_cells, n_genes)  # scatter_add: padding repeats gene 0
-        return by_cell.scatter_add_(1, gene_ids, expression).T @ rows
-    parts = expression.detach().numpy().ravel(), gene_ids.numpy().ravel(), np.arange(n_cells + 1) * n_tokens
-    return torch.from_numpy(product_with(sparse.csr_matrix(parts, (n_cells, n_genes)).T)(rows.numpy()))
+        by_cell = expression.new_zeros(len(gene_ids), n_genes)  # scatter_add: padding repeats gene 0
+        return by_cell.scatter_add_(1, gene_ids.long(), expression).T @ rows
+    parts = _by_gene(gene_ids.numpy(), expression.detach().numpy(), n_genes)
+    cells, values, starts = map(torch.from_numpy, parts)
+    return F.embedding_bag(cells, rows, starts, mode="sum", per_sample_weights=values)
+
+
+@compiled
+def _by_gene(gene_ids, expression, n_genes):  # type: ignore[no-untyped-def]
+    """Sort the tokens ``(B, T)`` by gene: their cells and expression, and where each gene begins."""
+    cells, values = np.empty(gene_ids.size, np.int32), np.empty(gene_ids.size, expression.dtype)
+    starts = np.zeros(n_genes + 2, np.int32)  # of the gene two places before, then one, then its own
+    for gene in gene_ids.flat:
+        starts[gene + 2] += 1
+    for gene in range(2, n_genes + 2):
+        starts[gene] += starts[gene - 1]
+    for b in range(gene_ids.shape[0]):
+        for t in range(gene_ids.shape[1]):
+            place = np.uint64(gene_ids[b, t]) + np.uint64(1)
+            k = np.uint64(starts[place])
+            cells[k], values[k] = b, expression[b, t]
+            starts[place] += 1
+    return cells, values, starts[:n_genes]
 
 
 def product_with(X: np.ndarray | sparse.spmatrix) -> Callable[[np.ndarray], np.ndarray]:
@@ -130,7 +149,7 @@ class TransformerEncoder(nn.Module):
         self, gene_ids: Tensor, values: Tensor, expression: Tensor, padding_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the embedding and the output of each token ``(B, T, D)``; bin 0 hides a value."""
-        tokens = F.embedding(gene_ids, self.gene) + F.embedding(values, self.value)
+        tokens = F.embedding(gene_ids, self.gene) + F.embedding(values.int(), self.value)
         cell = self.cell_token.expand(len(tokens), 1, -1)
         tokens = self.token_norm(torch.cat([cell, tokens], dim=1))
         is_token = F.pad(~padding_mask, (1, 0), value=True)[:, None, None, :]
@@ -291,6 +310,7 @@ class LatentEncoder(nn.Module):
         is_padding = torch.arange(len(self.value), device=values.device)[:, None] == 0
         tables = (self.scores(self.gene), self.scores(self.value) - 1e4 * is_padding, self.value_projection(self.gene))
         order, groups = groups_by_length(padding_mask)
+        values = values.int()
         seen = torch.cat([attend_rows(gene_ids[rows, :n], values[rows, :n], *tables) for rows, n in groups])
         # One product serves all heads; each keeps its own columns. Splitting the tokens by head is slower.
         seen = (

@@ -163,20 +163,39 @@ class GeneTransformer(nn.Module):
         embedding: Tensor | None = None,
     ) -> NetworkOutput:
         """Return logits and embeddings of tokens ``(B, T)``; a known ``embedding (B, D)`` replaces the encoder's."""
-        gene_ids, values = gene_ids.long(), values.long()
+        tokens = gene_ids, values, expression, padding_mask
         if embedding is None:
-            embedding = self.encoder(gene_ids, values, expression, padding_mask)
-        logits = [self.head(embedding if self.standardize is None else self.standardize(embedding))]
+            embedding = self.encoder(*tokens)
+        logits = [self._by_encoder(embedding)]
         if self.sum is not None:
-            logits.append(self.sum(gene_ids, values, expression, padding_mask))
-        logits += [member(gene_ids, values, expression, padding_mask) for member in self.members]
+            logits.append(self.sum(*tokens))
+        logits += [member(*tokens) for member in self.members]
         if self.evidence is not None:
             logits.append(self.evidence(gene_ids, expression))
         return self.output_of(torch.stack([z.float() for z in logits]), embedding.float())
 
+    def member_logits(self, *tokens: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Return :attr:`NetworkOutput.member_logits` alone, for training beside experts that do not learn."""
+        if self.sum is not None:
+            first = self.sum(*tokens)
+        else:
+            first = self._by_encoder(self.encoder(*tokens) if embedding is None else embedding)
+        return torch.stack([first.float(), *(member(*tokens).float() for member in self.members)])
+
+    def _by_encoder(self, embedding: Tensor) -> Tensor:
+        """Return the logits ``(B, C)`` of the head."""
+        logits: Tensor = self.head(embedding if self.standardize is None else self.standardize(embedding))
+        return logits
+
     def output_of(self, expert_logits: Tensor, embedding: Tensor) -> NetworkOutput:
         """Return the output with these logits ``(E, B, C)`` of the experts."""
         return NetworkOutput(expert_logits, embedding, self.encoder_share, self.sum_share, self.config.n_members)
+
+    @property
+    def learns_by_members(self) -> bool:
+        """Whether only what each member has of its own learns; all other experts stay as they are."""
+        others = [self.evidence] if self.sum is None else [self.evidence, self.encoder, self.head]
+        return all(part is not None and not any(w.requires_grad for w in part.parameters()) for part in others)
 
     @property
     def pretrainable_encoders(self) -> list[nn.Module]:

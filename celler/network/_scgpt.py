@@ -50,7 +50,7 @@ class ScGPTEncoder(nn.Module):
         cell = self.cell_token.expand(len(gene_ids), 1, -1)
         genes = torch.cat([cell, F.embedding(gene_ids, self.gene)], dim=1)
         table = self.value[:-1](self.levels)  # one row per bin rather than per token
-        levels = F.embedding(F.pad(values, (1, 0)), table)
+        levels = F.embedding(F.pad(values, (1, 0)).int(), table)
         tokens = self.gene_norm(genes) + self.value[-1](levels)
         is_token = None  # attention is faster without a mask
         if padding_mask.any():

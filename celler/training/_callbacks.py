@@ -82,12 +82,12 @@ class ProgressBar(Callback):
     def __init__(self, title: str, shown: dict[str, str], best: BestWeights | None) -> None:
         self.title, self.shown, self.best = title, shown, best
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        n_steps = int(trainer.estimated_stepping_batches)
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        n_steps = pl_module.n_steps
         self.bar = tqdm(total=n_steps, desc=self.title, unit="minibatch", disable=not trainer.is_global_zero)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.bar.update()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.bar.update(len(batch) if isinstance(batch, list) else 1)  # a list is a group of minibatches
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         figures = {"epoch": f"{trainer.current_epoch + 1}/{trainer.max_epochs}"}

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from scipy import sparse
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from celler.network._heads import GeneDecoder
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights
 from celler.training._masking import MaskedMinibatch
-from celler.training._plan import PretrainingConfig, one_cycle, parameter_groups
+from celler.training._plan import Pretraining, PretrainingConfig
 from celler.training._run import run_plan
 
 
@@ -92,7 +91,7 @@ class MaskedLoss:
         return sums.loss(self.decoder.bin_variance), value
 
 
-class PretrainingPlan(LightningModule):
+class PretrainingPlan(Pretraining):
     """Train an encoder and a decoder on masked genes; :attr:`curves` gets a row of metrics per epoch."""
 
     def __init__(self, network: GeneTransformer, decoder: GeneDecoder, config: PretrainingConfig) -> None:
@@ -127,10 +126,6 @@ class PretrainingPlan(LightningModule):
         row["train_loss"] = float(self.trainer.strategy.reduce(torch.stack(self.losses).mean(), reduce_op="mean"))
         self.losses.clear()
         self.curves.append(row)
-
-    def configure_optimizers(self) -> Any:
-        n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
 
 def fit_masked(

@@ -149,10 +149,12 @@ class TrainingPlan(LightningModule):
         class_counts: np.ndarray,
         config: TrainingConfig,
         hard_cells: HardCells | None = None,
+        n_minibatches: int = 1,
     ) -> None:
         super().__init__()
+        self.automatic_optimization, self.n_minibatches = False, n_minibatches
         self.network, self.config, self.hard_cells = network, config, hard_cells
-        self.masked_task = config.masked_task
+        self.masked_task, self.learns_by_members = config.masked_task, network.learns_by_members
         self.class_counts: Tensor
         # A balanced loss takes out what its counts hold of the prior: with these, all experts use the same.
         counts = np.asarray(class_counts) ** config.count_power
@@ -170,18 +172,35 @@ class TrainingPlan(LightningModule):
             self.generator.manual_seed(seed)
             torch.manual_seed(seed)
 
-    def training_step(self, minibatch: Minibatch, _: int) -> Tensor:
+    def training_step(self, group: list[Minibatch], _: int) -> None:
+        """Take a step for each minibatch: Lightning needs as long for a group as for one, half a step."""
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        for minibatch in group:
+            loss = self.loss_of(minibatch)
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            with torch.autocast(self.device.type, enabled=False):
+                self.manual_backward(loss)
+            self.clip_gradient()
+            optimizer.step()  # type: ignore[union-attr]
+            schedule.step()  # type: ignore[union-attr]
+
+    def loss_of(self, minibatch: Minibatch) -> Tensor:
         """Return the mean loss of the cells, summed over the experts, plus the L2 penalty of the evidence table."""
         tokens, labels, index, embedding = minibatch
-        output = self.network(*tokens, embedding)
-        loss = self.expert_loss(output.expert_logits, labels).mean()
-        if self.config.teacher is not None:
-            loss = loss + self.config.teacher.divergence(tokens, labels, output.expert_logits)
         evidence = self.network.evidence
         is_solved = evidence is not None and not evidence.weight.requires_grad
-        if self.hard_cells is not None:
+        if self.learns_by_members:
+            expert_logits = self.network.member_logits(*tokens, embedding=embedding)
+            logits = expert_logits.mean(0)
+        else:
+            output = self.network(*tokens, embedding)
             # Experts that were solved are right about nearly all the cells that they were solved for.
-            self.hard_cells.watch(index, labels, output.learned_logits if is_solved else output.logits)
+            expert_logits, logits = output.expert_logits, output.learned_logits if is_solved else output.logits
+        loss = self.expert_loss(expert_logits, labels).mean()
+        if self.config.teacher is not None:
+            loss = loss + self.config.teacher.divergence(tokens, labels, expert_logits)
+        if self.hard_cells is not None:
+            self.hard_cells.watch(index, labels, logits)
         self.losses.append((loss.detach(), len(labels)))
         if self.masked_task is not None:
             other = self.masked_task(self.network.encoder)
@@ -240,15 +259,34 @@ class TrainingPlan(LightningModule):
             self.hard_cells.choose()
         self.curves.append(row)
 
-    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+    def clip_gradient(self) -> None:
         """Clip the gradient; Lightning refuses to with a fused optimizer, although bfloat16 needs no scaling."""
         # Members do not share a gradient: each is clipped about as one alone.
         limit = self.config.gradient_clip * self.network.config.n_members**0.5
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
 
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.config.max_epochs * self.n_minibatches
+
     def configure_optimizers(self) -> Any:
-        n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(parameter_groups(self.network, self.config), self.config, n_steps, self.config.warmup)
+        groups = parameter_groups(self.network, self.config)
+        return one_cycle(groups, self.config, self.n_steps, self.config.warmup)
+
+
+class Pretraining(LightningModule):
+    """AdamW on a one-cycle schedule for all weights, as each pretraining has it; ``config`` holds its settings."""
+
+    config: PretrainingConfig
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole training."""
+        return int(self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self) -> Any:
+        return one_cycle(parameter_groups(self, self.config), self.config, self.n_steps)
 
 
 def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:

@@ -7,10 +7,8 @@ hidden values, the paper's masked-expression objective.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from celler.data._pseudo_cells import CellProfiles, PseudoCellLoader, PseudoCells
@@ -18,7 +16,7 @@ from celler.losses import HDM, Loss
 from celler.network._encoders import BaseEncoder
 from celler.network._heads import PanelDecoder, TypeHead
 from celler.training._callbacks import BestWeights
-from celler.training._plan import PretrainingConfig, one_cycle, parameter_groups
+from celler.training._plan import Pretraining, PretrainingConfig
 from celler.training._run import run_plan
 
 #: Minibatches of an epoch.
@@ -41,7 +39,7 @@ class ProfileTasks:
     masked_weight: float = 1.0
 
 
-class ProfilePlan(LightningModule):
+class ProfilePlan(Pretraining):
     """Train an encoder, a head of types and a decoder; :attr:`curves` gets a row of metrics per epoch."""
 
     def __init__(
@@ -81,10 +79,6 @@ class ProfilePlan(LightningModule):
         self.rows.clear()
         self.curves.append(dict(zip(("train_loss", "masked_error", "accuracy"), means, strict=True)))
         self.log("accuracy", means[2])
-
-    def configure_optimizers(self) -> Any:
-        n_steps = int(self.trainer.estimated_stepping_batches)
-        return one_cycle(parameter_groups(self, self.config), self.config, n_steps)
 
 
 def rescaled_without(expression: Tensor, is_hidden: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ from tqdm.auto import tqdm
 from celler._utils._devices import Launched, autocast, cpu_threads, launched
 from celler._utils._distributed import merged
 from celler._utils._messages import has_progress
-from celler.data._loader import Minibatch
+from celler.data._loader import Groups, Minibatch, TokenLoader
 from celler.mining import HardCells
 from celler.network._network import GeneTransformer
 from celler.training._callbacks import BestWeights, EachEpoch, Finite, ProgressBar
 from celler.training._plan import RunConfig, TrainingConfig, TrainingPlan
+
+STEPS_TOGETHER = 8  #: steps in one call of Lightning, which takes as long itself as half a step
 
 
 def run_plan(
@@ -189,7 +191,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 def fit(
     network: GeneTransformer,
-    train: Iterable[Minibatch],
+    train: TokenLoader,
     validation: Iterable[Minibatch] | None,
     class_counts: np.ndarray,
     config: TrainingConfig,
@@ -203,7 +205,7 @@ def fit(
     """
     if config.teacher is not None:
         config.teacher.network.to(config.device)
-    plan = TrainingPlan(network, class_counts, config, hard_cells)
+    plan = TrainingPlan(network, class_counts, config, hard_cells, len(train))
     best = BestWeights(plan, max(10, config.max_epochs // 2) if config.early_stopping else None)
     attends = network.config.encoder in ("transformer", "scgpt")
     is_large = attends and any(weights.requires_grad for weights in network.encoder.parameters())
@@ -211,9 +213,11 @@ def fit(
     # and twice as slow on busy cores or with a passive wait policy.
     n_threads = None if is_large else max(1, config.batch_size // 128)
     path = config.ckpt_path
+    # Connected processes add up their gradients once for each call of a step.
+    n_together = STEPS_TOGETHER if config.processes == (1, 1) else 1
     return run_plan(
         plan,
-        train,
+        Groups(train, n_together),
         validation,
         config,
         best=best,

@@ -55,8 +55,8 @@ def step_seconds(plan: TrainingPlan, epoch: list[Minibatch]) -> float:
     start = time.perf_counter()
     for minibatch in epoch:
         optimizer.zero_grad()
-        plan.training_step(minibatch, 0).backward()
-        plan.configure_gradient_clipping()
+        plan.loss_of(minibatch).backward()
+        plan.clip_gradient()
         optimizer.step()
     return (time.perf_counter() - start) / len(epoch)
 

@@ -276,11 +276,11 @@ def _step(bench: Bench, network: GeneTransformer) -> Callable[[], Any]:
     def run() -> None:
         network.train()
         with autocast(bench.device, bench.precision):
-            loss = plan.training_step(minibatch, 0)
+            loss = plan.loss_of(minibatch)
         plan.losses.clear()
         optimizer.zero_grad()
         loss.backward()
-        plan.configure_gradient_clipping()
+        plan.clip_gradient()
         optimizer.step()
         schedule.step()
 

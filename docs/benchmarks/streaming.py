@@ -141,7 +141,7 @@ def lost_by_training(dm: DataModule, n_cells: int, n_rounds: int) -> float:
         start, n = time.perf_counter(), 0
         for minibatch in islice(iterator, max(1, n_cells // BATCH_SIZE)):
             optimizer.zero_grad()
-            plan.training_step(minibatch, 0).backward()
+            plan.loss_of(minibatch).backward()
             optimizer.step()
             n += 1
         return (time.perf_counter() - start) / n

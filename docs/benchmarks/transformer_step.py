@@ -76,8 +76,8 @@ def main() -> None:
 
     def ours() -> None:
         made["optimizer"].zero_grad()
-        plan.training_step(minibatch, 0).backward()
-        plan.configure_gradient_clipping()
+        plan.loss_of(minibatch).backward()
+        plan.clip_gradient()
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
 

@@ -72,11 +72,11 @@ def training_work(config: NetworkConfig, n_tokens: float, n_cells: int, n_weight
     """A step on a minibatch: forward, twice as much backward, and AdamW on ``n_weights`` weights.
 
     The gradient of a sum's table is one more sum, since the expression has no gradient. The evidence table is solved
-    before and has none.
+    before and takes no part.
     """
-    forward = forward_work(config, n_tokens, n_cells)
-    sums, learned = _sums(config, n_tokens) * n_cells, _sums(replace(config, use_evidence=False), n_tokens) * n_cells
-    backward = replace((forward + sums * -1) * 2 + learned, streamed=0.0)
+    config = replace(config, use_evidence=False)
+    forward, sums = forward_work(config, n_tokens, n_cells), _sums(config, n_tokens) * n_cells
+    backward = replace((forward + sums * -1) * 2 + sums, streamed=0.0)
     return forward + backward + Work(12 * n_weights, 0, STEP_BYTES * n_weights)
 
 

@@ -60,7 +60,7 @@ def test_train_from_a_store_learns_as_well_as_memory(dm, streamed, cells, in_mem
     assert set(streamed.history) == set(in_memory.history)
 
 
-def test_training_step_from_a_store_equals_memory(dm, cells, streamed):
+def test_loss_of_a_store_equals_memory(dm, cells, streamed):
     config = TrainingConfig(max_epochs=1, batch_size=64)
     store = StoreCells(dm.store, dm.labels)
     memory = InMemoryCells(cells.X, dm.labels.astype(np.int64))
@@ -85,7 +85,7 @@ def test_training_step_from_a_store_equals_memory(dm, cells, streamed):
         torch.manual_seed(0)
         streamed.module.train().zero_grad()
         plan = TrainingPlan(streamed.module, streamed.class_counts_, config)
-        loss = plan.training_step(minibatch, 0)
+        loss = plan.loss_of(minibatch)
         loss.backward()
         losses.append(loss.item())
         gradients.append([w.grad.clone() for w in streamed.module.parameters()])

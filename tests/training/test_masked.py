@@ -122,7 +122,7 @@ def test_masked_task_adds_its_loss_to_a_step():
     for masked_task in (None, task):
         config = TrainingConfig(1, 3, loss=CrossEntropy(), masked_task=masked_task, replay=None)
         plan = TrainingPlan(model.module, counts, config)
-        losses.append(plan.training_step((tokens, labels, labels, None), 0).item())
+        losses.append(plan.loss_of((tokens, labels, labels, None)).item())
     expected, _ = MaskedLoss(encoder, decoder)(seen[0])
     assert losses[1] - losses[0] == pytest.approx(2.5 * expected.item(), rel=1e-4)
 

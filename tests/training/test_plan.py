@@ -68,7 +68,7 @@ def plan_of(loss, cells, monkeypatch, hard_cells=None, **options) -> TrainingPla
 
 
 @pytest.mark.parametrize("loss", EVERY, ids=str)
-def test_training_step_sums_the_losses_and_the_l2_term(cells, loss, monkeypatch):
+def test_loss_of_sums_the_losses_and_the_l2_term(cells, loss, monkeypatch):
     """Noise is drawn for all experts at once, so that each has its own."""
     minibatch = next(iter(cells[0]))
     plan = plan_of(loss, cells, monkeypatch, evidence_l2=3.0)
@@ -84,13 +84,13 @@ def test_training_step_sums_the_losses_and_the_l2_term(cells, loss, monkeypatch)
         )
     table = plan.network.evidence.weight.detach().numpy().astype(float)
     penalty = 3.0 * (table**2).sum() / (2 * cells[2].sum())
-    actual = plan.training_step(minibatch, 0).item()
+    actual = plan.loss_of(minibatch).item()
     assert actual == pytest.approx(wanted.mean() + penalty, rel=1e-5)
-    again = plan.training_step(minibatch, 0).item()
+    again = plan.loss_of(minibatch).item()
     assert (again == actual) == (loss not in NOISY), "each step draws anew"
 
 
-def test_training_step_with_a_callable_loss(cells, monkeypatch):
+def test_loss_of_a_callable_loss(cells, monkeypatch):
     """It is called once, with the logits of one expert after the other."""
     shapes = []
 
@@ -99,17 +99,17 @@ def test_training_step_with_a_callable_loss(cells, monkeypatch):
         return CrossEntropy()(logits, labels, class_counts)
 
     minibatch = next(iter(cells[0]))
-    values = [plan_of(each, cells, monkeypatch).training_step(minibatch, 0) for each in (loss, CrossEntropy())]
+    values = [plan_of(each, cells, monkeypatch).loss_of(minibatch) for each in (loss, CrossEntropy())]
     assert torch.equal(*values)
     assert shapes == [(160, 4, 160, 4)]
 
 
-def test_training_step_shows_cells_to_the_replay(cells, monkeypatch):
+def test_loss_of_shows_cells_to_the_replay(cells, monkeypatch):
     """The index in the source, the labels and the logits that the network predicts with."""
     minibatch = list(cells[0])[1]
     hard = HardCells(Replay(n_per_class=100, max_share=1.0), cells[2])
     plan = plan_of(CrossEntropy(), cells, monkeypatch, hard)
-    plan.training_step(minibatch, 0)
+    plan.loss_of(minibatch)
     hard.choose()
     logits = plan.network(*minibatch.tokens).logits
     prediction, labels = logits.argmax(1).numpy(), minibatch.labels.numpy()
@@ -121,3 +121,31 @@ def test_training_step_shows_cells_to_the_replay(cells, monkeypatch):
     np.testing.assert_array_equal(found["prediction"], prediction[is_wrong])
     confidence = logits.softmax(1).amax(1).detach().numpy()[is_wrong]
     np.testing.assert_allclose(np.exp(found["log_probability"]), confidence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_members": 3}, {"encoder": "base", "head": "linear"}], ids=str)
+def test_loss_of_what_learns_alone_has_the_same_gradient(cells, monkeypatch, options):
+    """Experts that were solved do not learn: leaving them out of the pass changes no gradient."""
+    minibatch, gradients = next(iter(cells[0])), []
+    for is_left_out in (False, True):
+        model = network(**options).eval()
+        for part in [model.evidence, *([model.encoder, model.head] if model.sum is not None else [])]:
+            part.requires_grad_(False)
+        plan = TrainingPlan(model, cells[2], config(loss=CrossEntropy()))
+        assert plan.learns_by_members
+        plan.learns_by_members = is_left_out
+        plan.loss_of(minibatch).backward()
+        gradients.append({name: w.grad for name, w in model.named_parameters() if w.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("part", ["evidence", "head", "encoder"])
+def test_learns_by_members_beside_a_part_that_learns(part):
+    model = network(encoder="base", head="mlp")
+    for each in (model.evidence, model.encoder, model.head):
+        each.requires_grad_(False)
+    assert model.learns_by_members
+    getattr(model, part).requires_grad_(True)
+    assert not model.learns_by_members

@@ -12,6 +12,7 @@ from training_cases import N_CLASSES, config, network
 from celler.losses import HDM, RIDE, CrossEntropy
 from celler.mining import HardCells, Replay
 from celler.training import _plan as training
+from celler.training import _run as run
 from celler.training._run import fit, validation_logits
 
 
@@ -30,6 +31,17 @@ def script(monkeypatch, model, scores) -> list[dict[str, torch.Tensor]]:
 
     monkeypatch.setattr(training, "macro_f1_with_error", scripted)
     return seen
+
+
+def test_fit_in_groups_of_steps_equals_single_steps(cells, monkeypatch):
+    fitted = []
+    for n_together in (1, 3, 8):
+        monkeypatch.setattr(run, "STEPS_TOGETHER", n_together)
+        model = network()
+        fitted.append((fit(model, *cells, config(max_epochs=3)), model.state_dict()))
+    for history, weights in fitted[1:]:
+        assert history == fitted[0][0]
+        assert_same_weights(weights, fitted[0][1])
 
 
 def test_fit_leaves_the_weights_of_the_best_epoch(cells, monkeypatch):
