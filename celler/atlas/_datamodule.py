@@ -14,7 +14,6 @@ from celler._utils._check import checked
 from celler._utils._messages import agreed, counted
 from celler._utils._text import count_texts, means_no_label, warn_of_labels
 from celler.atlas._annotations import read_annotation
-from celler.atlas._source import check_balance
 from celler.atlas._store import CellBlocks, Store
 from celler.labels._tree import parent_mapping
 
@@ -37,10 +36,6 @@ class DataModule:
         Column of the coarser types.
     unlabeled_category
         Value of ``labels_key`` for unlabelled cells; missing values are unlabelled too.
-    class_balance
-        Balance of the classes in training, from 0 to 1. With b, a class of n cells is drawn in proportion to
-        :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes more than 16 times,
-        and an epoch stays as long. The loss uses the class counts of the store, so rare types gain recall.
 
     Attributes
     ----------
@@ -73,10 +68,7 @@ class DataModule:
         batch_key: str | None = None,
         parent_labels_key: str | None = None,
         unlabeled_category: str = "Unknown",
-        class_balance: float = 0.0,
     ) -> None:
-        check_balance(class_balance)
-        self.class_balance = class_balance
         self.store = Store(path)
         self.labels_key, self.batch_key = labels_key, batch_key
         self.parent_labels_key, self.unlabeled_category = parent_labels_key, unlabeled_category

@@ -21,46 +21,6 @@ from celler.data._samplers import OrderedSampler, RowSampler, ShuffledSampler
 from celler.data._sources import CellBlock
 from celler.data._tokenizer import TARGET_SUM
 
-#: Times that a cell comes in an epoch at most.
-MAX_COPIES = 16
-
-
-def check_balance(class_balance: float) -> None:
-    """Raise ``ValueError`` unless 0 <= ``class_balance`` <= 1."""
-    if not 0 <= class_balance <= 1:
-        raise ValueError(
-            f"class_balance={class_balance} was given; a number from 0 (each cell once an epoch) to 1 (each class "
-            "equally often) is needed."
-        )
-
-
-def n_drawn(class_counts: np.ndarray, class_balance: float) -> np.ndarray:
-    r"""Cells of each class in an epoch ``(C,)``, in all as many as ``class_counts (C,)``.
-
-    A class of n cells gets a share proportional to :math:`n^{1 - b}`, b being ``class_balance``, and at most 16 n.
-    """
-    share, most = class_counts ** (1.0 - class_balance), MAX_COPIES * class_counts.astype(float)
-    share[class_counts == 0] = 0
-    total, is_full = class_counts.sum(), np.zeros(len(share), bool)
-    drawn = share * total / share.sum()
-    while (drawn > most).any():  # what full classes cannot take goes to the others
-        is_full |= drawn > most
-        free = total - most[is_full].sum()
-        drawn = np.where(is_full, most, share * free / share[~is_full].sum())
-    return np.diff(np.cumsum(drawn).round().astype(np.int64), prepend=0)
-
-
-def drawn_rows(index: np.ndarray, labels: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``wanted (C,)`` rows of each class, all equally often or once more, of the ascending rows ``index (n,)``."""
-    of_class = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=len(wanted)))
-    parts = []
-    for rows, n in zip(np.split(index[of_class], ends[:-1]), wanted.tolist(), strict=True):
-        n_whole, n_rest = divmod(n, max(1, len(rows)))
-        parts += [np.repeat(rows, n_whole), rng.choice(rows, n_rest, replace=False)]
-    return np.sort(np.concatenate(parts))
-
-
 #: Neighbouring rows of the store that stay together until their block is shuffled.
 CHUNK_ROWS = 512
 #: Rows whose counts are handed out at once: allocating larger arrays takes half of the time.
@@ -129,8 +89,8 @@ class StoreCells:
 
     max_validation = MAX_VALIDATION
 
-    def __init__(self, store: Store, labels: np.ndarray, class_balance: float = 0.0) -> None:
-        self.store, self.labels, self.class_balance = store, labels, class_balance
+    def __init__(self, store: Store, labels: np.ndarray) -> None:
+        self.store, self.labels = store, labels
         # Rows and counts of validation cells, by the sampler of their rows.
         self._kept: WeakKeyDictionary[OrderedSampler, tuple[np.ndarray, list[sparse.csr_matrix]]] = WeakKeyDictionary()
 
@@ -160,10 +120,8 @@ class StoreCells:
         return self._training(sampler)
 
     def _training(self, sampler: ShuffledSampler) -> Iterator[CellBlock]:
-        index, again, rng = sampler.index, sampler.replayed, sampler.next_epoch()
-        if self.class_balance > 0:
-            labels = self.labels[index]
-            index = drawn_rows(index, labels, n_drawn(np.bincount(labels), self.class_balance), rng)
+        again = sampler.replayed
+        index, rng = sampler.next_epoch()
         plan = epoch(index, sampler.batch_size, rng, again)
         # While the parts of a block are used, the next block is read.
         for read in prefetch(self._read(plan), max(1, BLOCK_ROWS // PART_ROWS)):

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from celler._utils._distributed import rank_and_size
+from celler.data._balance import ClassBalance
 from celler.mining import HardCells
 
 N_VALIDATED = 50  #: validation cells that a class may give where their number is bounded
@@ -55,13 +56,21 @@ def split(
 class ShuffledSampler(Sampler[np.ndarray]):
     """Rows of each minibatch out of ``index (n,)``, shuffled anew in each epoch; for training.
 
-    Cells chosen by ``hard_cells`` come twice. This makes the minibatches larger and not more, since the learning-rate
-    schedule counts on their number. With torch.distributed all ranks draw the same epoch and each takes its part.
+    ``balance`` draws as many rows by class, of which some repeat. Cells chosen by ``hard_cells`` come once more. This
+    makes the minibatches larger and not more, since the learning-rate schedule counts on their number. With
+    torch.distributed all ranks draw the same epoch and each takes its part.
     """
 
-    def __init__(self, index: np.ndarray, batch_size: int, seed: int, hard_cells: HardCells | None = None) -> None:
+    def __init__(
+        self,
+        index: np.ndarray,
+        batch_size: int,
+        seed: int,
+        hard_cells: HardCells | None = None,
+        balance: ClassBalance | None = None,
+    ) -> None:
         self.index, self.batch_size, self.seed, self.epoch = index, batch_size, seed, 0
-        self.hard_cells = hard_cells
+        self.hard_cells, self.balance = hard_cells, balance
 
     def __len__(self) -> int:
         return -(-len(self.index) // (self.batch_size * rank_and_size()[1]))
@@ -71,13 +80,15 @@ class ShuffledSampler(Sampler[np.ndarray]):
         """Rows that come once more in the next epoch."""
         return self.index[:0] if self.hard_cells is None else self.hard_cells.replayed
 
-    def next_epoch(self) -> np.random.Generator:
-        """Random generator of the next epoch, which becomes the present one."""
+    def next_epoch(self) -> tuple[np.ndarray, np.random.Generator]:
+        """Rows of the next epoch, which becomes the present one, without the replayed, and its random generator."""
+        rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        return np.random.default_rng((self.seed, self.epoch - 1))
+        return self.index if self.balance is None else self.balance.drawn(self.index, rng), rng
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        cells = self.next_epoch().permutation(np.concatenate([self.index, self.replayed]))
+        rows, rng = self.next_epoch()
+        cells = rng.permutation(np.concatenate([rows, self.replayed]))
         rank, n_ranks = rank_and_size()
         # With fewer cells than ranks some come twice: an empty minibatch has no gradient.
         cells = np.resize(cells, max(len(cells), len(self) * n_ranks))

@@ -252,6 +252,7 @@ class Celler(BaseModelClass):
         early_stopping: bool = True,
         *,
         class_prior: Literal["auto", "balanced", "reference"] | float = "auto",
+        class_balance: float = 0.0,
         loss: Loss | None = None,
         replay: Replay | None = Replay(),
         masked_weight: float = 0.0,
@@ -293,6 +294,13 @@ class Celler(BaseModelClass):
             label where classes overlap. A number between is a power of the frequencies, 0 and 1 for the two; below 0
             rare classes gain more. ``"auto"`` takes the power that gains accuracy without loss of macro-F1 in
             cross-validation; with few cells it is below 0.
+        class_balance
+            How often the minibatches show cells of rare classes, from 0 to 1. With b, a class of n cells is drawn in
+            proportion to :math:`n^{1-b}`: at 0 each cell once an epoch, at 1 each class equally often. No cell comes
+            more than 16 times, and an epoch stays as long. The loss keeps the class counts of the distinct cells. Rare
+            classes gain a little recall, and where classes overlap accuracy falls. The default hardly changes, since
+            its linear experts are solved at once, balanced by ``class_prior`` alone; new classes of an extended model,
+            which are solved too, refuse it.
         loss
             One of :mod:`celler.losses`, for all parts of the network. ``None`` is GInf, ``losses.DEFAULT``, for what is
             learned by steps, and a balanced logistic regression for the linear parts.
@@ -340,6 +348,7 @@ class Celler(BaseModelClass):
             batch_size=batch_size,
             early_stopping=early_stopping,
             class_prior=class_prior,
+            class_balance=class_balance,
             loss=loss,
             replay=replay,
             masked_weight=masked_weight,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from celler._utils._devices import autocast
 from celler._utils._distributed import rank_and_size
 from celler._utils._messages import agreed, counted, listed, warn
+from celler.data._balance import ClassBalance
 from celler.data._expression import ExpressionReader
 from celler.data._genes import take_columns
 from celler.data._loader import TokenLoader
@@ -68,7 +69,8 @@ class Loaders:
     def training(self, rows: np.ndarray, hard_cells: HardCells | None) -> TokenLoader:
         """Minibatches of the cells ``rows``, shuffled, with token dropout."""
         config = self.config
-        return self._over(ShuffledSampler(rows, config.batch_size, config.seed, hard_cells))
+        balance = ClassBalance(self.cells.source.labels, config.class_balance)
+        return self._over(ShuffledSampler(rows, config.batch_size, config.seed, hard_cells, balance))
 
     def validation(self, rows: np.ndarray) -> TokenLoader:
         """Minibatches of the cells ``rows`` in order, whole; connected processes share them."""

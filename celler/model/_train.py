@@ -58,6 +58,7 @@ class Options:
     batch_size: int | None = None
     early_stopping: bool = True
     class_prior: str | float = "auto"
+    class_balance: float = 0.0
     loss: Loss | None = None
     replay: Replay | None = field(default_factory=Replay)
     masked_weight: float = 0.0
@@ -86,6 +87,7 @@ def train(state: ModelState, registered: Cells | None, datamodule: DataModule | 
         cells = with_neighbourhoods(start, cells, registered, config)
     config, pretrained = with_masked_task(start, registered, config, options.masked_weight)
     if learns_new_classes_alone(start, config):
+        _check_balance(options)
         found = fit_new_classes(start, network, cells, options.split, config)
     else:
         found = fit_network(network, state.tokenizer, cells, options.split, config)
@@ -121,6 +123,7 @@ def training_config(state: ModelState, source: CellSource, options: Options) -> 
         solves_evidence=is_solved,
         solves_new_classes=options.loss is None and options.masked_weight == 0,
         class_prior=class_prior_of(options),
+        class_balance=options.class_balance,
         processes=choose_processes(options.devices),
         ckpt_path=checkpoint_file(options.ckpt_path),
     )
@@ -258,6 +261,16 @@ def _check_masked(options: Options, datamodule: DataModule | None) -> None:
         raise ValueError("a training with masked_weight cannot be resumed yet; leave it at 0, or ckpt_path out.")
 
 
+def _check_balance(options: Options) -> None:
+    """Raise for a balance of minibatches where there are none."""
+    if options.class_balance:
+        raise ValueError(
+            f"class_balance={options.class_balance} was given, but new classes are solved from all cells at once, each "
+            "class weighing the same: there are no minibatches to balance. Leave it out, or give a loss to learn by "
+            "steps."
+        )
+
+
 def _check_has_reference(state: ModelState) -> None:
     if state.names_atlases:
         raise RuntimeError(
@@ -297,5 +310,5 @@ def _streamed_cells(state: ModelState, datamodule: DataModule) -> TrainingCells:
     classes = tuple(datamodule.classes)
     check_classes(classes)
     warn_of_small_classes(datamodule.labels, classes)
-    source = StoreCells(datamodule.store, datamodule.labels, datamodule.class_balance)
+    source = StoreCells(datamodule.store, datamodule.labels)
     return TrainingCells(source, datamodule.store.names, False)

@@ -105,6 +105,7 @@ class TrainingConfig:
     solves_evidence: bool = False
     solves_new_classes: bool = False
     class_prior: float | None = None
+    class_balance: float = 0.0
     count_power: float = 1.0
     processes: tuple[int, int] = (1, 1)
     ckpt_path: Path | None = None

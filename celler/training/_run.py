@@ -230,10 +230,11 @@ def fit(
 
 def given(network: GeneTransformer, class_counts: np.ndarray, config: TrainingConfig) -> dict[str, Any]:
     """Return the settings that a training must share with the one it resumes."""
-    names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "class_prior", "seed", "processes")
+    names = ("max_epochs", "batch_size", "learning_rate", "token_dropout", "class_prior", "class_balance", "seed")
     return (
         {name: getattr(config, name) for name in names}
         | {
+            "processes": config.processes,
             "n_members": network.config.n_members,
             "network": repr(network.config),
             "loss": repr(config.loss),

@@ -9,7 +9,9 @@ from sklearn.metrics import f1_score
 from store_cases import SETUP
 
 from celler.atlas import DataModule, _source
-from celler.atlas._source import MAX_COPIES, StoreCells, check_balance, drawn_rows, n_drawn
+from celler.atlas._source import StoreCells
+from celler.data import _samplers
+from celler.data._balance import ClassBalance
 from celler.data._loader import Minibatch, TokenLoader
 from celler.data._samplers import OrderedSampler, ShuffledSampler
 from celler.data._sources import InMemoryCells
@@ -162,69 +164,6 @@ def test_train_from_a_store_of_other_classes(folder, dm):
         model.train(datamodule=DataModule(folder))
 
 
-COUNTS = np.array([9000, 900, 90, 10])
-
-
-@pytest.mark.parametrize("balance", [0.25, 0.5, 1.0])
-def test_n_drawn_follows_the_power_law(balance):
-    counts = np.array([4000, 1000, 500, 400])
-    wanted = n_drawn(counts, balance)
-    assert wanted.sum() == counts.sum()
-    share = counts ** (1 - balance)
-    np.testing.assert_allclose(wanted, counts.sum() * share / share.sum(), atol=1)
-
-
-def test_n_drawn_without_balance():
-    np.testing.assert_array_equal(n_drawn(COUNTS, 0.0), COUNTS)
-
-
-@pytest.mark.parametrize("balance", [0.5, 1.0])
-def test_n_drawn_is_bounded(balance):
-    wanted = n_drawn(COUNTS, balance)
-    assert wanted.sum() == COUNTS.sum()
-    assert (wanted <= MAX_COPIES * COUNTS).all()
-    assert (np.diff(wanted) <= 0).all()
-    assert wanted[-1] == 160
-    many = np.array([10**6] + [1] * 50)  # several rounds until all are within the bound
-    np.testing.assert_array_equal(n_drawn(many, 1.0)[1:], MAX_COPIES)
-
-
-def test_n_drawn_of_a_class_without_cells():
-    np.testing.assert_array_equal(n_drawn(np.array([30, 0, 10]), 1.0), [20, 0, 20])
-
-
-def test_drawn_rows_repeats_cells_equally_often(rng):
-    labels = rng.permutation(np.repeat(np.arange(4), COUNTS))
-    index = 3 * np.arange(len(labels))
-    wanted = n_drawn(COUNTS, 0.5)
-    rows = drawn_rows(index, labels, wanted, rng)
-    assert (np.diff(rows) >= 0).all()
-    place = np.searchsorted(index, rows)
-    np.testing.assert_array_equal(index[place], rows)
-    np.testing.assert_array_equal(np.bincount(labels[place]), wanted)
-    copies = np.bincount(place, minlength=len(index))
-    for code, n in enumerate(COUNTS):
-        assert np.ptp(copies[labels == code]) <= 1
-        assert copies[labels == code].sum() == wanted[code]
-        assert n == (labels == code).sum()
-
-
-def test_drawn_rows_follows_the_seed(rng):
-    labels = np.repeat(np.arange(4), COUNTS)
-    wanted = n_drawn(COUNTS, 1.0)
-    one, same, other = (
-        drawn_rows(np.arange(len(labels)), labels, wanted, np.random.default_rng(seed)) for seed in (0, 0, 1)
-    )
-    np.testing.assert_array_equal(one, same)
-    assert not np.array_equal(one, other)
-
-
-@pytest.mark.parametrize("balance", [-0.1, 1.5, float("nan")])
-def test_check_balance_with_a_bad_share(balance):
-    with pytest.raises(ValueError, match=r"class_balance=.*0 \(each cell once an epoch\) to 1"):
-        check_balance(balance)
-
-
 @pytest.fixture(scope="module")
 def balanced(tmp_path_factory):
     pytest.importorskip("annbatch")
@@ -233,20 +172,17 @@ def balanced(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("store"), shuffled(toy.cells(1500)))
 
 
-def epoch(balanced, balance):
-    from celler.atlas import DataModule
-    from celler.atlas._source import StoreCells
-    from celler.data._samplers import ShuffledSampler
-
-    dm = DataModule(balanced, labels_key="cell_type", class_balance=balance)
-    source = StoreCells(dm.store, dm.labels, dm.class_balance)
-    return dm, list(source.blocks(ShuffledSampler(np.arange(len(dm)), 64, 0)))
-
-
-def test_blocks_with_class_balance(balanced):
-    dm, plain = epoch(balanced, 0.0)
-    _, blocks = epoch(balanced, 1.0)
-    assert len(blocks) == len(plain)
+@pytest.mark.parametrize("n_ranks", [1, 3])
+def test_blocks_with_class_balance(balanced, monkeypatch, n_ranks):
+    dm = DataModule(balanced, labels_key="cell_type")
+    source, parts = StoreCells(dm.store, dm.labels), []
+    for rank in range(n_ranks):
+        for module in (_source, _samplers):
+            monkeypatch.setattr(module, "rank_and_size", lambda rank=rank: (rank, n_ranks))
+        sampler = ShuffledSampler(np.arange(1500), 60, 0, balance=ClassBalance(dm.labels, 1.0))
+        parts.append(list(source.blocks(sampler)))
+        assert len(parts[-1]) == len(sampler) == -(-25 // n_ranks), "an epoch is as long as without balance"
+    blocks = [block for part in parts for block in part]
     of_class = np.array([np.bincount(block.labels, minlength=4) for block in blocks])
     np.testing.assert_array_equal(of_class.sum(0), [375, 375, 375, 375])
     assert (of_class > 0).all(), "each minibatch has every class"
@@ -255,33 +191,20 @@ def test_blocks_with_class_balance(balanced):
         np.testing.assert_array_equal(block.X[block.rows].toarray(), counts.toarray())
 
 
-def test_train_with_class_balance_counts_distinct_cells(balanced, monkeypatch):
-    from celler.atlas import DataModule
-    from celler.losses import DEFAULT
-    from celler.model import Celler
-    from celler.training import _plan as training
+def test_train_from_a_store_with_class_balance(balanced, monkeypatch):
+    shown, first = [], ShuffledSampler.next_epoch
 
-    told = []
-    first = training.TrainingPlan.__init__
+    def noted(self):
+        shown.append(first(self))
+        return shown[-1]
 
-    def noted(self, network, class_counts, *args, **kwargs):
-        told.append(np.asarray(class_counts))
-        first(self, network, class_counts, *args, **kwargs)
-
-    monkeypatch.setattr(training.TrainingPlan, "__init__", noted)
-    dm = DataModule(balanced, labels_key="cell_type", class_balance=1.0)
+    monkeypatch.setattr(ShuffledSampler, "next_epoch", noted)
+    dm = DataModule(balanced, labels_key="cell_type")
     model = Celler(registry=dm.registry, **toy.SMALL)
-    model.train(datamodule=dm, loss=DEFAULT, **toy.QUICK)  # without one, the counts are raised to a power
-    counts = np.bincount(dm.labels[model.train_indices_])
-    assert len(told) == 1
-    np.testing.assert_array_equal(told[0], counts)
-    np.testing.assert_array_equal(model.class_counts_, counts)
+    model.train(datamodule=dm, class_balance=1.0, **toy.QUICK)
+    assert len(shown) == toy.QUICK["max_epochs"]
+    for rows, _ in shown:
+        assert np.ptp(np.bincount(dm.labels[rows])) <= 1
+    np.testing.assert_array_equal(model.class_counts_, np.bincount(dm.labels[model.train_indices_]))
     query = toy.cells(300, seed=1)
     assert (model.predict(query) == toy.truth(query)).mean() > 0.7
-
-
-def test_datamodule_with_a_bad_class_balance(balanced):
-    from celler.atlas import DataModule
-
-    with pytest.raises(ValueError, match="class_balance=2"):
-        DataModule(balanced, labels_key="cell_type", class_balance=2)

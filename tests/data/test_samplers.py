@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celler.data import _samplers, _sources
+from celler.data._balance import ClassBalance
 from celler.data._samplers import OrderedSampler, ShuffledSampler, split
 from celler.mining import HardCells, Replay
 
@@ -146,6 +147,26 @@ def test_shuffled_sampler_separates_replayed_cells():
     sampler = ShuffledSampler(np.arange(900), 10, 0, replaying(range(0, 900, 10)))
     grouped = sum(len(part) - len(set(part)) for _ in range(5) for part in sampler)
     assert 0 < grouped < 20, "about one of 90 in each of five epochs"
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+def test_shuffled_sampler_with_balance(monkeypatch, n_ranks):
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    index, parts = np.flatnonzero(np.arange(1000) % 10), []
+    for rank in range(n_ranks):
+        monkeypatch.setattr(_samplers, "rank_and_size", lambda rank=rank: (rank, n_ranks))
+        sampler = ShuffledSampler(index, 20, 0, replaying([1, 999]), ClassBalance(labels, 1.0))
+        first, second = ([rows.tolist() for rows in sampler] for _ in range(2))
+        assert len(first) == len(second) == len(sampler) == len(ShuffledSampler(index, 20, 0))
+        assert sorted(sum(first, [])) != sorted(sum(second, [])), "each epoch draws anew"
+        parts.append(first)
+    rows = np.concatenate([minibatch for part in parts for minibatch in part])
+    copies = np.bincount(rows, minlength=1000) - np.bincount([1, 999], minlength=1000)
+    assert copies.sum() == len(index)
+    assert set(np.flatnonzero(copies)) <= set(index)
+    np.testing.assert_array_equal(copies[index][labels[index] == 2], 16)  # as often as a cell may come
+    of_class = np.bincount(labels, copies)
+    np.testing.assert_allclose(of_class, [378, 378, 144], atol=1)
 
 
 @QUICK

@@ -213,7 +213,7 @@ TRAIN_OPTIONS = {
     "masked_weight": 1.0,
     "max_epochs": 3, "train_size": 0.7, "validation_size": 0.05, "batch_size": 50,
     "loss": CrossEntropy(), "learning_rate": 1e-3, "replay": None, "refit": True, "seed": 1,
-    "class_prior": "reference", "n_members": 2,
+    "class_prior": "reference", "class_balance": 1.0, "n_members": 2,
 }  # fmt: skip
 
 
