@@ -127,7 +127,7 @@ def cut_small(monkeypatch) -> None:
 
 def read_store(out: Path) -> anndata.AnnData:
     """All cells of a store in their order, read by anndata alone."""
-    names = celler.atlas._summary.dataset_names(out / "cells.zarr")
+    names = celler.atlas._summary.dataset_names(zarr.open_group(out / "cells.zarr", mode="r"))
     parts = [anndata.read_zarr(out / "cells.zarr" / name) for name in names]
     for part in parts:
         assert part.obs.pop(OF_CELL).dtype == np.uint32
@@ -141,8 +141,8 @@ def read_store(out: Path) -> anndata.AnnData:
 
 def assert_equal_stores(one: Path, other: Path) -> None:
     """Same cells in the same order in the same datasets."""
-    names = celler.atlas._summary.dataset_names(one / "cells.zarr")
-    assert names == celler.atlas._summary.dataset_names(other / "cells.zarr")
+    names = celler.atlas._summary.dataset_names(zarr.open_group(one / "cells.zarr", mode="r"))
+    assert names == celler.atlas._summary.dataset_names(zarr.open_group(other / "cells.zarr", mode="r"))
     for name in names:
         a, b = (anndata.read_zarr(out / "cells.zarr" / name) for out in (one, other))
         pd.testing.assert_frame_equal(a.obs, b.obs)

@@ -29,6 +29,7 @@ from celler.atlas._checksums import files_of
 from celler.atlas._curate import as_text, cell_names
 from celler.atlas._files import AtlasFile
 from celler.atlas._options import COLUMNS, PRIMARY, PerSource, Settings, Storage, of_source, read_mapping, read_parents
+from celler.atlas._place import Folder, is_address
 from celler.atlas._plan import Plan, make_manifest, make_plan, write_json
 from celler.atlas._store import FILE_NAME, FORMAT_VERSION, STORE_NAME, WORK_NAME, require_engine
 from celler.atlas._summary import Summary, count_cells, summary
@@ -139,6 +140,8 @@ def build(
         seed,
         storage or Storage(),
     )
+    if is_address(out):
+        raise ValueError(f"out={os.fspath(out)!r} is an address; name a folder, and copy the store there afterwards.")
     out = Path(out)
     check_out(out)
     folder, is_new = out / WORK_NAME, not out.exists()
@@ -174,7 +177,7 @@ def _build(out: Path, folder: Path, sources: Any, settings: Settings) -> None:
         _check_room(plan)
         _write_cells(plan, files)
         (folder / STORE_NAME).rename(store)
-    counts, datasets = count_cells(store, plan.categories.get("cell_type", []))
+    counts, datasets = count_cells(Folder(store), plan.categories.get("cell_type", []))
     manifest = make_manifest(plan, counts, datasets) | {"files": files_of(store)}
     write_json(out / FILE_NAME, manifest | {"digest": digest_of(manifest)})
 

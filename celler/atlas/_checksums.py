@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ from scipy import sparse
 
 from celler._utils._compile import compiled
 from celler._utils._digest import sha256_of
+from celler.atlas._place import ANEW, Folder, Place
 
 BLOCK = 1 << 22
+#: Files that are read at once: an object store answers each after a while.
+FILES_AT_ONCE = 16
 #: The column of obs with a checksum of each cell: the codec's is not looked at where part of a chunk is read.
 OF_CELL = "_celler_checksum"
 
@@ -22,20 +27,23 @@ def files_of(folder: Path) -> dict[str, list[Any]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
-            found[name] = [path.stat().st_size, None if _is_of_counts(name) else _sha256(path)]
+            found[name] = [path.stat().st_size, None if _is_of_counts(name) else _sha256(Folder(folder), name)]
     return found
 
 
-def check_files(folder: Path, files: dict[str, list[Any]], cure: str) -> None:
+def check_files(place: Place, files: dict[str, list[Any]]) -> None:
     """Raise ``ValueError`` for the first file that is missing, of another size or of other contents."""
-    for name, (size, digest) in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {folder} is damaged. {cure}")
-        if path.stat().st_size != size:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes and not {size:,}: {folder} is damaged. {cure}")
-        if digest is not None and _sha256(path) != digest:
-            raise ValueError(f"{path} has other contents than were written: {folder} is damaged. {cure}")
+    sizes = place.sizes() if files else {}
+    for name, (size, _) in files.items():
+        if name not in sizes:
+            raise ValueError(f"{place}/{name} is missing: {place} is damaged. {ANEW}")
+        if sizes[name] != size:
+            raise ValueError(f"{place}/{name} has {sizes[name]:,} bytes and not {size:,}: {place} is damaged. {ANEW}")
+    digests = {name: digest for name, (_, digest) in files.items() if digest is not None}
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        for name, found in zip(digests, pool.map(partial(_sha256, place), digests), strict=True):
+            if found != digests[name]:
+                raise ValueError(f"{place}/{name} has other contents than were written: {place} is damaged. {ANEW}")
 
 
 def of_cells(X: sparse.csr_matrix) -> np.ndarray:
@@ -64,6 +72,6 @@ def _is_of_counts(name: str) -> bool:
     return "X" in parts and parts[-1] != "zarr.json"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+def _sha256(place: Place, name: str) -> str:
+    with place.open(name) as stream:
         return sha256_of(iter(lambda: stream.read(BLOCK), b""))

@@ -19,7 +19,7 @@ from celler.labels._tree import parent_mapping
 
 
 class DataModule:
-    """Give a store on disk to :meth:`celler.model.Celler.train` and the other methods of a model.
+    """Give a store to :meth:`celler.model.Celler.train` and the other methods of a model.
 
     The counts stay on disk: in memory are a few bytes for each cell and two blocks of rows. Cells whose
     ``split`` is "test" are kept out of all training.
@@ -27,7 +27,8 @@ class DataModule:
     Parameters
     ----------
     path
-        Folder that :func:`celler.atlas.build` wrote.
+        Folder that :func:`celler.atlas.build` wrote, or the address of a copy, such as ``"s3://bucket/my_atlas"``: of a
+        file system that fsspec knows, with its package (s3fs, gcsfs, adlfs) and its credentials.
     labels_key
         Column of the cell types; cells without one are unlabelled. ``None`` is enough for pretraining.
     batch_key
@@ -166,7 +167,7 @@ class DataModule:
         -------
         A row for each cell, in the order of the store.
         """
-        return read_annotation(self.store.path, key)
+        return read_annotation(self.store.folder, key)
 
     def _read_labels(self, key: str) -> None:
         labels = pd.Categorical.from_codes(*self.store.codes(key, "labels_key"))

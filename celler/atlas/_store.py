@@ -24,11 +24,11 @@ from celler._utils._messages import closest
 from celler._utils._prefetch import prefetch
 from celler._utils._version import __version__
 from celler.atlas._checksums import OF_CELL, check_files, of_cells
+from celler.atlas._place import ANEW, Folder, Place, place_of
 from celler.data._read import reading
 
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
 FORMAT, FORMAT_VERSION = "celler-atlas", 2
-ANEW = "Build the store anew, or copy it again from where it is whole."
 #: Most rows that are read from disk at once.
 BLOCK_ROWS = 4096
 #: A gap of up to this many rows is read along: they lie in the same compressed chunk.
@@ -58,14 +58,17 @@ def require_engine() -> None:
 
 def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the manifest of the store ``out``, which ``make_manifest`` made."""
-    path = Path(out) / FILE_NAME
-    if not path.is_file():
+    place = place_of(out)
+    path = f"{place}/{FILE_NAME}"
+    with reading(path, place.cure):
+        text = _text_of_manifest(place)
+    if text is None:
         hint = "cl.atlas.build writes one."
-        if (Path(out) / WORK_NAME).is_dir():
+        if isinstance(place, Folder) and (place.path / WORK_NAME).is_dir():
             hint = "A build was begun there: call cl.atlas.build again with the same arguments to finish it."
-        raise FileNotFoundError(f"{out} is no store: it has no {FILE_NAME}. {hint}")
+        raise FileNotFoundError(f"{place} is no store: it has no {FILE_NAME}. {hint}")
     with reading(path, ANEW):
-        manifest = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+        manifest = json.loads(text)
         name, found = manifest.get("format"), manifest.get("version")
     if name != FORMAT or found not in range(1, FORMAT_VERSION + 1):
         raise ValueError(
@@ -78,9 +81,17 @@ def read_manifest(out: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def check_store(out: Path, manifest: dict[str, Any]) -> None:
+def _text_of_manifest(place: Place) -> str | None:
+    try:
+        with place.open(FILE_NAME) as stream:
+            return stream.read().decode(errors="surrogatepass")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_store(place: Place, manifest: dict[str, Any]) -> None:
     """Raise ``ValueError`` where a file of a store is missing or damaged; each chunk of counts is checked when read."""
-    check_files(out / STORE_NAME, manifest.get("files", {}), ANEW)
+    check_files(place.of(STORE_NAME), manifest.get("files", {}))
 
 
 @dataclass(frozen=True)
@@ -92,21 +103,19 @@ class Rows:
 
 
 class Store:
-    """The cells of a folder that :func:`celler.atlas.build` wrote, by row; in memory are 12 bytes for each."""
+    """The cells of a store that :func:`celler.atlas.build` wrote, by row; in memory are 12 bytes for each."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_engine()
         import anndata
-        import zarr
         from annbatch import DatasetCollection, Loader
 
         from celler.atlas._sampler import BlockSampler
 
-        self.path, self.manifest = Path(path), read_manifest(path)
-        check_store(self.path, self.manifest)
-        with reading(self.path, ANEW):
-            cells = zarr.open_group(self.path / STORE_NAME, mode="r")
-            self._groups: list[Any] = list(DatasetCollection(cells))
+        self.place, self.manifest = place_of(path), read_manifest(path)
+        check_store(self.place, self.manifest)
+        with reading(self.place, self.place.cure):
+            self._groups: list[Any] = list(DatasetCollection(self.place.of(STORE_NAME).group()))
             datasets = [anndata.io.sparse_dataset(group["X"]) for group in self._groups]
             self.sizes = np.array([dataset.shape[0] for dataset in datasets])
             self.genes: list[str] = [str(name) for name in index_of(self._groups[0]["var"])[:]]
@@ -125,6 +134,16 @@ class Store:
         return int(self.sizes.sum())
 
     @property
+    def folder(self) -> Path:
+        """Where its annotations are; raise ``ValueError`` for a store at an address."""
+        if isinstance(self.place, Folder):
+            return self.place.path
+        raise ValueError(
+            f"annotations lie in the folder of a store, and {self.place} is an address. Label its cells by "
+            "model.predict(dataloader=dm.inference_dataloader()), or copy the store to a folder."
+        )
+
+    @property
     def columns(self) -> list[str]:
         """Names of the obs columns."""
         return [str(name) for name in self._groups[0]["obs"].attrs["column-order"] if name != OF_CELL]
@@ -140,7 +159,7 @@ class Store:
             raise ValueError(f"{argument}={key!r} does not hold categories; choose another column of {self.columns}.")
         categories = [[str(name) for name in _strings(column["categories"])[:]] for column in columns]
         if any(names != categories[0] for names in categories):
-            raise ValueError(f"the datasets of {self.path} differ in the categories of {key!r}; build the store anew.")
+            raise ValueError(f"the datasets of {self.place} differ in the categories of {key!r}; build the store anew.")
         return np.concatenate([column["codes"][:] for column in columns]), categories[0]
 
     def names(self, index: np.ndarray) -> np.ndarray:
@@ -157,7 +176,7 @@ class Store:
 
     def is_empty(self) -> np.ndarray:
         """Whether each cell has no counts ``(n_cells,)``."""
-        with reading(self.path, ANEW):
+        with reading(self.place, self.place.cure):
             return np.concatenate([np.diff(group["X"]["indptr"][:]) == 0 for group in self._groups])
 
     def rows(self, index: np.ndarray) -> sparse.csr_matrix:
@@ -182,23 +201,23 @@ class Store:
         with self._lock:  # another thread may read until the loader has taken the blocks
             self._sampler.blocks = blocks
             loaded = iter(self._loader)
-            with reading(self.path, ANEW):
+            with reading(self.place, self.place.cure):
                 first = list(islice(loaded, 1))
         while first:
             X = first[0]["X"]
             if self._checksums is None:
-                check_ids(X, self.path)
+                check_ids(X, self.place)
             elif (of_cells(X) != self._checksums[first[0]["index"]]).any():
-                raise ValueError(f"{self.path} holds other counts than were written: it is damaged. {ANEW}")
+                raise ValueError(f"{self.place} holds other counts than were written: it is damaged. {ANEW}")
             yield Rows(first[0]["index"], X)
-            with reading(self.path, ANEW):
+            with reading(self.place, self.place.cure):
                 first = list(islice(loaded, 1))
 
 
-def check_ids(X: sparse.csr_matrix, path: Path) -> None:
+def check_ids(X: sparse.csr_matrix, place: Place) -> None:
     """Raise ``ValueError`` for a gene id that no gene has, which would be read beyond the genes."""
     if X.nnz and not 0 <= int(X.indices.min()) <= int(X.indices.max()) < X.shape[1]:
-        raise ValueError(f"the counts of {path} name gene {int(X.indices.max())} of {X.shape[1]}: damaged. {ANEW}")
+        raise ValueError(f"the counts of {place} name gene {int(X.indices.max())} of {X.shape[1]}: damaged. {ANEW}")
 
 
 def as_float(X: sparse.csr_matrix) -> sparse.csr_matrix:

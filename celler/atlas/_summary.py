@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
-import zarr
 
 from celler._utils._check import checked
 from celler._utils._messages import closest, counted
+from celler.atlas._place import Folder, Place, place_of
 from celler.atlas._store import STORE_NAME, check_store, read_manifest, require_engine
 
 #: Columns of the table of all combinations, where the store has them.
@@ -92,7 +91,7 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     Parameters
     ----------
     out
-        Folder that :func:`celler.atlas.build` wrote.
+        Folder that :func:`celler.atlas.build` wrote, or the address of a copy, as in :class:`DataModule`.
 
     Returns
     -------
@@ -114,36 +113,38 @@ def summary(out: str | os.PathLike[str]) -> Summary:
     """
     require_engine()
     manifest = read_manifest(out)
-    check_store(Path(out), manifest)
+    place = place_of(out)
+    check_store(place, manifest)
     columns = [name for name in BY if name in manifest["columns"]]
     how: dict[str, Any] = {"dropna": False, "observed": True}
     tables = [
         obs.groupby(columns, **how).size().rename("cells").reset_index()
-        for obs in read_obs(Path(out) / STORE_NAME, columns)
+        for obs in read_obs(place.of(STORE_NAME), columns)
     ]
     counts = pd.concat(tables, ignore_index=True)
     return Summary(counts.groupby(columns, **how)["cells"].sum().reset_index(), manifest)
 
 
-def read_obs(store: Path, columns: list[str]) -> Iterator[pd.DataFrame]:
+def read_obs(store: Place, columns: list[str]) -> Iterator[pd.DataFrame]:
     """Return these columns of obs of each dataset, in order; categories are equal in all."""
-    for name in dataset_names(store):
-        group = zarr.open_group(store / name / "obs", mode="r")
-        yield pd.DataFrame({column: anndata.io.read_elem(group[column]) for column in columns})
+    cells = store.group()
+    for name in dataset_names(cells):
+        obs = cells[name]["obs"]
+        yield pd.DataFrame({column: anndata.io.read_elem(obs[column]) for column in columns})
 
 
-def dataset_names(store: Path) -> list[str]:
+def dataset_names(cells: Any) -> list[str]:
     """Names of the datasets of a collection, in order."""
-    names = [path.name for path in store.glob("dataset_*") if path.is_dir()]
+    names = [name for name in cells.group_keys() if name.startswith("dataset_")]
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
-def count_cells(store: Path, classes: list[str]) -> tuple[np.ndarray, dict[str, int]]:
+def count_cells(store: Folder, classes: list[str]) -> tuple[np.ndarray, dict[str, int]]:
     """Cells by split and class ``(2, C + 1)``, unlabelled last, and cells of each dataset."""
     counts = np.zeros((2, len(classes) + 1), np.int64)
     datasets = {}
     columns = ["split", *(["cell_type"] if classes else [])]
-    for name, obs in zip(dataset_names(store), read_obs(store, columns), strict=True):
+    for name, obs in zip(dataset_names(store.group()), read_obs(store, columns), strict=True):
         datasets[name] = len(obs)
         labels = obs["cell_type"].cat.codes.to_numpy() if classes else np.full(len(obs), -1)
         np.add.at(counts, (obs["split"].cat.codes.to_numpy(), labels), 1)

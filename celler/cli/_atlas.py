@@ -16,7 +16,7 @@ def add_atlas(commands: Any) -> None:
     kinds = atlas.add_subparsers(dest="atlas", required=True, metavar="WHAT")
     _add_build(kinds)
     summary = kinds.add_parser("summary", help="count the cells of a store")
-    summary.add_argument("store", type=Path, metavar="STORE", help="folder that build wrote")
+    summary.add_argument("store", metavar="STORE", help="folder that build wrote, or the address of a copy")
     summary.set_defaults(command=_summary)
 
 
@@ -38,7 +38,7 @@ def _add_build(kinds: Any) -> None:
     build.add_argument("--dtype", default="uint16", help="of the counts (default: uint16)")
     build.add_argument("--memory-gb", type=float, default=4.0, help="to stay in (default: 4)")
     build.add_argument("--seed", type=int, default=0, help="of order and split (default: 0)")
-    build.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder to write")
+    build.add_argument("--out", required=True, metavar="STORE", help="folder to write")
     build.set_defaults(command=_build)
 
 

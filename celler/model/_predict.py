@@ -201,7 +201,7 @@ def annotate_store(
             columns, _ = _columns(state, query, np.arange(len(index)), outputs, key, question, limit)
             yield index, pd.DataFrame(columns, index=query.adata.obs_names)
 
-    return write_table(datamodule.store.path, key, tables(), overwrite=overwrite)
+    return write_table(datamodule.store.folder, key, tables(), overwrite=overwrite)
 
 
 def _columns(

@@ -91,7 +91,6 @@ def token_loader(dm: DataModule, rows: np.ndarray) -> TokenLoader:
 def annbatch_loader(dm: DataModule, *, has_obs: bool) -> Any:
     """annbatch alone, with blocks of the size that Celler reads."""
     import anndata
-    import zarr
     from annbatch import DatasetCollection, Loader
 
     loader = Loader(
@@ -102,7 +101,7 @@ def annbatch_loader(dm: DataModule, *, has_obs: bool) -> Any:
         preload_to_gpu=False,
         rng=np.random.default_rng(0),
     )
-    for group in DatasetCollection(zarr.open_group(dm.store.path / STORE_NAME, mode="r")):
+    for group in DatasetCollection(dm.store.place.of(STORE_NAME).group()):
         obs = anndata.io.read_elem(group["obs"]) if has_obs else None
         loader.add_dataset(anndata.io.sparse_dataset(group["X"]), obs)
     return loader

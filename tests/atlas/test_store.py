@@ -32,7 +32,7 @@ print("loaded:", *sorted(name for name in sys.modules if name.startswith("celler
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {name.removeprefix("celler.atlas.") for name in done.stdout.split()[1:]}
-    assert loaded == {"_annotations", "_checksums", "_datamodule", "_source", "_store"}
+    assert loaded == {"_annotations", "_checksums", "_datamodule", "_place", "_store"}
 
 
 def test_parts_are_the_rows_of_each_part_in_its_order(store, cells, rng):
