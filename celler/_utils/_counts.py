@@ -24,6 +24,7 @@ from celler._utils._evidence import (
     undone,
 )
 
+ROWS_AT_ONCE = 1000  #: cells that are scaled in one operation
 LARGEST_SUM = 1.05e6  #: no cell of logarithms of counts per million, the largest scale in use, sums to more
 LARGEST_LOG = 23.3  #: log2 of ten times as much: without a trace of counts, no logarithm is larger
 Kind = Literal[
@@ -95,9 +96,13 @@ def cp10k(X: sparse.csr_matrix, *, is_log: bool = False) -> sparse.csr_matrix:
     # sklearn.preprocessing.normalize rounds otherwise, scanpy.pp.normalize_total works in float32: labels would change.
     X = sparse.csr_matrix(X)
     values = np.expm1(X.data.astype(np.float64)) if is_log else X.data.astype(np.float64)
-    rows, counts = np.diff(X.indptr), sparse.csr_matrix((values, X.indices, X.indptr), X.shape)
+    counts = sparse.csr_matrix((values, X.indices, X.indptr), X.shape)
     total = np.asarray(counts.sum(axis=1)).ravel()
-    counts.data *= np.repeat(np.divide(1e4, total, out=np.zeros_like(total), where=total > 0), rows)
+    factor = np.divide(1e4, total, out=np.zeros_like(total), where=total > 0)
+    for start in range(0, len(total), ROWS_AT_ONCE):  # in steps: a factor for each value takes as much as the values
+        rows = slice(start, start + ROWS_AT_ONCE)
+        ends = counts.indptr[start : start + ROWS_AT_ONCE + 1]
+        counts.data[ends[0] : ends[-1]] *= np.repeat(factor[rows], np.diff(ends))
     return counts
 
 

@@ -1,6 +1,6 @@
 """Store source: training cells of a store on disk, read in blocks in bounded memory.
 
-An epoch shuffles runs of neighbouring rows, and a block of eight runs is shuffled again when it is read. Hard cells
+An epoch shuffles runs of neighbouring rows, and a block of four runs is shuffled again when it is read. Hard cells
 are read along with the block of the minibatches they come again in. Validation cells are read once and kept.
 """
 
@@ -56,7 +56,7 @@ def n_minibatches(n_cells: int, batch_size: int) -> int:
 def epoch(index: np.ndarray, batch_size: int, rng: np.random.Generator, again: np.ndarray) -> Iterator[Block]:
     """Blocks of this rank in an epoch over the sorted rows ``index (n,)``, which may repeat.
 
-    Runs of neighbouring rows are shuffled, and a block mixes eight: as good as a shuffle of all rows, as the store was
+    Runs of neighbouring rows are shuffled, and a block mixes four: as good as a shuffle of all rows, as the store was
     shuffled when it was built. All ranks draw the same epoch, and each takes equally many minibatches, of equal size or
     one less. The rows ``again`` come once more; they make the minibatches larger, not more.
     """

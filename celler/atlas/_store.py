@@ -30,7 +30,7 @@ from celler.data._read import reading
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
 FORMAT, FORMAT_VERSION = "celler-atlas", 2
 #: Most rows that are read from disk at once.
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 2048
 #: A gap of up to this many rows is read along: they lie in the same compressed chunk.
 GAP = 64
 #: The codecs of the zarrs package, which decompress in parallel.

@@ -156,6 +156,7 @@ def _space_of(logs: sparse.csr_matrix, labels: np.ndarray) -> Space:
     center = mean[genes]
     # Single precision: passes over this matrix take most of the time.
     Z = logs[:, genes].astype(np.float32).toarray()
+    del logs  # which takes as much memory as all that follows
     Z -= center.astype(np.float32)
     Z *= scale.astype(np.float32)
     components = _directions(Z, (class_means - center) * scale)
