@@ -14,6 +14,8 @@ import joblib
 import threadpoolctl
 import torch
 
+from celler._utils._distributed import rank_and_size
+
 P = ParamSpec("P")
 R = TypeVar("R")
 CPU_INFO = Path("/proc/cpuinfo")  #: where Linux lists what the processor can do
@@ -99,6 +101,42 @@ def choose_training_device(accelerator: str, devices: int | str | list[int]) -> 
         )
     index = devices[0] if isinstance(devices, list) else 0
     return torch.device("cuda", index) if kind == "gpu" else torch.device(kind)
+
+
+def choose_prediction_devices(devices: int | str | list[int], device: torch.device) -> tuple[torch.device, ...]:
+    """Return a device for each process that labels cells with a model on ``device``; none where this one does."""
+    if devices in ("auto", 1, "1") or (device.type == "cuda" and devices == [device.index or 0]):
+        return ()
+    given = f"devices={devices!r} was given"
+    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if isinstance(devices, list):
+        if not n_gpus:
+            raise ValueError(f"{given}, numbers of GPUs; the model is on {device.type}. Pass a number of processes.")
+        if not devices or len(set(devices)) < len(devices) or max(devices) >= n_gpus:
+            raise ValueError(f"{given}; GPUs to label on, each once, are some of {list(range(n_gpus))}.")
+        found = devices
+    elif isinstance(devices, str) or devices < 1:
+        raise ValueError(f"{given}; 'auto', a number of processes of at least 1, or a list of GPUs is needed.")
+    else:
+        found = list(range(devices))
+    if device.type == "mps" or (device.type == "cuda" and len(found) > n_gpus):
+        raise ValueError(f"{given}; {len(found)} processes need a GPU each, there are {max(1, n_gpus)}.")
+    _check_may_start(given)
+    return tuple(torch.device("cuda", i) if n_gpus else device for i in found)
+
+
+def _check_may_start(given: str) -> None:
+    """Raise ``RuntimeError`` where this process is one of several, or may start no others."""
+    if launched() is not None or rank_and_size()[1] > 1:
+        raise RuntimeError(
+            f"{given} in one of several processes, as torchrun, srun or train(devices=...) start them: each has a "
+            "device, and of a dataloader each reads its part. Leave devices out there."
+        )
+    if multiprocessing.current_process().daemon:
+        raise RuntimeError(
+            f"{given} in a daemon process, as multiprocessing.Pool starts them, which may start no others. Leave "
+            "devices out there, or call from the main process."
+        )
 
 
 def _available(accelerator: str) -> tuple[str, int]:

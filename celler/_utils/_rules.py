@@ -191,7 +191,7 @@ RULES = {
     "dataset": NAME,
     "dataset_key": NAME,
     "dendrogram": FLAG,
-    "devices": Rule("'auto', a number of processes, or [i] for one device,", _is_devices),
+    "devices": Rule("'auto', a number of processes, or a list of numbers of devices,", _is_devices),
     "dir_path": PATH,
     "diversity": AT_LEAST_0,
     "dot_max": SOME,

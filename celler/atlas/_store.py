@@ -254,9 +254,17 @@ class CellBlocks:
         return len(self.index)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, AnnData]]:
-        rank, n_ranks = rank_and_size()
-        blocks = list(pieces(self.index, BLOCK_ROWS))[rank::n_ranks]
+        return self.read(self.pieces)
+
+    def read(self, blocks: list[np.ndarray]) -> Iterator[tuple[np.ndarray, AnnData]]:
+        """Return the rows of each block and their cells, of which the next are read ahead."""
         return prefetch(map(self._anndata, self.store.stream(blocks)))
+
+    @property
+    def pieces(self) -> list[np.ndarray]:
+        """Rows ``(n,)`` of each block of this rank."""
+        rank, n_ranks = rank_and_size()
+        return list(pieces(self.index, BLOCK_ROWS))[rank::n_ranks]
 
     def sample(self, n_cells: int) -> AnnData:
         """At most ``n_cells`` of the cells, drawn at random and the same at each call."""
@@ -266,6 +274,10 @@ class CellBlocks:
     def at(self, index: np.ndarray) -> AnnData:
         """Return the cells in the rows ``index (n,)`` of the store."""
         return self._anndata(Rows(index, self.store.counts(index)))[1]
+
+    def names_at(self, index: np.ndarray) -> AnnData:
+        """Return the cells in the rows ``index (n,)`` of the store, without their counts."""
+        return self._anndata(Rows(index, sparse.csr_matrix((len(index), len(self.store.genes)))))[1]
 
     def _anndata(self, rows: Rows) -> tuple[np.ndarray, AnnData]:
         obs = pd.DataFrame(index=pd.Index(self.store.names(rows.index).astype(str)))

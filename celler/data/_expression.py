@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import anndata
+import h5py
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -43,6 +47,7 @@ class ExpressionReader:
     layer: str | None = None
     place: str = "adata.X"  # what messages call ``X``
     has_others: bool = False
+    known: InputState | None = None  # what the values are, where it was found in more cells than these
     # The rows that were read last: a sample of a query is read for its labels, its profile and its labels again.
     _last: list[tuple[np.ndarray, sparse.csr_matrix]] = field(default_factory=list, repr=False, compare=False)
 
@@ -65,18 +70,36 @@ class ExpressionReader:
         """Return the rows ``index (n,)`` in the order given, ``(n, n_vars)``; not to be changed in place."""
         if self._last and np.array_equal(index, self._last[0][0]):
             return self._last[0][1]
-        found = self._in_order(index)
+        found = as_read(self._checked(self.stored(index), index), self.state)
         if len(index) <= KEPT_ROWS:
             self._last[:] = [(index.copy(), found)]
         return found
 
-    def _in_order(self, index: np.ndarray) -> sparse.csr_matrix:
+    def stored(self, index: np.ndarray) -> sparse.csr_matrix:
+        """Return rows as :meth:`rows` does, with the stored values, unchecked."""
         # Files can only be read in rising order, each row once, and fastest as one range.
         distinct, position = np.unique(index, return_inverse=True)
         is_range = len(distinct) > 0 and distinct[-1] - distinct[0] == len(distinct) - 1
-        rows = slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct
-        block = as_read(self._checked(self._read(rows), distinct), self.state)
+        block = self._read(slice(int(distinct[0]), int(distinct[-1]) + 1) if is_range else distinct)
         return block if np.array_equal(distinct, index) else block[position]
+
+    @property
+    def file(self) -> Path | None:
+        """The file whose ``X`` this is, for other processes to read; ``None`` for cells in memory and for views."""
+        adata = self.adata
+        return Path(adata.filename).resolve() if adata.isbacked and not adata.is_view and self.layer is None else None
+
+    def without_cells(self) -> ExpressionReader:
+        """Return the same for no cells, which is small enough to be sent to other processes."""
+        var = self.adata.var.set_axis(pd.RangeIndex(self.adata.n_vars).astype(str), axis=0)
+        empty = AnnData(sparse.csr_matrix((0, len(var)), dtype=np.float32), var=var)
+        return ExpressionReader(empty, None, self.place, self.has_others, known=self.state)
+
+    def of_file(self, path: Path) -> ExpressionReader:
+        """Return the same for the cells of a file, without their names."""
+        X = h5py.File(path, "r")["X"]
+        X = X if isinstance(X, h5py.Dataset) else anndata.io.sparse_dataset(X)
+        return ExpressionReader(AnnData(X, var=self.adata.var), None, self.place, self.has_others, known=self.state)
 
     def matrix(self) -> sparse.csr_matrix:
         """All rows; not copied if they are CSR float32 in memory."""
@@ -107,6 +130,8 @@ class ExpressionReader:
 
     @cached_property
     def _probed(self) -> tuple[InputState, str | None]:
+        if self.known is not None:
+            return self.known, None
         X = self.probe()
         state = detect(X)
         gene = dominant_gene(X, state) if state.is_usable else None

@@ -159,6 +159,11 @@ class Query:
         """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
         return replace(self, reader=ExpressionReader(adata, has_others=self.reader.has_others))
 
+    def of_stored(self, X: sparse.csr_matrix) -> Query:
+        """Return the same with the rows ``X (n, n_vars)``, as the reader's ``stored`` gives them, without names."""
+        reader = ExpressionReader(AnnData(X), place=self.reader.name, has_others=True, known=self.reader.state)
+        return replace(self, reader=reader)
+
     def values(self, rows: np.ndarray, kept: np.ndarray | None = None) -> sparse.csr_matrix:
         """Values of ``rows (n,)`` in the model's genes, or the ``kept (n_genes,)`` of them; 0 where one is missing."""
         X = self.reader.rows(rows)

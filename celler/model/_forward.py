@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +17,7 @@ from scipy import sparse
 from celler._utils._counts import cp10k
 from celler._utils._devices import autocast, cpu_threads
 from celler._utils._messages import agreed, counted, listed
+from celler._utils._workers import Done, are_worth, in_order
 from celler.data._expression import warn_of_doubts
 from celler.data._profile import profile
 from celler.data._query import CHUNK_SIZE, Query, flat_passes, token_passes, warn_once
@@ -44,6 +49,8 @@ NOVEL_RATE, NOVEL_SHARE = 0.05, 0.15
 FAR = 1.0
 #: Fewest rows of a pass: products with up to three rows sum in another order on some processors.
 FEW_ROWS = 8
+#: Cells that a process scores at once: whole chunks, so that sums run in the order of those of one process.
+PART_SIZE = 2 * CHUNK_SIZE
 #: Class probabilities below this leave a cell out of the class's profile.
 NEGLIGIBLE = 1e-6
 
@@ -52,7 +59,8 @@ NEGLIGIBLE = 1e-6
 class Reading:
     """How cells are read: cells per pass (``None`` fills a number of tokens), and whether their shift is undone.
 
-    An ``adaptation`` to another query takes the place of that to the cells themselves.
+    An ``adaptation`` to another query takes the place of that to the cells themselves. Each of the ``devices`` has a
+    process of its own; without them there is this process alone.
 
     The embedding is kept on demand only: it is wider than all else that is computed for a cell. Novelty and the classes
     of each member are computed on demand too.
@@ -64,6 +72,37 @@ class Reading:
     needs_novelty: bool = False
     needs_members: bool = False
     adaptation: Adaptation | None = None
+    devices: tuple[torch.device, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to score cells: those of a query that has none, or those of the file at ``path``."""
+
+    state: ModelState
+    query: Query
+    reading: Reading
+    how: Adaptation
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, state: ModelState, query: Query, reading: Reading, how: Adaptation) -> Job:
+        """Leave out what is not needed."""
+        path = query.reader.file
+        if path is not None:
+            query = replace(query, reader=query.reader.without_cells())
+        return cls(replace(state, old=None, pretrained=None), query, replace(reading, devices=()), how, path)
+
+    @cached_property
+    def cells(self) -> Query:
+        """The cells of the file, which a worker opens once."""
+        assert self.path is not None
+        return replace(self.query, reader=self.query.reader.of_file(self.path))
+
+    def score(self, query: Query, index: np.ndarray) -> Outputs:
+        """Compute the outputs of the rows ``index (n,)``, without those that only a sample needs."""
+        outputs = scored(self.state, query, index, self.reading, self.how)
+        return replace(outputs, adaptation=Adaptation(), encoder_logits=None, own_logits=None, member_logits=None)
 
 
 def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading) -> Outputs:
@@ -76,19 +115,27 @@ def forward(state: ModelState, query: Query, index: np.ndarray, reading: Reading
         sample, how = adaptation_to(state, query, rows, reading)
     how = Adaptation() if how is None else how
     if sample is None:
-        outputs = scored(state, query, index, reading, how)
+        outputs = joined(scored_parts(state, query, index, reading, how), how)
     else:
         # Rows of the sample have their outputs; place (n_obs,) is where the outputs of each row are.
         others = np.setdiff1d(index, rows)
-        found = [sample] + ([scored(state, query, others, reading, how)] if len(others) else [])
+        found = [sample, *(scored_parts(state, query, others, reading, how) if len(others) else [])]
         place = np.zeros(query.adata.n_obs, np.int64)
         place[np.concatenate([rows, others])] = np.arange(len(rows) + len(others))
-        kept = ["logits", "embedding", "has_counts"]
-        kept += [name for name in ("novelty", "member_codes") if getattr(sample, name) is not None]
-        parts = {name: np.concatenate([getattr(part, name) for part in found])[place[index]] for name in kept}
-        outputs = Outputs(**parts, adaptation=how)
+        outputs = joined(found, how, place[index])
     report_empty(outputs.has_counts, index, query)
     return outputs
+
+
+def joined(parts: Sequence[Outputs], how: Adaptation, order: np.ndarray | slice = slice(None)) -> Outputs:
+    """Return the outputs of the cells of all ``parts`` in the ``order (N,)``."""
+    kept = ["logits", "embedding", "has_counts"]
+    kept += [name for name in ("novelty", "member_codes") if getattr(parts[0], name) is not None]
+    if len(parts) == 1:
+        found = {name: getattr(parts[0], name)[order] for name in kept}
+    else:
+        found = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in kept}
+    return Outputs(**found, adaptation=how)
 
 
 def sampled(query: Query) -> np.ndarray:
@@ -231,6 +278,53 @@ def shift_of(state: ModelState, query: Query, rows: np.ndarray, reading: Reading
     reference, factors = state.profile.restricted(query.is_shared), np.ones(query.n_genes)
     factors[query.is_shared] = shift_factors(reference, found)
     return plain, Adaptation(None if (factors == 1).all() else factors, shift=shift_size(reference, found))
+
+
+def scored_parts(
+    state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation
+) -> list[Outputs]:
+    """Compute :func:`scored` of the rows ``index (N,)``, of many by the processes of ``reading``.
+
+    How long the first take says whether processes are worth their start.
+    """
+    parts, start = [index[i : i + PART_SIZE] for i in range(0, len(index), PART_SIZE)], time.perf_counter()
+    if not reading.devices or len(parts) < 2:
+        return [scored(state, query, index, reading, how)]
+    found = [scored(state, query, parts.pop(0), reading, how)]
+    if not are_worth((time.perf_counter() - start) * len(parts), len(reading.devices)):
+        return [*found, scored(state, query, index[PART_SIZE:], reading, how)]
+    devices = reading.devices[: len(parts)]
+    if query.reader.file is None:
+        job = Job.of(state, query.of_stored(query.reader.stored(index[:0])), reading, how)
+        results = in_order(_score_stored, job, map(query.reader.stored, parts), devices)
+    else:
+        results = in_order(_score_in_file, Job.of(state, query, reading, how), parts, devices)
+    with closing(results):
+        for rows, done in zip(parts, results, strict=True):
+            outputs = received(done, query.reported)
+            # What a worker cannot score raises the same error here, where cells have names.
+            found.append(scored(state, query, rows, reading, how) if outputs is None else outputs)
+    return found
+
+
+def _score_stored(job: Job, X: sparse.csr_matrix) -> Outputs:
+    """Score cells of these stored values in a worker."""
+    return job.score(job.query.of_stored(X), np.arange(X.shape[0]))
+
+
+def _score_in_file(job: Job, index: np.ndarray) -> Outputs | None:
+    """Score the rows ``index (n,)`` of a file in a worker; ``None`` where another process alone may read it."""
+    try:
+        return job.score(job.cells, index)
+    except OSError:
+        return None
+
+
+def received(done: Done, reported: set[str]) -> Any:
+    """Return what a worker computed, ``None`` where it could not; say what it said."""
+    for message in done.messages:
+        warn_once(message, reported)
+    return done.result
 
 
 def scored(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Outputs:

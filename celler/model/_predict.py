@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy import sparse
 
 from celler._utils._distributed import gather_objects
 from celler._utils._messages import collected, warn
+from celler._utils._workers import are_worth, in_order
 from celler.atlas._annotations import write_annotation as write_table
 from celler.atlas._datamodule import DataModule
-from celler.atlas._store import CellBlocks
+from celler.atlas._store import CellBlocks, Store
 from celler.data._query import Query, align_query
 from celler.inference._adaptation import Adaptation
 from celler.inference._labels import Question, annotation_columns, annotation_record, label, probabilities_of
@@ -33,16 +38,17 @@ from celler.model._annotate import (
 )
 from celler.model._forward import (
     SHIFT_CELLS,
+    Job,
     Reading,
     adaptation_to,
     drawn,
     fitted_novelty,
     forward,
     novelty_threshold,
+    received,
     report_alarms,
     report_empty,
     sampled,
-    scored,
     with_novelty,
 )
 from celler.model._propagate import Reference, with_propagation
@@ -297,12 +303,15 @@ def sample_of_parts(state: ModelState, parts: Sequence[AnnData], reported: set[s
     return align_query(state.genes, adata, None, reported)
 
 
-def sample_of(state: ModelState, blocks: CellBlocks, reported: set[str]) -> Query:
+def sample_of(
+    state: ModelState, blocks: CellBlocks, reported: set[str], devices: tuple[torch.device, ...] = ()
+) -> Query:
     """Return the cells of a store that :func:`sampled` would take of them in memory; all are read once."""
     like = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
     if len(blocks) <= SHIFT_CELLS:
         return like
-    found = [(index, like.block(adata).content) for index, adata in blocks]
+    job = StoreJob.of(blocks, _content, Job.of(state, like, Reading(), Adaptation()))
+    found = [(index, content) for index, _, content in _by_block(blocks, job, devices, reported)]
     index, content = (np.concatenate(part) for part in zip(*sum(gather_objects(found), []), strict=True))
     order = np.lexsort((index, content))[:SHIFT_CELLS]
     return like.block(blocks.at(np.sort(index[order])))
@@ -318,14 +327,76 @@ def block_outputs(
     """
     how = reading.adaptation
     if how is None and reading.correct_shift:
-        like = sample_of(state, blocks, reported)
+        like = sample_of(state, blocks, reported, reading.devices)
         sample, how = adaptation_to(state, like, sampled(like), reading)
         if sample is not None and rate is not None:
             report_alarms(with_novelty(sample, novelty_threshold(state, rate)), rate, reported)
     else:
         like = align_query(state.genes, blocks.sample(SHIFT_CELLS), state.setup.layer, reported)
-    for index, adata in blocks:
-        query, rows = like.block(adata), np.arange(adata.n_obs)
-        outputs = scored(state, query, rows, reading, Adaptation() if how is None else how)
-        report_empty(outputs.has_counts, rows, query)
-        yield index, query, outputs
+    how = Adaptation() if how is None else how
+    job = StoreJob.of(blocks, _scores, Job.of(state, like, reading, how))
+    for index, adata, outputs in _by_block(blocks, job, reading.devices, reported):
+        query = like.block(adata)
+        report_empty(outputs.has_counts, np.arange(len(index)), query)
+        yield index, query, replace(outputs, adaptation=how)
+
+
+@dataclass(frozen=True)
+class StoreJob:
+    """What is computed of blocks of the store at ``path``, by this process or by workers that open it."""
+
+    path: Path
+    compute: Callable[[Job, AnnData], Any]
+    job: Job
+
+    @classmethod
+    def of(cls, blocks: CellBlocks, compute: Callable[[Job, AnnData], Any], job: Job) -> StoreJob:
+        """Leave out the cells that the query of ``job`` has."""
+        query = job.query.block(job.query.adata[:0].copy())
+        return cls(blocks.store.path.resolve(), compute, replace(job, query=query))
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, which a worker opens once."""
+        return Store(self.path)
+
+
+def _by_block(
+    blocks: CellBlocks, job: StoreJob, devices: tuple[torch.device, ...], reported: set[str]
+) -> Iterator[tuple[np.ndarray, AnnData, Any]]:
+    """Rows, cells and result of each block in order; how long the first takes says whether workers are worth it.
+
+    Cells of workers, which read their own blocks, come without values.
+    """
+
+    def here(pieces: list[np.ndarray]) -> Iterator[tuple[np.ndarray, AnnData, Any]]:
+        return ((index, adata, job.compute(job.job, adata)) for index, adata in blocks.read(pieces))
+
+    pieces, start = blocks.pieces, time.perf_counter()
+    if not devices or len(pieces) < 2:
+        yield from here(pieces)
+        return
+    first, others = next(here(pieces[:1])), pieces[1:]
+    seconds = (time.perf_counter() - start) * len(others)
+    yield first
+    if not are_worth(seconds, len(devices)):
+        yield from here(others)
+        return
+    with closing(in_order(_of_block, job, others, devices[: len(others)])) as results:
+        for index, done in zip(others, results, strict=True):
+            found = received(done, reported)
+            # What a worker cannot read or compute raises the same error here.
+            yield next(here([index])) if found is None else (index, blocks.names_at(index), found)
+
+
+def _of_block(job: StoreJob, index: np.ndarray) -> Any:
+    """Compute in a worker what is asked of the rows ``index (n,)`` of a store."""
+    return job.compute(job.job, CellBlocks(job.store, index).at(index))
+
+
+def _scores(job: Job, adata: AnnData) -> Outputs:
+    return job.score(job.query.block(adata), np.arange(adata.n_obs))
+
+
+def _content(job: Job, adata: AnnData) -> np.ndarray:
+    return job.query.block(adata).content

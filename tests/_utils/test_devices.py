@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import threadpoolctl
@@ -12,6 +13,7 @@ from celler._utils._devices import (
     autocast,
     choose_device,
     choose_precision,
+    choose_prediction_devices,
     choose_processes,
     choose_training_device,
     cpu_threads,
@@ -147,6 +149,49 @@ def test_choose_device_on_a_mac(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps") == torch.device("mps")
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_choose_prediction_devices(monkeypatch):
+    cpu, second = torch.device("cpu"), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for given in ("auto", 1, "1"):
+        assert choose_prediction_devices(given, cpu) == choose_prediction_devices(given, second) == ()
+    assert choose_prediction_devices([1], second) == ()
+    assert choose_prediction_devices(3, cpu) == (cpu, cpu, cpu)
+    assert choose_prediction_devices(2, second) == (torch.device("cuda", 0), second)
+    assert choose_prediction_devices([3, 1], second) == (torch.device("cuda", 3), second)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        (0, "cpu", "devices=0 was given; 'auto', a number of processes of at least 1, or a list of GPUs is needed"),
+        ("two", "cpu", "devices='two' was given; 'auto', a number of processes"),
+        ([0], "cpu", r"devices=\[0\] was given, numbers of GPUs; the model is on cpu. Pass a number of processes"),
+        ([], "cuda", r"devices=\[\] was given; GPUs to label on, each once, are some of \[0, 1\]"),
+        ([0, 0], "cuda", r"devices=\[0, 0\] was given; GPUs to label on, each once"),
+        ([0, 2], "cuda", r"devices=\[0, 2\] was given; GPUs to label on, each once"),
+        (3, "cuda", "devices=3 was given; 3 processes need a GPU each, there are 2"),
+        (2, "mps", "devices=2 was given; 2 processes need a GPU each, there are 1"),
+    ],
+)
+def test_choose_prediction_devices_that_do_not_exist(monkeypatch, given, kind, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        choose_prediction_devices(given, torch.device(kind))
+
+
+def test_choose_prediction_devices_in_a_process_that_may_start_none(monkeypatch):
+    daemon = SimpleNamespace(daemon=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(devices.multiprocessing, "current_process", lambda: daemon)
+        with pytest.raises(RuntimeError, match="devices=2 was given in a daemon process, .* Leave devices out there"):
+            choose_prediction_devices(2, torch.device("cpu"))
+        assert choose_prediction_devices(1, torch.device("cpu")) == ()
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="devices=2 was given in one of several processes, .* Leave devices out"):
+        choose_prediction_devices(2, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
