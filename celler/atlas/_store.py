@@ -144,6 +144,11 @@ class Store:
         )
 
     @property
+    def address(self) -> str:
+        """What opens the store in another process."""
+        return str(self.place.path.resolve()) if isinstance(self.place, Folder) else str(self.place)
+
+    @property
     def columns(self) -> list[str]:
         """Names of the obs columns."""
         return [str(name) for name in self._groups[0]["obs"].attrs["column-order"] if name != OF_CELL]

@@ -343,9 +343,9 @@ def block_outputs(
 
 @dataclass(frozen=True)
 class StoreJob:
-    """What is computed of blocks of the store at ``path``, by this process or by workers that open it."""
+    """What is computed of blocks of the store at an ``address``, by this process or by workers that open it."""
 
-    path: Path
+    address: str
     compute: Callable[[Job, AnnData], Any]
     job: Job
 
@@ -353,12 +353,12 @@ class StoreJob:
     def of(cls, blocks: CellBlocks, compute: Callable[[Job, AnnData], Any], job: Job) -> StoreJob:
         """Leave out the cells that the query of ``job`` has."""
         query = job.query.block(job.query.adata[:0].copy())
-        return cls(blocks.store.path.resolve(), compute, replace(job, query=query))
+        return cls(blocks.store.address, compute, replace(job, query=query))
 
     @cached_property
     def store(self) -> Store:
         """The store, which a worker opens once."""
-        return Store(self.path)
+        return Store(self.address)
 
 
 def _by_block(
