@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from celler.inference._shift import shift_factors, shift_size
 from celler.model._propagate import Part
 from celler.model._state import ModelState
 from celler.network._folded import FoldedBase, can_fold
-from celler.network._network import NetworkOutput
+from celler.network._network import GeneTransformer, NetworkOutput
 
 #: Cells from which a query's shift is estimated.
 SHIFT_CELLS = 5000
@@ -73,6 +73,7 @@ class Reading:
     needs_members: bool = False
     adaptation: Adaptation | None = None
     devices: tuple[torch.device, ...] = ()
+    folded: FoldedBase | None = field(default=None, repr=False)  # the network, where it was made ready before
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,16 @@ class Job:
         assert self.path is not None
         return replace(self.query, reader=self.query.reader.of_file(self.path))
 
+    @cached_property
+    @torch.inference_mode()
+    def ready(self) -> Reading:
+        """How cells are read, with a network that is made ready once for all blocks."""
+        network = self.state.network
+        return replace(self.reading, folded=FoldedBase(network)) if is_folded(network, self.reading) else self.reading
+
     def score(self, query: Query, index: np.ndarray) -> Outputs:
         """Compute the outputs of the rows ``index (n,)``, without those that only a sample needs."""
-        outputs = scored(self.state, query, index, self.reading, self.how)
+        outputs = scored(self.state, query, index, self.ready, self.how)
         return replace(outputs, adaptation=Adaptation(), encoder_logits=None, own_logits=None, member_logits=None)
 
 
@@ -351,8 +359,8 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
     if reading.needs_members and state.n_members > 1:
         members = MemberOutputs.of(state.n_members, len(index), config.n_classes if keeps_experts else 0)
     state.network.eval()
-    is_folded = can_fold(state.network) and not reading.keep_embedding
-    read, fixed = (_folded, nullcontext()) if is_folded else (_whole, state.network.fixed())
+    folds = is_folded(state.network, reading)
+    read, fixed = (_folded, nullcontext()) if folds else (_whole, state.network.fixed())
     with cpu_threads(), fixed:
         for rows, has_tokens, output in read(state, query, index, reading, how):
             if how.encoder_share is not None:
@@ -378,6 +386,11 @@ def network_outputs(state: ModelState, query: Query, index: np.ndarray, reading:
     return outputs if members is None else members.added_to(outputs)
 
 
+def is_folded(network: GeneTransformer, reading: Reading) -> bool:
+    """Whether the network is made ready for prediction alone, which gives no embedding."""
+    return can_fold(network) and not reading.keep_embedding
+
+
 Pass = tuple[np.ndarray, np.ndarray, NetworkOutput]
 
 
@@ -398,7 +411,7 @@ def _whole(state: ModelState, query: Query, index: np.ndarray, reading: Reading,
 
 def _folded(state: ModelState, query: Query, index: np.ndarray, reading: Reading, how: Adaptation) -> Iterator[Pass]:
     """As :func:`_whole`, without embedding."""
-    network, device = FoldedBase(state.network), state.network.device
+    network, device = reading.folded or FoldedBase(state.network), state.network.device
     passes = flat_passes(state.tokenizer, query, index, batch_size=reading.batch_size, factors=how.factors)
     for rows, tokens in passes:
         yield rows, tokens.lengths.numpy() > 0, network(*(part.to(device) for part in tokens))
