@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from toy import cells, fit, pretrained, truth
+from worker_cases import drawn
 
+from celler._utils import _workers
 from celler.datasets import pbmc68k
-from celler.model import Celler
+from celler.model import Celler, _celler
 
 ACCELERATOR = "gpu" if torch.cuda.is_available() else "cpu"
 DEVICE = "cuda" if ACCELERATOR == "gpu" else "cpu"
@@ -97,3 +99,16 @@ def test_predict_takes_no_more_of_the_gpu_for_more_cells():
         model.predict(cells(n_cells, seed=1))
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 1.2 * peaks[0]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="model/test_devices.py has it for the CPU")
+def test_predict_by_a_process_of_its_own(monkeypatch):
+    """On the GPU of this process, as there may be one alone."""
+    model, query = fit(cells(), accelerator=ACCELERATOR), drawn(cells(seed=1), 30_000)
+    expected = model.predict(query, soft=True)
+    monkeypatch.setattr(_celler, "choose_prediction_devices", lambda *_: (torch.device("cuda", 0),))
+    try:
+        np.testing.assert_array_equal(model.predict(query, soft=True), expected)
+        assert len(_workers._workers) == 1
+    finally:
+        _workers.stop_workers()
