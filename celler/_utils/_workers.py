@@ -33,7 +33,7 @@ _workers: list[ProcessPoolExecutor] = []
 _last_use = [0.0]
 IDLE_SECONDS = 300  #: after which a process without work ends
 #: What processes take to start and to import the package, and what those that wait take to load a model.
-START_SECONDS, WARM_SECONDS = 10.0, 0.2
+START_SECONDS, WARM_SECONDS = 6.0, 0.2
 
 
 class Done(NamedTuple):

@@ -434,7 +434,7 @@ class Celler(BaseModelClass):
         devices
             Number of processes that label cells side by side, each with its share of the cores or, for a model on a
             GPU, with a GPU of its own; a list numbers the GPUs. Labels and probabilities are those of one process. They
-            take ten seconds to start, as each loads the package, and wait five minutes for the next call; none is
+            take six seconds to start, as each loads the package, and wait five minutes for the next call; none is
             started where it would not save as much, by the time that the first cells take. On a CPU they pay from about
             half a million cells, with attention from some thousand. ``"auto"`` is one, this process.
 

@@ -97,11 +97,11 @@ def test_a_process_that_ended_is_replaced(monkeypatch):
 
 
 def test_are_worth_by_the_time_that_they_save(monkeypatch):
-    """Half of the time with two processes, against ten seconds to start them, once."""
+    """Half of the time with two processes, against six seconds to start them, once."""
     monkeypatch.setattr(_workers, "_workers", [])
-    assert [are_worth(seconds, 2) for seconds in (1, 19, 21)] == [False, False, True]
-    assert not are_worth(11, 4)
-    assert are_worth(14, 4)
+    assert [are_worth(seconds, 2) for seconds in (1, 11, 13)] == [False, False, True]
+    assert not are_worth(7, 4)
+    assert are_worth(9, 4)
     assert are_worth(0.1, 1)  # another GPU was asked for
     monkeypatch.setattr(_workers, "_workers", [object(), object()])
     monkeypatch.setattr(_workers.time, "monotonic", lambda: 1000.0)

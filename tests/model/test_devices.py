@@ -166,7 +166,7 @@ def test_warnings_of_workers_are_said_once(begun, query, monkeypatch):
 
 
 def test_few_cells_start_no_process(query, monkeypatch):
-    """Ten seconds are not saved, neither where all cells are in the sample nor beyond it."""
+    """Six seconds are not saved, neither where all cells are in the sample nor beyond it."""
 
     def refused(*_):
         raise AssertionError("a process was started")
