@@ -287,3 +287,27 @@ def test_minibatches_match_single_calls(rng):
         assert [each.shape for each in found] == [each.shape for each in alone]
         for one, other in zip(found, alone, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_tokens_are_kept_while_a_part_of_them_is(rng):
+    """Their memory is used again, but not before the last view of it is gone."""
+    X = sparse.csr_matrix(random_counts(rng, n_obs=40), dtype=np.float32)
+    first = Tokenizer().flat(X, identity(X))
+    kept, wanted, place = first.gene_ids[5:9], first.gene_ids[5:9].tolist(), first.gene_ids.data_ptr()
+    del first
+    others = [Tokenizer().flat(2 * X[::-1], identity(X)) for _ in range(3)]
+    assert kept.tolist() == wanted
+    assert all(other.gene_ids.data_ptr() != place for other in others)
+    del kept
+    assert Tokenizer().flat(X, identity(X)).gene_ids.data_ptr() == place
+
+
+def test_tokens_of_used_memory_are_padded_with_zeros(rng):
+    counts = random_counts(rng)
+    X = sparse.csr_matrix(counts, dtype=np.float32)
+    for _ in range(3):
+        batch = Tokenizer()(X, identity(X))
+        assert_same_tokens(batch, [reference.tokens(row, identity(counts), 51) for row in counts])
+        for part in batch:
+            part.fill_(7)
+        del batch, part
