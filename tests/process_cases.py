@@ -65,7 +65,7 @@ def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
     training.TrainingPlan.on_validation_epoch_end = end
     resumed = Celler(registry=dm.registry, **toy.SMALL)
     resumed.train(**how, ckpt_path=folder / "last.ckpt")
-    inference.BLOCK_ROWS = 100
+    inference.ROWS_OF_ANNDATA = 100
     seen |= {
         "streamed_history": streamed.history,
         "resumed_history": resumed.history,

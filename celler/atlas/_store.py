@@ -29,8 +29,8 @@ from celler.data._read import reading
 
 FILE_NAME, STORE_NAME, WORK_NAME = "manifest.json", "cells.zarr", "unfinished"
 FORMAT, FORMAT_VERSION = "celler-atlas", 2
-#: Most rows that are read from disk at once.
-BLOCK_ROWS = 2048
+#: Most rows that are read from disk at once, in training and to be handed out as an AnnData.
+BLOCK_ROWS, ROWS_OF_ANNDATA = 2048, 4096
 #: A gap of up to this many rows is read along: they lie in the same compressed chunk.
 GAP = 64
 #: The codecs of the zarrs package, which decompress in parallel.
@@ -269,7 +269,7 @@ class CellBlocks:
     def pieces(self) -> list[np.ndarray]:
         """Rows ``(n,)`` of each block of this rank."""
         rank, n_ranks = rank_and_size()
-        return list(pieces(self.index, BLOCK_ROWS))[rank::n_ranks]
+        return list(pieces(self.index, ROWS_OF_ANNDATA))[rank::n_ranks]
 
     def sample(self, n_cells: int) -> AnnData:
         """At most ``n_cells`` of the cells, drawn at random and the same at each call."""

@@ -157,7 +157,8 @@ class Query:
 
     def block(self, adata: AnnData) -> Query:
         """Return the same with the cells of ``adata``, whose ``X`` has the same columns and kind of values."""
-        return replace(self, reader=ExpressionReader(adata, has_others=self.reader.has_others))
+        reader = ExpressionReader(adata, has_others=self.reader.has_others, known=self.reader.state)
+        return replace(self, reader=reader)
 
     def of_stored(self, X: sparse.csr_matrix) -> Query:
         """Return the same with the rows ``X (n, n_vars)``, as the reader's ``stored`` gives them, without names."""

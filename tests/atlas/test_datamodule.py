@@ -59,7 +59,7 @@ def test_datamodule_of_a_built_store(cells, tmp_path):
 
 @pytest.mark.parametrize("block_rows", [8192, 400])
 def test_predict_with_a_dataloader(dm, cells, streamed, block_rows, monkeypatch):
-    monkeypatch.setattr(_store, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(_store, "ROWS_OF_ANNDATA", block_rows)
     loader = dm.inference_dataloader()
     toy.assert_close(streamed.predict(dataloader=loader, soft=True), streamed.predict(cells, soft=True))
     how = {"backoff": True, "false_alarm_rate": 0.05}
@@ -75,7 +75,7 @@ def test_predict_with_a_dataloader_of_the_test_cells(dm, cells, streamed):
 
 @pytest.mark.parametrize("block_rows", [8192, 400])
 def test_annotate_store_matches_annotate(dm, cells, streamed, block_rows, monkeypatch):
-    monkeypatch.setattr(_store, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(_store, "ROWS_OF_ANNDATA", block_rows)
     how = {"backoff": True, "false_alarm_rate": 0.1}
     streamed.annotate_store(dm, "type", **how, overwrite=True)
     adata = cells.copy()

@@ -31,7 +31,7 @@ def begun(monkeypatch) -> list[tuple]:
     """What processes were asked for, all of it done by this one."""
     for module in (_forward, _predict):
         monkeypatch.setattr(module, "SHIFT_CELLS", 100)
-    monkeypatch.setattr("celler.atlas._store.BLOCK_ROWS", 100)
+    monkeypatch.setattr("celler.atlas._store.ROWS_OF_ANNDATA", 100)
     return stand_in(monkeypatch)
 
 
