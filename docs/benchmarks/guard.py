@@ -30,7 +30,7 @@ import celler as cl
 from celler.data._tokenizer import Tokenizer
 from celler.training._linear import logistic_regression
 
-EXPECTED = {"start-up": 1.8, "tokens": 0.24, "predict": 3.0, "train": 15.0, "solve": 7.7, "store": 0.9}
+EXPECTED = {"start-up": 1.8, "tokens": 0.2, "predict": 2.6, "train": 15.0, "solve": 7.7, "store": 0.65}
 N_CELLS, N_CLASSES = 4000, 20
 
 
