@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import f1_score
 from toy import cells, fit, trained, truth
 
-from celler.losses import HDM, GInf
+from celler.losses import HDM, CrossEntropy, GInf
 from celler.mining import HardCells, Replay
 from celler.model import Celler, _fit
 from celler.model._fit import hard_cell_table
@@ -252,10 +252,15 @@ def test_fit_network_without_validation():
     assert len(model.train_indices) == 300
 
 
-ASTRAY = {
-    "network": {"encoder": "latent"}, "max_epochs": 8, "learning_rate": 100.0, "batch_size": 1000,
-    "loss": HDM(), "replay": None,
-}  # fmt: skip
+class Astray:
+    """Cross-entropy for some steps, then its opposite."""
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+
+    def __call__(self, logits, labels, class_counts, generator):
+        self.n_steps -= 1
+        return CrossEntropy()(logits, labels, class_counts) * (1 if self.n_steps >= 0 else -1)
 
 
 @pytest.mark.parametrize(("early_stopping", "n_epochs"), [(True, 21), (False, 40)])
@@ -271,7 +276,9 @@ def test_fit_network_with_early_stopping(monkeypatch, early_stopping, n_epochs):
 
 def test_fit_network_keeps_the_last_good_weights():
     adata = cells()
-    model = fit(adata, **ASTRAY)
+    # Six steps an epoch: two good ones, and six that lead away.
+    how = {"max_epochs": 8, "batch_size": 45, "learning_rate": 0.1, "replay": None, "refit": False}
+    model = fit(adata, loss=Astray(12), **how)
     score = model.history["validation_macro_f1"]
     is_good = score >= score.cummax() - model.history["validation_macro_f1_error"]
     held_out = adata[model.validation_indices]
