@@ -84,6 +84,7 @@ def test_save_before_any_query(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_save_a_model_of_all_tissues(tmp_path):
     model, adata = of_all()
     expected = model.predict(adata, soft=True)

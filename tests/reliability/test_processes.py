@@ -76,6 +76,7 @@ def test_train_is_one_process_whatever_the_job_may_start(env, monkeypatch, tmp_p
         assert os.environ[name] == value
 
 
+@pytest.mark.slow
 def test_train_in_two_tasks_of_srun():
     """They make one model, as two processes of torchrun do."""
     import socket
@@ -94,6 +95,7 @@ def test_train_in_two_tasks_of_srun():
 
 
 # ---- children ----
+@pytest.mark.slow
 def test_predict_in_children_of_a_process_that_has_predicted(tmp_path):
     """After a fork the threads of OpenMP are gone, and waiting for them hung for good."""
     printed = ended(start("children", tmp_path / "model", OMP_NUM_THREADS="2"))
