@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from celler._utils._compile import compiled
+from celler._utils._random import mixed
 
 
 def content_of(X: sparse.csr_matrix, gene_map: np.ndarray) -> np.ndarray:
@@ -25,16 +26,7 @@ def _content(indptr: np.ndarray, indices: np.ndarray, bits: np.ndarray, gene_map
         total = np.uint64(0)  # a sum, which has no order
         for k in range(len(columns)):
             gene = gene_map[np.uint32(columns[k])]
-            mixed = _mixed(np.uint64(np.uint32(gene)) << np.uint64(32) | np.uint64(values[k]))
-            total += mixed * np.uint64((gene >= 0) & (values[k] != 0))  # without a branch, several at once
-        found[row] = _mixed(total)
+            number = mixed(np.uint64(np.uint32(gene)) << np.uint64(32) | np.uint64(values[k]))
+            total += number * np.uint64((gene >= 0) & (values[k] != 0))  # without a branch, several at once
+        found[row] = mixed(total)
     return found
-
-
-@compiled
-def _mixed(x: np.uint64) -> np.uint64:
-    """Mix the bits as the generator SplitMix64 does."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

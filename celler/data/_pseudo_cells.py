@@ -14,6 +14,7 @@ from torch import Tensor
 from celler._utils._compile import compiled
 from celler._utils._distributed import rank_and_size
 from celler._utils._prefetch import prefetch
+from celler._utils._random import STEP, uniform
 from celler.data._tokenizer import TARGET_SUM
 
 #: Cells that share a gene-wise shift, as cells of one study do.
@@ -164,16 +165,6 @@ def draw_counts(loader: PseudoCellLoader, types: np.ndarray, panel: np.ndarray, 
 
 
 @compiled
-def _next_random(state):  # type: ignore[no-untyped-def]
-    """Return the next state of splitmix64 and a number in [0, 1)."""
-    state += np.uint64(0x9E3779B97F4A7C15)
-    z = state
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state, ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-
-
-@compiled
 def _draw(share, mean, of_cell, factors, ambient, depth, draws):  # type: ignore[no-untyped-def]
     """Return counts ``(B, P)``; see :func:`draw_counts`."""
     (types, datasets, panel), (hidden, seeds) = of_cell, draws
@@ -185,16 +176,16 @@ def _draw(share, mean, of_cell, factors, ambient, depth, draws):  # type: ignore
         for p in range(len(panel)):
             rate = ((1 - ambient[b]) * own[panel[p]] + ambient[b] * others[panel[p]]) * factor[p]
             if rate > 0:  # the sum of two exponential draws is Gamma(2)
-                state, u = _next_random(state)
-                state, v = _next_random(state)
+                state, u = state + STEP, uniform(state)
+                state, v = state + STEP, uniform(state)
                 rate *= -np.log(max(u * v, 1e-300)) / 2
             rates[p] = rate
             total += rate
         if total > 0:
             for p in range(len(panel)):
-                state, u = _next_random(state)
+                state, u = state + STEP, uniform(state)
                 if u >= 1 - rates[p] * depth[b] / total:  # below that there is no count: exp(-x) >= 1 - x
-                    state, v = _next_random(state)
+                    state, v = state + STEP, uniform(state)
                     if v >= hidden[b]:
                         v = (v - hidden[b]) / (1 - hidden[b])  # even between 0 and 1 again
                         counts[b, p] = _poisson(rates[p] * depth[b] / total, u, v)

@@ -14,6 +14,7 @@ from scipy import sparse
 from torch import Tensor
 
 from celler._utils._compile import compiled
+from celler._utils._random import STEP, uniform
 
 __all__ = ["BadValueError", "FlatTokens", "TokenBatch", "TokenBatches", "Tokenizer"]
 _INFINITE, _MINUS_ZERO = np.int32(0x7F800000), np.int32(-(2**31))
@@ -243,14 +244,14 @@ class Tokenizer:
         n_cells = len(cells.spans)
         taken = [_reused.take(size, dtype) for dtype in (np.int32, np.uint8, np.float32)]
         flat, tensors = (tuple(each) for each in zip(*taken, strict=True))
-        starts = np.empty(0, np.int64) if starts is None else starts
+        none = np.empty(0, np.int64)
+        places = (none, none) if starts is None else (starts, np.append(starts[1:], size))
         seeds = np.empty(0, np.uint64) if seeds is None else seeds
         target_sums = np.broadcast_to(np.float64(target_sum), n_cells).copy()
         how = self.n_bins, is_log, 1.0 - token_dropout, self._most
-        n_kept, is_packed = np.empty(n_cells, np.int64), not len(starts)
-        ends = starts if is_packed else np.append(starts[1:], size)
+        n_kept = np.empty(n_cells, np.int64)
         work = _workspace(int(cells.lengths.max(initial=0)), cells.columns.dtype)
-        bad_row = _fill_tokens(cells, how, target_sums, seeds, (starts, ends), flat, n_kept, work)
+        bad_row = _fill_tokens(cells, how, target_sums, seeds, places, flat, n_kept, work)
         if bad_row >= 0:
             row = cells.bits[slice(*cells.spans[bad_row])].view(np.float32)
             raise BadValueError(bad_row, float(row[~((row >= 0) & np.isfinite(row))][0]))
@@ -448,12 +449,8 @@ def _describe(distinct, n_distinct, n, n_bins, is_log, target_sum):  # type: ign
 def _draw(n, seed, limit):  # type: ignore[no-untyped-def]
     """Set the ``limit`` of n tokens so that every subset of them is equally likely (Knuth's algorithm S)."""
     for k in range(n):
-        # Numbers of splitmix64, each by its place, not from the one before: so the CPU makes several at once.
-        z = seed + np.uint64(k + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        drawn = np.float64(np.int64((z ^ (z >> np.uint64(31))) >> np.uint64(11))) * 2.0**-53
-        limit[k] = np.int64(drawn * (n - k))
+        # Each number by its place, not from the one before: so the CPU makes several at once.
+        limit[k] = np.int64(uniform(seed + np.uint64(k) * STEP) * (n - k))
 
 
 @compiled
