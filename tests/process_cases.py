@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,23 +45,13 @@ def of_store(seen: dict[str, object], folder: Path, store: str) -> None:
     from celler.atlas import DataModule
     from celler.atlas import _store as inference
     from celler.model import Celler
-    from celler.training import _plan as training
 
     dm = DataModule(store, labels_key="cell_type")
     how = toy.QUICK | {"datamodule": dm, "accelerator": "cpu"}
     streamed = Celler(registry=dm.registry, **toy.SMALL)
     streamed.train(**how)
-    end = training.TrainingPlan.on_validation_epoch_end
-
-    def stopped(self):
-        if self.trainer.current_epoch == 2:
-            raise InterruptedError
-        end(self)
-
-    training.TrainingPlan.on_validation_epoch_end = stopped
-    with suppress(InterruptedError):
+    with toy.stopped_in(2):
         Celler(registry=dm.registry, **toy.SMALL).train(**how, ckpt_path=folder / "last.ckpt")
-    training.TrainingPlan.on_validation_epoch_end = end
     resumed = Celler(registry=dm.registry, **toy.SMALL)
     resumed.train(**how, ckpt_path=folder / "last.ckpt")
     inference.ROWS_OF_ANNDATA = 100

@@ -1,7 +1,10 @@
 """A toy reference, queries and a trained model that several test files share."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from unittest.mock import patch
 
 import anndata as ad
 import numpy as np
@@ -10,6 +13,7 @@ from scipy import sparse
 
 from celler.datasets import toy_long_tail
 from celler.model import Celler
+from celler.training._plan import TrainingPlan
 
 #: A network that trains in a second, in float32 because "auto" depends on the machine.
 SMALL = {"d_model": 16, "precision": "float32"}
@@ -60,6 +64,25 @@ def pretrained(
 def trained() -> Celler:
     """One model with parents for all tests that only predict."""
     return fit(cells(), {"parent_labels_key": "parent_type"})
+
+
+class Stopped(Exception):
+    pass
+
+
+@contextmanager
+def stopped_in(epoch: int) -> Iterator[None]:
+    """Stop each training when it validates this ``epoch``, counted from 0, as a kill would."""
+    end = TrainingPlan.on_validation_epoch_end
+
+    def stopping(self: TrainingPlan) -> None:
+        if self.trainer.current_epoch == epoch:
+            raise Stopped
+        end(self)
+
+    with patch.object(TrainingPlan, "on_validation_epoch_end", stopping), suppress(Stopped):
+        yield
+        raise AssertionError(f"no training came to epoch {epoch}")
 
 
 def soft(query: ad.AnnData | None, **options) -> pd.DataFrame:

@@ -111,19 +111,10 @@ def test_train_from_a_store_with_the_same_seed(dm, streamed):
     pd.testing.assert_frame_equal(again.history, streamed.history)
 
 
-def test_train_from_a_store_resumes(dm, streamed, tmp_path, monkeypatch):
+def test_train_from_a_store_resumes(dm, streamed, tmp_path):
     how = toy.QUICK | {"datamodule": dm, "ckpt_path": tmp_path / "last.ckpt"}
-    end = TrainingPlan.on_validation_epoch_end
-
-    def stopped(self):
-        if self.trainer.current_epoch == 2:
-            raise RuntimeError("stopped")
-        end(self)
-
-    monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", stopped)
-    with pytest.raises(RuntimeError, match="stopped"):
+    with toy.stopped_in(2):
         Celler(registry=dm.registry, **toy.SMALL).train(**how)
-    monkeypatch.undo()
     resumed = Celler(registry=dm.registry, **toy.SMALL)
     resumed.train(**how)
     pd.testing.assert_frame_equal(resumed.history, streamed.history)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from toy import QUICK, SMALL, cells, fit
+from toy import QUICK, SMALL, cells, fit, stopped_in
 
 from celler.data._samplers import ShuffledSampler
 from celler.losses import DEFAULT
@@ -94,21 +94,12 @@ def test_train_with_class_balance_replays_hard_cells(epochs, monkeypatch):
         assert np.ptp(own) <= 1
 
 
-def test_train_with_class_balance_resumes(epochs, monkeypatch, tmp_path):
+def test_train_with_class_balance_resumes(epochs, tmp_path):
     adata, how = cells(), {"class_balance": 0.5, "ckpt_path": tmp_path / "last.ckpt"}
     whole = fit(adata.copy(), class_balance=0.5)
     wanted = [np.concatenate(epoch) for epoch in epochs]
-    end = TrainingPlan.on_validation_epoch_end
-
-    def stopped(self):
-        if self.trainer.current_epoch == 2:
-            raise RuntimeError("stopped")
-        end(self)
-
-    monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", stopped)
-    with pytest.raises(RuntimeError, match="stopped"):
+    with stopped_in(2):
         fit(adata.copy(), **how)
-    monkeypatch.setattr(TrainingPlan, "on_validation_epoch_end", end)
     with pytest.raises(ValueError, match="class_balance"):
         fit(adata.copy(), **how | {"class_balance": 0.0})
     epochs.clear()
