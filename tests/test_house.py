@@ -32,8 +32,8 @@ MAX_LINES, MAX_BODY, MAX_PARAMETERS = 400, 40, 13
 #: `train` and `predict` keep scANVI's parameters beside their own, `marker_bubble` those of `scanpy.pl.dotplot`.
 WIDE = {"train": 19, "predict": 16, "marker_bubble": 20}
 MAX_PRIVATE = 7
-#: A compiled loop over arrays, and what the plans of training and of pretraining differ in.
-WIDE_PRIVATE = {"_fill_tokens", "run_plan"}
+#: What the plans of training and of pretraining differ in.
+WIDE_PRIVATE = {"run_plan"}
 # Documented by scvi-tools for those who build on BaseModelClass, although their names start with "_".
 ALLOWED_PRIVATE = {"_get_setup_method_args", "_get_init_params"}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse, stats
 
-from celler.data import _tokenizer as tokenizer
+from celler.data._token_loops import cells_of
 from celler.data._tokenizer import BadValueError, TokenBatch, Tokenizer
 
 QUICK = settings(max_examples=40, deadline=None)
@@ -179,7 +179,7 @@ def test_tokenizer_of_wide_indices_copies_none(rng):
     X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
     gene_map = identity(counts)
     gene_map[::3] = -1
-    assert tokenizer._cells(X, gene_map, None).columns is X.indices
+    assert cells_of(X, gene_map, None).columns is X.indices
     assert_same_tokens(Tokenizer()(X, gene_map), [reference.tokens(row, gene_map, 51) for row in counts])
 
 
